@@ -1,0 +1,103 @@
+"""Weights on disk: one safetensors file whose header says what the weights are.
+
+The header carries the architecture or search space, class names, epoch and versions, so that a
+checkpoint is one file and cannot be separated from its meaning. Optimiser state for resuming is a
+file of its own beside it (`supernet.training`).
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .atomic import replacing
+from .errors import CheckpointError
+
+FORMAT_VERSION = 1
+"""History of the header: 1, the first."""
+
+Kind = Literal["detector", "supernet"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointInfo:
+    """What a checkpoint's header says."""
+
+    kind: Kind
+    description: str
+    """JSON of the architecture (detector) or of the search space (supernet)."""
+    names: tuple[str, ...]
+    """Class names, by class index."""
+    epoch: int
+    """Epochs finished."""
+    epochs: int
+    """Epochs planned."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Data set, seed, images per second, versions, metrics."""
+
+
+def save_checkpoint(path: Path, weights: dict[str, Tensor], info: CheckpointInfo) -> None:
+    """Write weights and header atomically."""
+    header = {
+        "format": str(FORMAT_VERSION),
+        "kind": info.kind,
+        "description": info.description,
+        "names": json.dumps(info.names),
+        "epoch": str(info.epoch),
+        "epochs": str(info.epochs),
+        "facts": json.dumps(info.facts),
+    }
+    tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, header)
+
+
+def read_info(path: Path) -> CheckpointInfo:
+    """Read a checkpoint's header without its weights."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+        version = int(header["format"])
+        if version != FORMAT_VERSION:
+            raise CheckpointError(f"{path}: format {version}, this HEAT reads {FORMAT_VERSION}")
+        kind: Kind = "supernet" if header["kind"] == "supernet" else "detector"
+        return CheckpointInfo(
+            kind=kind,
+            description=header["description"],
+            names=tuple(json.loads(header["names"])),
+            epoch=int(header["epoch"]),
+            epochs=int(header["epochs"]),
+            facts=json.loads(header["facts"]),
+        )
+    except (FileNotFoundError, IsADirectoryError):
+        raise CheckpointError(f"no checkpoint at {path}: train one with heat train") from None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or no HEAT checkpoint ({error}): train again, or --resume"
+        ) from None
+
+
+def load_weights(path: Path, module: nn.Module) -> CheckpointInfo:
+    """Load weights strictly into a module; raise `CheckpointError` naming the keys that differ."""
+    info = read_info(path)
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated ({error}): train again") from None
+    own = module.state_dict()
+    wrong = sorted(
+        key
+        for key in own.keys() | tensors.keys()
+        if key not in own or key not in tensors or own[key].shape != tensors[key].shape
+    )
+    if wrong:
+        raise CheckpointError(
+            f"{path} does not fit: {len(wrong)} keys missing, left over or of another shape, "
+            f"first {wrong[0]}"
+        )
+    module.load_state_dict(tensors)
+    return info

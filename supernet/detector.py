@@ -1,0 +1,128 @@
+"""HeatDETR: stem, four stages with SAM between them, SCM, TCM, head (spec section 2).
+
+The wiring is written once, in `Detector.wire`. Run with torch calls it is the forward pass; run
+with a `GraphWriter` it is the exported graph; its parts are exactly the entries of the latency
+table. Strides are 8, 16, 32, 64.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import onnx
+from torch import Tensor, nn
+
+from .architecture import Architecture
+from .onnx_graph import GraphWriter, Value
+from .operators import OPERATORS, Unit
+from .operators.convbn import DropPath, fold
+from .operators.decode import Decode, Detections
+from .operators.window import WindowBlock
+
+Call = Callable[..., Any]
+"""Applies the unit of a place to inputs: `call("s1_0", x)`."""
+
+
+class Detector(nn.Module):
+    """A network of one architecture, in training form until folded."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        """Build one unit for each entry of the architecture."""
+        super().__init__()
+        self.architecture = architecture
+        self.units = nn.ModuleDict(
+            {
+                place: OPERATORS[entry.op].build(entry)
+                for place, entry in architecture.entries().items()
+            }
+        )
+        self.units["decode"] = Decode(
+            architecture.anchor_sizes,
+            architecture.num_classes,
+            architecture.input_size,
+            architecture.anchor_offset,
+        )
+
+    @property
+    def decode(self) -> Decode:
+        """The decoding rule of this network."""
+        return cast(Decode, self.units["decode"])
+
+    def wire(self, call: Call, image: Any) -> Any:
+        """Connect the units from the raw image to the head's two maps."""
+        blocks = [len(string) for string in self.architecture.blocks]
+
+        def stage(number: int, x: Any) -> Any:
+            for position in range(blocks[number - 1]):
+                x = call(f"s{number}_{position}", x)
+            return call(f"s{number}_global", x)
+
+        def sam(number: int, fine: Any, coarse: Any) -> Any:
+            return call(f"sam{number}_global", call(f"sam{number}_fuse", fine, coarse))
+
+        h1 = stage(1, call("stem", call("preprocess", image)))
+        h2 = stage(2, call("down12", h1))
+        l1 = sam(2, h1, h2)
+        p2, x = call("down23", l1)
+        h3 = stage(3, x)
+        l2 = sam(3, p2, h3)
+        p3, x = call("down34", l2)
+        l4 = stage(4, x)
+        l3 = sam(4, p3, l4)
+        s1 = call("scm_ffn1", call("scm_lat1", l1), call("scm_lat2", l2))
+        s3 = call("scm_global1", call("scm_ffn2", s1, l3))
+        s_out = call("scm_global2", call("scm_up4", s3, l4))
+        t_cls, t_reg = call("tcm_t1", s_out)
+        for index in range(self.architecture.t2_blocks):
+            t_reg = call(f"tcm_t2_{index}", t_reg)
+        return call("head", t_cls, t_reg)
+
+    def forward(self, image_BHW3: Tensor) -> tuple[Tensor, Tensor]:
+        """Map uint8 RGB images to (class logits [B, A, K, h, w], deltas [B, A, 4, h, w])."""
+
+        def call(place: str, *inputs: Tensor) -> Any:
+            return self.units[place](*inputs)
+
+        return self.wire(call, image_BHW3)  # type: ignore[no-any-return]
+
+    def detect(self, image_BHW3: Tensor) -> list[Detections]:
+        """Run and decode; boxes in pixels of the network input."""
+        logits, deltas = self(image_BHW3)
+        return self.decode(logits, deltas)  # type: ignore[no-any-return]
+
+    def set_drop_path(self, rate: float) -> None:
+        """Raise the drop rate linearly from 0 to `rate` over the local window blocks."""
+        local = [unit for place, unit in self.units.items() if place[0] == "s" and place[3:].isdigit()]
+        for index, unit in enumerate(local):
+            if isinstance(unit, WindowBlock):
+                drop = cast(DropPath, unit.drop_path)
+                drop.rate = rate * index / max(1, len(local) - 1)
+
+    def deployed(self) -> "Detector":
+        """Return a folded copy in evaluation mode."""
+        return fold(self)
+
+    def to_onnx(self, metadata: dict[str, str] | None = None, *, raw: bool = False) -> onnx.ModelProto:
+        """Write the deployed graph of batch 1, from uint8 image to boxes in pixels.
+
+        With `raw` the outputs are the head's scores and deltas, without decoding and NMS.
+        """
+        network = self.deployed()
+        graph = GraphWriter()
+
+        def call(place: str, *inputs: Value) -> Any:
+            graph.scope(place)
+            return cast(Unit, network.units[place]).emit(graph, *inputs)
+
+        height, width = self.architecture.input_size
+        scores, deltas = network.wire(call, graph.input("image", (1, height, width, 3), "uint8"))
+        if raw:
+            return graph.model(
+                [("scores", scores, "float32"), ("deltas", deltas, "float32")], metadata
+            )
+        boxes, scores, labels = call("decode", scores, deltas)
+        outputs = [
+            ("boxes_xyxy_px", boxes, "float32"),
+            ("scores", scores, "float32"),
+            ("labels", labels, "int64"),
+        ]
+        return graph.model(outputs, metadata)

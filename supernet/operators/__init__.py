@@ -1,0 +1,33 @@
+"""The operator table: one row for each kind of latency entry.
+
+To add an operator, write its file (module, MACs, deployed form) and add its row here.
+"""
+
+from collections.abc import Mapping
+
+from . import aggregation, channelwise, decode, head, original, repcnn, transitions, window
+from .base import Operator, Unit
+
+OPERATORS: Mapping[str, Operator] = {
+    "preprocess": head.PREPROCESS,
+    "stem": transitions.STEM,
+    "repcnn": repcnn.OPERATOR,
+    "wmsa": window.WMSA,
+    "swmsa": window.SWMSA,
+    "cw": channelwise.OPERATOR,
+    "oa": original.OPERATOR,
+    "down": transitions.DOWN,
+    "pool_down": transitions.POOL_DOWN,
+    "fuse": aggregation.FUSE,
+    "lat1": aggregation.LAT1,
+    "lat2": aggregation.LAT2,
+    "ffn1": aggregation.FFN1,
+    "ffn2": aggregation.FFN2,
+    "up4": aggregation.UP4,
+    "t1_cw": aggregation.T1_CW,
+    "t1_oa": aggregation.T1_OA,
+    "head": head.HEAD,
+    "decode": decode.DECODE,
+}
+
+__all__ = ["OPERATORS", "Operator", "Unit"]

@@ -1,0 +1,215 @@
+"""The joints of SAM, SCM and TCM: everything between global blocks after the backbone.
+
+SAM is the Semantic-Augmented Module (paper Eq. 3), SCM the Scale-Combined Module (Eqs. 4, 5),
+TCM the Task-Coupled Module (Eq. 6).
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..architecture import Entry, Macs
+from ..onnx_graph import GraphWriter, Value
+from . import channelwise, original
+from .base import Operator, Shape, no_macs, no_params
+from .channelwise import ChannelBlock
+from .convbn import ConvBN, FeedForward, Gelu, conv_macs, conv_params, half
+from .original import OriginalBlock
+from .transitions import avgpool
+
+
+def upsample_to(x_BDHW: Tensor, like: Tensor) -> Tensor:
+    """Repeat each cell 2x2 and crop to the size of `like`."""
+    up = F.interpolate(x_BDHW, scale_factor=2.0, mode="nearest")
+    return up[:, :, : like.shape[2], : like.shape[3]]
+
+
+class Fuse(nn.Module):
+    """SAM's joint: `up(coarse) + ConvBN3x3(fine)`."""
+
+    def __init__(self, d_fine: int, d: int) -> None:
+        """Make the alignment convolution."""
+        super().__init__()
+        self.align = ConvBN(d_fine, d, 3)
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """Return the fused map at the fine size."""
+        aligned: Tensor = self.align(fine)
+        return aligned + upsample_to(coarse, aligned)
+
+    def emit(self, graph: GraphWriter, fine: Value, coarse: Value) -> Value:
+        """Write Conv, Resize, Add."""
+        aligned = graph.conv(fine, self.align)
+        return graph.add(aligned, graph.upsample_to(coarse, aligned))
+
+
+class Lateral(nn.Module):
+    """1x1 projection to SCM's width, after a pool where the map is twice too fine."""
+
+    def __init__(self, d_in: int, d_out: int, pool: bool) -> None:
+        """Make the projection."""
+        super().__init__()
+        self.pool = pool
+        self.conv = ConvBN(d_in, d_out)
+
+    def forward(self, x_BDHW: Tensor) -> Tensor:
+        """Pool if needed and project."""
+        return self.conv(avgpool(x_BDHW) if self.pool else x_BDHW)  # type: ignore[no-any-return]
+
+    def emit(self, graph: GraphWriter, x: Value) -> Value:
+        """Write the pool and the convolution."""
+        return graph.conv(graph.avgpool(x) if self.pool else x, self.conv)
+
+
+class PoolFFN(nn.Module):
+    """SCM's step: `i + FFN(i) + other`, with `i` pooled first where needed (Eq. 5)."""
+
+    def __init__(self, d: int, pool: bool) -> None:
+        """Make the FFN."""
+        super().__init__()
+        self.pool = pool
+        self.ffn = FeedForward(d)
+
+    def forward(self, x_BDHW: Tensor, other: Tensor) -> Tensor:
+        """Apply the step."""
+        x = avgpool(x_BDHW) if self.pool else x_BDHW
+        return x + self.ffn(x) + other  # type: ignore[no-any-return]
+
+    def emit(self, graph: GraphWriter, x: Value, other: Value) -> Value:
+        """Write the pool, the FFN and both additions."""
+        x = graph.avgpool(x) if self.pool else x
+        return graph.add(graph.add(x, self.ffn.emit(graph, x)), other)
+
+
+class UpAdd(nn.Module):
+    """SCM's last joint: `fine + up(coarse)`."""
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """Return the sum at the fine size."""
+        return fine + upsample_to(coarse, fine)
+
+    def emit(self, graph: GraphWriter, fine: Value, coarse: Value) -> Value:
+        """Write Resize, Add."""
+        return graph.add(fine, graph.upsample_to(coarse, fine))
+
+
+class TaskSplit(nn.Module):
+    """TCM's first half: widen to 2C, T1's global blocks, split into classes and regression."""
+
+    def __init__(self, d: int, blocks: int, block: Callable[[int], nn.Module]) -> None:
+        """Make the widening and the blocks of width 2d."""
+        super().__init__()
+        self.widen = ConvBN(d, 2 * d)
+        self.act = Gelu()
+        self.blocks = nn.Sequential(*(block(2 * d) for _ in range(blocks)))
+
+    def forward(self, x_BDHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (t_cls, t_reg1)."""
+        u: Tensor = self.blocks(self.act(self.widen(x_BDHW)))
+        t_cls, t_reg = u.chunk(2, dim=1)
+        return t_cls, t_reg
+
+    def emit(self, graph: GraphWriter, x: Value) -> tuple[Value, Value]:
+        """Write the widening, the blocks and the split."""
+        d = x.shape[1]
+        u = self.act.emit(graph, graph.conv(x, self.widen))
+        for block in self.blocks:
+            assert isinstance(block, ChannelBlock | OriginalBlock)
+            u = block.emit(graph, u)
+        t_cls, t_reg = graph.split(u, 1, (d, d))
+        return t_cls, t_reg
+
+
+def _coarse(entry: Entry, channels: int) -> Shape:
+    return (channels, half(entry.h), half(entry.w))
+
+
+def _fine(entry: Entry, channels: int) -> Shape:
+    return (channels, entry.h, entry.w)
+
+
+def _ffn_macs(entry: Entry, pooled: bool) -> Macs:
+    _, height, width = _coarse(entry, 0) if pooled else _fine(entry, 0)
+    return Macs(8 * entry.d_in**2 * height * width)
+
+
+def _lat_macs(entry: Entry, pooled: bool) -> Macs:
+    _, height, width = _coarse(entry, 0) if pooled else _fine(entry, 0)
+    return conv_macs(entry.d_in, entry.d_out, 1, height * width)
+
+
+def _lat_params(entry: Entry) -> int:
+    return conv_params(entry.d_in, entry.d_out, 1)
+
+
+FUSE = Operator(
+    lambda entry: Fuse(entry.d_in, entry.d_out),
+    lambda entry: conv_macs(entry.d_in, entry.d_out, 3, entry.h * entry.w),
+    lambda entry: conv_params(entry.d_in, entry.d_out, 3),
+    lambda entry: (_fine(entry, entry.d_in), _coarse(entry, entry.d_out)),
+    lambda entry: (_fine(entry, entry.d_out),),
+)
+LAT1 = Operator(
+    lambda entry: Lateral(entry.d_in, entry.d_out, pool=True),
+    lambda entry: _lat_macs(entry, True),
+    _lat_params,
+    lambda entry: (_fine(entry, entry.d_in),),
+    lambda entry: (_coarse(entry, entry.d_out),),
+)
+LAT2 = Operator(
+    lambda entry: Lateral(entry.d_in, entry.d_out, pool=False),
+    lambda entry: _lat_macs(entry, False),
+    _lat_params,
+    lambda entry: (_fine(entry, entry.d_in),),
+    lambda entry: (_fine(entry, entry.d_out),),
+)
+FFN1 = Operator(
+    lambda entry: PoolFFN(entry.d_in, pool=False),
+    lambda entry: _ffn_macs(entry, False),
+    lambda entry: FeedForward.params(entry.d_in),
+    lambda entry: (_fine(entry, entry.d_in), _fine(entry, entry.d_in)),
+    lambda entry: (_fine(entry, entry.d_out),),
+)
+FFN2 = Operator(
+    lambda entry: PoolFFN(entry.d_in, pool=True),
+    lambda entry: _ffn_macs(entry, True),
+    lambda entry: FeedForward.params(entry.d_in),
+    lambda entry: (_fine(entry, entry.d_in), _coarse(entry, entry.d_in)),
+    lambda entry: (_coarse(entry, entry.d_out),),
+)
+UP4 = Operator(
+    lambda entry: UpAdd(),
+    no_macs,
+    no_params,
+    lambda entry: (_fine(entry, entry.d_in), _coarse(entry, entry.d_in)),
+    lambda entry: (_fine(entry, entry.d_out),),
+)
+
+
+def _t1(
+    block: Callable[[int], nn.Module],
+    block_macs: Callable[[int, int], Macs],
+    block_params: Callable[[int], int],
+) -> Operator:
+    def macs(entry: Entry) -> Macs:
+        total = conv_macs(entry.d_in, 2 * entry.d_in, 1, entry.h * entry.w)
+        for _ in range(int(entry.extra)):
+            total += block_macs(2 * entry.d_in, entry.h * entry.w)
+        return total
+
+    def params(entry: Entry) -> int:
+        widen = conv_params(entry.d_in, 2 * entry.d_in, 1)
+        return widen + int(entry.extra) * block_params(2 * entry.d_in)
+
+    return Operator(
+        lambda entry: TaskSplit(entry.d_in, int(entry.extra), block),
+        macs,
+        params,
+        lambda entry: (_fine(entry, entry.d_in),),
+        lambda entry: (_fine(entry, entry.d_out), _fine(entry, entry.d_out)),
+    )
+
+
+T1_CW = _t1(ChannelBlock, channelwise.macs_of, channelwise.params_of)
+T1_OA = _t1(OriginalBlock, original.macs_of, original.params_of)

@@ -1,0 +1,109 @@
+"""Channel-wise global attention (XCiT's cross-covariance attention) with Linear-BN.
+
+Shape suffixes: B batch, D channels, N heads, E = 32 channels of a head, T tokens.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..architecture import Entry, Macs
+from ..onnx_graph import GraphWriter, Value
+from .base import Operator, same_shape
+from .convbn import ConvBN, DropPath, FeedForward, Gelu, conv_params
+
+HEAD = 32
+EPS = 1e-6
+"""Floor of the product of the two L2 norms."""
+
+
+class LocalInteraction(nn.Module):
+    """LPI: depthwise 3x3, GELU, depthwise 3x3; the only place where tokens meet neighbours."""
+
+    def __init__(self, d: int) -> None:
+        """Make the branch; it starts at zero."""
+        super().__init__()
+        self.conv1 = ConvBN(d, d, 3, groups=d)
+        self.act = Gelu()
+        self.conv2 = ConvBN(d, d, 3, groups=d).zero_init()
+
+    def forward(self, x_BDHW: Tensor) -> Tensor:
+        """Apply the branch without skip."""
+        return self.conv2(self.act(self.conv1(x_BDHW)))  # type: ignore[no-any-return]
+
+    def emit(self, graph: GraphWriter, x: Value) -> Value:
+        """Write Conv, Gelu, Conv."""
+        return graph.conv(self.act.emit(graph, graph.conv(x, self.conv1)), self.conv2)
+
+
+class ChannelBlock(nn.Module):
+    """`A = softmax(temp * norm(q) norm(k)^T)` of 32x32 per head over channels; LPI; FFN.
+
+    The L2 norms over tokens divide the 32x32 products instead of q and k: the same numbers for
+    32 * T fewer divisions each.
+    """
+
+    def __init__(self, d: int) -> None:
+        """Make the block; it starts as the identity."""
+        super().__init__()
+        self.heads = d // HEAD
+        self.qkv = ConvBN(d, 3 * d)
+        self.temp = nn.Parameter(torch.ones(self.heads, 1, 1))
+        self.proj = ConvBN(d, d).zero_init()
+        self.lpi = LocalInteraction(d)
+        self.ffn = FeedForward(d)
+        self.drop_path = DropPath()
+
+    def forward(self, x_BDHW: Tensor) -> Tensor:
+        """Attend over channels, interact locally, feed forward."""
+        B, D, H, W = x_BDHW.shape
+        q, k, v = self.qkv(x_BDHW).view(B, 3, self.heads, HEAD, H * W).unbind(1)
+        norms = q.norm(dim=-1)[..., :, None] * k.norm(dim=-1)[..., None, :]
+        scores = (q @ k.transpose(-1, -2)) * (self.temp / norms.clamp_min(EPS))
+        mixed = (scores.softmax(-1) @ v).reshape(B, D, H, W)
+        x_BDHW = x_BDHW + self.drop_path(self.proj(F.hardswish(mixed)))
+        x_BDHW = x_BDHW + self.drop_path(self.lpi(x_BDHW))
+        return x_BDHW + self.drop_path(self.ffn(x_BDHW))  # type: ignore[no-any-return]
+
+    def emit(self, graph: GraphWriter, x: Value) -> Value:
+        """Write the deployed block."""
+        _, D, H, W = x.shape
+        qkv = graph.conv(x, self.qkv)
+        q, k, v = (
+            graph.reshape(part, self.heads, HEAD, H * W) for part in graph.split(qkv, 1, (D,) * 3)
+        )
+        norm_q, norm_k = (
+            graph.op(
+                "ReduceL2", [part, graph.ints(2)], (self.heads, HEAD, 1), keepdims=1
+            )
+            for part in (q, k)
+        )
+        norms = graph.matmul(norm_q, graph.swap(norm_k))
+        norms = graph.binary("Max", norms, graph.scalar(EPS))
+        scores = graph.matmul(q, graph.swap(k))
+        scores = graph.binary("Mul", scores, graph.binary("Div", graph.const(self.temp), norms))
+        mixed = graph.matmul(graph.unary("Softmax", scores, axis=-1), v)
+        mixed = graph.unary("HardSwish", graph.reshape(mixed, 1, D, H, W))
+        x = graph.add(x, graph.conv(mixed, self.proj))
+        x = graph.add(x, self.lpi.emit(graph, x))
+        return graph.add(x, self.ffn.emit(graph, x))
+
+
+def macs_of(d: int, cells: int) -> Macs:
+    """Multiply-adds of one block of width d."""
+    return Macs(12 * d * d * cells + 18 * d * cells, 64 * d * cells)
+
+
+def params_of(d: int) -> int:
+    """Deployed parameters of one block of width d."""
+    lpi = 2 * (9 * d + d)
+    return conv_params(d, 3 * d, 1) + d // HEAD + conv_params(d, d, 1) + lpi + FeedForward.params(d)
+
+
+OPERATOR = Operator(
+    lambda entry: ChannelBlock(entry.d_in),
+    lambda entry: macs_of(entry.d_in, entry.h * entry.w),
+    lambda entry: params_of(entry.d_in),
+    same_shape,
+    same_shape,
+)

@@ -1,0 +1,103 @@
+"""Preprocessing and the prediction head: the first and the last maps of the network."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..architecture import Entry, Macs
+from ..onnx_graph import GraphWriter, Value
+from .base import Operator, Shape, no_macs, no_params, same_shape
+from .convbn import conv_macs, conv_params
+
+MEAN_RGB = (123.675, 116.28, 103.53)
+STD_RGB = (58.395, 57.12, 57.375)
+PRIOR = 0.01
+"""Initial class probability; sets the class bias to -log(99)."""
+
+
+class Preprocess(nn.Module):
+    """uint8 RGB images [B, H, W, 3] to normalised maps [B, 3, H, W]."""
+
+    def forward(self, image_BHW3: Tensor) -> Tensor:
+        """Normalise."""
+        mean = torch.tensor(MEAN_RGB, device=image_BHW3.device)
+        inverse_std = 1.0 / torch.tensor(STD_RGB, device=image_BHW3.device)
+        return ((image_BHW3.float() - mean) * inverse_std).permute(0, 3, 1, 2).contiguous()
+
+    def emit(self, graph: GraphWriter, image: Value) -> Value:
+        """Write Cast, Sub, Mul, Transpose."""
+        x = graph.op("Cast", [image], image.shape, to=1)
+        x = graph.transpose(x, 0, 3, 1, 2)
+        mean = np.array(MEAN_RGB, dtype=np.float32).reshape(1, 3, 1, 1)
+        std = np.array(STD_RGB, dtype=np.float32).reshape(1, 3, 1, 1)
+        x = graph.binary("Sub", x, graph.const(mean))
+        return graph.binary("Mul", x, graph.const((1.0 / std).astype(np.float32)))
+
+
+class Head(nn.Module):
+    """Class, box and objectness convolutions with YOLOF's implicit objectness (spec section 5).
+
+    Channels are anchor-major: class logits `a * K + k`, deltas `a * 4 + (dx, dy, dw, dh)`.
+    """
+
+    def __init__(self, d: int, num_anchors: int, num_classes: int) -> None:
+        """Make the three convolutions."""
+        super().__init__()
+        self.num_anchors, self.num_classes = num_anchors, num_classes
+        self.cls = nn.Conv2d(d, num_anchors * num_classes, 3, padding=1)
+        self.box = nn.Conv2d(d, num_anchors * 4, 3, padding=1)
+        self.obj = nn.Conv2d(d, num_anchors, 3, padding=1)
+        for conv in (self.cls, self.box, self.obj):
+            nn.init.normal_(conv.weight, std=0.01)
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
+        assert self.cls.bias is not None
+        nn.init.constant_(self.cls.bias, -math.log((1 - PRIOR) / PRIOR))
+
+    def forward(self, t_cls: Tensor, t_reg: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (class logits [B, A, K, h, w], deltas [B, A, 4, h, w])."""
+        B, _, h, w = t_cls.shape
+        c = self.cls(t_cls).view(B, self.num_anchors, self.num_classes, h, w).float()
+        o = self.obj(t_reg).view(B, self.num_anchors, 1, h, w).float()
+        # c + o - log(1 + e^c + e^o), which is the logit of sigmoid(c) * sigmoid(o).
+        normaliser = torch.logaddexp(torch.logaddexp(c, o), torch.zeros_like(c))
+        deltas = self.box(t_reg).view(B, self.num_anchors, 4, h, w).float()
+        return c + o - normaliser, deltas
+
+    def emit(self, graph: GraphWriter, t_cls: Value, t_reg: Value) -> tuple[Value, Value]:
+        """Write the convolutions; scores leave as sigmoid(c) * sigmoid(o) [A, K, hw]."""
+        _, _, h, w = t_cls.shape
+        A, K = self.num_anchors, self.num_classes
+        c = graph.unary("Sigmoid", graph.conv(t_cls, self.cls))
+        o = graph.unary("Sigmoid", graph.conv(t_reg, self.obj))
+        scores = graph.binary(
+            "Mul", graph.reshape(c, A, K, h * w), graph.reshape(o, A, 1, h * w)
+        )
+        return scores, graph.reshape(graph.conv(t_reg, self.box), A, 4, h * w)
+
+
+
+
+def _maps(entry: Entry, channels: tuple[int, ...]) -> tuple[Shape, ...]:
+    return tuple((count, entry.h, entry.w) for count in channels)
+
+
+def _macs(entry: Entry) -> Macs:
+    outputs = entry.anchors * (int(entry.extra) + 5)
+    return conv_macs(entry.d_in, outputs, 3, entry.h * entry.w)
+
+
+def _params(entry: Entry) -> int:
+    return conv_params(entry.d_in, entry.anchors * (int(entry.extra) + 5), 3)
+
+
+HEAD = Operator(
+    lambda entry: Head(entry.d_in, entry.anchors, int(entry.extra)),
+    _macs,
+    _params,
+    lambda entry: _maps(entry, (entry.d_in, entry.d_in)),
+    lambda entry: _maps(entry, (entry.anchors * int(entry.extra), entry.anchors * 4)),
+)
+PREPROCESS = Operator(lambda entry: Preprocess(), no_macs, no_params, same_shape, same_shape)

@@ -1,0 +1,123 @@
+"""Original (all-pairs) self-attention with Linear-BN, and the paper's token sparsity.
+
+Shape suffixes: B batch, D channels, N heads, E = 32 channels of a head, T tokens, M kept tokens.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..architecture import Entry, Macs
+from ..onnx_graph import GraphWriter, Value
+from .base import Operator, same_shape
+from .convbn import ConvBN, DropPath, FeedForward, conv_params
+
+HEAD = 32
+
+
+def kept_tokens(tokens: int, sparsity: float) -> int:
+    """Return M = ceil((1 - rho) T), at least 1; exact for rho such as 0.18 in binary floats."""
+    return max(1, math.ceil(round((1.0 - sparsity) * tokens, 6)))
+
+
+class OriginalBlock(nn.Module):
+    """Self-attention over all tokens and FFN, no position term.
+
+    With sparsity rho > 0 a 1x1 convolution scores the tokens; the best M go through the block
+    and come back as `t + sigma * (block(t) - t)`, the others pass unchanged, so the map stays
+    dense (spec section 3).
+    """
+
+    def __init__(self, d: int, sparsity: float = 0.0) -> None:
+        """Make the block; it starts as the identity."""
+        super().__init__()
+        self.heads = d // HEAD
+        self.sparsity = sparsity
+        self.qkv = ConvBN(d, 3 * d)
+        self.proj = ConvBN(d, d).zero_init()
+        self.ffn = FeedForward(d)
+        self.score = nn.Conv2d(d, 1, 1) if sparsity > 0 else None
+        self.drop_path = DropPath()
+
+    def forward(self, x_BDHW: Tensor) -> Tensor:
+        """Attend, feed forward; on the kept tokens only if sparse."""
+        if self.score is None:
+            return self._dense(x_BDHW)
+        B, D, H, W = x_BDHW.shape
+        keep = kept_tokens(H * W, self.sparsity)
+        gate_B1T = self.score(x_BDHW).sigmoid().flatten(2)
+        gate_B1M, index_B1M = gate_B1T.topk(keep, dim=2)
+        tokens_BDT = x_BDHW.flatten(2)
+        index_BDM = index_B1M.expand(-1, D, -1)
+        kept_BDM = tokens_BDT.gather(2, index_BDM)
+        block_BDM = self._dense(kept_BDM[..., None])[..., 0]
+        mixed_BDM = kept_BDM + gate_B1M * (block_BDM - kept_BDM)
+        return tokens_BDT.scatter(2, index_BDM, mixed_BDM).view(B, D, H, W)
+
+    def _dense(self, x_BDHW: Tensor) -> Tensor:
+        B, D, H, W = x_BDHW.shape
+        qkv = self.qkv(x_BDHW).view(B, 3, self.heads, HEAD, H * W)
+        q, k, v = qkv.unbind(1)
+        scores = (q * HEAD**-0.5).transpose(-1, -2) @ k
+        mixed = v @ scores.softmax(-1).transpose(-1, -2)
+        projected = self.proj(F.hardswish(mixed.reshape(B, D, H, W)))
+        x_BDHW = x_BDHW + self.drop_path(projected)
+        return x_BDHW + self.drop_path(self.ffn(x_BDHW))  # type: ignore[no-any-return]
+
+    def emit(self, graph: GraphWriter, x: Value) -> Value:
+        """Write the deployed block with a static number of kept tokens."""
+        if self.score is None:
+            return self._emit_dense(graph, x)
+        _, D, H, W = x.shape
+        keep = kept_tokens(H * W, self.sparsity)
+        gate = graph.unary("Sigmoid", graph.conv(x, self.score))
+        gate, index = graph.op_many(
+            "TopK",
+            [graph.reshape(gate, 1, 1, H * W), graph.ints(keep)],
+            [(1, 1, keep)] * 2,
+            axis=2,
+        )
+        index = graph.op("Expand", [index, graph.ints(1, D, keep)], (1, D, keep))
+        tokens = graph.reshape(x, 1, D, H * W)
+        kept = graph.op("GatherElements", [tokens, index], (1, D, keep), axis=2)
+        block = self._emit_dense(graph, graph.reshape(kept, 1, D, keep, 1))
+        change = graph.binary("Sub", graph.reshape(block, 1, D, keep), kept)
+        mixed = graph.add(kept, graph.binary("Mul", gate, change))
+        out = graph.op("ScatterElements", [tokens, index, mixed], (1, D, H * W), axis=2)
+        return graph.reshape(out, 1, D, H, W)
+
+    def _emit_dense(self, graph: GraphWriter, x: Value) -> Value:
+        _, D, H, W = x.shape
+        qkv = graph.conv(x, self.qkv)
+        q, k, v = (
+            graph.reshape(part, self.heads, HEAD, H * W) for part in graph.split(qkv, 1, (D,) * 3)
+        )
+        q = graph.binary("Mul", q, graph.scalar(HEAD**-0.5))
+        attention = graph.unary("Softmax", graph.matmul(graph.swap(q), k), axis=-1)
+        mixed = graph.reshape(graph.matmul(v, graph.swap(attention)), 1, D, H, W)
+        x = graph.add(x, graph.conv(graph.unary("HardSwish", mixed), self.proj))
+        return graph.add(x, self.ffn.emit(graph, x))
+
+
+def macs_of(d: int, cells: int, sparsity: float = 0.0) -> Macs:
+    """Multiply-adds of one block of width d."""
+    kept = kept_tokens(cells, sparsity) if sparsity > 0 else cells
+    scoring = d * cells if sparsity > 0 else 0
+    return Macs(12 * d * d * kept + scoring, 2 * kept * kept * d)
+
+
+def params_of(d: int, sparsity: float = 0.0) -> int:
+    """Deployed parameters of one block of width d."""
+    scoring = d + 1 if sparsity > 0 else 0
+    return conv_params(d, 3 * d, 1) + conv_params(d, d, 1) + FeedForward.params(d) + scoring
+
+
+OPERATOR = Operator(
+    lambda entry: OriginalBlock(entry.d_in, entry.extra),
+    lambda entry: macs_of(entry.d_in, entry.h * entry.w, entry.extra),
+    lambda entry: params_of(entry.d_in, entry.extra),
+    same_shape,
+    same_shape,
+)

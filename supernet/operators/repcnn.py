@@ -1,0 +1,81 @@
+"""RepCNN: three branches in training, one 3x3 convolution when deployed (RepVGG)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..architecture import Entry, Macs
+from ..onnx_graph import GraphWriter, Value
+from .base import Operator, same_shape
+from .convbn import ConvBN, conv_from, conv_macs, conv_params, fold_bn
+
+
+class RepCNN(nn.Module):
+    """`ReLU(BN(conv3x3(x)) + BN(conv1x1(x)) + BN(x))`, width and stride kept."""
+
+    def __init__(self, d: int) -> None:
+        """Make the three branches."""
+        super().__init__()
+        self.conv3 = ConvBN(d, d, 3)
+        self.conv1 = ConvBN(d, d, 1)
+        self.identity = nn.BatchNorm2d(d)
+
+    def forward(self, x_BDHW: Tensor) -> Tensor:
+        """Sum the branches."""
+        return F.relu(self.conv3(x_BDHW) + self.conv1(x_BDHW) + self.identity(x_BDHW))
+
+    def fold(self) -> nn.Module:
+        """Return the deployed form (spec section 4, rule 2)."""
+        kernel, bias = fold_bn(self.conv3.conv.weight, self.conv3.bn)
+        unit = torch.eye(kernel.shape[0], device=kernel.device)[:, :, None, None]
+        for weight, bn in ((self.conv1.conv.weight, self.conv1.bn), (unit, self.identity)):
+            point, shift = fold_bn(weight, bn)
+            kernel = kernel + F.pad(point, (1, 1, 1, 1))
+            bias = bias + shift
+        return ConvRelu(conv_from(kernel, bias))
+
+
+class ConvRelu(nn.Module):
+    """A folded convolution and ReLU."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        """Wrap the convolution."""
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x_BDHW: Tensor) -> Tensor:
+        """Convolve and clip."""
+        return F.relu(self.conv(x_BDHW))
+
+    def emit(self, graph: GraphWriter, x: Value) -> Value:
+        """Write Conv, Relu."""
+        return graph.unary("Relu", graph.conv(x, self.conv))
+
+
+class RepCNNUnit(nn.Module):
+    """RepCNN as a table entry."""
+
+    def __init__(self, d: int) -> None:
+        """Make the block."""
+        super().__init__()
+        self.block: nn.Module = RepCNN(d)
+
+    def forward(self, x_BDHW: Tensor) -> Tensor:
+        """Apply the block."""
+        return self.block(x_BDHW)  # type: ignore[no-any-return]
+
+    def emit(self, graph: GraphWriter, x: Value) -> Value:
+        """Write the folded block."""
+        assert isinstance(self.block, ConvRelu), "fold() first"
+        return self.block.emit(graph, x)
+
+
+def _macs(entry: Entry) -> Macs:
+    return conv_macs(entry.d_in, entry.d_out, 3, entry.h * entry.w)
+
+
+def _params(entry: Entry) -> int:
+    return conv_params(entry.d_in, entry.d_out, 3)
+
+
+OPERATOR = Operator(lambda entry: RepCNNUnit(entry.d_in), _macs, _params, same_shape, same_shape)

@@ -1,0 +1,158 @@
+"""The Gumbel-softmax supernet: every position holds all operators (spec section 7, paper Eq. 8).
+
+Shape suffix: C candidates of a position, in the order of `CANDIDATES`.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from .architecture import Architecture, Entry
+from .detector import Detector
+from .errors import CheckpointError
+from .operators import OPERATORS
+
+CANDIDATES = ("repcnn", "wmsa", "swmsa", "identity")
+"""Order of the logits r of a position."""
+IDENTITY = len(CANDIDATES) - 1
+
+Noise = Literal["gumbel", "uniform"]
+"""Gumbel noise, or the paper's literal U(0, 1)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSpace:
+    """Largest widths and most positions of each stage; everything else is the template's."""
+
+    template: Architecture
+    """Input size, classes, anchors, global block; its widths are D_max."""
+    positions: tuple[int, int, int, int]
+    """N_max: local positions of each stage."""
+
+    @property
+    def widths(self) -> tuple[int, int, int, int]:
+        """D_max."""
+        return self.template.widths
+
+    def to_json(self) -> str:
+        """Return the space as JSON."""
+        return json.dumps(
+            {"template": json.loads(self.template.to_json()), "positions": self.positions}
+        )
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> Self:
+        """Read a space; raise `CheckpointError` where the text is none."""
+        try:
+            values = json.loads(text)
+            template = Architecture.from_json(json.dumps(values["template"]), source)
+            n1, n2, n3, n4 = values["positions"]
+            return cls(template=template, positions=(n1, n2, n3, n4))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{source} holds no search space ({error})") from None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig:
+    """How the selection logits are trained."""
+
+    noise: Noise = "gumbel"
+    """Noise added to the logits in training: gumbel, or the paper's literal uniform."""
+    tau_start: float = 5.0
+    """Softmax temperature in the first epoch."""
+    tau_end: float = 0.1
+    """Softmax temperature in the last epoch."""
+    logit_learning_rate: float = 1e-3
+    """Adam step of the logits; the paper's weights and logits share one optimiser step."""
+    frozen_share: float = 0.1
+    """Share of the epochs in which the logits stay at zero."""
+    straight_through: bool = False
+    """Run one drawn operator per position (hard forward, soft gradient): about a third of the memory."""
+
+
+def temperature(epoch: int, epochs: int, config: SearchConfig) -> float:
+    """Return `tau_e = start * (end / start) ** (e / (E - 1))`."""
+    share = epoch / max(1, epochs - 1)
+    return float(config.tau_start * (config.tau_end / config.tau_start) ** share)
+
+
+def draw_noise(like: Tensor, noise: Noise) -> Tensor:
+    """Draw noise of the shape of `like`: -log(-log u), or u itself."""
+    u = torch.rand_like(like).clamp(1e-9, 1 - 1e-7)
+    return u if noise == "uniform" else -torch.log(-torch.log(u))
+
+
+class Mixture(nn.Module):
+    """One position: `x <- sum_n p_n op_n(x)`, p = softmax((r + eps) / tau)."""
+
+    def __init__(self, width: int) -> None:
+        """Make all operators and zero logits."""
+        super().__init__()
+        entry = Entry("", 0, width, width, 0, 0)
+        self.operators = nn.ModuleList(
+            OPERATORS[name].build(entry) for name in CANDIDATES if name != "identity"
+        )
+        self.r = nn.Parameter(torch.zeros(len(CANDIDATES)))
+        self.tau = 1.0
+        self.noise: Noise = "gumbel"
+        self.straight_through = False
+
+    def probabilities(self) -> Tensor:
+        """Return p, with fresh noise while training."""
+        noise_C = draw_noise(self.r, self.noise) if self.training else torch.zeros_like(self.r)
+        return ((self.r + noise_C) / self.tau).softmax(0)
+
+    def forward(self, x_BDHW: Tensor) -> Tensor:
+        """Mix the operators' outputs."""
+        p_C = self.probabilities()
+        if self.straight_through and self.training:
+            chosen = int(p_C.argmax())
+            out: Tensor = x_BDHW if chosen == IDENTITY else self.operators[chosen](x_BDHW)
+            return out * (1.0 + p_C[chosen] - p_C[chosen].detach())
+        mixed = p_C[IDENTITY] * x_BDHW
+        for p, operator in zip(p_C, self.operators, strict=False):
+            mixed = mixed + p * operator(x_BDHW)
+        return mixed
+
+
+class Supernet(Detector):
+    """A detector of the largest widths whose local positions are mixtures."""
+
+    def __init__(self, space: SearchSpace, config: SearchConfig | None = None) -> None:
+        """Build the template and replace its local blocks."""
+        n1, n2, n3, n4 = ("R" * count for count in space.positions)
+        super().__init__(space.template.with_(name="supernet", blocks=(n1, n2, n3, n4)))
+        self.space = space
+        self.config = config or SearchConfig()
+        for stage, count in enumerate(space.positions, 1):
+            for position in range(count):
+                mixture = Mixture(space.widths[stage - 1])
+                mixture.noise = self.config.noise
+                mixture.straight_through = self.config.straight_through
+                self.units[f"s{stage}_{position}"] = mixture
+
+    def mixtures(self) -> Iterator[tuple[tuple[int, int], Mixture]]:
+        """Yield ((stage, position), mixture), stages counted from 1."""
+        for stage, count in enumerate(self.space.positions, 1):
+            for position in range(count):
+                yield (stage, position), cast(Mixture, self.units[f"s{stage}_{position}"])
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Set the temperature, and freeze the logits for the first share of the epochs."""
+        tau = temperature(epoch, epochs, self.config)
+        trainable = epoch >= self.config.frozen_share * epochs
+        for _, mixture in self.mixtures():
+            mixture.tau = tau
+            mixture.r.requires_grad_(trainable)
+
+    def logits(self) -> dict[tuple[int, int], tuple[float, ...]]:
+        """Return r of every position as numbers."""
+        return {place: tuple(mixture.r.tolist()) for place, mixture in self.mixtures()}
+
+    def facts(self) -> dict[str, Any]:
+        """Return the search settings for the checkpoint header."""
+        return {"search": asdict(self.config)}
