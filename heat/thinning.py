@@ -1,0 +1,286 @@
+"""Device-adaptive thinning (paper Algorithm 1, corrected in spec section 9).
+
+Greedy and monotone: while the predicted frame rate is below the target, make the admissible move
+that loses the least accuracy for each frame per second it gains. Pure functions of frozen values:
+what a network costs and what a move loses come from outside.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+from supernet.architecture import LOCAL_OPERATORS, WIDTH_STEP, Architecture
+from supernet.supernet import CANDIDATES, IDENTITY, SearchSpace
+
+Place = tuple[int, int]
+"""(stage from 1, position from 0)."""
+
+Logits = Mapping[Place, tuple[float, ...]]
+"""Selection logits r of every position, in the order of `CANDIDATES`."""
+
+MoveKind = Literal["LR", "IR", "SR", "WMR", "WR"]
+"""Layer, identity, SWMSA, WMSA and width reduction."""
+
+StageRule = Literal["mean", "sum", "all"]
+"""Stage importance over its live positions; `all` offers every stage's moves."""
+
+MIN_GAIN = 1e-3
+"""A move must lower the predicted latency by more than this share."""
+MIN_DROP = 0.01
+"""Floor of AP_drop in points, so that a free move does not hide its gain."""
+
+LETTERS = {operator: letter for letter, operator in LOCAL_OPERATORS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is left of the supernet."""
+
+    widths: tuple[int, int, int, int]
+    allowed: Mapping[Place, tuple[int, ...]]
+    """Candidates still allowed at each live position, as indices into `CANDIDATES`."""
+
+    @classmethod
+    def full(cls, space: SearchSpace) -> Self:
+        """Return the state in which everything lives."""
+        every = tuple(index for index in range(len(CANDIDATES)) if index != IDENTITY)
+        places = [
+            (stage, position)
+            for stage, count in enumerate(space.positions, 1)
+            for position in range(count)
+        ]
+        return cls(space.widths, dict.fromkeys(places, every))
+
+    def live(self, stage: int) -> list[Place]:
+        """Return the live positions of a stage in order."""
+        return sorted(place for place in self.allowed if place[0] == stage)
+
+    def operator(self, place: Place, logits: Logits) -> int:
+        """Return the operator of a position: the largest logit among the allowed."""
+        return max(self.allowed[place], key=lambda candidate: logits[place][candidate])
+
+    def without(self, place: Place) -> "State":
+        """Delete a position."""
+        return replace(self, allowed={key: a for key, a in self.allowed.items() if key != place})
+
+    def forbidding(self, place: Place, candidate: int) -> "State":
+        """Drop a candidate from a position; a position left empty is deleted."""
+        left = tuple(index for index in self.allowed[place] if index != candidate)
+        if not left:
+            return self.without(place)
+        return replace(self, allowed={**self.allowed, place: left})
+
+    def narrower(self, stage: int) -> "State":
+        """Take one head's width off a stage."""
+        d1, d2, d3, d4 = (
+            width - WIDTH_STEP * (number == stage) for number, width in enumerate(self.widths, 1)
+        )
+        return replace(self, widths=(d1, d2, d3, d4))
+
+    def architecture(self, space: SearchSpace, logits: Logits) -> Architecture:
+        """Return the network of this state."""
+        b1, b2, b3, b4 = (
+            "".join(
+                LETTERS[CANDIDATES[self.operator(place, logits)]] for place in self.live(stage)
+            )
+            for stage in (1, 2, 3, 4)
+        )
+        return space.template.with_(
+            name="thinned", widths=self.widths, blocks=(b1, b2, b3, b4)
+        )
+
+    def positions(self) -> tuple[tuple[int, ...], ...]:
+        """Return the live position numbers of each stage."""
+        return tuple(tuple(place[1] for place in self.live(stage)) for stage in (1, 2, 3, 4))
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One way to thin a state."""
+
+    kind: MoveKind
+    stage: int
+    position: int | None
+    after: State
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One line of the ledger: a move that was weighed in one step."""
+
+    step: int
+    move: Move
+    importance: float
+    """Importance M of the position, or of the stage for a width move."""
+    ap_drop: float
+    """Accuracy lost, in AP points or the proxy's equivalent."""
+    ms: float
+    fps: float
+    ratio: float
+    """max(AP_drop, 0.01) per frame per second gained."""
+    chosen: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ThinningRules:
+    """Floors and the stage rule."""
+
+    min_blocks: int = 1
+    """Local blocks that every stage keeps."""
+    min_width: int = WIDTH_STEP
+    """Width that every stage keeps."""
+    stage_rule: StageRule = "mean"
+    """mean, the paper's sum, or all."""
+
+
+def importance(state: State, place: Place, logits: Logits) -> float:
+    """Return M = (1 - p_I) / p_I over the allowed candidates and I."""
+    r = logits[place]
+    allowed = [r[candidate] for candidate in state.allowed[place]]
+    peak = max(allowed)
+    log_sum = peak + math.log(sum(math.exp(value - peak) for value in allowed))
+    return math.exp(min(50.0, log_sum - r[IDENTITY]))
+
+
+def stage_importance(state: State, stage: int, logits: Logits, rule: StageRule) -> float:
+    """Return the sum or mean of M over a stage's live positions; 0 for an empty stage."""
+    values = [importance(state, place, logits) for place in state.live(stage)]
+    total = sum(values)
+    return total if rule == "sum" or not values else total / len(values)
+
+
+def stage_moves(
+    state: State, stage: int, logits: Logits, rules: ThinningRules
+) -> Iterator[Move]:
+    """Yield IR, SR, WMR and WR of one stage, where the floors allow them."""
+    live = state.live(stage)
+    if len(live) > rules.min_blocks:
+        weakest = min(live, key=lambda place: importance(state, place, logits))
+        yield Move("IR", stage, weakest[1], state.without(weakest))
+    kinds: tuple[tuple[MoveKind, str], ...] = (("SR", "swmsa"), ("WMR", "wmsa"))
+    for kind, name in kinds:
+        candidate = CANDIDATES.index(name)
+        for place in live:
+            if state.operator(place, logits) == candidate:
+                after = state.forbidding(place, candidate)
+                if len(after.live(stage)) >= rules.min_blocks:
+                    yield Move(kind, stage, place[1], after)
+                break
+    if state.widths[stage - 1] - WIDTH_STEP >= rules.min_width:
+        yield Move("WR", stage, None, state.narrower(stage))
+
+
+def layer_move(state: State, logits: Logits, rules: ThinningRules) -> Move | None:
+    """Return LR: delete the weakest position of the whole network."""
+    deletable = [
+        place
+        for place in sorted(state.allowed)
+        if len(state.live(place[0])) > rules.min_blocks
+    ]
+    if not deletable:
+        return None
+    weakest = min(deletable, key=lambda place: importance(state, place, logits))
+    return Move("LR", weakest[0], weakest[1], state.without(weakest))
+
+
+def candidate_moves(
+    state: State,
+    logits: Logits,
+    rules: ThinningRules,
+    shortens: Callable[[Move], bool],
+) -> list[Move]:
+    """Return LR and the moves of the least important stage that has an admissible one."""
+    layer = layer_move(state, logits, rules)
+    found = [layer] if layer is not None and shortens(layer) else []
+    order = sorted(
+        (1, 2, 3, 4),
+        key=lambda stage: stage_importance(state, stage, logits, rules.stage_rule),
+    )
+    for stage in order:
+        moves = [
+            move
+            for move in stage_moves(state, stage, logits, rules)
+            if shortens(move) and not (layer is not None and move.after == layer.after)
+        ]
+        found.extend(moves)
+        if moves and rules.stage_rule != "all":
+            break
+    return found
+
+
+def removed_mass(before: State, after: State, logits: Logits) -> float:
+    """Return the share of importance mass a move removes, in points of 100 (proxy c).
+
+    Deleted positions and dropped candidates lose their M; a narrower stage loses its share of
+    channels of all its positions' M.
+    """
+
+    def mass(state: State) -> float:
+        return sum(
+            importance(state, place, logits) * state.widths[place[0] - 1]
+            for place in state.allowed
+        )
+
+    return 100.0 * (1.0 - mass(after) / mass(before))
+
+
+def thin_step(
+    step: int,
+    state: State,
+    logits: Logits,
+    rules: ThinningRules,
+    latency_ms: Callable[[State], float],
+    ap_drop: Callable[[State, State], float],
+) -> list[Trial]:
+    """Weigh the moves of one step; the chosen one is marked. An empty list is the floor."""
+    ms_before = latency_ms(state)
+    fps_before = 1000.0 / ms_before
+
+    def shortens(move: Move) -> bool:
+        return latency_ms(move.after) < ms_before * (1.0 - MIN_GAIN)
+
+    trials = []
+    for move in candidate_moves(state, logits, rules, shortens):
+        ms = latency_ms(move.after)
+        gain = 1000.0 / ms - fps_before
+        drop = ap_drop(state, move.after)
+        if move.position is None:
+            weight = stage_importance(state, move.stage, logits, rules.stage_rule)
+        else:
+            weight = importance(state, (move.stage, move.position), logits)
+        ratio = max(drop, MIN_DROP) / gain
+        trials.append(Trial(step, move, weight, drop, ms, 1000.0 / ms, ratio, False, ""))
+    if not trials:
+        return []
+    best = min(trials, key=lambda trial: (trial.ratio, trial.ms))
+    return [
+        replace(
+            trial,
+            chosen=trial is best,
+            reason="least AP lost per FPS gained" if trial is best else "dearer per FPS gained",
+        )
+        for trial in trials
+    ]
+
+
+def prior_logits(space: SearchSpace) -> dict[Place, tuple[float, ...]]:
+    """Return logits without any training: the preset pattern of Table 3, medium, gets 1.
+
+    Stage 1 prefers RepCNN; later stages alternate RepCNN and SWMSA in their first half, WMSA and
+    SWMSA in the second half of S3.
+    """
+    logits = {}
+    for stage, count in enumerate(space.positions, 1):
+        for position in range(count):
+            if stage == 1:
+                name = "repcnn"
+            elif stage == 3 and position >= count // 2:
+                name = "wmsa" if position % 2 == 0 else "swmsa"
+            else:
+                name = "repcnn" if position % 2 == 0 else "swmsa"
+            values = [0.0] * len(CANDIDATES)
+            values[CANDIDATES.index(name)] = 1.0
+            logits[(stage, position)] = tuple(values)
+    return logits
