@@ -1,0 +1,43 @@
+"""HEAT: name a device and a frame rate, get an object detector that provably runs there.
+
+`heat.load(folder).detect(image)` runs an exported bundle and never imports torch.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deploy.detect import Bundle
+
+from .version import __version__
+
+__all__ = ["__version__", "load"]
+
+_OURS = ("supernet", "latency_tables", "deploy")
+
+
+def _refuse_shadowed() -> None:
+    """Refuse to start where another module would be imported in place of one of ours."""
+    home = Path(__file__).resolve().parent.parent
+    for name in _OURS:
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        if origin is None or origin.parent.parent != home:
+            raise ImportError(
+                f"HEAT needs its own package {name!r}, but Python finds {origin}: "
+                "rename that file or start from another folder"
+            )
+
+
+_refuse_shadowed()
+
+
+def load(folder: str | Path, threads: int | None = None) -> "Bundle":
+    """Load an exported bundle; raise `BundleError` where it is broken.
+
+    `.detect(image)` takes RGB uint8 pixels [height, width, 3] and returns boxes in image pixels.
+    """
+    from deploy.detect import Bundle
+
+    return Bundle(Path(folder), threads)

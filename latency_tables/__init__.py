@@ -1,0 +1,1 @@
+"""Measures how long each part of a network takes on a device, and adds it up."""

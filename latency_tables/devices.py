@@ -72,7 +72,8 @@ class Target:
     @property
     def name(self) -> str:
         """What the measured machine is called: the device's name only if it is that device."""
-        return self.device.name if not self.warnings else self.detected.slug
+        matches = self.device.pattern and not self.warnings
+        return self.device.name if matches else self.detected.slug
 
 
 def load_devices() -> dict[str, Device]:

@@ -1,0 +1,1 @@
+"""Ground floor: architecture, operators, detector, loss, supernet, data, training."""

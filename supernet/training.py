@@ -4,6 +4,7 @@ Every epoch draws its own random numbers from (seed, epoch), so a run that was k
 at its last finished epoch goes on exactly as if it had not been interrupted.
 """
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -83,6 +84,8 @@ class TrainResult:
     images_per_second: float
     seconds: float
     skipped_steps: int
+    stood: bool
+    """The run was finished before; nothing was trained."""
 
 
 def uses_bf16(precision: Precision) -> bool:
@@ -183,12 +186,15 @@ def fit(
     folder: Path,
     *,
     resume: bool = False,
+    restart: bool = False,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
 ) -> TrainResult:
     """Train and leave `weights.safetensors` in `folder`; `state.pt` there allows `resume`.
 
-    Both files are replaced after every epoch, each atomically. `on_epoch` receives the epoch and
-    its mean losses. Raises `HeatError` when the loss stays not finite.
+    Both files are replaced after every epoch, each atomically. A finished run of the same settings
+    stands as it is; an unfinished or different one needs `resume` or `restart`, so that nothing is
+    lost by accident. `on_epoch` receives the epoch and its mean losses. Raises `HeatError` when
+    the loss stays not finite.
     """
     hw = network.architecture.input_size
     network.set_drop_path(config.drop_path)
@@ -200,7 +206,7 @@ def fit(
     if num_batches > 1 and len(data.records) % config.batch_size == 1:
         num_batches -= 1
     run = _Run(folder, network, optimizer, average, config, data)
-    first = run.resume() if resume else 0
+    first = run.first_epoch(resume=resume, restart=restart)
     steps = config.epochs * num_batches
     autocast = uses_bf16(config.precision)
     started = time.monotonic()
@@ -244,7 +250,8 @@ def fit(
     rate = images_seen / seconds if images_seen else 0.0
     network.load_state_dict(average.weights if config.ema_decay else network.state_dict())
     network.eval()
-    return TrainResult(run.checkpoint, config.epochs, rate, seconds, run.skipped)
+    stood = first == config.epochs
+    return TrainResult(run.checkpoint, config.epochs, rate, seconds, run.skipped, stood)
 
 
 def _step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, clip: float) -> bool:
@@ -281,7 +288,12 @@ class _Run:
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a run to be resumed."""
-        return {"config": asdict(self.config), "names": self.data.names, "what": self._description()}
+        return {
+            "config": json.loads(json.dumps(asdict(self.config))),
+            "names": list(self.data.names),
+            "images": len(self.data.records),
+            "what": self._description(),
+        }
 
     def _description(self) -> str:
         if isinstance(self.network, Supernet):
@@ -327,9 +339,9 @@ class _Run:
                 temporary,
             )
 
-    def resume(self) -> int:
-        """Load the last finished epoch, if there is one; return how many are finished."""
-        if not self.state.exists():
+    def first_epoch(self, *, resume: bool, restart: bool) -> int:
+        """Load the last finished epoch, if it is to be used; return how many are finished."""
+        if restart or not self.state.exists():
             return 0
         try:
             state = torch.load(self.state, weights_only=True)
@@ -341,7 +353,12 @@ class _Run:
         if fingerprint != self.fingerprint():
             raise CheckpointError(
                 f"{self.state} belongs to other settings, data or architecture: "
-                "train without --resume, or use another --out"
+                "--restart replaces it, another --out keeps it"
+            )
+        if not resume and state["epoch"] < self.config.epochs:
+            raise CheckpointError(
+                f"{self.state} stands at epoch {state['epoch']} of {self.config.epochs}: "
+                "--resume goes on, --restart begins again"
             )
         self.network.load_state_dict(state["network"])
         self.average.weights = state["average"]

@@ -1,0 +1,52 @@
+"""Measures the frame rate of a deployed model, from uint8 image to boxes, batch 1."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .runtimes import Session
+
+BURSTS = 5
+BURST_SECONDS = 0.6
+MIN_RUNS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Latency of one session."""
+
+    ms: float
+    """Lowest burst median: what the machine does while nothing else takes its cores."""
+    p50_ms: float
+    """Median over all runs."""
+    p95_ms: float
+    runs: int
+
+    @property
+    def fps(self) -> float:
+        """Frames per second at batch 1."""
+        return 1000.0 / self.ms
+
+
+def measure_speed(session: Session, feeds: Mapping[str, Any]) -> Speed:
+    """Time a session in bursts; the lowest burst median is the latency."""
+    bursts: list[list[float]] = []
+    for _ in range(2):
+        session.run(feeds)
+    for _ in range(BURSTS):
+        samples: list[float] = []
+        stop = time.perf_counter() + BURST_SECONDS
+        while len(samples) < MIN_RUNS or time.perf_counter() < stop:
+            start = time.perf_counter()
+            session.run(feeds)
+            samples.append((time.perf_counter() - start) * 1e3)
+        bursts.append(samples)
+    every = sorted(sample for burst in bursts for sample in burst)
+    return Speed(
+        min(statistics.median(burst) for burst in bursts),
+        statistics.median(every),
+        every[min(len(every) - 1, round(0.95 * len(every)))],
+        len(every),
+    )

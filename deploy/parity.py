@@ -1,0 +1,129 @@
+"""Compares what a runtime finds with what torch finds, on the same images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from supernet.boxes import iou_matrix
+from supernet.detector import Detector
+from supernet.letterbox import Image, letterbox
+
+from .runtimes import Session
+
+MATCH_SCORE = 0.3
+"""Detections of at least this score must all be found by both."""
+MIN_IOU = 0.99
+MAX_SCORE = 1e-3
+MAX_RAW_BOX_PX = 0.1
+"""Tolerance of boxes before NMS, over all anchors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Largest differences over all images."""
+
+    images: int
+    matched: int
+    """Detections of score >= 0.3 that both found."""
+    unmatched: int
+    """Detections of score >= 0.3 that only one found, or with IoU < 0.99."""
+    max_box_px: float
+    """Largest coordinate difference of matched detections, in network pixels."""
+    max_score: float
+    """Largest score difference of matched detections."""
+    raw_max_box_px: float
+    """Largest coordinate difference before NMS, over all anchors clipped to the image."""
+    raw_max_score: float
+    """Largest score difference before NMS, over all anchors and classes."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the artefact computes what torch computes."""
+        return (
+            self.unmatched == 0
+            and self.max_score <= MAX_SCORE
+            and self.raw_max_score <= MAX_SCORE
+            and self.raw_max_box_px <= MAX_RAW_BOX_PX
+        )
+
+    @property
+    def worst_box_px(self) -> float:
+        """Largest box difference, before or after NMS."""
+        return max(self.max_box_px, self.raw_max_box_px)
+
+    @property
+    def worst_score(self) -> float:
+        """Largest score difference, before or after NMS."""
+        return max(self.max_score, self.raw_max_score)
+
+
+@torch.no_grad()
+def compare(
+    network: Detector, session: Session, raw_session: Session, images: Sequence[Image]
+) -> Parity:
+    """Run torch, the artefact and its raw variant (without NMS) on every image."""
+    network = network.deployed()
+    size = network.architecture.input_size
+    limit = torch.tensor([size[1], size[0]] * 2, dtype=torch.float32)
+    matched = unmatched = 0
+    box_px = score = raw_box_px = raw_score = 0.0
+    for image in images:
+        pixels = letterbox(image, size)[0][None]
+        tensor = torch.from_numpy(pixels)
+        logits, deltas = network(tensor)
+        reference = network.decode(logits, deltas)[0]
+        scores_raw, deltas_raw = raw_session.run({"image": pixels})
+        raw_score = max(
+            raw_score,
+            float(np.abs(scores_raw - logits[0].sigmoid().flatten(2).numpy()).max()),
+        )
+        other = torch.from_numpy(deltas_raw).view_as(deltas)
+        boxes = [
+            torch.minimum(network.decode.boxes(maps).clamp_min(0), limit)
+            for maps in (deltas, other)
+        ]
+        raw_box_px = max(raw_box_px, float((boxes[0] - boxes[1]).abs().max()))
+        found = [torch.from_numpy(np.asarray(output)) for output in session.run({"image": pixels})]
+        ours = reference.scores >= MATCH_SCORE
+        pairs, lonely, largest_box, largest_score = match_detections(
+            (reference.boxes_xyxy[ours], reference.scores[ours], reference.labels[ours]),
+            (reference.boxes_xyxy, reference.scores, reference.labels),
+            (found[0], found[1], found[2]),
+        )
+        matched, unmatched = matched + pairs, unmatched + lonely
+        box_px, score = max(box_px, largest_box), max(score, largest_score)
+    return Parity(
+        len(images), matched, unmatched, box_px, score, raw_box_px, raw_score
+    )
+
+
+Detected = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Boxes xyxy [n, 4], scores [n], labels [n]."""
+
+
+def match_detections(
+    ours: Detected, all_ours: Detected, theirs: Detected
+) -> tuple[int, int, float, float]:
+    """Match detections of score >= 0.3 both ways; return pairs, lonely ones, largest differences.
+
+    Partners are looked for among all detections of the other side, so that a score of 0.3 on one
+    side and 0.2999 on the other is a small difference and not a missing object.
+    """
+    high = theirs[1] >= MATCH_SCORE
+    strong = (theirs[0][high], theirs[1][high], theirs[2][high])
+    matched = lonely = 0
+    box_px = score = 0.0
+    for left, right in ((ours, theirs), (strong, all_ours)):
+        same = left[2][:, None] == right[2][None]
+        overlap = iou_matrix(left[0], right[0]) * same
+        for row in range(len(left[0])):
+            best = int(overlap[row].argmax()) if overlap.shape[1] else -1
+            if best < 0 or float(overlap[row, best]) < MIN_IOU:
+                lonely += 1
+                continue
+            matched += left is ours
+            box_px = max(box_px, float((left[0][row] - right[0][best]).abs().max()))
+            score = max(score, abs(float(left[1][row] - right[1][best])))
+    return matched, lonely, box_px, score

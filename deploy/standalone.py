@@ -1,0 +1,58 @@
+"""Writes a bundle's `detect.py`: HEAT's own torch-free files joined into one.
+
+The files depend on each other, numpy, OpenCV and a runtime only, so their texts without the
+imports of each other are a complete program: nothing is written twice.
+"""
+
+import ast
+import inspect
+
+from supernet import errors, letterbox
+
+from . import detect, runtimes
+
+PARTS = (errors, letterbox, runtimes, detect)
+"""In the order in which they need each other."""
+
+OURS = ("heat", "supernet", "latency_tables", "deploy")
+
+HEADER = '''"""Detects objects with the model in this folder: python detect.py IMAGE|FOLDER --save DIR
+
+Needs numpy, opencv-python-headless and the runtime named in card.json. Made by heat export.
+"""
+'''
+
+FOOTER = '''
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+'''
+
+
+def detect_script() -> str:
+    """Return the text of a bundle's `detect.py`."""
+    imports: set[str] = set()
+    bodies = []
+    for module in PARTS:
+        source = inspect.getsource(module)
+        lines = source.splitlines()
+        tree = ast.parse(source)
+        dropped: set[int] = set()
+        for node in tree.body:
+            docstring = isinstance(node, ast.Expr) and node is tree.body[0]
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                if not _is_ours(node):
+                    imports.update(
+                        "\n".join(lines[node.lineno - 1 : node.end_lineno]).splitlines()
+                    )
+            elif not docstring:
+                continue
+            dropped.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        kept = [line for number, line in enumerate(lines, 1) if number not in dropped]
+        bodies.append("\n".join(kept).strip())
+    return "\n\n".join([HEADER, "\n".join(sorted(imports)), *bodies]) + "\n\n" + FOOTER
+
+
+def _is_ours(node: ast.Import | ast.ImportFrom) -> bool:
+    if isinstance(node, ast.ImportFrom):
+        return node.level > 0 or (node.module or "").split(".")[0] in OURS
+    return any(alias.name.split(".")[0] in OURS for alias in node.names)

@@ -1,0 +1,98 @@
+"""Sizes a build for the machine: input size, search space and epochs from data, target, minutes."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from latency_tables.devices import Target
+from latency_tables.profile import conditions_of
+from supernet.coco import DetectionSet, Record
+from supernet.detector import Detector
+from supernet.loss import detection_loss
+from supernet.supernet import SearchSpace
+from supernet.training import TrainConfig, batches, uses_bf16
+
+from .spaces import SPACES, search_space
+from .stages.thin import measure_network
+from .thinning import State, prior_logits
+
+MAX_SIDE_PX = 512
+"""Longest input side a build chooses by itself."""
+ROOM = 1.25
+"""How much slower than the target a full space should be, so that thinning has a choice."""
+SUPERNET_SHARE = 0.25
+"""Share of the minutes for the supernet."""
+TRAIN_SHARE = 0.6
+"""Share of the minutes for the final training."""
+MIN_SUPERNET_EPOCHS = 4
+SUPERNET_EPOCHS = (4, 24)
+TRAIN_EPOCHS = (12, 150)
+
+
+def choose_input_size(records: Sequence[Record]) -> tuple[int, int]:
+    """Return height and width in multiples of 64 with the data's median shape."""
+    height = float(np.median([record.height for record in records]))
+    width = float(np.median([record.width for record in records]))
+    scale = min(1.0, MAX_SIDE_PX / max(height, width))
+    sides = [max(64, round(side * scale / 64) * 64) for side in (height, width)]
+    return sides[0], sides[1]
+
+
+def choose_space(
+    target: Target,
+    target_fps: float,
+    data: DetectionSet,
+    input_size: tuple[int, int],
+    minutes: float,
+) -> SearchSpace:
+    """Return the smallest space whose full network is too slow for the target by some room.
+
+    Its cheapest full network counts, all RepCNN, so that thinning has a choice whatever the
+    supernet prefers. A space whose supernet could not see the data a few times in its share of the minutes is not
+    taken: a smaller one is trained better.
+    """
+    chosen = None
+    for name in SPACES:
+        space = search_space(name, input_size=input_size, num_classes=data.num_classes)
+        if chosen is not None:
+            seconds = step_seconds(_stand_in(space), data) * 2.5 * len(data.records)
+            if seconds * MIN_SUPERNET_EPOCHS > SUPERNET_SHARE * minutes * 60:
+                break
+        chosen = space
+        speed = measure_network(space.template, conditions_of(target, input_size))
+        if speed.fps < target_fps / ROOM:
+            break
+    assert chosen is not None
+    return chosen
+
+
+def _stand_in(space: SearchSpace) -> Detector:
+    """Return the full network with one operator a position: cheap to time."""
+    return Detector(State.full(space).architecture(space, prior_logits(space)))
+
+
+def step_seconds(network: Detector, data: DetectionSet) -> float:
+    """Return the seconds that one image costs in training, measured on two steps."""
+    config = TrainConfig()
+    few = replace(data, records=data.records[: 2 * config.batch_size])
+    autocast = uses_bf16(config.precision)
+    best = float("inf")
+    network.train()
+    for _ in range(2):
+        for images, targets in batches(few, network.architecture.input_size, config, 0):
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                logits, deltas = network(images)
+            loss = detection_loss(logits.float(), deltas.float(), targets, network.decode)
+            loss.total.backward()  # type: ignore[no-untyped-call]
+            best = min(best, (time.perf_counter() - start) / len(images))
+    return best
+
+
+def epochs_for(seconds_an_image: float, images: int, budget_s: float, most: tuple[int, int]) -> int:
+    """Return the epochs that fit into a budget, within bounds."""
+    fitting = int(budget_s / (seconds_an_image * images * 1.15))
+    return max(most[0], min(most[1], fitting))

@@ -1,0 +1,201 @@
+"""`heat report`: one offline HTML page of what the workspace holds."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pandas as pd
+from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.figure import Figure
+
+from deploy.detect import Bundle, draw, read_card
+from deploy.export import RUNTIME_OF
+from latency_tables.table import LatencyTable
+from supernet.architecture import Architecture
+from supernet.atomic import write_text
+from supernet.checkpoint import read_info
+from supernet.coco import DetectionSet
+from supernet.errors import UserError
+from supernet.letterbox import read_image
+
+from .version import __version__
+from .workspace import Workspace
+
+SAMPLES = 6
+SHOWN_SCORE = 0.35
+
+Chart = tuple[str, str, str]
+"""Title, explanation, SVG."""
+
+
+def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
+    """Write the page and return its path; parts that do not exist yet are left out."""
+    stages = workspace.stages()
+    if not stages:
+        raise UserError(f"{workspace.root} is empty: run heat build or heat profile first")
+    thin = stages.get("thin")
+    folders = [workspace.bundle(format) for format in RUNTIME_OF]
+    cards = [read_card(folder) for folder in folders if (folder / "card.json").exists()]
+    parts = _parts(workspace, thin)
+    environment = Environment(
+        loader=PackageLoader("heat", "."), autoescape=select_autoescape(default=True)
+    )
+    page = environment.get_template("report.html.jinja").render(
+        stages=stages,
+        thin=thin,
+        cards=cards,
+        kept=_kept(thin, cards),
+        parts=parts,
+        total_ms=sum(part["ms"] for part in parts),
+        longest=max((part["ms"] for part in parts), default=1.0),
+        figures=[
+            *_thinning_chart(workspace, thin),
+            *_table_chart(workspace, thin or stages.get("profile")),
+            *_training_chart(workspace),
+        ],
+        samples=_samples(folders, data),
+        version=__version__,
+    )
+    write_text(workspace.report, page)
+    return workspace.report
+
+
+def _kept(thin: dict[str, Any] | None, cards: list[dict[str, Any]]) -> bool | None:
+    if thin is None:
+        return None
+    measured = [thin["measured_fps"]]
+    measured += [card["measured_fps"] for card in cards if card["target_fps"] is not None]
+    return all(fps >= thin["target_fps"] for fps in measured)
+
+
+def _parts(workspace: Workspace, thin: dict[str, Any] | None) -> list[dict[str, Any]]:
+    if thin is None:
+        return []
+    table = _table(workspace, thin)
+    architecture = Architecture.load(workspace.architecture)
+    return [
+        {
+            "place": place,
+            "op": entry.op,
+            "widths": f"{entry.d_in}" if entry.d_in == entry.d_out else f"{entry.d_in}→{entry.d_out}",
+            "map": f"{entry.h}x{entry.w}",
+            "ms": table.row(entry).ms * thin["table_factor"],
+        }
+        for place, entry in architecture.entries().items()
+    ]
+
+
+def _table(workspace: Workspace, stage: dict[str, Any]) -> LatencyTable:
+    """Return the table a stage names; the workspace may have moved since."""
+    return LatencyTable.load(workspace.tables / Path(stage["table"]).name)
+
+
+def _thinning_chart(workspace: Workspace, thin: dict[str, Any] | None) -> list[Chart]:
+    if thin is None or not workspace.ledger.exists():
+        return []
+    frame = pd.read_csv(workspace.ledger)
+    if frame.empty:
+        return []
+    figure, axes = _axes("step", "predicted FPS")
+    chosen = frame[frame["chosen"] == 1]
+    rejected = frame[frame["chosen"] == 0]
+    axes.plot(rejected["step"], rejected["fps"], ".", color="#bbb", label="weighed, not taken")
+    axes.plot(chosen["step"], chosen["fps"], "-o", color="#4c78a8", label="taken", markersize=4)
+    for _, row in chosen.iterrows():
+        axes.annotate(
+            f"{row['move']} S{row['stage']}",
+            (row["step"], row["fps"]),
+            textcoords="offset points",
+            xytext=(0, 7),
+            fontsize=6,
+            rotation=60,
+        )
+    axes.axhline(thin["target_fps"], color="#c0392b", linestyle="--", label="target")
+    axes.legend()
+    text = (
+        "LR and IR delete a position, SR and WMR take shifted and plain windows away, WR takes one "
+        f"head's width off a stage. AP_drop is the {thin['ap_drop_by']}."
+    )
+    return [("The way to the target", text, _svg(figure))]
+
+
+def _table_chart(workspace: Workspace, stage: dict[str, Any] | None) -> list[Chart]:
+    if stage is None:
+        return []
+    table = _table(workspace, stage)
+    frame = pd.DataFrame(
+        [
+            {"op": entry.op, "stride": entry.stride, "width": entry.d_in, "ms": row.ms}
+            for entry, row in table.rows.items()
+            if entry.op in ("repcnn", "wmsa", "swmsa", "cw", "oa")
+        ]
+    )
+    if frame.empty:
+        return []
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    strides = sorted(frame["stride"].unique())
+    for index, stride in enumerate(strides, 1):
+        axes = figure.add_subplot(1, len(strides), index)
+        for op, rows in frame[frame["stride"] == stride].groupby("op"):
+            rows = rows.sort_values("width")
+            axes.plot(rows["width"], rows["ms"], "-o", markersize=3, label=str(op))
+        axes.set_title(f"stride {stride}", fontsize=9)
+        axes.set_xlabel("width")
+        axes.set_ylim(bottom=0)
+        if index == 1:
+            axes.set_ylabel("ms")
+            axes.legend(fontsize=7)
+    error = table.calibration.held_out_error
+    text = f"{len(table.rows)} entries of {table.conditions.stem}. "
+    if error is not None:
+        text += f"Median error on networks not used for calibration: {100 * error:.1f} %."
+    return [("The latency table", text, _svg(figure))]
+
+
+def _training_chart(workspace: Workspace) -> list[Chart]:
+    charts = []
+    for title, folder in (("Supernet training", workspace.supernet), ("Training", workspace.train)):
+        path = folder / "weights.safetensors"
+        if not path.exists():
+            continue
+        history = pd.DataFrame(read_info(path).facts["history"])
+        figure, axes = _axes("epoch", "loss")
+        axes.plot(history["epoch"], history["classes"], label="classes (focal)")
+        axes.plot(history["epoch"], history["boxes"], label="boxes (GIoU)")
+        axes.legend()
+        charts.append((title, f"{len(history)} epochs.", _svg(figure)))
+    return charts
+
+
+def _samples(folders: list[Path], data: DetectionSet | None) -> list[tuple[str, str]]:
+    ready = [folder for folder in folders if (folder / "card.json").exists()]
+    if data is None or not ready:
+        return []
+    bundle = Bundle(ready[0])
+    samples = []
+    for record in data.records[:SAMPLES]:
+        image = read_image(record.path, (record.height, record.width))
+        if image is None:
+            continue
+        picture = draw(image, bundle.detect(image).above(SHOWN_SCORE), bundle.names)
+        ok, encoded = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
+        if ok:
+            samples.append((record.path.name, base64.b64encode(encoded.tobytes()).decode()))
+    return samples
+
+
+def _axes(x: str, y: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg")
+    text = stream.getvalue()
+    return text[text.index("<svg") :]

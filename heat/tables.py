@@ -1,0 +1,119 @@
+"""What people read in the terminal: tables on stderr."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from latency_tables.devices import Detected, Device
+from supernet.architecture import Architecture
+from supernet.coco import load_split, splits_of
+from supernet.letterbox import read_image
+from supernet.operators import OPERATORS
+
+
+def _console() -> Console:
+    return Console(stderr=True)
+
+
+def describe_architecture(architecture: Architecture) -> None:
+    """Print every place of a network with its map, multiply-adds and parameters."""
+    height, width = architecture.input_size
+    table = Table(title=f"{architecture.name} at {height}x{width}")
+    for column in ("place", "operator", "widths", "stride", "map"):
+        table.add_column(column)
+    for column in ("MMACs conv", "MMACs attention", "params"):
+        table.add_column(column, justify="right")
+    for place, entry in architecture.entries().items():
+        operator = OPERATORS[entry.op]
+        macs = operator.macs(entry)
+        same = entry.d_in == entry.d_out
+        table.add_row(
+            place,
+            entry.op,
+            str(entry.d_in) if same else f"{entry.d_in} -> {entry.d_out}",
+            str(entry.stride),
+            f"{entry.h}x{entry.w}",
+            f"{macs.conv_linear / 1e6:,.2f}",
+            f"{macs.attention / 1e6:,.2f}",
+            f"{operator.params(entry):,}",
+        )
+    total = architecture.macs()
+    table.add_section()
+    table.add_row(
+        "all",
+        "",
+        " ".join(str(width) for width in architecture.widths),
+        "",
+        "",
+        f"{total.conv_linear / 1e6:,.2f}",
+        f"{total.attention / 1e6:,.2f}",
+        f"{architecture.params_deployed():,}",
+    )
+    _console().print(table)
+
+
+def list_devices(devices: list[Device], cpu: Detected, gpus: tuple[str, ...]) -> None:
+    """Print the known devices and whether each is this machine."""
+    import re
+
+    table = Table(title=f"this machine: {cpu.model}, {cpu.cores} cores")
+    for column in ("device", "means", "runtime", "precision", "threads", "here"):
+        table.add_column(column)
+    for device in devices:
+        here = [cpu.model] if device.kind == "cpu" else list(gpus)
+        found = any(re.search(device.pattern, name, re.I) for name in here)
+        if device.kind == "cpu" and not found:
+            state = "measured as what it is"
+        else:
+            state = "yes" if found else "no"
+        table.add_row(
+            device.name,
+            device.title,
+            device.runtime,
+            device.precision,
+            str(device.threads or "all"),
+            state,
+        )
+    _console().print(table)
+
+
+def check_data(root: Path) -> dict[str, Any]:
+    """Print counts, classes and problems of every split; decode every image."""
+    console = _console()
+    result: dict[str, Any] = {"data": str(root), "splits": {}, "problems": []}
+    for split in splits_of(root):
+        data = load_split(root, split)
+        counts = np.zeros(data.num_classes, dtype=int)
+        problems = [(p.kind, p.where, p.detail) for p in data.problems]
+        for record in data.records:
+            np.add.at(counts, record.labels, 1)
+            image = read_image(record.path, (record.height, record.width))
+            if image is None:
+                problems.append(("image cannot be decoded", str(record.path), "remove it"))
+            elif image.shape[:2] != (record.height, record.width):
+                stated, real = (record.height, record.width), image.shape[:2]
+                problems.append(
+                    ("size differs", str(record.path), f"stated {stated}, is {real}: boxes are off")
+                )
+        table = Table(title=f"{root.name} {split}: {len(data.records)} images")
+        for column in ("class", "COCO id", "name", "boxes"):
+            table.add_column(column, justify="right" if column != "name" else "left")
+        for index, name in enumerate(data.names):
+            table.add_row(str(index), str(data.category_ids[index]), name, str(counts[index]))
+        console.print(table)
+        empty = sum(len(record.labels) == 0 for record in data.records)
+        console.print(f"{data.num_crowd} crowd regions, {empty} images without boxes")
+        for kind, where, detail in problems:
+            console.print(f"[bold]{kind}[/bold] at {where}: {detail}", soft_wrap=True)
+        result["splits"][split] = {
+            "images": len(data.records),
+            "boxes": int(counts.sum()),
+            "crowd": data.num_crowd,
+            "without_boxes": empty,
+            "names": list(data.names),
+        }
+        result["problems"].extend({"split": split, "kind": k, "where": w, "detail": d} for k, w, d in problems)
+    return result

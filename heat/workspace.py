@@ -1,0 +1,112 @@
+"""The workspace: one folder that remembers what each stage left, so that the next can go on.
+
+heat-run/
+  run.json           results, inputs and times of every stage
+  tables/            latency tables
+  supernet/          weights.safetensors, state.pt
+  thin/              architecture.json, thinning.csv
+  train/             weights.safetensors, state.pt
+  bundle-onnx/ ...   exported bundles
+  report.html
+"""
+
+import datetime
+import json
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from supernet.atomic import write_text
+from supernet.errors import UserError
+
+FORMAT_VERSION = 1
+"""History of `run.json`: 1, the first."""
+
+DEFAULT = Path("heat-run")
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Paths and the record of one run."""
+
+    root: Path
+
+    @property
+    def tables(self) -> Path:
+        """Folder of latency tables."""
+        return self.root / "tables"
+
+    @property
+    def supernet(self) -> Path:
+        """Folder of the supernet's checkpoint."""
+        return self.root / "supernet"
+
+    @property
+    def train(self) -> Path:
+        """Folder of the detector's checkpoint."""
+        return self.root / "train"
+
+    @property
+    def architecture(self) -> Path:
+        """The thinned architecture."""
+        return self.root / "thin" / "architecture.json"
+
+    @property
+    def ledger(self) -> Path:
+        """The thinning ledger."""
+        return self.root / "thin" / "thinning.csv"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.root / "report.html"
+
+    def bundle(self, format: str) -> Path:
+        """Folder of the bundle of a format."""
+        return self.root / f"bundle-{format}"
+
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Return what every finished stage recorded, by stage name."""
+        path = self.root / "run.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["format"] != FORMAT_VERSION:
+                raise UserError(
+                    f"{path}: format {record['format']}, this HEAT reads {FORMAT_VERSION}"
+                )
+            return dict(record["stages"])
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} cannot be read ({error}): use another --out") from None
+
+    def stage(self, name: str) -> dict[str, Any] | None:
+        """Return what a stage recorded, or None."""
+        return self.stages().get(name)
+
+    def need(self, name: str, command: str) -> dict[str, Any]:
+        """Return what a stage recorded; where it has not run, say which command runs it."""
+        found = self.stage(name)
+        if found is None:
+            raise UserError(f"{self.root} has no finished {name}: run {command} first")
+        return found
+
+    def record(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
+        """Keep a stage's result in `run.json` and return it."""
+        from . import __version__
+
+        stages = self.stages()
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        stages[name] = {**result, "finished": now}
+        record = {
+            "format": FORMAT_VERSION,
+            "heat": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(terse=True),
+            "command": ["heat", *sys.argv[1:]],
+            "stages": stages,
+        }
+        write_text(self.root / "run.json", json.dumps(record, indent=1) + "\n")
+        return result
