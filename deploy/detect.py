@@ -98,9 +98,7 @@ class Bundle:
         start = time.perf_counter()
         boxes, scores, labels = self._session.run({"image": pixels[None]})
         elapsed_ms = (time.perf_counter() - start) * 1e3
-        return Found(
-            boxes_to_image(boxes, scale, image.shape[:2]), scores, labels, elapsed_ms
-        )
+        return Found(boxes_to_image(boxes, scale, image.shape[:2]), scores, labels, elapsed_ms)
 
 
 def image_paths(source: Path) -> list[Path]:

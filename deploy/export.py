@@ -115,10 +115,7 @@ def export_bundle(
             "p95_ms": round(speed.p95_ms, 4),
             "date": datetime.date.today().isoformat(),
             **facts,
-            "files": {
-                path.name: file_hash(path)
-                for path in sorted(scratch.iterdir())
-            },
+            "files": {path.name: file_hash(path) for path in sorted(scratch.iterdir())},
         }
         write_card(scratch, card)
         _swap(scratch, folder)

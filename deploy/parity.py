@@ -94,9 +94,7 @@ def compare(
         )
         matched, unmatched = matched + pairs, unmatched + lonely
         box_px, score = max(box_px, largest_box), max(score, largest_score)
-    return Parity(
-        len(images), matched, unmatched, box_px, score, raw_box_px, raw_score
-    )
+    return Parity(len(images), matched, unmatched, box_px, score, raw_box_px, raw_score)
 
 
 Detected = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

@@ -16,16 +16,18 @@ PARTS = (errors, letterbox, runtimes, detect)
 
 OURS = ("heat", "supernet", "latency_tables", "deploy")
 
-HEADER = '''"""Detects objects with the model in this folder: python detect.py IMAGE|FOLDER --save DIR
+HEADER = '''"""Detects objects with the model in this folder.
+
+    python detect.py IMAGE|FOLDER --save DIR
 
 Needs numpy, opencv-python-headless and the runtime named in card.json. Made by heat export.
 """
 '''
 
-FOOTER = '''
+FOOTER = """
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
-'''
+"""
 
 
 def detect_script() -> str:
@@ -41,9 +43,7 @@ def detect_script() -> str:
             docstring = isinstance(node, ast.Expr) and node is tree.body[0]
             if isinstance(node, ast.Import | ast.ImportFrom):
                 if not _is_ours(node):
-                    imports.update(
-                        "\n".join(lines[node.lineno - 1 : node.end_lineno]).splitlines()
-                    )
+                    imports.update("\n".join(lines[node.lineno - 1 : node.end_lineno]).splitlines())
             elif not docstring:
                 continue
             dropped.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))

@@ -42,7 +42,8 @@ Threads = Annotated[
     int | None, Parameter(help="CPU threads of the deployed model; the device's by default.")
 ]
 Runtime = Annotated[
-    RuntimeName | None, Parameter(help="Runtime that measures and deploys; the device's by default.")
+    RuntimeName | None,
+    Parameter(help="Runtime that measures and deploys; the device's by default."),
 ]
 Size = Annotated[str | None, Parameter(help="Network input HxW in multiples of 32.")]
 Data = Annotated[
@@ -405,7 +406,7 @@ def build(
         chosen = _named_space(space, size, train_set.num_classes)
     return run(
         workspace,
-        _target(device, runtime or RUNTIME_OF[format], threads),  # type: ignore[arg-type]
+        _target(device, runtime or RUNTIME_OF[format], threads),
         target_fps,
         train_set,
         val_set,
@@ -524,9 +525,7 @@ def _space(
             changes["input_size"] = parse_size(input_size)
         if classes is not None:
             changes["num_classes"] = classes
-        return SearchSpace(
-            template=space.template.with_(**changes), positions=space.positions
-        )
+        return SearchSpace(template=space.template.with_(**changes), positions=space.positions)
     size = parse_size(input_size or "448x448")
     return _named_space(name or ("midi" if small else "large"), size, classes or 80)
 

@@ -21,7 +21,7 @@ from .thinning import State, prior_logits
 
 MAX_SIDE_PX = 512
 """Longest input side a build chooses by itself."""
-ROOM = 1.25
+ROOM = 1.1
 """How much slower than the target a full space should be, so that thinning has a choice."""
 SUPERNET_SHARE = 0.25
 """Share of the minutes for the supernet."""
@@ -51,8 +51,8 @@ def choose_space(
     """Return the smallest space whose full network is too slow for the target by some room.
 
     Its cheapest full network counts, all RepCNN, so that thinning has a choice whatever the
-    supernet prefers. A space whose supernet could not see the data a few times in its share of the minutes is not
-    taken: a smaller one is trained better.
+    supernet prefers. A space whose supernet could not see the data a few times in its share of
+    the minutes is not taken: a smaller one is trained better.
     """
     chosen = None
     for name in SPACES:
@@ -92,7 +92,9 @@ def step_seconds(network: Detector, data: DetectionSet) -> float:
     return best
 
 
-def epochs_for(seconds_an_image: float, images: int, budget_s: float, most: tuple[int, int]) -> int:
+def epochs_for(
+    seconds_an_image: float, images: int, budget_s: float, bounds: tuple[int, int]
+) -> int:
     """Return the epochs that fit into a budget, within bounds."""
     fitting = int(budget_s / (seconds_an_image * images * 1.15))
-    return max(most[0], min(most[1], fitting))
+    return max(bounds[0], min(bounds[1], fitting))

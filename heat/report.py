@@ -79,7 +79,9 @@ def _parts(workspace: Workspace, thin: dict[str, Any] | None) -> list[dict[str, 
         {
             "place": place,
             "op": entry.op,
-            "widths": f"{entry.d_in}" if entry.d_in == entry.d_out else f"{entry.d_in}→{entry.d_out}",
+            "widths": f"{entry.d_in}"
+            if entry.d_in == entry.d_out
+            else f"{entry.d_in}→{entry.d_out}",
             "map": f"{entry.h}x{entry.w}",
             "ms": table.row(entry).ms * thin["table_factor"],
         }

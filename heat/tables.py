@@ -115,5 +115,7 @@ def check_data(root: Path) -> dict[str, Any]:
             "without_boxes": empty,
             "names": list(data.names),
         }
-        result["problems"].extend({"split": split, "kind": k, "where": w, "detail": d} for k, w, d in problems)
+        result["problems"].extend(
+            {"split": split, "kind": k, "where": w, "detail": d} for k, w, d in problems
+        )
     return result

@@ -81,14 +81,10 @@ class State:
     def architecture(self, space: SearchSpace, logits: Logits) -> Architecture:
         """Return the network of this state."""
         b1, b2, b3, b4 = (
-            "".join(
-                LETTERS[CANDIDATES[self.operator(place, logits)]] for place in self.live(stage)
-            )
+            "".join(LETTERS[CANDIDATES[self.operator(place, logits)]] for place in self.live(stage))
             for stage in (1, 2, 3, 4)
         )
-        return space.template.with_(
-            name="thinned", widths=self.widths, blocks=(b1, b2, b3, b4)
-        )
+        return space.template.with_(name="thinned", widths=self.widths, blocks=(b1, b2, b3, b4))
 
     def positions(self) -> tuple[tuple[int, ...], ...]:
         """Return the live position numbers of each stage."""
@@ -151,9 +147,7 @@ def stage_importance(state: State, stage: int, logits: Logits, rule: StageRule) 
     return total if rule == "sum" or not values else total / len(values)
 
 
-def stage_moves(
-    state: State, stage: int, logits: Logits, rules: ThinningRules
-) -> Iterator[Move]:
+def stage_moves(state: State, stage: int, logits: Logits, rules: ThinningRules) -> Iterator[Move]:
     """Yield IR, SR, WMR and WR of one stage, where the floors allow them."""
     live = state.live(stage)
     if len(live) > rules.min_blocks:
@@ -175,9 +169,7 @@ def stage_moves(
 def layer_move(state: State, logits: Logits, rules: ThinningRules) -> Move | None:
     """Return LR: delete the weakest position of the whole network."""
     deletable = [
-        place
-        for place in sorted(state.allowed)
-        if len(state.live(place[0])) > rules.min_blocks
+        place for place in sorted(state.allowed) if len(state.live(place[0])) > rules.min_blocks
     ]
     if not deletable:
         return None
@@ -219,8 +211,7 @@ def removed_mass(before: State, after: State, logits: Logits) -> float:
 
     def mass(state: State) -> float:
         return sum(
-            importance(state, place, logits) * state.widths[place[0] - 1]
-            for place in state.allowed
+            importance(state, place, logits) * state.widths[place[0] - 1] for place in state.allowed
         )
 
     return 100.0 * (1.0 - mass(after) / mass(before))

@@ -186,9 +186,7 @@ class LatencyTable:
                 tuple((a, b) for a, b in sidecar["calibration"]["anchors"]),
                 tuple((a, b) for a, b in sidecar["calibration"]["held_out"]),
             )
-            table = cls(
-                Conditions(**sidecar["conditions"]), {}, calibration, sidecar["facts"]
-            )
+            table = cls(Conditions(**sidecar["conditions"]), {}, calibration, sidecar["facts"])
             frame = pd.read_csv(io.StringIO(text))
             names = [item.name for item in fields(Entry)]
             kept = [item.name for item in fields(Row)]

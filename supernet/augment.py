@@ -72,4 +72,5 @@ def _colour(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Im
     x = (x - mean) * (1 + rng.uniform(-config.contrast, config.contrast)) + mean
     grey = x.mean(axis=2, keepdims=True)
     x = grey + (x - grey) * (1 + rng.uniform(-config.saturation, config.saturation))
-    return np.clip(x, 0, 255).astype(np.uint8)
+    pixels: Image = np.clip(x, 0, 255).astype(np.uint8)
+    return pixels

@@ -109,9 +109,7 @@ def load_split(root: Path, split: str) -> DetectionSet:
         "categories": categories,
     }
     names = tuple(str(category["name"]) for category in categories)
-    return DetectionSet(
-        root, name, path, names, ids, tuple(records), tuple(problems), crowd, truth
-    )
+    return DetectionSet(root, name, path, names, ids, tuple(records), tuple(problems), crowd, truth)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

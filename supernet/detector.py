@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .architecture import Architecture
 from .onnx_graph import GraphWriter, Value
 from .operators import OPERATORS, Unit
-from .operators.convbn import DropPath, fold
+from .operators.convbn import fold
 from .operators.decode import Decode, Detections
 from .operators.window import WindowBlock
 
@@ -91,17 +91,20 @@ class Detector(nn.Module):
 
     def set_drop_path(self, rate: float) -> None:
         """Raise the drop rate linearly from 0 to `rate` over the local window blocks."""
-        local = [unit for place, unit in self.units.items() if place[0] == "s" and place[3:].isdigit()]
+        local = [
+            unit for place, unit in self.units.items() if place[0] == "s" and place[3:].isdigit()
+        ]
         for index, unit in enumerate(local):
             if isinstance(unit, WindowBlock):
-                drop = cast(DropPath, unit.drop_path)
-                drop.rate = rate * index / max(1, len(local) - 1)
+                unit.drop_path.rate = rate * index / max(1, len(local) - 1)
 
     def deployed(self) -> "Detector":
         """Return a folded copy in evaluation mode."""
         return fold(self)
 
-    def to_onnx(self, metadata: dict[str, str] | None = None, *, raw: bool = False) -> onnx.ModelProto:
+    def to_onnx(
+        self, metadata: dict[str, str] | None = None, *, raw: bool = False
+    ) -> onnx.ModelProto:
         """Write the deployed graph of batch 1, from uint8 image to boxes in pixels.
 
         With `raw` the outputs are the head's scores and deltas, without decoding and NMS.

@@ -71,5 +71,5 @@ def score_rows(rows: list[dict[str, object]], data: DetectionSet) -> Metrics:
         scoring.evaluate()
         scoring.accumulate()
         scoring.summarize()
-    stats = [float(value) for value in scoring.stats]
-    return Metrics(*stats[:6], ar100=stats[8], images=len(data.records))
+    ap, ap50, ap75, small, medium, large, _, _, ar100 = (float(v) for v in scoring.stats[:9])
+    return Metrics(ap, ap50, ap75, small, medium, large, ar100, len(data.records))

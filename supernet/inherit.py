@@ -79,11 +79,14 @@ def _flatten(
             mixture = cast(Mixture, supernet.units[f"s{stage}_{old}"])
             operator = LOCAL_OPERATORS[architecture.blocks[stage - 1][new]]
             source[f"s{stage}_{new}"] = mixture.operators[CANDIDATES.index(operator)]
-    kept = {f"s{stage}_{new}" for stage, chosen in enumerate(positions, 1) for new in range(len(chosen))}
+    kept = {
+        f"s{stage}_{new}" for stage, chosen in enumerate(positions, 1) for new in range(len(chosen))
+    }
     return {
         place: unit
         for place, unit in source.items()
-        if not isinstance(unit, Mixture) and (not place[3:].isdigit() or place in kept or place[0] != "s")
+        if not isinstance(unit, Mixture)
+        and (not place[3:].isdigit() or place in kept or place[0] != "s")
     }
 
 
@@ -94,11 +97,11 @@ def _residual_scales(unit: nn.Module) -> Iterator[Tensor]:
             yield bn.weight.abs()
     elif isinstance(unit, WindowBlock | OriginalBlock | ChannelBlock):
         yield unit.proj.bn.weight.abs()
-        yield cast(ConvBN, unit.ffn.fc2).bn.weight.abs()
+        yield unit.ffn.fc2.bn.weight.abs()
         if isinstance(unit, ChannelBlock):
             yield unit.lpi.conv2.bn.weight.abs()
     elif isinstance(unit, PoolFFN):
-        yield cast(ConvBN, unit.ffn.fc2).bn.weight.abs()
+        yield unit.ffn.fc2.bn.weight.abs()
 
 
 def _stream_scores(source: Mapping[str, nn.Module], stage: int) -> Tensor:
@@ -116,9 +119,7 @@ def _top(scores: Tensor, count: int) -> Tensor:
     return best.sort().values
 
 
-def _copy_unit(
-    place: str, old: nn.Module, new: nn.Module, streams: Sequence[Tensor]
-) -> None:
+def _copy_unit(place: str, old: nn.Module, new: nn.Module, streams: Sequence[Tensor]) -> None:
     """Copy one unit; which streams it joins follows from its place."""
     own = streams[_stage_of(place) - 1]
     match old, new:
@@ -126,9 +127,13 @@ def _copy_unit(
             _copy_conv(a.conv3, b.conv3, own, own)
             _copy_conv(a.conv1, b.conv1, own, own)
             _copy_bn(a.identity, b.identity, own)
-        case (WindowBlock(), WindowBlock()) | (ChannelBlock(), ChannelBlock()) | (
-            OriginalBlock(),
-            OriginalBlock(),
+        case (
+            (WindowBlock(), WindowBlock())
+            | (ChannelBlock(), ChannelBlock())
+            | (
+                OriginalBlock(),
+                OriginalBlock(),
+            )
         ):
             _copy_attention(old, new, own)
         case Stem(), Stem():
@@ -149,13 +154,13 @@ def _copy_unit(
         case TaskSplit(), TaskSplit():
             both = torch.cat([own, own + old.widen.bn.num_features // 2])
             _copy_conv(old.widen, new.widen, both, own)
-            for a, b in zip(old.blocks, new.blocks, strict=True):
-                _copy_attention(a, b, both)
+            for wide, narrow in zip(old.blocks, new.blocks, strict=True):
+                _copy_attention(wide, narrow, both)
         case Head(), Head():
-            for a, b in ((old.cls, new.cls), (old.box, new.box), (old.obj, new.obj)):
-                b.weight.copy_(a.weight[:, own])
-                assert a.bias is not None and b.bias is not None
-                b.bias.copy_(a.bias)
+            for last, thin in ((old.cls, new.cls), (old.box, new.box), (old.obj, new.obj)):
+                assert last.bias is not None and thin.bias is not None
+                thin.weight.copy_(last.weight[:, own])
+                thin.bias.copy_(last.bias)
         case _:
             assert not list(new.parameters()), f"{place} has weights that nothing copies"
 

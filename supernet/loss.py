@@ -62,9 +62,7 @@ def detection_loss(
         one_hot_MK = F.one_hot(matched.targets_M.clamp_min(0), K).to(logits_MK)
         one_hot_MK = one_hot_MK * (matched.targets_M >= 0)[:, None]
         classes = classes + focal_loss(logits_MK[valid_M], one_hot_MK[valid_M])
-        overlap_P = giou_pairs(
-            predicted_M4[matched.anchors_P], target.boxes_xyxy[matched.boxes_P]
-        )
+        overlap_P = giou_pairs(predicted_M4[matched.anchors_P], target.boxes_xyxy[matched.boxes_P])
         boxes = boxes + (1 - overlap_P).sum()
         positives += len(matched.anchors_P)
     divisor = max(1, positives)

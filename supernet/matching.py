@@ -33,7 +33,11 @@ class Match:
 
 @torch.no_grad()
 def match(
-    anchors_xyxy: Tensor, predicted_xyxy: Tensor, boxes_xyxy: Tensor, labels_N: Tensor, k: int = TOPK
+    anchors_xyxy: Tensor,
+    predicted_xyxy: Tensor,
+    boxes_xyxy: Tensor,
+    labels_N: Tensor,
+    k: int = TOPK,
 ) -> Match:
     """Assign anchors to boxes (spec section 6); predictions take part without gradient."""
     M, N = len(anchors_xyxy), len(boxes_xyxy)

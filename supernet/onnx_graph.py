@@ -221,9 +221,7 @@ class GraphWriter:
             self._nodes.append(helper.make_node("Identity", [value.name], [name], name=name))
             shape = [side if side >= 0 else "detections" for side in value.shape]
             infos.append(helper.make_tensor_value_info(name, _DTYPES[dtype], shape))
-        graph = helper.make_graph(
-            self._nodes, self._name, self._inputs, infos, self._initializers
-        )
+        graph = helper.make_graph(self._nodes, self._name, self._inputs, infos, self._initializers)
         model = helper.make_model(
             graph,
             ir_version=IR_VERSION,

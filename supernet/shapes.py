@@ -5,6 +5,7 @@ Discs, squares, triangles and rings in random colours on a noisy ground, partly 
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +22,8 @@ def make_shapes(root: Path, *, train: int = 160, val: int = 40, seed: int = 0) -
     """Write `<root>/{train,val}/*.jpg` and COCO annotations; the same seed gives the same set."""
     for number, (split, count) in enumerate((("train", train), ("val", val))):
         rng = np.random.default_rng([seed, number])
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for index in range(count):
             pixels, boxes, labels = draw(rng)
             file_name = f"{split}_{index:05d}.jpg"
@@ -46,9 +48,7 @@ def make_shapes(root: Path, *, train: int = 160, val: int = 40, seed: int = 0) -
                     }
                 )
         categories = [{"id": index + 1, "name": name} for index, name in enumerate(NAMES)]
-        text = json.dumps(
-            {"images": images, "annotations": annotations, "categories": categories}
-        )
+        text = json.dumps({"images": images, "annotations": annotations, "categories": categories})
         write_text(root / "annotations" / f"instances_{split}.json", text)
 
 

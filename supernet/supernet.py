@@ -71,7 +71,7 @@ class SearchConfig:
     frozen_share: float = 0.1
     """Share of the epochs in which the logits stay at zero."""
     straight_through: bool = False
-    """Run one drawn operator per position (hard forward, soft gradient): about a third of the memory."""
+    """Run one drawn operator a position (hard forward, soft gradient): a third of the memory."""
 
 
 def temperature(epoch: int, epochs: int, config: SearchConfig) -> float:

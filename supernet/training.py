@@ -324,7 +324,9 @@ class _Run:
             facts=facts,
         )
         raw = self.network.state_dict()
-        save_checkpoint(self.checkpoint, self.average.weights if self.config.ema_decay else raw, info)
+        save_checkpoint(
+            self.checkpoint, self.average.weights if self.config.ema_decay else raw, info
+        )
         with replacing(self.state) as temporary:
             torch.save(
                 {

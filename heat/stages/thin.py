@@ -36,10 +36,21 @@ MAX_CORRECTIONS = 12
 """How often a missed target may rescale the table."""
 
 LEDGER = (
-    "step,move,stage,position,widths,blocks,importance,ap_drop,ms,fps,ratio,chosen,reason".split(
-        ","
-    )
+    "step",
+    "move",
+    "stage",
+    "position",
+    "widths",
+    "blocks",
+    "importance",
+    "ap_drop",
+    "ms",
+    "fps",
+    "ratio",
+    "chosen",
+    "reason",
 )
+"""Columns of `thinning.csv`."""
 
 
 def thin(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..architecture import Entry, Macs
+from ..architecture import Macs
 from ..onnx_graph import GraphWriter, Value
 from .base import Operator, same_shape
 from .convbn import ConvBN, DropPath, FeedForward, Gelu, conv_params
@@ -73,9 +73,7 @@ class ChannelBlock(nn.Module):
             graph.reshape(part, self.heads, HEAD, H * W) for part in graph.split(qkv, 1, (D,) * 3)
         )
         norm_q, norm_k = (
-            graph.op(
-                "ReduceL2", [part, graph.ints(2)], (self.heads, HEAD, 1), keepdims=1
-            )
+            graph.op("ReduceL2", [part, graph.ints(2)], (self.heads, HEAD, 1), keepdims=1)
             for part in (q, k)
         )
         norms = graph.matmul(norm_q, graph.swap(norm_k))

@@ -31,9 +31,7 @@ class ConvBN(nn.Module):
     ) -> None:
         """Make the layer; 1x1 kernels start from a truncated normal of 0.02."""
         super().__init__()
-        self.conv = nn.Conv2d(
-            d_in, d_out, kernel, stride, kernel // 2, groups=groups, bias=False
-        )
+        self.conv = nn.Conv2d(d_in, d_out, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(d_out)
         if kernel == 1:
             nn.init.trunc_normal_(self.conv.weight, std=0.02)
@@ -151,5 +149,3 @@ def conv_params(d_in: int, d_out: int, kernel: int) -> int:
 def half(side: int) -> int:
     """Return the ceil-half of a side."""
     return (side + 1) // 2
-
-

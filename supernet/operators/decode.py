@@ -103,9 +103,7 @@ class Decode(nn.Module):
         """Return a distance that no clipped box crosses, so that one NMS serves all classes."""
         return float(max(self.image_size) + 1)
 
-    def emit(
-        self, graph: GraphWriter, scores: Value, deltas: Value
-    ) -> tuple[Value, Value, Value]:
+    def emit(self, graph: GraphWriter, scores: Value, deltas: Value) -> tuple[Value, Value, Value]:
         """Write decode and NMS; outputs boxes [n, 4], scores [n], labels [n], n <= 100."""
         A, K, L = scores.shape
         boxes = self._emit_boxes(graph, deltas, L)

@@ -72,12 +72,8 @@ class Head(nn.Module):
         A, K = self.num_anchors, self.num_classes
         c = graph.unary("Sigmoid", graph.conv(t_cls, self.cls))
         o = graph.unary("Sigmoid", graph.conv(t_reg, self.obj))
-        scores = graph.binary(
-            "Mul", graph.reshape(c, A, K, h * w), graph.reshape(o, A, 1, h * w)
-        )
+        scores = graph.binary("Mul", graph.reshape(c, A, K, h * w), graph.reshape(o, A, 1, h * w))
         return scores, graph.reshape(graph.conv(t_reg, self.box), A, 4, h * w)
-
-
 
 
 def _maps(entry: Entry, channels: tuple[int, ...]) -> tuple[Shape, ...]:

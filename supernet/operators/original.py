@@ -5,11 +5,10 @@ Shape suffixes: B batch, D channels, N heads, E = 32 channels of a head, T token
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..architecture import Entry, Macs
+from ..architecture import Macs
 from ..onnx_graph import GraphWriter, Value
 from .base import Operator, same_shape
 from .convbn import ConvBN, DropPath, FeedForward, conv_params

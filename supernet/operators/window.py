@@ -106,7 +106,7 @@ class WindowBlock(nn.Module):
         x_BDHW = x_BDHW + self.drop_path(attended)
         return x_BDHW + self.drop_path(self.ffn(x_BDHW))  # type: ignore[no-any-return]
 
-    def bias_NTT(self) -> Tensor:
+    def position_bias(self) -> Tensor:
         """Return the relative position bias per head."""
         index = relative_index().to(self.bias.device)
         return self.bias[index].permute(2, 0, 1)
@@ -121,8 +121,9 @@ class WindowBlock(nn.Module):
             x = torch.roll(x, (-shift, -shift), (2, 3))
         rows, columns = tall // WINDOW, wide // WINDOW
         x = x.view(B, N, HEAD, rows, WINDOW, columns, WINDOW).permute(0, 3, 5, 1, 2, 4, 6)
-        q, k, v = x.reshape(B, rows * columns, N, HEAD, TOKENS).split((KEY, KEY, VALUE), 3)
-        scores = (q * KEY**-0.5).transpose(3, 4) @ k + self.bias_NTT()
+        x = x.reshape(B, rows * columns, N, HEAD, TOKENS)
+        q, k, v = torch.split(x, (KEY, KEY, VALUE), 3)
+        scores = (q * KEY**-0.5).transpose(3, 4) @ k + self.position_bias()
         mask = attention_mask(H, W, shift)
         if mask is not None:
             scores = scores + torch.from_numpy(mask).to(scores)[:, None]
@@ -131,7 +132,8 @@ class WindowBlock(nn.Module):
         out = out.reshape(B, N * VALUE, tall, wide)
         if shift:
             out = torch.roll(out, (shift, shift), (2, 3))
-        return out[:, :, :H, :W]
+        cropped: Tensor = out[:, :, :H, :W]
+        return cropped
 
     def emit(self, graph: GraphWriter, x: Value) -> Value:
         """Write the deployed block: q's scale folded into its rows, bias and mask constant."""
@@ -144,9 +146,7 @@ class WindowBlock(nn.Module):
         for axis in (2, 3) if shift else ():
             y = graph.roll(y, axis, -shift)
         y = graph.reshape(y, N, HEAD, rows, WINDOW, columns, WINDOW)
-        y = graph.reshape(
-            graph.transpose(y, 2, 4, 0, 1, 3, 5), rows * columns, N, HEAD, TOKENS
-        )
+        y = graph.reshape(graph.transpose(y, 2, 4, 0, 1, 3, 5), rows * columns, N, HEAD, TOKENS)
         q, k, v = graph.split(y, 2, (KEY, KEY, VALUE))
         scores = graph.matmul(graph.swap(q), k)
         for term in self._constants(H, W, shift):
@@ -173,7 +173,7 @@ class WindowBlock(nn.Module):
         return qkv
 
     def _constants(self, height: int, width: int, shift: int) -> list[Array]:
-        bias_1NTT: Array = self.bias_NTT().detach().cpu().numpy()[None]
+        bias_1NTT: Array = self.position_bias().detach().cpu().numpy()[None]
         mask = attention_mask(height, width, shift)
         if mask is None:
             return [bias_1NTT]
