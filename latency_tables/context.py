@@ -27,9 +27,9 @@ from supernet.operators.repcnn import ConvRelu
 
 KEEPS_SHAPE = ("repcnn", "wmsa", "swmsa", "cw", "oa")
 
-PASSING_LOGIT = -2.5
-"""Class bias of the decode probe: about a tenth of the scores pass the threshold, as in a busy
-picture; an untrained head would make NMS look free."""
+BUSY_EVERY = 10
+"""Every so many class maps of a random head pass the score threshold, as in a busy picture; an
+untrained head would make NMS look free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +151,7 @@ def randomise(module: nn.Module) -> None:
             nn.init.normal_(part.bias, std=0.1)
         elif isinstance(part, Head):
             assert part.cls.bias is not None and part.obj.bias is not None
-            nn.init.normal_(part.cls.weight, std=0.02)
-            nn.init.constant_(part.cls.bias, PASSING_LOGIT)
-            nn.init.constant_(part.obj.bias, -1.0)
+            nn.init.normal_(part.cls.weight, std=part.cls.weight[0].numel() ** -0.5)
+            nn.init.constant_(part.cls.bias, -6.0)
+            part.cls.bias[::BUSY_EVERY] = 0.5
+            nn.init.constant_(part.obj.bias, 1.0)

@@ -122,7 +122,7 @@ class WindowBlock(nn.Module):
         rows, columns = tall // WINDOW, wide // WINDOW
         x = x.view(B, N, HEAD, rows, WINDOW, columns, WINDOW).permute(0, 3, 5, 1, 2, 4, 6)
         x = x.reshape(B, rows * columns, N, HEAD, TOKENS)
-        q, k, v = torch.split(x, (KEY, KEY, VALUE), 3)
+        q, k, v = torch.split(x, [KEY, KEY, VALUE], 3)
         scores = (q * KEY**-0.5).transpose(3, 4) @ k + self.position_bias()
         mask = attention_mask(H, W, shift)
         if mask is not None:

@@ -1,0 +1,1 @@
+"""The commands of `heat`, one function each; `heat.cli` lists them."""

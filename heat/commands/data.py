@@ -1,0 +1,38 @@
+"""Commands about data sets: check, shapes."""
+
+from pathlib import Path
+
+from .options import Result
+
+
+def check(folder: Path, /) -> Result:
+    """Print counts, class map, and what is wrong and where.
+
+    Args:
+        folder: COCO-format folder.
+    """
+    from ..tables import check_data
+
+    return check_data(folder)
+
+
+def shapes(
+    folder: Path = Path("shapes"), /, *, train: int = 160, val: int = 40, seed: int = 0
+) -> Result:
+    """Make a small detection set of drawn shapes.
+
+    Args:
+        folder: Where to write it.
+        train: Training images.
+        val: Validation images.
+        seed: The same seed gives the same set.
+    """
+    from supernet.errors import UserError
+    from supernet.shapes import NAMES, make_shapes
+
+    if train < 1 or val < 1:
+        raise UserError(f"--train {train} --val {val}: at least 1 image each")
+    if (folder / "annotations").exists():
+        raise UserError(f"{folder} already holds annotations: give another folder")
+    make_shapes(folder, train=train, val=val, seed=seed)
+    return {"data": str(folder), "train": train, "val": val, "names": list(NAMES)}

@@ -1,0 +1,86 @@
+"""Finds what a command works on: the device, the data, the search space."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..workspace import Workspace
+
+if TYPE_CHECKING:
+    from latency_tables.devices import Target
+    from supernet.coco import DetectionSet
+    from supernet.supernet import SearchSpace
+
+
+def find_target(device: str, runtime: str | None, threads: int | None) -> "Target":
+    """Resolve a device on this machine."""
+    from latency_tables.devices import resolve
+
+    return resolve(device, runtime=runtime, threads=threads)
+
+
+def last_target(
+    workspace: Workspace, device: str | None, runtime: str | None, threads: int | None
+) -> "Target":
+    """Resolve the device asked for, or the one that the workspace last worked with."""
+    last: dict[str, Any] = {}
+    for stage in ("profile", "thin"):
+        last = {**last, **{k: v for k, v in (workspace.stage(stage) or {}).items() if v}}
+    name = device or last.get("requested") or "cpu"
+    same = device is None or device == last.get("requested")
+    if same:
+        threads = threads or last.get("threads")
+        runtime = runtime or last.get("runtime")
+    return find_target(name, runtime, threads)
+
+
+def find_data(workspace: Workspace, root: Path | None, split: str) -> "DetectionSet":
+    """Load a split of the folder given, or of the last training; say what is wrong in it."""
+    from supernet.coco import load_split
+    from supernet.errors import UserError
+
+    if root is None:
+        trained = workspace.stage("train") or workspace.stage("supernet")
+        if trained is None:
+            raise UserError("which data? give --data DIR (a small set: heat data shapes)")
+        root = Path(trained["data"])
+    found = load_split(root, split)
+    if found.problems:
+        print(
+            f"warning: {len(found.problems)} problem(s) in {found.annotation_path}, first: "
+            f"{found.problems[0].kind} at {found.problems[0].where} (heat data check {root})",
+            file=sys.stderr,
+        )
+    return found
+
+
+def find_space(
+    workspace: Workspace,
+    name: str | None,
+    input_size: str | None,
+    classes: int | None,
+    *,
+    small: bool = False,
+) -> "SearchSpace":
+    """Return the space asked for, or that of the last profile, or the default one."""
+    from supernet.architecture import parse_size
+    from supernet.supernet import SearchSpace
+
+    last = workspace.stage("profile")
+    if name is None and last is not None:
+        space = SearchSpace.from_json(last["space"], "run.json")
+        changes: dict[str, Any] = {}
+        if input_size is not None:
+            changes["input_size"] = parse_size(input_size)
+        if classes is not None:
+            changes["num_classes"] = classes
+        return SearchSpace(template=space.template.with_(**changes), positions=space.positions)
+    size = parse_size(input_size or "448x448")
+    return named_space(name or ("midi" if small else "large"), size, classes or 80)
+
+
+def named_space(name: str, size: tuple[int, int], classes: int) -> "SearchSpace":
+    """Return a named search space."""
+    from ..spaces import search_space
+
+    return search_space(name, input_size=size, num_classes=classes)

@@ -1,0 +1,55 @@
+"""Commands that only look: describe, devices, report."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from ..workspace import DEFAULT, Workspace
+from .find import find_data
+from .options import Data, Out, Result, Size
+
+
+def describe(what: str = "medium", /, *, input_size: Size = None) -> Result:
+    """Print an architecture stage by stage, with multiply-adds and parameters.
+
+    Args:
+        what: A preset (pico nano tiny small medium large) or an architecture.json.
+    """
+    from supernet.architecture import Architecture, parse_size, preset
+
+    from ..tables import describe_architecture
+
+    path = Path(what)
+    architecture = Architecture.load(path) if path.suffix == ".json" else preset(what)
+    if input_size is not None:
+        architecture = architecture.with_(input_size=parse_size(input_size))
+    describe_architecture(architecture)
+    macs = architecture.macs()
+    return {
+        "macs_conv_linear": macs.conv_linear,
+        "macs_attention": macs.attention,
+        "params_deployed": architecture.params_deployed(),
+        "architecture": json.loads(architecture.to_json()),
+    }
+
+
+def devices() -> Result:
+    """List the devices HEAT knows, and what this machine is."""
+    from latency_tables.devices import detect_cpu, detect_gpus, load_devices
+
+    from ..tables import list_devices
+
+    known, cpu, gpus = load_devices(), detect_cpu(), detect_gpus()
+    list_devices(list(known.values()), cpu, gpus)
+    return {"devices": sorted(known), "detected": asdict(cpu), "gpus": list(gpus)}
+
+
+def report(*, data: Data = None, out: Out = DEFAULT) -> Result:
+    """Write one offline HTML page of what the workspace holds."""
+    from ..report import write_report
+
+    workspace = Workspace(out)
+    trained = workspace.stage("train")
+    known = data is not None or (trained is not None and Path(trained["data"]).is_dir())
+    found = find_data(workspace, data, "val") if known else None
+    return {"report": str(write_report(workspace, found))}

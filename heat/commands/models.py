@@ -1,0 +1,188 @@
+"""Commands that make and judge a model: train, eval, export, build."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from ..workspace import DEFAULT, Workspace
+from .find import find_data, find_target, last_target, named_space
+from .options import Data, DeviceName, Format, Out, Result, Runtime, Size, Space, Threads
+
+
+def train(
+    *,
+    data: Path,
+    architecture: Annotated[
+        str | None, Parameter(help="Preset or architecture.json; the thinned one by default.")
+    ] = None,
+    input_size: Size = None,
+    epochs: int = 36,
+    batch_size: int = 8,
+    learning_rate: float = 1e-3,
+    schedule: Literal["cosine", "1x", "3x"] = "cosine",
+    drop_path: float = 0.0,
+    precision: Literal["auto", "f32", "bf16"] = "auto",
+    inherit: bool = False,
+    seed: int = 0,
+    resume: bool = False,
+    restart: bool = False,
+    out: Out = DEFAULT,
+) -> Result:
+    """Train the thinned architecture.
+
+    Args:
+        data: COCO-format folder with a train split.
+        epochs: Passes over the training split.
+        batch_size: Images per step.
+        learning_rate: Peak AdamW step.
+        schedule: Cosine, or the paper's stepped 1x / 3x.
+        drop_path: Largest stochastic depth rate.
+        precision: bf16 autocast where the CPU has it (auto), always, or never.
+        inherit: Start from the supernet's weights instead of from scratch.
+        seed: Seed of initialisation, order and augmentation.
+        resume: Go on with an unfinished run.
+        restart: Begin again, replacing what stands.
+    """
+    from supernet.architecture import Architecture, parse_size, preset
+    from supernet.training import TrainConfig
+
+    from ..stages.train import train as run
+
+    workspace = Workspace(out)
+    train_set = find_data(workspace, data, "train")
+    if architecture is None:
+        workspace.need("thin", "heat thin --target-fps FPS, or give --architecture")
+        chosen = Architecture.load(workspace.architecture)
+    elif architecture.endswith(".json"):
+        chosen = Architecture.load(Path(architecture))
+    else:
+        chosen = preset(architecture)
+    if input_size is not None:
+        chosen = chosen.with_(input_size=parse_size(input_size))
+    config = TrainConfig(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        drop_path=drop_path,
+        precision=precision,
+        seed=seed,
+    )
+    return run(
+        workspace,
+        train_set,
+        chosen,
+        config,
+        from_supernet=inherit,
+        resume=resume,
+        restart=restart,
+    )
+
+
+def evaluate(
+    *,
+    data: Data = None,
+    split: str = "val",
+    bundle: Annotated[
+        Path | None, Parameter(help="Bundle to score; without it the checkpoint, in torch.")
+    ] = None,
+    out: Out = DEFAULT,
+) -> Result:
+    """Score a bundle, or the checkpoint, by COCO average precision.
+
+    Args:
+        split: Split to score on.
+    """
+    from ..stages.evaluate import evaluate_bundle, evaluate_checkpoint
+
+    workspace = Workspace(out)
+    found = find_data(workspace, data, split)
+    if bundle is not None:
+        return evaluate_bundle(workspace, bundle, found)
+    return evaluate_checkpoint(workspace, found)
+
+
+def export(
+    *,
+    format: Format = "onnx",
+    device: Annotated[
+        str | None, Parameter(help="Device; that of the thinning by default.")
+    ] = None,
+    threads: Threads = None,
+    images: Annotated[
+        Path | None, Parameter(help="Pictures on which the export is compared with torch.")
+    ] = None,
+    data: Data = None,
+    out: Out = DEFAULT,
+) -> Result:
+    """Write a bundle that runs without torch, compared with torch and timed.
+
+    Args:
+        format: onnx for ONNX Runtime, openvino for OpenVINO.
+    """
+    from deploy.export import RUNTIME_OF
+
+    from ..stages.export import export as run
+
+    workspace = Workspace(out)
+    target = last_target(workspace, device, RUNTIME_OF[format], threads)
+    trained = workspace.stage("train")
+    data = data or (Path(trained["data"]) if trained else None)
+    found = None
+    if images is None and data is not None and (data.is_dir() or trained is None):
+        found = find_data(workspace, data, "val")
+    return run(workspace, target, format=format, data=found, images=images)
+
+
+def build(
+    *,
+    data: Path,
+    target_fps: float,
+    device: DeviceName = "cpu",
+    runtime: Runtime = None,
+    threads: Threads = None,
+    minutes: float = 60.0,
+    format: Format = "onnx",
+    space: Space = None,
+    input_size: Size = None,
+    seed: int = 0,
+    out: Out = DEFAULT,
+) -> Result:
+    """Everything: plan, profile, supernet, thin, train, export, eval, report.
+
+    Run it again after an interruption and it goes on.
+
+    Args:
+        data: COCO-format folder with train and val splits.
+        target_fps: Frames per second that the deployed network must reach, batch 1.
+        minutes: Time to spend; epochs and supernet size are chosen to fit.
+        format: onnx for ONNX Runtime, openvino for OpenVINO.
+        seed: Seed of initialisation, order and augmentation.
+    """
+    from deploy.export import RUNTIME_OF
+    from supernet.architecture import parse_size
+
+    from ..stages.build import build as run
+
+    workspace = Workspace(out)
+    train_set, val_set = find_data(workspace, data, "train"), find_data(workspace, data, "val")
+    size = parse_size(input_size) if input_size is not None else None
+    chosen = None
+    if space is not None:
+        from ..plan import choose_input_size
+
+        size = size or choose_input_size(train_set.records)
+        chosen = named_space(space, size, train_set.num_classes)
+    return run(
+        workspace,
+        find_target(device, runtime or RUNTIME_OF[format], threads),
+        target_fps,
+        train_set,
+        val_set,
+        minutes=minutes,
+        format=format,
+        space=chosen,
+        input_size=size,
+        seed=seed,
+    )

@@ -1,0 +1,26 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+Result = dict[str, Any]
+Format = Literal["onnx", "openvino"]
+RuntimeName = Literal["onnxruntime", "openvino"]
+SpaceName = Literal["micro", "mini", "midi", "base", "large"]
+
+Out = Annotated[Path, Parameter(help="The workspace: what every stage leaves and finds.")]
+DeviceName = Annotated[str, Parameter(help="Device file to use; `heat devices` lists them.")]
+Threads = Annotated[
+    int | None, Parameter(help="CPU threads of the deployed model; the device's by default.")
+]
+Runtime = Annotated[
+    RuntimeName | None,
+    Parameter(help="Runtime that measures and deploys; the device's by default."),
+]
+Size = Annotated[str | None, Parameter(help="Network input HxW in multiples of 32.")]
+Data = Annotated[
+    Path | None, Parameter(help="COCO-format folder; without it, the data of the last training.")
+]
+Space = Annotated[SpaceName | None, Parameter(help="Size of the supernet.")]

@@ -1,0 +1,47 @@
+"""Fixtures: data the project makes itself, and the real sets where they lie beside the checkout."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from supernet.architecture import Architecture
+from supernet.shapes import make_shapes
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+UNIT = Architecture(
+    name="unit",
+    widths=(32, 32, 64, 64),
+    blocks=("RS", "W", "RSW", "W"),
+    num_classes=3,
+    t1_blocks=1,
+    t2_blocks=1,
+    input_size=(128, 192),
+)
+"""The spec's unit-test size (section 12)."""
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    make_shapes(root, train=24, val=8, seed=0)
+    return root
+
+
+@pytest.fixture
+def unit() -> Architecture:
+    return UNIT
+
+
+def shared(name: str) -> Path:
+    """Return a real data set, or skip the test where the set is not there."""
+    root = SHARED / name
+    if not root.is_dir():
+        pytest.skip(f"the real set {name} is not beside this checkout")
+    return root

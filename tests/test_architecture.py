@@ -1,0 +1,110 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from latency_tables.profile import space_entries
+from supernet.architecture import PRESETS, Architecture, Macs, parse_size, preset
+from supernet.detector import Detector
+from supernet.errors import UserError
+from supernet.operators import OPERATORS
+
+SPEC_MACS = [
+    ("medium", (832, 1344), 79_396_402_176, 999_014_016),
+    ("medium", (640, 640), 29_082_931_200, 371_174_752),
+    ("medium", (448, 448), 14_250_636_288, 175_161_280),
+    ("tiny", (832, 1344), 71_398_768_896, 827_643_264),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "conv", "attention"), SPEC_MACS)
+def test_macs_equal_the_spec(name: str, size: tuple[int, int], conv: int, attention: int) -> None:
+    assert preset(name, input_size=size).macs() == Macs(conv, attention)
+
+
+def test_unit_size_equals_the_spec(unit: Architecture) -> None:
+    assert unit.macs() == Macs(65_603_328, 5_410_848)
+    assert unit.params_deployed() == 1_051_845
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("tiny", 42.28), ("small", 43.80), ("medium", 48.49), ("large", 54.58)]
+)
+def test_parameters_equal_the_spec(name: str, millions: float) -> None:
+    assert round(preset(name).params_deployed() / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        preset("medium", input_size=(832, 1344)),
+        preset("tiny", input_size=(608, 864), global_block="oa"),
+        preset("nano", input_size=(416, 544), global_block="oa", token_sparsity=0.18),
+    ],
+    ids=lambda a: f"{a.name}-{a.global_block}",
+)
+def test_torch_counts_the_same(architecture: Architecture) -> None:
+    """Torch's own counter agrees with the closed form, in the deployed form on the meta device."""
+    with torch.device("meta"):
+        network = Detector(architecture).deployed()
+    height, width = architecture.input_size
+    image = torch.empty((1, height, width, 3), dtype=torch.uint8, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        network(image)
+    flops = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
+    counted = Macs(flops.pop("aten.convolution") // 2, sum(flops.values()) // 2)
+    assert counted == architecture.macs()
+    assert sum(p.numel() for p in network.parameters()) == architecture.params_deployed()
+
+
+def test_table_has_the_spec_number_of_entries() -> None:
+    template = Architecture(widths=(32,) * 4, blocks=("",) * 4)
+    entries = space_entries(template, (192, 192, 256, 384), oa=True)
+    ends = {"preprocess", "decode"}
+    spec = [entry for entry in entries if entry.op not in ends]
+    assert len(spec) == 764
+    assert sum("oa" not in entry.op for entry in spec) == 728
+    assert {entry.op for entry in entries} == set(OPERATORS)
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    for architecture in PRESETS.values():
+        architecture.save(tmp_path / "architecture.json")
+        assert Architecture.load(tmp_path / "architecture.json") == architecture
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": 9}', '{"format": 1, "widths": 3}'])
+def test_broken_file_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "architecture.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"architecture\.json"):
+        Architecture.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"widths": (32, 32, 48, 64)},
+        {"widths": (32, 32, 64)},
+        {"blocks": ("R", "X", "R", "R")},
+        {"input_size": (100, 128)},
+        {"input_size": (0, 128)},
+        {"num_classes": 0},
+        {"token_sparsity": 1.0},
+        {"global_block": "xx"},
+    ],
+)
+def test_impossible_architectures_are_refused(
+    unit: Architecture, change: dict[str, object]
+) -> None:
+    with pytest.raises(UserError):
+        unit.with_(**change)
+
+
+def test_sizes_are_parsed() -> None:
+    assert parse_size("448") == (448, 448)
+    assert parse_size("832x1344") == (832, 1344)
+    for text in ("", "x", "447", "448x", "32x32x32", "-64"):
+        with pytest.raises(UserError, match="input-size"):
+            parse_size(text)

@@ -1,0 +1,279 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import heat
+from deploy.detect import Bundle, detect_files, draw, image_paths
+from deploy.export import Exported, Format, export_bundle
+from deploy.parity import compare, match_detections
+from deploy.runtimes import open_session
+from deploy.standalone import detect_script
+from latency_tables.context import randomise
+from supernet.architecture import Architecture
+from supernet.detector import Detector
+from supernet.errors import BundleError, DataError, PromiseError, UserError
+from supernet.letterbox import Image, read_image
+from supernet.shapes import draw as draw_shapes
+
+NO_TORCH = (
+    "import sys\n"
+    "class Refuse:\n"
+    "    def find_spec(self, name, path=None, target=None):\n"
+    "        if name.split('.')[0] in {refused}: raise ImportError('refused ' + name)\n"
+    "sys.meta_path.insert(0, Refuse())\n"
+)
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image]:
+    rng = np.random.default_rng(3)
+    return [draw_shapes(rng)[0] for _ in range(4)]
+
+
+@pytest.fixture
+def network(unit: Architecture) -> Detector:
+    torch.manual_seed(0)
+    network = Detector(unit.with_(input_size=(96, 128))).eval()
+    randomise(network)
+    return network
+
+
+def export(network: Detector, folder: Path, images: list[Image], format: Format) -> Exported:
+    return export_bundle(
+        network, folder, format=format, names=["a", "b", "c"], images=images, threads=1,
+        facts={"trained": False, "target_fps": None},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_bundle_round_trip(
+    network: Detector, tmp_path: Path, images: list[Image], format: Format
+) -> None:
+    done = export(network, tmp_path / "bundle", images, format)
+    assert done.parity.passed and done.parity.matched > 0
+    assert done.parity.max_score <= 1e-3
+    loaded = heat.load(tmp_path / "bundle")
+    found = loaded.detect(images[0])
+    assert found.boxes_xyxy_px.shape == (len(found.scores), 4)
+    assert found.boxes_xyxy_px.max() <= 256
+    card = json.loads((tmp_path / "bundle" / "card.json").read_text())
+    for key in ("names", "input", "runtime_version", "threads", "precision", "measured_fps",
+                "parity", "files", "architecture", "trained"):  # fmt: skip
+        assert key in card
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+
+
+def test_names_and_preprocessing_are_in_the_onnx_file(
+    network: Detector, tmp_path: Path, images: list[Image]
+) -> None:
+    import onnx
+
+    export(network, tmp_path / "bundle", images, "onnx")
+    model = onnx.load(tmp_path / "bundle" / "model.onnx")
+    metadata = {item.key: item.value for item in model.metadata_props}
+    assert json.loads(metadata["names"]) == ["a", "b", "c"]
+    assert json.loads(metadata["input"])["height"] == 96
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_the_bundles_own_script_needs_neither_torch_nor_heat(
+    network: Detector, tmp_path: Path, images: list[Image], format: Format
+) -> None:
+    export(network, tmp_path / "bundle", images, format)
+    cv2.imwrite(str(tmp_path / "picture.png"), images[0][:, :, ::-1])
+    refused = ("torch", "heat", "supernet", "latency_tables", "deploy", "pandas", "onnx")
+    program = NO_TORCH.replace("{refused}", repr(refused)) + (
+        "import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [
+        sys.executable, "-c", program, str(tmp_path / "bundle" / "detect.py"),
+        str(tmp_path / "picture.png"), "--score", "0.1", "--save", str(tmp_path / "out"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout.splitlines()[-1])["detections"][0]
+    ours = Bundle(tmp_path / "bundle").detect(images[0]).above(0.1)
+    assert record["scores"] == [round(float(score), 4) for score in ours.scores]
+    assert (tmp_path / "out" / "picture.jpg").exists()
+    wrong = subprocess.run(
+        [*command[:4], str(tmp_path / "nothing.png")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+
+
+def test_loading_a_bundle_never_imports_torch(
+    network: Detector, tmp_path: Path, images: list[Image]
+) -> None:
+    export(network, tmp_path / "bundle", images, "onnx")
+    refused = ("torch", "pandas", "onnx", "pycocotools", "safetensors", "matplotlib")
+    program = NO_TORCH.replace("{refused}", repr(refused)) + (
+        "import heat, numpy\n"
+        f"found = heat.load({str(tmp_path / 'bundle')!r}).detect("
+        "numpy.zeros((50, 60, 3), numpy.uint8))\n"
+        "assert 'torch' not in sys.modules\n"
+        "from heat.cli import main\n"
+        f"sys.exit(main(['detect', {str(tmp_path / 'bundle')!r}, {str(tmp_path / 'x.png')!r}]))"
+    )
+    cv2.imwrite(str(tmp_path / "x.png"), images[0])
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_script_is_plain_python() -> None:
+    text = detect_script()
+    compile(text, "detect.py", "exec")
+    for name in ("from supernet", "import supernet", "from .", "torch"):
+        assert name not in text
+
+
+def test_damaged_bundles_are_named(network: Detector, tmp_path: Path, images: list[Image]) -> None:
+    folder = tmp_path / "bundle"
+    export(network, folder, images, "onnx")
+    with pytest.raises(BundleError, match="no bundle"):
+        Bundle(tmp_path)
+    model = folder / "model.onnx"
+    whole = model.read_bytes()
+    model.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BundleError, match="not the file the card describes"):
+        Bundle(folder)
+    card = json.loads((folder / "card.json").read_text())
+    import hashlib
+
+    card["files"]["model.onnx"] = hashlib.sha256(model.read_bytes()).hexdigest()
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(BundleError, match="cannot load"):
+        Bundle(folder)
+    model.unlink()
+    with pytest.raises(BundleError, match="cannot read"):
+        Bundle(folder)
+    (folder / "card.json").write_text("{")
+    with pytest.raises(BundleError, match="cannot be read"):
+        Bundle(folder)
+
+
+def test_a_graph_that_disagrees_is_not_written(
+    network: Detector, tmp_path: Path, images: list[Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Detector.to_onnx
+
+    def other(self: Detector, *a: Any, **k: Any) -> Any:
+        changed = Detector(self.architecture).eval()
+        changed.load_state_dict(self.state_dict())
+        with torch.no_grad():
+            changed.units["head"].cls.weight += 0.01  # type: ignore[operator, union-attr]
+        return real(changed, *a, **k)
+
+    monkeypatch.setattr(Detector, "to_onnx", other)
+    with pytest.raises(PromiseError, match="disagrees with torch"):
+        export(network, tmp_path / "bundle", images, "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_bundle_survives_a_failed_export(
+    network: Detector, tmp_path: Path, images: list[Image]
+) -> None:
+    export(network, tmp_path / "bundle", images, "onnx")
+    before = (tmp_path / "bundle" / "card.json").read_bytes()
+    with pytest.raises(UserError):
+        export(network, tmp_path / "bundle", [], "onnx")
+    assert (tmp_path / "bundle" / "card.json").read_bytes() == before
+
+
+def test_matching_looks_both_ways() -> None:
+    box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+    one = (box, torch.tensor([0.9]), torch.tensor([0]))
+    none = (box[:0], torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    assert match_detections(one, one, one)[:2] == (1, 0)
+    assert match_detections(one, one, none)[:2] == (0, 1)
+    assert match_detections(none, none, one)[:2] == (0, 1)
+    other_label = (box, torch.tensor([0.9]), torch.tensor([1]))
+    assert match_detections(one, one, other_label)[1] == 2
+
+
+def test_parity_on_sizes_of_other_shape(network: Detector, images: list[Image]) -> None:
+    tall = [np.ascontiguousarray(np.rot90(image)) for image in images[:2]]
+    session = open_session("onnxruntime", network.to_onnx().SerializeToString(), 1)
+    raw = open_session("onnxruntime", network.to_onnx(raw=True).SerializeToString(), 1)
+    assert compare(network, session, raw, tall).passed
+
+
+def test_files_that_are_no_image_do_not_stop_the_rest(
+    network: Detector, tmp_path: Path, images: list[Image]
+) -> None:
+    export(network, tmp_path / "bundle", images, "onnx")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.png"), images[0])
+    (folder / "b.png").write_bytes(b"no image")
+    cv2.imwrite(str(folder / "c.png"), images[1])
+    (folder / "notes.txt").write_text("not looked at")
+    loaded = Bundle(tmp_path / "bundle")
+    records, broken = detect_files(loaded, image_paths(folder), save=tmp_path / "out")
+    assert [Path(record["file"]).name for record in records] == ["a.png", "c.png"]
+    assert broken == [str(folder / "b.png")]
+    assert json.loads((tmp_path / "out" / "detections.json").read_text()) == records
+    with pytest.raises(DataError, match="no images in"):
+        image_paths(tmp_path / "out" / "..")
+    with pytest.raises(DataError, match="no image or folder"):
+        image_paths(tmp_path / "nowhere")
+
+
+def test_images_of_other_depth_are_refused(
+    network: Detector, tmp_path: Path, images: list[Image]
+) -> None:
+    export(network, tmp_path / "bundle", images, "onnx")
+    loaded = Bundle(tmp_path / "bundle")
+    for wrong in (images[0][:, :, 0], images[0].astype(np.float32), images[0][:, :, :2]):
+        with pytest.raises(DataError, match="RGB uint8 image"):
+            loaded.detect(wrong)
+
+
+def test_drawn_boxes_stay_in_the_picture(
+    network: Detector, tmp_path: Path, images: list[Image]
+) -> None:
+    export(network, tmp_path / "bundle", images, "onnx")
+    found = Bundle(tmp_path / "bundle").detect(images[0])
+    before = images[0].copy()
+    picture = draw(images[0], found, ["a", "b", "c"])
+    assert picture.shape == images[0].shape and (picture != before).any()
+    assert (images[0] == before).all()
+
+
+def test_unknown_runtime_and_format(network: Detector, tmp_path: Path, images: list[Image]) -> None:
+    with pytest.raises(UserError, match="unknown runtime"):
+        open_session("toaster", b"", 1)
+    with pytest.raises(BundleError, match="cannot load"):
+        open_session("onnxruntime", b"junk", 1)
+    with pytest.raises(UserError, match="--format"):
+        export(network, tmp_path / "bundle", images, "tflite")  # type: ignore[arg-type]
+
+
+def test_lettered_picture_is_read_back(tmp_path: Path, images: list[Image]) -> None:
+    path = tmp_path / "größe 1.png"
+    ok, data = cv2.imencode(".png", images[0][:, :, ::-1])
+    assert ok
+    path.write_bytes(data.tobytes())
+    image = read_image(path)
+    assert image is not None and (image == images[0]).all()
+
+
+def test_parity_is_a_value(network: Detector, images: list[Image]) -> None:
+    session = open_session("onnxruntime", network.to_onnx().SerializeToString(), 1)
+    raw = open_session("onnxruntime", network.to_onnx(raw=True).SerializeToString(), 1)
+    parity = compare(network, session, raw, images)
+    assert parity.passed
+    assert not replace(parity, unmatched=1).passed
+    assert not replace(parity, max_score=0.01).passed
+    assert not replace(parity, raw_max_box_px=1.0).passed

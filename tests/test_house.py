@@ -1,0 +1,92 @@
+"""Rules of the house: who may import whom, and how long a file may be."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAY_IMPORT = {
+    "supernet": {"supernet"},
+    "deploy": {"deploy", "supernet"},
+    "latency_tables": {"latency_tables", "deploy", "supernet"},
+    "heat": {"heat", "latency_tables", "deploy", "supernet"},
+}
+TORCH_FREE = (
+    "deploy/detect.py",
+    "deploy/runtimes.py",
+    "supernet/errors.py",
+    "supernet/letterbox.py",
+)
+TORCH_FREE_IMPORTS = {"supernet.errors", "supernet.letterbox"}
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Return the absolute names of imported modules of ours."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module)
+    return {name for name in names if name.split(".")[0] in MAY_IMPORT}
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_point_down(package: str) -> None:
+    for path in sources(package):
+        tops = {name.split(".")[0] for name in imported(path)}
+        assert tops <= MAY_IMPORT[package], path
+
+
+@pytest.mark.parametrize("name", TORCH_FREE)
+def test_the_runtime_side_is_light(name: str) -> None:
+    path = ROOT / name
+    assert imported(path) <= TORCH_FREE_IMPORTS
+    assert "torch" not in {
+        alias.name.split(".")[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+
+
+def test_files_are_short() -> None:
+    for package in (*MAY_IMPORT, "tests"):
+        for path in sources(package):
+            lines = len(path.read_text(encoding="utf-8").splitlines())
+            assert lines <= 500, f"{path.name} has {lines} lines: one idea per file"
+
+
+def test_no_grab_bags() -> None:
+    for package in MAY_IMPORT:
+        for path in sources(package):
+            assert path.stem not in {"utils", "util", "misc", "common", "helpers"}
+
+
+def test_public_names() -> None:
+    import heat
+    from supernet.operators import OPERATORS
+
+    assert heat.__all__ == ["__version__", "load"]
+    assert len(OPERATORS) == 19
+
+
+def test_a_shadowing_module_is_refused(tmp_path: Path) -> None:
+    """A user's own deploy.py is named, and not executed."""
+    (tmp_path / "deploy.py").write_text("raise SystemExit('executed')")
+    done = subprocess.run(
+        [sys.executable, "-c", "import heat"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "HEAT needs its own package 'deploy'" in done.stderr and "executed" not in done.stderr

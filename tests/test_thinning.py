@@ -1,0 +1,149 @@
+"""Properties of the thinning search on a synthetic table."""
+
+import random
+
+import pytest
+
+from heat.thinning import (
+    Logits,
+    State,
+    ThinningRules,
+    Trial,
+    candidate_moves,
+    importance,
+    prior_logits,
+    removed_mass,
+    stage_importance,
+    thin_step,
+)
+from supernet.architecture import Architecture
+from supernet.supernet import CANDIDATES, SearchSpace
+
+SPACE = SearchSpace(
+    template=Architecture(widths=(96, 96, 160, 192), blocks=("RR", "RR", "RRRR", "RR")),
+    positions=(2, 2, 4, 2),
+)
+COST = {"R": 1.0, "W": 1.6, "S": 1.9}
+
+
+def latency_ms(state: State, logits: Logits) -> float:
+    """A synthetic table: every block and every width costs something."""
+    architecture = state.architecture(SPACE, logits)
+    blocks = sum(
+        COST[letter] * width / 32
+        for width, string in zip(architecture.widths, architecture.blocks, strict=True)
+        for letter in string
+    )
+    return 2.0 + blocks + sum(width / 16 for width in architecture.widths)
+
+
+def random_logits(seed: int) -> Logits:
+    rng = random.Random(seed)
+    return {
+        place: tuple(rng.gauss(0, 1) for _ in CANDIDATES) for place in State.full(SPACE).allowed
+    }
+
+
+def run(
+    logits: Logits, target_fps: float, rules: ThinningRules | None = None
+) -> tuple[State, list[Trial], bool]:
+    rules = rules or ThinningRules()
+    state, log = State.full(SPACE), []
+    while 1000 / latency_ms(state, logits) < target_fps:
+        trials = thin_step(
+            len(log),
+            state,
+            logits,
+            rules,
+            lambda s: latency_ms(s, logits),
+            lambda a, b: removed_mass(a, b, logits),
+        )
+        if not trials:
+            return state, log, False
+        chosen = next(trial for trial in trials if trial.chosen)
+        log.append(chosen)
+        state = chosen.move.after
+    return state, log, True
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("rule", ["mean", "sum", "all"])
+def test_fps_rises_strictly_and_every_state_is_a_network(seed: int, rule: str) -> None:
+    logits = random_logits(seed)
+    _, log, met = run(logits, 60.0, ThinningRules(stage_rule=rule))  # type: ignore[arg-type]
+    assert met and log
+    fps = [trial.fps for trial in log]
+    assert fps == sorted(fps) and len(set(fps)) == len(fps)
+    for trial in log:
+        architecture = trial.move.after.architecture(SPACE, logits)
+        assert architecture.macs().total > 0
+        assert all(len(string) >= 1 for string in architecture.blocks)
+        assert min(architecture.widths) >= 32
+
+
+def test_same_input_gives_the_same_log() -> None:
+    assert run(random_logits(1), 60.0) == run(random_logits(1), 60.0)
+
+
+def test_a_lower_target_is_a_prefix() -> None:
+    _, long, _ = run(random_logits(2), 70.0)
+    _, short, _ = run(random_logits(2), 40.0)
+    assert 0 < len(short) < len(long)
+    assert long[: len(short)] == short
+
+
+def test_target_already_met_changes_nothing() -> None:
+    state, log, met = run(random_logits(0), 1.0)
+    assert met and log == [] and state == State.full(SPACE)
+
+
+def test_unreachable_target_ends_at_the_floor() -> None:
+    state, _, met = run(random_logits(0), 1e9)
+    assert not met
+    assert state.widths == (32, 32, 32, 32)
+    assert [len(state.live(stage)) for stage in (1, 2, 3, 4)] == [1, 1, 1, 1]
+    assert set(state.architecture(SPACE, random_logits(0)).blocks) == {"R"}
+
+
+def test_floors_are_kept() -> None:
+    rules = ThinningRules(min_blocks=2, min_width=64)
+    state, _, _ = run(random_logits(0), 1e9, rules)
+    assert min(state.widths) == 64
+    assert all(len(state.live(stage)) >= 2 for stage in (1, 2, 3, 4))
+
+
+def test_importance_by_hand() -> None:
+    state = State.full(SPACE)
+    zero = {place: (0.0,) * 4 for place in state.allowed}
+    assert importance(state, (1, 0), zero) == pytest.approx(3.0)
+    assert stage_importance(state, 3, zero, "sum") == pytest.approx(12.0)
+    assert stage_importance(state, 3, zero, "mean") == pytest.approx(3.0)
+    assert importance(state.forbidding((1, 0), 2), (1, 0), zero) == pytest.approx(2.0)
+
+
+def test_moves_are_the_papers() -> None:
+    logits = {place: (0.0, 1.0, 2.0, -1.0) for place in State.full(SPACE).allowed}
+    logits[(1, 0)] = (0.0, 3.0, 0.0, -1.0)
+    logits[(4, 1)] = (0.0, 0.1, 0.2, 4.0)
+    state = State.full(SPACE)
+    moves = candidate_moves(state, logits, ThinningRules(), lambda move: True)
+    kinds = [(move.kind, move.stage, move.position) for move in moves]
+    # S4 is the least important stage; its weakest position is the network's weakest too, so IR
+    # equals LR and is dropped; no position of S4 has WMSA as its operator.
+    assert kinds == [("LR", 4, 1), ("SR", 4, 0), ("WR", 4, None)]
+    every = candidate_moves(state, logits, ThinningRules(stage_rule="all"), lambda move: True)
+    assert ("WMR", 1, 0) in [(move.kind, move.stage, move.position) for move in every]
+
+
+def test_a_position_without_candidates_is_deleted() -> None:
+    state = State.full(SPACE)
+    for candidate in (0, 1, 2):
+        state = state.forbidding((3, 1), candidate)
+    assert (3, 1) not in state.allowed
+    assert state.positions()[2] == (0, 2, 3)
+
+
+def test_prior_follows_the_medium_preset() -> None:
+    state = State.full(SPACE)
+    blocks = state.architecture(SPACE, prior_logits(SPACE)).blocks
+    assert blocks == ("RR", "RS", "RSWS", "RS")

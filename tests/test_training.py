@@ -1,0 +1,215 @@
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import supernet.training as training
+from supernet.architecture import Architecture
+from supernet.atomic import replacing
+from supernet.checkpoint import load_weights, read_info
+from supernet.coco import DetectionSet, load_split
+from supernet.detector import Detector
+from supernet.errors import CheckpointError, DataError, HeatError, UserError
+from supernet.supernet import SearchSpace, Supernet
+from supernet.training import TrainConfig, fit, rate_factor
+
+CONFIG = TrainConfig(epochs=2, batch_size=4, precision="f32", warmup_steps=2)
+
+
+@pytest.fixture
+def data(shapes: Path) -> DetectionSet:
+    found = load_split(shapes, "train")
+    return replace(found, records=found.records[:9])
+
+
+@pytest.fixture
+def small(unit: Architecture) -> Architecture:
+    return unit.with_(input_size=(96, 128), num_classes=4, blocks=("R", "S", "RW", "W"))
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def test_loss_falls(data: DetectionSet, small: Architecture, tmp_path: Path) -> None:
+    losses: list[float] = []
+    config = replace(CONFIG, epochs=15, learning_rate=2e-3)
+
+    def keep(_: int, means: dict[str, float]) -> None:
+        losses.append(means["classes"] + means["boxes"])
+
+    fit(Detector(small), data, config, tmp_path, on_epoch=keep)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(
+    data: DetectionSet, small: Architecture, tmp_path: Path
+) -> None:
+    """Bit-exact on one machine: an interruption at any epoch changes nothing."""
+
+    class StopError(Exception):
+        pass
+
+    def stop(epoch: int, _: dict[str, float]) -> None:
+        if epoch == 1:
+            raise StopError
+
+    torch.manual_seed(1)
+    fit(Detector(small), data, CONFIG, tmp_path / "whole")
+    torch.manual_seed(1)
+    with pytest.raises(StopError):
+        fit(Detector(small), data, CONFIG, tmp_path / "cut", on_epoch=stop)
+    with pytest.raises(CheckpointError, match="--resume goes on"):
+        fit(Detector(small), data, CONFIG, tmp_path / "cut")
+    fit(Detector(small), data, CONFIG, tmp_path / "cut", resume=True)
+    one, two = (weights(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_finished_run_stands(data: DetectionSet, small: Architecture, tmp_path: Path) -> None:
+    fit(Detector(small), data, CONFIG, tmp_path)
+    before = (tmp_path / "weights.safetensors").read_bytes()
+    assert fit(Detector(small), data, CONFIG, tmp_path).stood
+    assert (tmp_path / "weights.safetensors").read_bytes() == before
+    with pytest.raises(CheckpointError, match="other settings"):
+        fit(Detector(small), data, replace(CONFIG, seed=1), tmp_path, resume=True)
+
+
+def test_supernet_trains_and_keeps_its_logits(
+    data: DetectionSet, small: Architecture, tmp_path: Path
+) -> None:
+    space = SearchSpace(template=small.with_(blocks=("R", "R", "R", "R")), positions=(1, 1, 1, 1))
+    network = Supernet(space)
+    result = fit(network, data, replace(CONFIG, epochs=3), tmp_path)
+    again = Supernet(space)
+    info = load_weights(result.checkpoint, again)
+    assert info.kind == "supernet" and info.names == data.names
+    assert again.logits() == network.logits()
+    assert any(value != 0 for r in network.logits().values() for value in r)
+
+
+def test_truncated_files_are_named(data: DetectionSet, small: Architecture, tmp_path: Path) -> None:
+    fit(Detector(small), data, replace(CONFIG, epochs=1), tmp_path)
+    for name in ("weights.safetensors", "state.pt"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors is truncated"):
+        read_info(tmp_path / "weights.safetensors")
+    with pytest.raises(CheckpointError, match=r"state\.pt is truncated"):
+        fit(Detector(small), data, CONFIG, tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        read_info(tmp_path / "none.safetensors")
+
+
+def test_other_weights_are_refused(data: DetectionSet, small: Architecture, tmp_path: Path) -> None:
+    fit(Detector(small), data, replace(CONFIG, epochs=1), tmp_path)
+    other = Detector(small.with_(widths=(32, 64, 64, 64)))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_weights(tmp_path / "weights.safetensors", other)
+
+
+def test_steps_without_finite_loss_are_skipped(
+    data: DetectionSet, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = training.detection_loss
+    calls = iter(range(100))
+
+    def sometimes(*arguments: object) -> object:
+        loss = real(*arguments)  # type: ignore[arg-type]
+        return replace(loss, classes=loss.classes * float("nan")) if next(calls) == 1 else loss
+
+    monkeypatch.setattr(training, "detection_loss", sometimes)
+    result = fit(Detector(small), data, replace(CONFIG, epochs=1), tmp_path)
+    assert result.skipped_steps == 1
+    saved = weights(result.checkpoint)
+    assert all(bool(torch.isfinite(value).all()) for value in saved.values())
+
+
+def test_endless_nan_stops_the_run(
+    data: DetectionSet, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = training.detection_loss
+    monkeypatch.setattr(
+        training,
+        "detection_loss",
+        lambda *a: replace(real(*a), classes=torch.tensor(float("nan"))),
+    )
+    monkeypatch.setattr(training, "MAX_BAD_STEPS", 2)
+    with pytest.raises(HeatError, match="without a finite loss"):
+        fit(Detector(small), data, CONFIG, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_image_is_named(
+    data: DetectionSet, small: Architecture, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    records = (*data.records[:3], replace(data.records[3], path=broken))
+    with pytest.raises(DataError, match=r"broken\.jpg"):
+        fit(Detector(small), replace(data, records=records), CONFIG, tmp_path / "run")
+
+
+def test_schedules() -> None:
+    cosine = TrainConfig(epochs=10, warmup_steps=10)
+    assert rate_factor(0, 100, cosine) == pytest.approx(0.1)
+    assert rate_factor(10, 100, cosine) == 1.0
+    assert rate_factor(99, 100, cosine) < 0.02
+    steps = TrainConfig(schedule="1x")
+    assert rate_factor(70, 120, steps) == 1.0
+    assert rate_factor(80, 120, steps) == pytest.approx(0.1)
+    assert rate_factor(119, 120, steps) == pytest.approx(0.01)
+    for wrong in ({"epochs": 0}, {"batch_size": 0}, {"learning_rate": -1.0}, {"ema_decay": 1.0}):
+        with pytest.raises(UserError):
+            TrainConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_files_are_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(UserError, match="cannot write"), replacing(tmp_path / "file.txt" / "x"):
+        pass
+
+
+def test_killed_and_resumed(shapes: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle of training; `--resume` goes on from the last finished epoch."""
+    command = [
+        sys.executable, "-m", "heat", "train", "--data", str(shapes), "--architecture", "pico",
+        "--input-size", "96x128", "--epochs", "40", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    state = tmp_path / "run" / "train" / "state.pt"
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reached = torch.load(state, weights_only=True)["epoch"]
+    assert 1 <= reached < 40
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "--resume goes on" in done.stderr
+    short = [*command, "--resume"]
+    process = subprocess.Popen(short, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if torch.load(state, weights_only=True)["epoch"] > reached:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert torch.load(state, weights_only=True)["epoch"] > reached
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1].startswith("error: interrupted")
+    assert "Traceback" not in errors
