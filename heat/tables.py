@@ -1,5 +1,7 @@
 """What people read in the terminal: tables on stderr."""
 
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from supernet.operators import OPERATORS
 
 
 def _console() -> Console:
-    return Console(stderr=True)
+    """Return stderr's console; wide where nobody's terminal cuts it."""
+    return Console(stderr=True, width=None if sys.stderr.isatty() else 120)
 
 
 def describe_architecture(architecture: Architecture) -> None:
@@ -57,8 +60,6 @@ def describe_architecture(architecture: Architecture) -> None:
 
 def list_devices(devices: list[Device], cpu: Detected, gpus: tuple[str, ...]) -> None:
     """Print the known devices and whether each is this machine."""
-    import re
-
     table = Table(title=f"this machine: {cpu.model}, {cpu.cores} cores")
     for column in ("device", "means", "runtime", "precision", "threads", "here"):
         table.add_column(column)

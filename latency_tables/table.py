@@ -67,7 +67,7 @@ class Row:
     spread: float
     """Largest interquartile range among the probes, as a share of their median."""
     n: int
-    """Timed rounds."""
+    """Timed runs of each probe."""
     date: str
     source: str = "measured"
     """measured or estimated."""

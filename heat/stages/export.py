@@ -19,10 +19,9 @@ from supernet.shapes import draw
 
 from ..workspace import Workspace
 from .profile import warn
+from .thin import RATIO_BOUNDS
 
 PARITY_IMAGES = 20
-RATIO_BOUNDS = (0.9, 1.1)
-"""Allowed measured / predicted."""
 MAX_MEASUREMENTS = 3
 
 

@@ -33,7 +33,9 @@ from .profile import ensure_calibrated, warn
 ApDrop = Literal["auto", "loss", "mass"]
 
 MAX_CORRECTIONS = 12
-"""How often a missed target may rescale the table."""
+"""How often a measurement may rescale the table."""
+RATIO_BOUNDS = (0.9, 1.1)
+"""Allowed measured / predicted frame rate."""
 
 LEDGER = (
     "step",
@@ -64,6 +66,9 @@ def thin(
     rules: ThinningRules | None = None,
 ) -> dict[str, Any]:
     """Search, build the chosen network, measure it; raise `PromiseError` if the target is missed.
+
+    A network that turns out slower or much faster than predicted rescales the table, and the
+    search goes on or begins again.
 
     With a trained supernet in the workspace its logits rank the moves; without one the prior
     does, and the result says so.
@@ -114,15 +119,20 @@ def thin(
         architecture = state.architecture(space, logits)
         speed = measure_network(architecture, table.conditions)
         predicted_fps = 1000.0 / latency_ms(state)
-        if speed.fps >= target_fps or corrections == MAX_CORRECTIONS:
+        ratio = speed.fps / predicted_fps
+        too_slow, too_fast = speed.fps < target_fps, ratio > RATIO_BOUNDS[1]
+        if not (too_slow or too_fast) or corrections == MAX_CORRECTIONS:
             break
         corrections += 1
+        factor /= ratio
+        if too_fast:
+            # More was cut than needed: begin again with the corrected table.
+            state, ledger, steps = State.full(space), [], 0
         print(
-            f"measured {speed.fps:.2f} FPS where {predicted_fps:.2f} was predicted: "
-            "the table is rescaled and thinning goes on",
+            f"measured {speed.fps:.2f} FPS where {predicted_fps:.2f} was predicted: the table is "
+            f"rescaled and thinning {'begins again' if too_fast else 'goes on'}",
             file=sys.stderr,
         )
-        factor *= predicted_fps / speed.fps
     _write_ledger(workspace, ledger, space, logits)
     architecture.save(workspace.architecture)
     result = {

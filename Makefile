@@ -1,0 +1,38 @@
+# The two commands of the README. Both create .venv and install into it what they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+
+.PHONY: demo test check format clean
+
+demo: $(VENV)/.installed  ## the whole pipeline on drawn shapes, to a target FPS on this CPU
+	@test -d $(DEMO)/shapes || $(BIN)/heat data shapes $(DEMO)/shapes > /dev/null
+	$(BIN)/heat build --data $(DEMO)/shapes --target-fps 100 --threads 1 --minutes 4 \
+		--out $(DEMO)/run > $(DEMO)/result.json
+	$(BIN)/heat detect $(DEMO)/run/bundle-onnx $(DEMO)/shapes/val --save $(DEMO)/detections \
+		> $(DEMO)/detections.json
+	@echo
+	@echo "bundle:      $(DEMO)/run/bundle-onnx  (python detect.py IMAGE runs it without heat)"
+	@echo "report:      $(DEMO)/run/report.html"
+	@echo "detections:  $(DEMO)/detections"
+
+test: $(VENV)/.installed  ## every check: format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow and not gpu and not network"
+
+format: $(VENV)/.installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO) heat-run build *.egg-info
