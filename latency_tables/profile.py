@@ -46,14 +46,23 @@ def conditions_of(target: Target, input_size: tuple[int, int]) -> Conditions:
 
 
 def open_table(folder: Path, target: Target, input_size: tuple[int, int]) -> LatencyTable:
-    """Return the stored table of these conditions, or an empty one."""
+    """Return the stored table of these conditions, or an empty one.
+
+    Raises `TableError` where the stored one is broken or was measured under other conditions.
+    """
     conditions = conditions_of(target, input_size)
     path = folder / f"{conditions.stem}.csv"
     if path.exists():
         table = LatencyTable.load(path)
         table.require(conditions)
         return table
-    return LatencyTable(conditions, facts={"detected": asdict(target.detected)})
+    return empty_table(target, input_size)
+
+
+def empty_table(target: Target, input_size: tuple[int, int]) -> LatencyTable:
+    """Return a table without rows for this machine."""
+    facts = {"detected": asdict(target.detected)}
+    return LatencyTable(conditions_of(target, input_size), facts=facts)
 
 
 def space_entries(template: Architecture, widths: Sequence[int], *, oa: bool) -> list[Entry]:

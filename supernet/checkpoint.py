@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .atomic import replacing
+from .atomic import write_bytes
 from .errors import CheckpointError
 
 FORMAT_VERSION = 1
@@ -52,8 +52,7 @@ def save_checkpoint(path: Path, weights: dict[str, Tensor], info: CheckpointInfo
         "facts": json.dumps(info.facts),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, header)
+    write_bytes(path, save(tensors, header))
 
 
 def read_info(path: Path) -> CheckpointInfo:

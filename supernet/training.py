@@ -4,6 +4,7 @@ Every epoch draws its own random numbers from (seed, epoch), so a run that was k
 at its last finished epoch goes on exactly as if it had not been interrupted.
 """
 
+import io
 import json
 import math
 import time
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .atomic import replacing
+from .atomic import write_bytes
 from .augment import AugmentConfig, augment
 from .checkpoint import CheckpointInfo, save_checkpoint
 from .coco import DetectionSet, Record
@@ -327,19 +328,18 @@ class _Run:
         save_checkpoint(
             self.checkpoint, self.average.weights if self.config.ema_decay else raw, info
         )
-        with replacing(self.state) as temporary:
-            torch.save(
-                {
-                    "fingerprint": self.fingerprint(),
-                    "epoch": epoch,
-                    "network": raw,
-                    "average": self.average.weights,
-                    "optimizer": self.optimizer.state_dict(),
-                    "history": self.history,
-                    "skipped": self.skipped,
-                },
-                temporary,
-            )
+        state = {
+            "fingerprint": self.fingerprint(),
+            "epoch": epoch,
+            "network": raw,
+            "average": self.average.weights,
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "skipped": self.skipped,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_bytes(self.state, buffer.getvalue())
 
     def first_epoch(self, *, resume: bool, restart: bool) -> int:
         """Load the last finished epoch, if it is to be used; return how many are finished."""

@@ -260,3 +260,28 @@ def test_interrupt_is_one_line(shapes: Path, tmp_path: Path, arguments: list[str
 
     for path in out.rglob("*.csv"):
         assert LatencyTable.load(path).rows
+
+
+def test_a_stale_table_is_refused_and_profiled_again(tmp_path: Path) -> None:
+    out = ["--out", tmp_path / "run"]
+    assert run("profile", *SMALL, *out)[0] == 0
+    table = next((tmp_path / "run" / "tables").glob("*.json"))
+    sidecar = json.loads(table.read_text())
+    sidecar["conditions"]["runtime_version"] = "0.0.1"
+    table.write_text(json.dumps(sidecar))
+    message = fails(2, "thin", "--target-fps", 5, *out)
+    assert "0.0.1" in message and "run heat profile again" in message
+    code, _, errors = run("profile", *SMALL, *out)
+    assert code == 0 and "measured afresh" in errors
+
+
+def test_a_supernet_of_other_classes_or_size_is_refused(shapes: Path, tmp_path: Path) -> None:
+    out = ["--out", tmp_path / "run"]
+    size = ["--space", "micro", "--input-size", "96x128"]
+    code, _, errors = run("supernet", "--data", shapes, *size, "--epochs", 1, *out)
+    assert code == 0, errors
+    assert "input size" in fails(2, "thin", "--target-fps", 5, "--input-size", "64x64", *out)
+    assert "widths" in fails(2, "thin", "--target-fps", 5, "--space", "mini", *size[2:], *out)
+    path = tmp_path / "run" / "supernet" / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert "truncated" in fails(2, "thin", "--target-fps", 5, *out)

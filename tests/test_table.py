@@ -121,9 +121,6 @@ def test_a_table_of_another_runtime_version_is_refused(tmp_path: Path, unit: Arc
         open_table(tmp_path, target, (128, 192))
 
 
-ENDS = ["preprocess", "stem", "head", "decode"]
-
-
 @pytest.mark.parametrize("op", OPERATORS)
 def test_every_probe_is_a_model(op: str) -> None:
     """Each operator's probes build, and those of one entry share their caps."""

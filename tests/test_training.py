@@ -213,3 +213,21 @@ def test_killed_and_resumed(shapes: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert errors.strip().splitlines()[-1].startswith("error: interrupted")
     assert "Traceback" not in errors
+
+
+def test_a_full_disk_leaves_the_last_epoch_whole(
+    data: DetectionSet, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second epoch cannot be written: one clear error, and the first stands."""
+    real = Path.write_bytes
+
+    def full(self: Path, content: bytes) -> int:
+        if "weights" in self.name and (tmp_path / "weights.safetensors").exists():
+            raise OSError(28, "No space left on device")
+        return real(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        fit(Detector(small), data, CONFIG, tmp_path)
+    assert read_info(tmp_path / "weights.safetensors").epoch == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.pt", "weights.safetensors"]

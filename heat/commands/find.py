@@ -60,13 +60,14 @@ def find_space(
     input_size: str | None,
     classes: int | None,
     *,
-    small: bool = False,
+    stages: tuple[str, ...] = ("profile",),
+    default: str = "large",
 ) -> "SearchSpace":
-    """Return the space asked for, or that of the last profile, or the default one."""
+    """Return the space asked for, or that of the first of the stages that ran, or the default."""
     from supernet.architecture import parse_size
     from supernet.supernet import SearchSpace
 
-    last = workspace.stage("profile")
+    last = next(filter(None, map(workspace.stage, stages)), None)
     if name is None and last is not None:
         space = SearchSpace.from_json(last["space"], "run.json")
         changes: dict[str, Any] = {}
@@ -76,7 +77,7 @@ def find_space(
             changes["num_classes"] = classes
         return SearchSpace(template=space.template.with_(**changes), positions=space.positions)
     size = parse_size(input_size or "448x448")
-    return named_space(name or ("midi" if small else "large"), size, classes or 80)
+    return named_space(name or default, size, classes or 80)
 
 
 def named_space(name: str, size: tuple[int, int], classes: int) -> "SearchSpace":

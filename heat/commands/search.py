@@ -69,7 +69,7 @@ def supernet(
 
     workspace = Workspace(out)
     train_set = find_data(workspace, data, "train")
-    chosen = find_space(workspace, space, input_size, train_set.num_classes, small=True)
+    chosen = find_space(workspace, space, input_size, train_set.num_classes, default="midi")
     config = TrainConfig(
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed
     )
@@ -111,5 +111,5 @@ def thin(
     data = data or (Path(trained["data"]) if trained else None)
     found = find_data(workspace, data, "train") if data is not None else None
     classes = found.num_classes if found is not None else None
-    chosen = find_space(workspace, space, input_size, classes)
+    chosen = find_space(workspace, space, input_size, classes, stages=("supernet", "profile"))
     return run(workspace, target, target_fps, chosen, data=found, ap_drop=ap_drop)

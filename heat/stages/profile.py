@@ -6,8 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from latency_tables.devices import Target
-from latency_tables.profile import calibrate, fill, open_table, space_entries
+from latency_tables.profile import calibrate, empty_table, fill, open_table, space_entries
 from latency_tables.table import LatencyTable
+from supernet.errors import TableError
 from supernet.supernet import SearchSpace
 
 from ..workspace import Workspace
@@ -17,7 +18,7 @@ def profile(workspace: Workspace, target: Target, space: SearchSpace) -> dict[st
     """Measure every entry of the space that the table lacks, then calibrate the table."""
     started = time.monotonic()
     warn(target)
-    table = open_table(workspace.tables, target, space.template.input_size)
+    table = _table(workspace, target, space.template.input_size)
     oa = space.template.global_block == "oa"
     fill(
         table,
@@ -43,6 +44,15 @@ def profile(workspace: Workspace, target: Target, space: SearchSpace) -> dict[st
         "seconds": round(time.monotonic() - started, 1),
     }
     return workspace.record("profile", result)
+
+
+def _table(workspace: Workspace, target: Target, input_size: tuple[int, int]) -> LatencyTable:
+    """Return the table that stands; a broken or stale one gives way to a new one."""
+    try:
+        return open_table(workspace.tables, target, input_size)
+    except TableError as error:
+        print(f"warning: {error}: now measured afresh", file=sys.stderr)
+        return empty_table(target, input_size)
 
 
 def ensure_calibrated(workspace: Workspace, table: LatencyTable, space: SearchSpace) -> None:

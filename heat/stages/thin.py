@@ -78,6 +78,7 @@ def thin(
     warn(target)
     supernet = load_supernet(workspace)
     if supernet is not None:
+        _check_fits(supernet, space, workspace)
         space = supernet.space
     logits: Logits = supernet.logits() if supernet is not None else prior_logits(space)
     if rules is None:
@@ -175,6 +176,21 @@ def check_target(target_fps: float) -> None:
     """Refuse targets that are no frame rate."""
     if not (math.isfinite(target_fps) and target_fps > 0):
         raise UserError(f"--target-fps {target_fps:g}: a positive number of frames per second")
+
+
+def _check_fits(supernet: Supernet, space: SearchSpace, workspace: Workspace) -> None:
+    """Refuse to thin a supernet that was trained for something else than was asked for."""
+    own, asked = supernet.space.template, space.template
+    for what, mine, wanted in (
+        ("input size", own.input_size, asked.input_size),
+        ("number of classes", own.num_classes, asked.num_classes),
+        ("widths", own.widths, asked.widths),
+    ):
+        if mine != wanted:
+            raise UserError(
+                f"the supernet in {workspace.supernet} has {what} {mine}, asked for is {wanted}: "
+                "use the data and options it was trained with, or another --out"
+            )
 
 
 def load_supernet(workspace: Workspace) -> Supernet | None:
