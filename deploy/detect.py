@@ -118,7 +118,8 @@ def draw(image: Image, found: Found, names: list[str]) -> Image:
     picture = np.ascontiguousarray(image[:, :, ::-1])
     thickness = max(1, round(min(image.shape[:2]) / 300))
     font_scale = max(0.4, min(image.shape[:2]) / 900)
-    for box, score, label in zip(found.boxes_xyxy_px, found.scores, found.labels, strict=True):
+    objects = list(zip(found.boxes_xyxy_px, found.scores, found.labels, strict=True))
+    for box, score, label in reversed(objects):  # the best is drawn last, on top
         hue = int(label) * 67 % 180
         pixel = np.array([[[hue, 220, 230]]], dtype=np.uint8)
         colour = tuple(int(value) for value in cv2.cvtColor(pixel, cv2.COLOR_HSV2BGR)[0, 0])

@@ -77,7 +77,7 @@ def export_bundle(
     scratch.chmod(0o755)
     try:
         onnx_bytes = network.to_onnx(metadata).SerializeToString()
-        model = _write_model(onnx_bytes, scratch, format)
+        model = _write_model(onnx_bytes, metadata, scratch, format)
         session = open_session(runtime, model, threads)
         raw_model = network.to_onnx(raw=True).SerializeToString()
         parity = compare(network, session, open_session(runtime, raw_model, threads), images)
@@ -131,7 +131,7 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
     temporary.replace(folder / "card.json")
 
 
-def _write_model(onnx_bytes: bytes, folder: Path, format: Format) -> Path:
+def _write_model(onnx_bytes: bytes, metadata: dict[str, str], folder: Path, format: Format) -> Path:
     if format == "onnx":
         path = folder / "model.onnx"
         path.write_bytes(onnx_bytes)
@@ -140,6 +140,8 @@ def _write_model(onnx_bytes: bytes, folder: Path, format: Format) -> Path:
 
     path = folder / "model.xml"
     model = openvino.Core().read_model(onnx_bytes)
+    for key, text in metadata.items():  # not carried over from the ONNX file
+        model.set_rt_info(text, ["heat", key])
     openvino.save_model(model, str(path), compress_to_fp16=False)
     return path
 

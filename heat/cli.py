@@ -51,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(" ".join(str(error).split()) + " (heat --help)", 2)
     except HeatError as error:
         return _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        return _fail(f"this command needs {package}: pip install 'heatdetr[build]'", 2)
     except KeyboardInterrupt:
         return _fail("interrupted; what was finished stands, the same command goes on", 130)
     except OSError as error:

@@ -285,3 +285,28 @@ def test_a_supernet_of_other_classes_or_size_is_refused(shapes: Path, tmp_path: 
     path = tmp_path / "run" / "supernet" / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     assert "truncated" in fails(2, "thin", "--target-fps", 5, *out)
+
+
+def test_an_edge_install_says_what_is_missing(tmp_path: Path) -> None:
+    for missing, arguments in (("torch", "'describe', 'tiny'"), ("psutil", "'devices'")):
+        program = (
+            f"import sys\nsys.modules[{missing!r}] = None\n"
+            f"from heat.cli import main\nsys.exit(main([{arguments}]))"
+        )
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert f"needs {missing}: pip install 'heatdetr[build]'" in done.stderr
+
+
+def test_a_preset_is_trained_and_exported_without_thinning(shapes: Path, tmp_path: Path) -> None:
+    out = ["--out", tmp_path / "run"]
+    size = ["--input-size", "96x128"]
+    code, _, errors = run(
+        "train", "--data", shapes, "--architecture", "pico", *size, "--epochs", 1, *out
+    )
+    assert code == 0, errors
+    code, exported, errors = run("export", "--threads", 1, *out)
+    assert code == 0, errors
+    assert exported["trained"] is True and exported["predicted_fps"] is None
+    assert "no finished thin" in fails(2, "train", "--data", shapes, "--restart", *out)

@@ -71,14 +71,19 @@ def test_bundle_round_trip(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
 
 
-def test_names_and_preprocessing_are_in_the_onnx_file(
+def test_names_and_preprocessing_are_in_the_model_file(
     network: Detector, tmp_path: Path, images: list[Image]
 ) -> None:
     import onnx
+    import openvino
 
     export(network, tmp_path / "bundle", images, "onnx")
+    export(network, tmp_path / "vino", images, "openvino")
     model = onnx.load(tmp_path / "bundle" / "model.onnx")
+    ir = openvino.Core().read_model(tmp_path / "vino" / "model.xml")
     metadata = {item.key: item.value for item in model.metadata_props}
+    for key in ("names", "input", "architecture"):
+        assert str(ir.get_rt_info(["heat", key]).value) == metadata[key]
     assert json.loads(metadata["names"]) == ["a", "b", "c"]
     assert json.loads(metadata["input"])["height"] == 96
 
