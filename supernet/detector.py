@@ -33,6 +33,7 @@ class Detector(nn.Module):
             {
                 place: OPERATORS[entry.op].build(entry)
                 for place, entry in architecture.entries().items()
+                if entry.op != "decode"
             }
         )
         self.units["decode"] = Decode(

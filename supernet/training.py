@@ -88,6 +88,16 @@ class TrainResult:
     stood: bool
     """The run was finished before; nothing was trained."""
 
+    def facts(self) -> dict[str, Any]:
+        """Return what a stage records of the run."""
+        return {
+            "checkpoint": str(self.checkpoint),
+            "epochs": self.epochs,
+            "images_per_second": round(self.images_per_second, 2),
+            "seconds": round(self.seconds, 1),
+            "skipped_steps": self.skipped_steps,
+        }
+
 
 def uses_bf16(precision: Precision) -> bool:
     """Say whether autocast to bfloat16 is on: auto means where the CPU has the instructions."""

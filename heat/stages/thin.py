@@ -1,7 +1,5 @@
 """`heat thin`: cut the supernet down until the network runs at the target on this device."""
 
-import csv
-import io
 import math
 import sys
 import time
@@ -18,7 +16,6 @@ from latency_tables.devices import Target
 from latency_tables.profile import fill, open_table
 from latency_tables.table import Conditions
 from supernet.architecture import Architecture
-from supernet.atomic import write_text
 from supernet.checkpoint import load_weights, read_info
 from supernet.coco import DetectionSet
 from supernet.detector import Detector
@@ -26,6 +23,7 @@ from supernet.errors import PromiseError, UserError
 from supernet.supernet import SearchSpace, Supernet
 
 from ..accuracy import LossDrop
+from ..ledger import write_ledger
 from ..thinning import Logits, State, ThinningRules, Trial, prior_logits, removed_mass, thin_step
 from ..workspace import Workspace
 from .profile import ensure_calibrated, warn
@@ -36,23 +34,6 @@ MAX_CORRECTIONS = 12
 """How often a measurement may rescale the table."""
 RATIO_BOUNDS = (0.9, 1.1)
 """Allowed measured / predicted frame rate."""
-
-LEDGER = (
-    "step",
-    "move",
-    "stage",
-    "position",
-    "widths",
-    "blocks",
-    "importance",
-    "ap_drop",
-    "ms",
-    "fps",
-    "ratio",
-    "chosen",
-    "reason",
-)
-"""Columns of `thinning.csv`."""
 
 
 def thin(
@@ -110,7 +91,7 @@ def thin(
         while 1000.0 / latency_ms(state) < target_fps:
             trials = thin_step(steps, state, logits, rules, latency_ms, drop)
             if not trials:
-                _write_ledger(workspace, ledger, space, logits)
+                write_ledger(workspace.ledger, ledger, space, logits)
                 raise _floor_error(target, target_fps, state, latency_ms, space)
             ledger.extend(trials)
             steps += 1
@@ -134,7 +115,7 @@ def thin(
             f"rescaled and thinning {'begins again' if too_fast else 'goes on'}",
             file=sys.stderr,
         )
-    _write_ledger(workspace, ledger, space, logits)
+    write_ledger(workspace.ledger, ledger, space, logits)
     architecture.save(workspace.architecture)
     result = {
         "target_fps": target_fps,
@@ -268,34 +249,3 @@ def _say(trial: Trial, target_fps: float) -> None:
         f"(target {target_fps:g}), AP_drop {trial.ap_drop:.3f}",
         file=sys.stderr,
     )
-
-
-def _write_ledger(
-    workspace: Workspace,
-    ledger: list[Trial],
-    space: SearchSpace,
-    logits: Logits,
-) -> None:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(LEDGER)
-    for trial in ledger:
-        architecture = trial.move.after.architecture(space, logits)
-        writer.writerow(
-            [
-                trial.step,
-                trial.move.kind,
-                trial.move.stage,
-                "" if trial.move.position is None else trial.move.position,
-                " ".join(str(width) for width in architecture.widths),
-                " ".join(string or "-" for string in architecture.blocks),
-                f"{trial.importance:.6g}",
-                f"{trial.ap_drop:.6g}",
-                f"{trial.ms:.4f}",
-                f"{trial.fps:.4f}",
-                f"{trial.ratio:.6g}",
-                int(trial.chosen),
-                trial.reason,
-            ]
-        )
-    write_text(workspace.ledger, stream.getvalue())

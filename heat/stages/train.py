@@ -36,11 +36,7 @@ def train(
     if done.stood and before is not None:
         return before
     result = {
-        "checkpoint": str(done.checkpoint),
-        "epochs": done.epochs,
-        "images_per_second": round(done.images_per_second, 2),
-        "seconds": round(done.seconds, 1),
-        "skipped_steps": done.skipped_steps,
+        **done.facts(),
         "images": len(data.records),
         "data": str(data.root),
         "inherited": from_supernet,

@@ -1,0 +1,55 @@
+"""The thinning ledger: `thinning.csv`."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from supernet.atomic import write_text
+from supernet.supernet import SearchSpace
+
+from .thinning import Logits, Trial
+
+LEDGER = (
+    "step",
+    "move",
+    "stage",
+    "position",
+    "widths",
+    "blocks",
+    "importance",
+    "ap_drop",
+    "ms",
+    "fps",
+    "ratio",
+    "chosen",
+    "reason",
+)
+"""Columns of `thinning.csv`."""
+
+
+def write_ledger(path: Path, ledger: Sequence[Trial], space: SearchSpace, logits: Logits) -> None:
+    """Write every move that was weighed, taken or not, one line each."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(LEDGER)
+    for trial in ledger:
+        architecture = trial.move.after.architecture(space, logits)
+        writer.writerow(
+            [
+                trial.step,
+                trial.move.kind,
+                trial.move.stage,
+                "" if trial.move.position is None else trial.move.position,
+                " ".join(str(width) for width in architecture.widths),
+                " ".join(string or "-" for string in architecture.blocks),
+                f"{trial.importance:.6g}",
+                f"{trial.ap_drop:.6g}",
+                f"{trial.ms:.4f}",
+                f"{trial.fps:.4f}",
+                f"{trial.ratio:.6g}",
+                int(trial.chosen),
+                trial.reason,
+            ]
+        )
+    write_text(path, stream.getvalue())
