@@ -55,7 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = (error.name or "").split(".")[0]
         return _fail(f"this command needs {package}: pip install 'heatdetr[build]'", 2)
     except KeyboardInterrupt:
-        return _fail("interrupted; what was finished stands, the same command goes on", 130)
+        return _fail(
+            "interrupted; what was finished stands: the same command goes on (train and supernet "
+            "with --resume)",
+            130,
+        )
     except OSError as error:
         return _fail(f"{error.filename or ''}: {error.strerror or error}", 2)
     if isinstance(result, dict):

@@ -165,17 +165,22 @@ def batches(
     """Yield augmented batches of one epoch in a random order; a last odd image joins in."""
     rng = np.random.default_rng([config.seed, epoch])
     order = rng.permutation(len(data.records))
-    starts = list(range(0, len(order), config.batch_size))
-    if len(starts) > 1 and len(order) - starts[-1] == 1:
-        starts.pop()  # BatchNorm cannot train on a batch of one
-    for index, start in enumerate(starts):
-        stop = None if index == len(starts) - 1 else start + config.batch_size
+    starts = batch_starts(len(order), config.batch_size)
+    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
         images, targets = [], []
         for record_index in order[start:stop]:
             image, target = load_sample(data.records[record_index], input_hw, config, rng)
             images.append(image)
             targets.append(target)
         yield torch.stack(images), targets
+
+
+def batch_starts(num_images: int, batch_size: int) -> list[int]:
+    """Return where each batch begins; a last single image joins the batch before it."""
+    starts = list(range(0, num_images, batch_size))
+    if len(starts) > 1 and num_images - starts[-1] == 1:
+        starts.pop()  # BatchNorm cannot train on a batch of one
+    return starts
 
 
 def load_sample(
@@ -213,9 +218,7 @@ def fit(
         parameter_groups(network, config), lr=config.learning_rate, betas=(0.9, 0.999)
     )
     average = Averaged(network, config.ema_decay)
-    num_batches = sum(1 for _ in range(0, len(data.records), config.batch_size))
-    if num_batches > 1 and len(data.records) % config.batch_size == 1:
-        num_batches -= 1
+    num_batches = len(batch_starts(len(data.records), config.batch_size))
     run = _Run(folder, network, optimizer, average, config, data)
     first = run.first_epoch(resume=resume, restart=restart)
     steps = config.epochs * num_batches
@@ -234,11 +237,14 @@ def fit(
                 step = epoch * num_batches + index
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * rate_factor(step, steps, config)
+                statistics = [buffer.clone() for buffer in network.buffers()]
                 with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                     logits, deltas = network(images)
                 loss = detection_loss(logits.float(), deltas.float(), targets, network.decode)
                 images_seen += len(images)
                 if not _step(network, optimizer, loss, config.clip_norm):
+                    for buffer, before in zip(network.buffers(), statistics, strict=True):
+                        buffer.copy_(before)  # the forward pass may have spoilt BatchNorm's
                     bad, run.skipped = bad + 1, run.skipped + 1
                     if bad == MAX_BAD_STEPS:
                         raise HeatError(
