@@ -26,7 +26,7 @@ def heat(*arguments: object, log: Path) -> dict[str, object]:
     command = [sys.executable, "-m", "heat", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     with log.open("a", encoding="utf-8") as stream:
-        stream.write(f"$ heat {' '.join(map(str, arguments))}\n{done.stderr}{done.stdout}")
+        stream.write(f"$ heat {' '.join(map(str, arguments))}\n{done.stderr}{done.stdout[:3000]}\n")
         stream.write(f"exit code {done.returncode}\n")
     if done.returncode not in (0, 3):
         sys.exit(done.stderr)
@@ -80,11 +80,16 @@ def main() -> None:
     ):
         shutil.copy(path, folder / path.name)
     cv2.imwrite(str(folder / "detections.jpg"), mosaic(pictures))
-    keys = ("target_fps", "predicted_fps", "measured_fps", "ratio", "build_seconds", "threads")
+    stages = json.loads((given.workspace / "run.json").read_text(encoding="utf-8"))["stages"]
+    keys = ("target_fps", "predicted_fps", "measured_fps", "ratio", "threads", "model")
     print(
         json.dumps(
             {key: built.get(key) for key in keys}
             | {
+                "stage_seconds": {
+                    name: stages[name]["seconds"]
+                    for name in ("profile", "supernet", "thin", "train")
+                },
                 "ap_onnx": onnx["ap"],
                 "ap50_onnx": onnx["ap50"],
                 "ap_openvino": scored["ap"],

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
-from supernet.errors import HeatError
+from supernet.errors import HeatError, PromiseError
 
 from .commands import data, images, look, models, search
 from .version import __version__
@@ -49,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except CycloptsError as error:
         return _fail(" ".join(str(error).split()) + " (heat --help)", 2)
+    except PromiseError as error:
+        if error.result is not None:
+            print(json.dumps(error.result))
+        return _fail(str(error), error.exit_code)
     except HeatError as error:
         return _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:

@@ -12,6 +12,8 @@ HeatError                 exit code 1: a fault of ours
 A message says what failed, the value seen, and the command that fixes it, in one line.
 """
 
+from typing import Any
+
 
 class HeatError(Exception):
     """Base of all errors raised on purpose."""
@@ -46,6 +48,14 @@ class BundleError(UserError):
 
 
 class PromiseError(HeatError):
-    """A promise was not kept: the target was missed or the artefacts disagree."""
+    """A promise was not kept: the target was missed or the artefacts disagree.
+
+    `result` is what the command would have printed, for programs.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, result: dict[str, Any] | None = None) -> None:
+        """Keep the result beside the message."""
+        super().__init__(message)
+        self.result = result

@@ -117,6 +117,8 @@ def test_three_commands_in_an_empty_directory(
     assert code == 0 and found["images"] == 2 and "UNTRAINED" in errors
     assert Path("detections/detections.json").exists()
     assert fails(3, "thin", "--target-fps", 1e9).count("out of reach") == 1
+    code, floor, _ = run("thin", "--target-fps", 1e9)
+    assert code == 3 and floor["met"] is False and floor["measured_fps"] > full["measured_fps"]
     assert run("report")[0] == 0
 
 

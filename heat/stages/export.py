@@ -93,7 +93,7 @@ def export(
     }
     workspace.record(f"export-{format}", result)
     if broken:
-        raise PromiseError(f"{broken}; the bundle in {done.folder} says so")
+        raise PromiseError(f"{broken}; the bundle in {done.folder} says so", result)
     return result
 
 

@@ -88,11 +88,12 @@ def thin(
     steps = 0
     corrections = 0
     while True:
+        at_floor = False
         while 1000.0 / latency_ms(state) < target_fps:
             trials = thin_step(steps, state, logits, rules, latency_ms, drop)
             if not trials:
-                write_ledger(workspace.ledger, ledger, space, logits)
-                raise _floor_error(target, target_fps, state, latency_ms, space)
+                at_floor = True
+                break
             ledger.extend(trials)
             steps += 1
             chosen = next(trial for trial in trials if trial.chosen)
@@ -101,6 +102,9 @@ def thin(
         architecture = state.architecture(space, logits)
         speed = measure_network(architecture, table.conditions)
         predicted_fps = 1000.0 / latency_ms(state)
+        if at_floor and speed.fps < target_fps:
+            write_ledger(workspace.ledger, ledger, space, logits)
+            raise _floor_error(target, target_fps, architecture, predicted_fps, speed, steps)
         ratio = speed.fps / predicted_fps
         too_slow, too_fast = speed.fps < target_fps, ratio > RATIO_BOUNDS[1]
         if not (too_slow or too_fast) or corrections == MAX_CORRECTIONS:
@@ -148,7 +152,8 @@ def thin(
     if not result["met"]:
         raise PromiseError(
             f"{speed.fps:.2f} FPS measured after {corrections} corrections, target {target_fps:g}: "
-            "this machine is too noisy to keep the promise now; run heat thin again"
+            "this machine is too noisy to keep the promise now; run heat thin again",
+            result,
         )
     return result
 
@@ -219,24 +224,35 @@ def measure_network(architecture: Architecture, conditions: Conditions) -> Speed
 def _floor_error(
     target: Target,
     target_fps: float,
-    state: State,
-    latency_ms: Callable[[State], float],
-    space: SearchSpace,
+    smallest: Architecture,
+    predicted_fps: float,
+    speed: Speed,
+    steps: int,
 ) -> PromiseError:
-    floor = 1000.0 / latency_ms(state)
-    height, width = space.template.input_size
+    """Say what the smallest network reaches, and what would reach the target."""
+    height, width = smallest.input_size
     # Nearly all cost is proportional to the number of pixels.
-    shrink = math.sqrt(floor / target_fps)
-    smaller = [max(64, int(side * shrink) // 64 * 64) for side in (height, width)]
+    shrink = math.sqrt(speed.fps / target_fps)
+    sides = [int(side * shrink) // 64 * 64 for side in (height, width)]
     other = "openvino" if target.runtime == "onnxruntime" else "onnxruntime"
-    ways = [f"--input-size {smaller[0]}x{smaller[1]} (estimated)"] if min(smaller) > 64 else []
+    ways = [f"--input-size {sides[0]}x{sides[1]} (estimated)"] if min(sides) >= 64 else []
     if target.threads < target.detected.cores:
         ways.append(f"--threads {target.detected.cores}")
     ways.append(f"--runtime {other}")
+    result = {
+        "target_fps": target_fps,
+        "predicted_fps": round(predicted_fps, 3),
+        "measured_fps": round(speed.fps, 3),
+        "met": False,
+        "architecture": None,
+        "floor": {"widths": list(smallest.widths), "blocks": list(smallest.blocks)},
+        "steps": steps,
+    }
     return PromiseError(
         f"{target_fps:g} FPS is out of reach: the smallest network of the space runs at "
-        f"{floor:.1f} FPS on {target.name} at {height}x{width}, {target.threads} thread(s), "
-        f"{target.runtime}; try {' or '.join(ways)}"
+        f"{speed.fps:.1f} FPS on {target.name} at {height}x{width}, {target.threads} thread(s), "
+        f"{target.runtime}; try {' or '.join(ways)}",
+        result,
     )
 
 
