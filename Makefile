@@ -9,7 +9,7 @@ DEMO ?= demo
 
 demo: $(VENV)/.installed  ## the whole pipeline on drawn shapes, to a target FPS on this CPU
 	@test -d $(DEMO)/shapes || $(BIN)/heat data shapes $(DEMO)/shapes > /dev/null
-	$(BIN)/heat build --data $(DEMO)/shapes --target-fps 100 --threads 1 --minutes 4 \
+	$(BIN)/heat build --data $(DEMO)/shapes --target-fps 100 --threads 1 --minutes 5 \
 		--out $(DEMO)/run > $(DEMO)/result.json
 	$(BIN)/heat detect $(DEMO)/run/bundle-onnx $(DEMO)/shapes/val --save $(DEMO)/detections \
 		> $(DEMO)/detections.json
