@@ -27,9 +27,9 @@ from supernet.operators.repcnn import ConvRelu
 
 KEEPS_SHAPE = ("repcnn", "wmsa", "swmsa", "cw", "oa")
 
-BUSY_EVERY = 10
-"""Every so many class maps of a random head pass the score threshold, as in a busy picture; an
-untrained head would make NMS look free."""
+BUSY_MAPS = 2
+"""Class maps of a random head that pass the score threshold everywhere: some hundred candidates for
+NMS, as in a busy picture. An untrained head would make NMS look free, a wild one too dear."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,5 +153,5 @@ def randomise(module: nn.Module) -> None:
             assert part.cls.bias is not None and part.obj.bias is not None
             nn.init.normal_(part.cls.weight, std=part.cls.weight[0].numel() ** -0.5)
             nn.init.constant_(part.cls.bias, -6.0)
-            part.cls.bias[::BUSY_EVERY] = 0.5
+            part.cls.bias[torch.linspace(0, len(part.cls.bias) - 1, BUSY_MAPS).long()] = 0.5
             nn.init.constant_(part.obj.bias, 1.0)
