@@ -20,18 +20,20 @@ def find_target(device: str, runtime: str | None, threads: int | None) -> "Targe
 
 
 def last_target(
-    workspace: Workspace, device: str | None, runtime: str | None, threads: int | None
+    workspace: Workspace,
+    device: str | None,
+    runtime: str | None,
+    threads: int | None,
+    *,
+    stages: tuple[str, ...],
 ) -> "Target":
-    """Resolve the device asked for, or the one that the workspace last worked with."""
-    last: dict[str, Any] = {}
-    for stage in ("profile", "thin"):
-        last = {**last, **{k: v for k, v in (workspace.stage(stage) or {}).items() if v}}
-    name = device or last.get("requested") or "cpu"
-    same = device is None or device == last.get("requested")
-    if same:
-        threads = threads or last.get("threads")
-        runtime = runtime or last.get("runtime")
-    return find_target(name, runtime, threads)
+    """Resolve the device asked for, or that of the first of the stages that ran."""
+    last = next(filter(None, map(workspace.stage, stages)), {})
+    if device is None or device == last.get("requested"):
+        device = last.get("requested", "cpu")
+        runtime = last.get("runtime") if runtime is None else runtime
+        threads = last.get("threads") if threads is None else threads
+    return find_target(device, runtime, threads)
 
 
 def find_data(workspace: Workspace, root: Path | None, split: str) -> "DetectionSet":

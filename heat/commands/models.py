@@ -126,7 +126,7 @@ def export(
     from ..stages.export import export as run
 
     workspace = Workspace(out)
-    target = last_target(workspace, device, RUNTIME_OF[format], threads)
+    target = last_target(workspace, device, RUNTIME_OF[format], threads, stages=("thin", "profile"))
     trained = workspace.stage("train")
     data = data or (Path(trained["data"]) if trained else None)
     found = None

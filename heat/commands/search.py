@@ -106,7 +106,7 @@ def thin(
 
     check_target(target_fps)
     workspace = Workspace(out)
-    target = last_target(workspace, device, runtime, threads)
+    target = last_target(workspace, device, runtime, threads, stages=("profile", "thin"))
     trained = workspace.stage("supernet")
     data = data or (Path(trained["data"]) if trained else None)
     found = find_data(workspace, data, "train") if data is not None else None

@@ -129,6 +129,7 @@ def thin(
         "measured_ms": round(speed.ms, 4),
         "met": speed.fps >= target_fps,
         "device": target.name,
+        "requested": target.device.name,
         "model": target.detected.model,
         "runtime": target.runtime,
         "runtime_version": table.conditions.runtime_version,
