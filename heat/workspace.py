@@ -104,7 +104,7 @@ class Workspace:
             "format": FORMAT_VERSION,
             "heat": __version__,
             "python": platform.python_version(),
-            "platform": platform.platform(terse=True),
+            "platform": f"{platform.system()} {platform.machine()}",
             "command": ["heat", *sys.argv[1:]],
             "stages": stages,
         }
