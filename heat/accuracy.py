@@ -17,7 +17,7 @@ from supernet.inherit import inherit
 from supernet.letterbox import letterbox, read_image
 from supernet.loss import Target, detection_loss
 from supernet.recalibrate import recalibrate
-from supernet.supernet import Supernet
+from supernet.supernet import SearchSpace, Supernet
 
 from .thinning import Logits, State
 
@@ -58,11 +58,13 @@ class LossDrop:
     Each reading inherits the weights, recalibrates BatchNorm and runs the held-out images.
     """
 
-    def __init__(self, supernet: Supernet, data: DetectionSet, logits: Logits) -> None:
-        """Load the images once."""
+    def __init__(
+        self, supernet: Supernet, space: SearchSpace, data: DetectionSet, logits: Logits
+    ) -> None:
+        """Load the images once; `space` is the supernet's, its global block decided."""
         size = supernet.architecture.input_size
         train, held = split_held_out(data)
-        self._supernet, self._logits = supernet, logits
+        self._supernet, self._space, self._logits = supernet, space, logits
         self._recalibration = [
             images for images, _ in load_batches(train.records[:RECALIBRATION_IMAGES], size)
         ]
@@ -77,7 +79,7 @@ class LossDrop:
     @torch.no_grad()
     def loss(self, state: State) -> float:
         """Return the detection loss of a state on the held-out images."""
-        architecture = state.architecture(self._supernet.space, self._logits)
+        architecture = state.architecture(self._space, self._logits)
         key = (architecture, state.positions())
         if key not in self._known:
             network = inherit(self._supernet, architecture, state.positions())

@@ -23,7 +23,7 @@ from .operators.repcnn import RepCNN, RepCNNUnit
 from .operators.transitions import Down, Stem
 from .operators.window import HEAD as WINDOW_HEAD
 from .operators.window import VALUE, WindowBlock
-from .supernet import CANDIDATES, Mixture, Supernet
+from .supernet import CANDIDATES, GlobalMixture, Mixture, Supernet
 
 Positions = tuple[tuple[int, ...], ...]
 """For each stage, the supernet positions that live on, in order."""
@@ -60,7 +60,12 @@ def _check(supernet: Supernet, architecture: Architecture, positions: Positions)
             )
         )
         and architecture.with_(widths=space.widths, blocks=space.template.blocks, name="")
-        == space.template.with_(name="")
+        == space.template.with_(
+            name="",
+            global_block=architecture.global_block
+            if space.global_choice
+            else space.template.global_block,
+        )
     )
     if not fits:
         raise CheckpointError(
@@ -73,7 +78,10 @@ def _flatten(
     supernet: Supernet, architecture: Architecture, positions: Positions
 ) -> dict[str, nn.Module]:
     """Return the supernet's modules under the places of the thinned network."""
-    source = dict(supernet.units.items())
+    source = {
+        place: unit.blocks[architecture.global_block] if isinstance(unit, GlobalMixture) else unit
+        for place, unit in supernet.units.items()
+    }
     for stage, chosen in enumerate(positions, 1):
         for new, old in enumerate(chosen):
             mixture = cast(Mixture, supernet.units[f"s{stage}_{old}"])

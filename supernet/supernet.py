@@ -4,14 +4,14 @@ Shape suffix: C candidates of a position, in the order of `CANDIDATES`.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from .architecture import Architecture, Entry
+from .architecture import Architecture, Entry, GlobalBlock
 from .detector import Detector
 from .errors import CheckpointError
 from .operators import OPERATORS
@@ -19,6 +19,9 @@ from .operators import OPERATORS
 CANDIDATES = ("repcnn", "wmsa", "swmsa", "identity")
 """Order of the logits r of a position."""
 IDENTITY = len(CANDIDATES) - 1
+
+GLOBAL_BLOCKS: tuple[GlobalBlock, ...] = ("cw", "oa")
+"""Order of the two logits of the global block."""
 
 Noise = Literal["gumbel", "uniform"]
 """Gumbel noise, or the paper's literal U(0, 1)."""
@@ -32,6 +35,8 @@ class SearchSpace:
     """Input size, classes, anchors, global block; its widths are D_max."""
     positions: tuple[int, int, int, int]
     """N_max: local positions of each stage."""
+    global_choice: bool = False
+    """Whether the global block of S4, SAM_4, SCM and TCM is searched too: one choice for all."""
 
     @property
     def widths(self) -> tuple[int, int, int, int]:
@@ -41,7 +46,11 @@ class SearchSpace:
     def to_json(self) -> str:
         """Return the space as JSON."""
         return json.dumps(
-            {"template": json.loads(self.template.to_json()), "positions": self.positions}
+            {
+                "template": json.loads(self.template.to_json()),
+                "positions": self.positions,
+                "global_choice": self.global_choice,
+            }
         )
 
     @classmethod
@@ -51,7 +60,11 @@ class SearchSpace:
             values = json.loads(text)
             template = Architecture.from_json(json.dumps(values["template"]), source)
             n1, n2, n3, n4 = values["positions"]
-            return cls(template=template, positions=(n1, n2, n3, n4))
+            return cls(
+                template=template,
+                positions=(n1, n2, n3, n4),
+                global_choice=bool(values.get("global_choice", False)),
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{source} holds no search space ({error})") from None
 
@@ -119,6 +132,26 @@ class Mixture(nn.Module):
         return mixed
 
 
+class GlobalMixture(nn.Module):
+    """A searched global block: `p_cw cw(x) + p_oa oa(x)`, p shared by the whole network."""
+
+    def __init__(self, blocks: Mapping[GlobalBlock, nn.Module]) -> None:
+        """Hold one module for each of `GLOBAL_BLOCKS`; the supernet sets `weights` each pass."""
+        super().__init__()
+        self.blocks = nn.ModuleDict({str(kind): block for kind, block in blocks.items()})
+        self.weights = torch.full((len(GLOBAL_BLOCKS),), 1.0 / len(GLOBAL_BLOCKS))
+
+    def forward(self, x_BDHW: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Mix the outputs, one by one where there are several (T1)."""
+        outputs = [self.blocks[kind](x_BDHW) for kind in GLOBAL_BLOCKS]
+        if isinstance(outputs[0], tuple):
+            return tuple(self._mix(parts) for parts in zip(*outputs, strict=True))
+        return self._mix(outputs)
+
+    def _mix(self, outputs: Sequence[Tensor]) -> Tensor:
+        return torch.stack([p * y for p, y in zip(self.weights, outputs, strict=True)]).sum(0)
+
+
 class Supernet(Detector):
     """A detector of the largest widths whose local positions are mixtures."""
 
@@ -134,6 +167,35 @@ class Supernet(Detector):
                 mixture.noise = self.config.noise
                 mixture.straight_through = self.config.straight_through
                 self.units[f"s{stage}_{position}"] = mixture
+        self.global_tau = 1.0
+        if space.global_choice:
+            self.global_r = nn.Parameter(torch.zeros(len(GLOBAL_BLOCKS)))
+            kinds = {
+                kind: self.architecture.with_(global_block=kind).entries() for kind in GLOBAL_BLOCKS
+            }
+            for place, entry in kinds["cw"].items():
+                if kinds["oa"][place] != entry:
+                    blocks = {
+                        kind: OPERATORS[entries[place].op].build(entries[place])
+                        for kind, entries in kinds.items()
+                    }
+                    self.units[place] = GlobalMixture(blocks)
+
+    def forward(self, image_BHW3: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw the global choice once for the pass, then run as a detector."""
+        if self.space.global_choice:
+            noise = draw_noise(self.global_r, self.config.noise) if self.training else 0.0
+            weights = ((self.global_r + noise) / self.global_tau).softmax(0)
+            for unit in self.units.values():
+                if isinstance(unit, GlobalMixture):
+                    unit.weights = weights
+        return super().forward(image_BHW3)
+
+    def best_global_block(self) -> GlobalBlock:
+        """Return the global block with the larger logit, or the template's if none is searched."""
+        if not self.space.global_choice:
+            return self.space.template.global_block
+        return GLOBAL_BLOCKS[int(self.global_r.argmax())]
 
     def mixtures(self) -> Iterator[tuple[tuple[int, int], Mixture]]:
         """Yield ((stage, position), mixture), stages counted from 1."""
@@ -148,6 +210,9 @@ class Supernet(Detector):
         for _, mixture in self.mixtures():
             mixture.tau = tau
             mixture.r.requires_grad_(trainable)
+        if self.space.global_choice:
+            self.global_tau = tau
+            self.global_r.requires_grad_(trainable)
 
     def logits(self) -> dict[tuple[int, int], tuple[float, ...]]:
         """Return r of every position as numbers."""

@@ -113,7 +113,7 @@ def parameter_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, 
     """Split parameters into decayed matrices, undecayed vectors, and selection logits."""
     decayed, plain, logits = [], [], []
     for name, parameter in network.named_parameters():
-        if name.endswith(".r"):
+        if name.rpartition(".")[2] in ("r", "global_r"):
             logits.append(parameter)
         elif parameter.ndim == 4:
             decayed.append(parameter)

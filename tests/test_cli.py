@@ -24,7 +24,7 @@ OPTIONS = {
     "profile": "device runtime threads input_size space data out",
     "report": "data out",
     "supernet": "data space input_size epochs batch_size learning_rate logit_learning_rate noise "
-    "straight_through seed resume restart out",
+    "straight_through global_block seed resume restart out",
     "thin": "target_fps device runtime threads space input_size data ap_drop out",
     "train": "data architecture input_size epochs batch_size learning_rate schedule drop_path "
     "precision inherit seed resume restart out",
@@ -324,3 +324,20 @@ def test_a_preset_is_trained_and_exported_without_thinning(shapes: Path, tmp_pat
     assert code == 0, errors
     assert exported["trained"] is True and exported["predicted_fps"] is None
     assert "no finished thin" in fails(2, "train", "--data", shapes, "--restart", *out)
+
+
+def test_a_searched_global_block_is_cw_on_a_cpu(shapes: Path, tmp_path: Path) -> None:
+    out = ["--out", tmp_path / "run"]
+    size = ["--space", "micro", "--input-size", "96x128"]
+    short = ["--epochs", 2, "--batch-size", 8]
+    for block in ("search", "oa"):
+        code, _, errors = run(
+            "supernet", "--data", shapes, *size, *short, "--global-block", block, "--restart", *out
+        )
+        assert code == 0, errors
+        code, _, errors = run("thin", "--target-fps", 1, "--threads", 1, *out)
+        assert code == 0, errors
+        architecture = json.loads((tmp_path / "run/thin/architecture.json").read_text())
+        assert architecture["global_block"] == ("cw" if block == "search" else "oa")
+    code, trained, errors = run("train", "--data", shapes, "--inherit", *short, *out)
+    assert code == 0 and trained["inherited"], errors

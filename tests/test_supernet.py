@@ -6,8 +6,11 @@ import torch
 
 from supernet.architecture import Architecture
 from supernet.errors import CheckpointError
+from supernet.inherit import inherit
 from supernet.supernet import (
     CANDIDATES,
+    GLOBAL_BLOCKS,
+    GlobalMixture,
     Mixture,
     SearchConfig,
     SearchSpace,
@@ -97,3 +100,43 @@ def test_space_round_trip(unit: Architecture) -> None:
     assert SearchSpace.from_json(one.to_json(), "x") == one
     with pytest.raises(CheckpointError, match="x holds no search space"):
         SearchSpace.from_json("{}", "x")
+
+
+def test_global_choice_has_two_logits_for_the_whole_network(unit: Architecture) -> None:
+    one = space(unit)
+    chosen = SearchSpace(template=one.template, positions=one.positions, global_choice=True)
+    assert SearchSpace.from_json(chosen.to_json(), "x") == chosen
+    network = Supernet(chosen)
+    searched = {place for place, part in network.units.items() if isinstance(part, GlobalMixture)}
+    assert searched == {
+        "s4_global", "sam4_global", "scm_global1", "scm_global2", "tcm_t1", "tcm_t2_0"
+    }  # fmt: skip
+    network.start_epoch(5, 10)
+    image = torch.randint(0, 256, (2, *unit.input_size, 3), dtype=torch.uint8)
+    for norm in network.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(norm.weight)  # zero-started branches hide the choice
+    logits, _ = network.train()(image)
+    logits.square().mean().backward()
+    assert network.global_r.grad is not None and float(network.global_r.grad.abs().sum()) > 0
+    with torch.no_grad():
+        network.global_r.copy_(torch.tensor([0.0, 1.0]))
+    assert network.best_global_block() == "oa"
+
+
+@pytest.mark.parametrize("kind", ["cw", "oa"])
+def test_a_decided_global_block_is_inherited(unit: Architecture, kind: str) -> None:
+    one = space(unit)
+    chosen = SearchSpace(template=one.template, positions=one.positions, global_choice=True)
+    network = Supernet(chosen).eval()
+    with torch.no_grad():
+        network.global_r[GLOBAL_BLOCKS.index(kind)] = 1000.0  # type: ignore[arg-type]
+        for _, mixture in network.mixtures():
+            mixture.r[0] = 1000.0
+    architecture = one.template.with_(name="x", global_block=kind)
+    positions = tuple(tuple(range(count)) for count in one.positions)
+    detector = inherit(network, architecture, positions).eval()
+    image = torch.randint(0, 256, (1, *unit.input_size, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        for a, b in zip(detector(image), network(image), strict=True):
+            assert torch.allclose(a, b, atol=1e-5)

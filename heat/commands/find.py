@@ -77,7 +77,11 @@ def find_space(
             changes["input_size"] = parse_size(input_size)
         if classes is not None:
             changes["num_classes"] = classes
-        return SearchSpace(template=space.template.with_(**changes), positions=space.positions)
+        return SearchSpace(
+            template=space.template.with_(**changes),
+            positions=space.positions,
+            global_choice=space.global_choice,
+        )
     size = parse_size(input_size or "448x448")
     return named_space(name or default, size, classes or 80)
 

@@ -43,6 +43,7 @@ def supernet(
     logit_learning_rate: float = 1e-3,
     noise: Literal["gumbel", "uniform"] = "gumbel",
     straight_through: bool = False,
+    global_block: Literal["cw", "oa", "search"] = "cw",
     seed: int = 0,
     resume: bool = False,
     restart: bool = False,
@@ -57,12 +58,14 @@ def supernet(
         learning_rate: Peak AdamW step of the weights.
         logit_learning_rate: Adam step of the selection logits.
         noise: Gumbel noise, or the paper's literal uniform noise.
+        global_block: Attention of S4, SAM_4, SCM and TCM: channel-wise (CPUs), original (large
+            GPUs), or both with two logits; thinning for a CPU takes cw.
         straight_through: Run one drawn operator per position, for a third of the memory.
         seed: Seed of initialisation, order and augmentation.
         resume: Go on with an unfinished run.
         restart: Begin again, replacing what stands.
     """
-    from supernet.supernet import SearchConfig
+    from supernet.supernet import SearchConfig, SearchSpace
     from supernet.training import TrainConfig
 
     from ..stages.supernet import train_supernet
@@ -70,6 +73,12 @@ def supernet(
     workspace = Workspace(out)
     train_set = find_data(workspace, data, "train")
     chosen = find_space(workspace, space, input_size, train_set.num_classes, default="midi")
+    if global_block != "cw":
+        chosen = SearchSpace(
+            template=chosen.template.with_(global_block="oa" if global_block == "oa" else "cw"),
+            positions=chosen.positions,
+            global_choice=global_block == "search",
+        )
     config = TrainConfig(
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed
     )

@@ -60,7 +60,7 @@ def thin(
     supernet = load_supernet(workspace)
     if supernet is not None:
         _check_fits(supernet, space, workspace)
-        space = supernet.space
+        space = _with_global_block(supernet, target)
     logits: Logits = supernet.logits() if supernet is not None else prior_logits(space)
     if rules is None:
         # Without training no stage is known to matter less: every stage's moves are weighed.
@@ -82,7 +82,7 @@ def thin(
         return known[key] * factor
 
     factor = table.calibration.factor
-    drop, proxy = _evaluator(supernet, data, logits, ap_drop)
+    drop, proxy = _evaluator(supernet, space, data, logits, ap_drop)
     state = State.full(space)
     ledger: list[Trial] = []
     steps = 0
@@ -165,6 +165,15 @@ def check_target(target_fps: float) -> None:
         raise UserError(f"--target-fps {target_fps:g}: a positive number of frames per second")
 
 
+def _with_global_block(supernet: Supernet, target: Target) -> SearchSpace:
+    """Return the supernet's space with its global block decided: cw on CPUs (spec section 7)."""
+    if not supernet.space.global_choice:
+        return supernet.space
+    kind = "cw" if target.device.kind == "cpu" else supernet.best_global_block()
+    template = supernet.space.template.with_(global_block=kind)
+    return SearchSpace(template=template, positions=supernet.space.positions)
+
+
 def _check_fits(supernet: Supernet, space: SearchSpace, workspace: Workspace) -> None:
     """Refuse to thin a supernet that was trained for something else than was asked for."""
     own, asked = supernet.space.template, space.template
@@ -198,12 +207,16 @@ def load_supernet(workspace: Workspace) -> Supernet | None:
 
 
 def _evaluator(
-    supernet: Supernet | None, data: DetectionSet | None, logits: Logits, wanted: ApDrop
+    supernet: Supernet | None,
+    space: SearchSpace,
+    data: DetectionSet | None,
+    logits: Logits,
+    wanted: ApDrop,
 ) -> tuple[Callable[[State, State], float], str]:
     if wanted == "loss" and (supernet is None or data is None):
         raise UserError("--ap-drop loss needs a trained supernet and --data: heat supernet first")
     if wanted != "mass" and supernet is not None and data is not None:
-        return LossDrop(supernet, data, logits), "rise of the detection loss, percent"
+        return LossDrop(supernet, space, data, logits), "rise of the detection loss, percent"
     return (
         lambda before, after: removed_mass(before, after, logits),
         "share of importance mass, percent",
