@@ -140,10 +140,15 @@ def write_picture(path: Path, image: Image) -> None:
     ok, data = cv2.imencode(path.suffix, image[:, :, ::-1])
     if not ok:
         raise DataError(f"cannot write a picture as {path.suffix}")
+    _write_whole(path, data.tobytes())
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write beside the target, then rename; like `supernet.atomic`, which a bundle lacks."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data.tobytes())
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -178,10 +183,7 @@ def detect_files(
             write_picture(save / f"{path.stem}.jpg", draw(image, found, bundle.names))
     if save is not None:
         text = json.dumps(records, indent=1) + "\n"
-        temporary = save / ".detections.json.tmp"
-        save.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(save / "detections.json")
+        _write_whole(save / "detections.json", text.encode())
     return records, broken
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from supernet.atomic import write_text
 from supernet.detector import Detector
 from supernet.errors import PromiseError, UserError
 from supernet.letterbox import PAD_RGB, Image, letterbox
@@ -128,9 +129,7 @@ def export_bundle(
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
     """Write `card.json` atomically."""
-    temporary = folder / ".card.json.tmp"
-    temporary.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(folder / "card.json")
+    write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
 
 
 def _write_model(onnx_bytes: bytes, metadata: dict[str, str], folder: Path, format: Format) -> Path:

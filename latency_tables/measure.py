@@ -6,7 +6,7 @@ weights out of the caches, where a deployed model, run frame after frame, keeps 
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +42,8 @@ def time_jobs(
     *,
     rounds: int = ROUNDS,
     warmups: int = WARMUPS,
-    tick: Callable[[], None] = lambda: None,
 ) -> dict[Any, Timing]:
-    """Visit every job once a round, round-robin; `tick` is called after each round."""
+    """Visit every job once a round, round-robin."""
     samples: dict[Any, list[float]] = {key: [] for key in jobs}
     for _ in range(warmups):
         for job in jobs.values():
@@ -56,7 +55,6 @@ def time_jobs(
                 start = time.perf_counter()
                 job.session.run(job.feeds)
                 samples[key].append((time.perf_counter() - start) * 1e3)
-        tick()
     return {key: summarise(values) for key, values in samples.items()}
 
 

@@ -167,20 +167,26 @@ def random_architecture(
     )
 
 
+def network_job(architecture: Architecture, conditions: Conditions, *, seed: int = 0) -> Job:
+    """Load a whole deployed network, from uint8 image to boxes, with random weights."""
+    torch.manual_seed(seed)
+    network = Detector(architecture)
+    randomise(network)
+    model = network.to_onnx().SerializeToString()
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (1, *architecture.input_size, 3), dtype=np.uint8)
+    session = open_session(conditions.runtime, model, conditions.threads)
+    return Job(session, {"image": image})
+
+
 def measure_networks(
     networks: Sequence[Architecture], conditions: Conditions, *, rounds: int = ROUNDS
 ) -> list[Timing]:
-    """Measure whole deployed networks, from uint8 image to boxes, with random weights."""
-    jobs = {}
-    for index, architecture in enumerate(networks):
-        torch.manual_seed(index)
-        network = Detector(architecture)
-        randomise(network)
-        model = network.to_onnx().SerializeToString()
-        rng = np.random.default_rng(index)
-        image = rng.integers(0, 256, (1, *architecture.input_size, 3), dtype=np.uint8)
-        session = open_session(conditions.runtime, model, conditions.threads)
-        jobs[index] = Job(session, {"image": image})
+    """Measure whole deployed networks, interleaved."""
+    jobs = {
+        index: network_job(architecture, conditions, seed=index)
+        for index, architecture in enumerate(networks)
+    }
     timings = time_jobs(jobs, rounds=rounds)
     return [timings[index] for index in range(len(networks))]
 

@@ -126,11 +126,6 @@ class Architecture:
         """Anchors per cell, A."""
         return len(self.anchor_sizes)
 
-    @property
-    def feature_width(self) -> int:
-        """Width C of SCM, TCM and head; equal to D4 (spec section 2.1)."""
-        return self.widths[3]
-
     def entries(self) -> dict[str, Entry]:
         """Return the terms of the latency sum by place, in execution order (spec section 8.3).
 

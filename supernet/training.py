@@ -265,7 +265,8 @@ def fit(
                 on_epoch(epoch + 1, means)
     seconds = time.monotonic() - started
     rate = images_seen / seconds if images_seen else 0.0
-    network.load_state_dict(average.weights if config.ema_decay else network.state_dict())
+    if config.ema_decay:
+        network.load_state_dict(average.weights)
     network.eval()
     stood = first == config.epochs
     return TrainResult(run.checkpoint, config.epochs, rate, seconds, run.skipped, stood)

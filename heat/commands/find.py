@@ -1,6 +1,7 @@
 """Finds what a command works on: the device, the data, the search space."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,11 +78,7 @@ def find_space(
             changes["input_size"] = parse_size(input_size)
         if classes is not None:
             changes["num_classes"] = classes
-        return SearchSpace(
-            template=space.template.with_(**changes),
-            positions=space.positions,
-            global_choice=space.global_choice,
-        )
+        return replace(space, template=space.template.with_(**changes))
     size = parse_size(input_size or "448x448")
     return named_space(name or default, size, classes or 80)
 

@@ -1,5 +1,6 @@
 """Commands of the search: profile, supernet, thin."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -65,7 +66,7 @@ def supernet(
         resume: Go on with an unfinished run.
         restart: Begin again, replacing what stands.
     """
-    from supernet.supernet import SearchConfig, SearchSpace
+    from supernet.supernet import SearchConfig
     from supernet.training import TrainConfig
 
     from ..stages.supernet import train_supernet
@@ -74,9 +75,10 @@ def supernet(
     train_set = find_data(workspace, data, "train")
     chosen = find_space(workspace, space, input_size, train_set.num_classes, default="midi")
     if global_block != "cw":
-        chosen = SearchSpace(
-            template=chosen.template.with_(global_block="oa" if global_block == "oa" else "cw"),
-            positions=chosen.positions,
+        block: Literal["cw", "oa"] = "oa" if global_block == "oa" else "cw"
+        chosen = replace(
+            chosen,
+            template=chosen.template.with_(global_block=block),
             global_choice=global_block == "search",
         )
     config = TrainConfig(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deploy.detect import Bundle, read_card
+from deploy.detect import Bundle
 from deploy.export import write_card
 from supernet.coco import DetectionSet
 from supernet.errors import DataError
@@ -28,9 +28,8 @@ def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> d
         return found.boxes_xyxy_px, found.scores, found.labels
 
     metrics = evaluate(detect, data)
-    card = read_card(folder)
-    card["accuracy"] = {**_rounded(metrics), "data": data.root.name, "split": data.split}
-    write_card(folder, card)
+    accuracy = {**_rounded(metrics), "data": data.root.name, "split": data.split}
+    write_card(folder, {**bundle.card, "accuracy": accuracy})
     return _recorded(workspace, metrics, data, str(folder), bundle.card["runtime"])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deploy.export import Format, export_bundle
+from deploy.export import RUNTIME_OF, Format, export_bundle
 from latency_tables.devices import Target
 from supernet.architecture import Architecture
 from supernet.checkpoint import load_weights, read_info
@@ -113,10 +113,9 @@ def _same_conditions(
     thinned: dict[str, Any], architecture: Architecture, target: Target, format: Format
 ) -> bool:
     """Say whether the thinning's prediction is about this network, runtime and thread count."""
-    runtime = {"onnx": "onnxruntime", "openvino": "openvino"}[format]
     return (
         bool(thinned)
-        and (thinned["runtime"], thinned["threads"]) == (runtime, target.threads)
+        and (thinned["runtime"], thinned["threads"]) == (RUNTIME_OF[format], target.threads)
         and thinned["model"] == target.detected.model
         and tuple(thinned["widths"]) == architecture.widths
         and tuple(thinned["blocks"]) == architecture.blocks

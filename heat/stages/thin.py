@@ -4,21 +4,16 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
-import torch
-
 from deploy.bench import Speed, measure_speed
-from deploy.runtimes import open_session
-from latency_tables.context import randomise
 from latency_tables.devices import Target
-from latency_tables.profile import fill, open_table
+from latency_tables.profile import fill, network_job, open_table
 from latency_tables.table import Conditions
 from supernet.architecture import Architecture
 from supernet.checkpoint import load_weights, read_info
 from supernet.coco import DetectionSet
-from supernet.detector import Detector
 from supernet.errors import PromiseError, UserError
 from supernet.supernet import SearchSpace, Supernet
 
@@ -171,7 +166,7 @@ def _with_global_block(supernet: Supernet, target: Target) -> SearchSpace:
         return supernet.space
     kind = "cw" if target.device.kind == "cpu" else supernet.best_global_block()
     template = supernet.space.template.with_(global_block=kind)
-    return SearchSpace(template=template, positions=supernet.space.positions)
+    return replace(supernet.space, template=template, global_choice=False)
 
 
 def _check_fits(supernet: Supernet, space: SearchSpace, workspace: Workspace) -> None:
@@ -225,14 +220,8 @@ def _evaluator(
 
 def measure_network(architecture: Architecture, conditions: Conditions) -> Speed:
     """Measure the deployed form of an architecture, with random weights and a busy head."""
-    torch.manual_seed(0)
-    network = Detector(architecture)
-    randomise(network)
-    model = network.to_onnx().SerializeToString()
-    session = open_session(conditions.runtime, model, conditions.threads)
-    height, width = architecture.input_size
-    image = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
-    return measure_speed(session, {"image": image})
+    job = network_job(architecture, conditions)
+    return measure_speed(job.session, job.feeds)
 
 
 def _floor_error(

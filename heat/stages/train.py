@@ -28,9 +28,7 @@ def train(
     """Train a detector; class count and names come from the data."""
     architecture = architecture.with_(num_classes=data.num_classes)
     torch.manual_seed(config.seed)
-    network = Detector(architecture)
-    if from_supernet:
-        network = _inherited(workspace, architecture)
+    network = _inherited(workspace, architecture) if from_supernet else Detector(architecture)
     done = fit(network, data, config, workspace.train, resume=resume, restart=restart)
     before = workspace.stage("train")
     if done.stood and before is not None:
