@@ -30,18 +30,18 @@ class Speed:
         return 1000.0 / self.ms
 
 
-def measure_speed(session: Session, feeds: Mapping[str, Any]) -> Speed:
+def measure_speed(
+    session: Session, feeds: Mapping[str, Any], *, burst_seconds: float = BURST_SECONDS
+) -> Speed:
     """Time a session in bursts; the lowest burst median is the latency."""
     bursts: list[list[float]] = []
     for _ in range(2):
         session.run(feeds)
     for _ in range(BURSTS):
         samples: list[float] = []
-        stop = time.perf_counter() + BURST_SECONDS
+        stop = time.perf_counter() + burst_seconds
         while len(samples) < MIN_RUNS or time.perf_counter() < stop:
-            start = time.perf_counter()
-            session.run(feeds)
-            samples.append((time.perf_counter() - start) * 1e3)
+            samples.append(session.timed(feeds))
         bursts.append(samples)
     every = sorted(sample for burst in bursts for sample in burst)
     return Speed(

@@ -1,15 +1,29 @@
 """One small door to the runtimes that execute exported models.
 
-Needs numpy and the runtime only; every bundle's `detect.py` carries this file's text.
+Needs numpy and the runtime only; every bundle's `detect.py` and every probe carries this file's
+text.
 """
 
 import importlib
 import importlib.metadata
+import json
+import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from supernet.errors import BundleError, UserError
+
+PRECISIONS = ("f32", "f16", "bf16", "int8")
+
+PIP_NAME = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "torch": "torch",
+}
 
 
 class Session(Protocol):
@@ -18,8 +32,8 @@ class Session(Protocol):
     def run(self, inputs: Mapping[str, Any]) -> list[Any]:
         """Execute once; inputs by name, outputs in the model's order, all numpy arrays."""
 
-
-PIP_NAME = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+    def timed(self, inputs: Mapping[str, Any]) -> float:
+        """Execute once and return the milliseconds it took."""
 
 
 def _import(runtime: str) -> Any:
@@ -31,19 +45,39 @@ def _import(runtime: str) -> Any:
         ) from None
 
 
-class OnnxRuntimeSession:
+class WallClock:
+    """Times `run` from the outside, as a caller sees it."""
+
+    run: Callable[[Mapping[str, Any]], list[Any]]
+
+    def timed(self, inputs: Mapping[str, Any]) -> float:
+        """Execute once and return the milliseconds it took."""
+        start = time.perf_counter()
+        self.run(inputs)
+        return (time.perf_counter() - start) * 1e3
+
+
+class OnnxRuntimeSession(WallClock):
     """ONNX Runtime on the CPU."""
 
-    def __init__(self, model: bytes | Path, threads: int) -> None:
-        """Load the model with all graph optimisations."""
+    def __init__(
+        self, model: bytes | Path, threads: int, precision: str = "f32", *, profile: str = ""
+    ) -> None:
+        """Load the model with all graph optimisations; the model itself holds the precision.
+
+        With `profile`, a file prefix, the session records what it executes.
+        """
         ort = _import("onnxruntime")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile
         # Threads that spin after a run would steal time from whatever runs next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._session = ort.InferenceSession(
+        self.session = ort.InferenceSession(
             str(model) if isinstance(model, Path) else model,
             options,
             providers=["CPUExecutionProvider"],
@@ -51,48 +85,56 @@ class OnnxRuntimeSession:
 
     def run(self, inputs: Mapping[str, Any]) -> list[Any]:
         """Execute once."""
-        return list(self._session.run(None, dict(inputs)))
+        return list(self.session.run(None, dict(inputs)))
 
 
-class OpenVinoSession:
-    """OpenVINO on the CPU, float32 unless told otherwise: its own default may be bfloat16."""
+OPENVINO_HINT = {"f32": "f32", "bf16": "bf16", "f16": "f16", "int8": "f32"}
+"""Precision of what is not quantised; OpenVINO's own default may be bfloat16."""
 
-    def __init__(self, model: bytes | Path, threads: int) -> None:
+
+class OpenVinoSession(WallClock):
+    """OpenVINO on the CPU, in the precision asked for and no other."""
+
+    def __init__(self, model: bytes | Path, threads: int, precision: str = "f32") -> None:
         """Compile the model for latency."""
         openvino = _import("openvino")
         core = openvino.Core()
         network = core.read_model(model if isinstance(model, bytes) else str(model))
-        self._compiled = core.compile_model(
+        self.compiled = core.compile_model(
             network,
             "CPU",
             {
-                "INFERENCE_PRECISION_HINT": "f32",
+                "INFERENCE_PRECISION_HINT": OPENVINO_HINT[precision],
                 "INFERENCE_NUM_THREADS": threads,
                 "PERFORMANCE_HINT": "LATENCY",
                 "NUM_STREAMS": "1",
             },
         )
-        self._request = self._compiled.create_infer_request()
+        self._request = self.compiled.create_infer_request()
 
     def run(self, inputs: Mapping[str, Any]) -> list[Any]:
         """Execute once."""
         results = self._request.infer(dict(inputs), share_inputs=True)
-        return [results[output].copy() for output in self._compiled.outputs]
+        return [results[output].copy() for output in self.compiled.outputs]
 
 
-RUNTIMES: dict[str, Callable[[bytes | Path, int], Session]] = {
+RUNTIMES: dict[str, Callable[[bytes | Path, int, str], Session]] = {
     "onnxruntime": OnnxRuntimeSession,
     "openvino": OpenVinoSession,
 }
+"""What runs on a CPU; `deploy.gpu` has what runs on CUDA devices."""
 
 
-def open_session(runtime: str, model: bytes | Path, threads: int) -> Session:
+def open_session(
+    runtime: str, model: bytes | Path, threads: int, precision: str = "f32"
+) -> Session:
     """Load a model file or its bytes; an unreadable model is a `BundleError`."""
-    if runtime not in RUNTIMES:
-        raise UserError(f"unknown runtime {runtime!r}: one of {', '.join(RUNTIMES)}")
+    _known(runtime)
+    if precision not in PRECISIONS:
+        raise UserError(f"unknown precision {precision!r}: one of {', '.join(PRECISIONS)}")
     _import(runtime)
     try:
-        return RUNTIMES[runtime](model, threads)
+        return RUNTIMES[runtime](model, threads, precision)
     except Exception as error:
         what = model if isinstance(model, Path) else "the model"
         reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else ""
@@ -101,7 +143,72 @@ def open_session(runtime: str, model: bytes | Path, threads: int) -> Session:
 
 def runtime_version(runtime: str) -> str:
     """Return the installed version of a runtime."""
-    if runtime not in RUNTIMES:
-        raise UserError(f"unknown runtime {runtime!r}: one of {', '.join(RUNTIMES)}")
+    if runtime not in PIP_NAME:
+        _known(runtime)
     _import(runtime)
     return importlib.metadata.version(PIP_NAME[runtime])
+
+
+def _known(runtime: str) -> None:
+    if runtime not in RUNTIMES:
+        raise UserError(f"unknown runtime {runtime!r}: one of {', '.join(RUNTIMES)}")
+
+
+HEAVY = ("conv", "matmul", "gemm", "fullyconnected")
+"""Parts of node names that do the multiply-adds."""
+
+EXECUTED_NAMES = {
+    "f32": "f32", "float": "f32", "float32": "f32",
+    "f16": "f16", "float16": "f16",
+    "bf16": "bf16", "bfloat16": "bf16",
+    "u8": "int8", "i8": "int8", "uint8": "int8", "int8": "int8",
+}  # fmt: skip
+"""What runtimes call their precisions."""
+
+
+def executed_precision(
+    runtime: str, model: bytes | Path, threads: int, precision: str, feeds: Mapping[str, Any]
+) -> dict[str, int]:
+    """Run a model once and return how many heavy nodes the runtime executed in each precision.
+
+    Read back from OpenVINO's compiled graph and from ONNX Runtime's profile: a precision that was
+    asked for need not be the one that is used.
+    """
+    if runtime == "openvino":
+        return _openvino_precisions(OpenVinoSession(model, threads, precision))
+    if runtime == "onnxruntime":
+        return _onnxruntime_precisions(model, threads, feeds)
+    raise UserError(f"the executed precision of {runtime} cannot be read back")
+
+
+def dominant(precisions: Mapping[str, int]) -> str:
+    """Return the precision of most heavy nodes."""
+    return max(precisions, key=lambda name: precisions[name], default="unknown")
+
+
+def _openvino_precisions(session: OpenVinoSession) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for node in session.compiled.get_runtime_model().get_ops():
+        facts = node.get_rt_info()
+        if "layerType" in facts and "runtimePrecision" in facts:
+            kind, precision = facts["layerType"].astype(str), facts["runtimePrecision"].astype(str)
+            if any(part in kind.lower() for part in HEAVY) and "convert" not in kind.lower():
+                found[EXECUTED_NAMES.get(precision, precision)] += 1
+    return dict(found)
+
+
+def _onnxruntime_precisions(
+    model: bytes | Path, threads: int, feeds: Mapping[str, Any]
+) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        session = OnnxRuntimeSession(model, threads, profile=str(Path(folder) / "run"))
+        session.run(feeds)
+        events = json.loads(Path(session.session.end_profiling()).read_text(encoding="utf-8"))
+    for event in events:
+        facts = event.get("args", {})
+        kind, inputs = facts.get("op_name", "").lower(), facts.get("input_type_shape")
+        if inputs and any(part in kind for part in HEAVY):
+            precision = next(iter(inputs[0]))
+            found[EXECUTED_NAMES.get(precision, precision)] += 1
+    return dict(found)

@@ -6,6 +6,8 @@ imports of each other are a complete program: nothing is written twice.
 
 import ast
 import inspect
+from collections.abc import Sequence
+from types import ModuleType
 
 from supernet import errors, letterbox
 
@@ -32,9 +34,17 @@ if __name__ == "__main__":
 
 def detect_script() -> str:
     """Return the text of a bundle's `detect.py`."""
+    return join(PARTS, HEADER, FOOTER)
+
+
+def join(modules: Sequence[ModuleType], header: str, footer: str) -> str:
+    """Return one program made of modules that import only each other and what is installed.
+
+    Dropped are their docstrings, their imports of each other and their `__main__` blocks.
+    """
     imports: set[str] = set()
     bodies = []
-    for module in PARTS:
+    for module in modules:
         source = inspect.getsource(module)
         lines = source.splitlines()
         tree = ast.parse(source)
@@ -44,12 +54,12 @@ def detect_script() -> str:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 if not _is_ours(node):
                     imports.update("\n".join(lines[node.lineno - 1 : node.end_lineno]).splitlines())
-            elif not docstring:
+            elif not (docstring or (isinstance(node, ast.If) and "__name__" in ast.unparse(node))):
                 continue
             dropped.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
         kept = [line for number, line in enumerate(lines, 1) if number not in dropped]
         bodies.append("\n".join(kept).strip())
-    return "\n\n".join([HEADER, "\n".join(sorted(imports)), *bodies]) + "\n\n" + FOOTER
+    return "\n\n".join([header, "\n".join(sorted(imports)), *bodies]) + "\n\n" + footer
 
 
 def _is_ours(node: ast.Import | ast.ImportFrom) -> bool:

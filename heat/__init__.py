@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from deploy.detect import Bundle
 
-from .version import __version__
-
 __all__ = ["__version__", "load"]
 
 _OURS = ("supernet", "latency_tables", "deploy")
@@ -31,6 +29,8 @@ def _refuse_shadowed() -> None:
 
 
 _refuse_shadowed()
+
+from supernet.version import __version__  # noqa: E402
 
 
 def load(folder: str | Path, threads: int | None = None) -> "Bundle":

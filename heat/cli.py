@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from supernet.errors import HeatError, PromiseError
+from supernet.version import __version__
 
 from .commands import data, images, look, models, search
-from .version import __version__
 
 app = App(
     name="heat",

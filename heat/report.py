@@ -19,8 +19,8 @@ from supernet.checkpoint import read_info
 from supernet.coco import DetectionSet
 from supernet.errors import UserError
 from supernet.letterbox import read_image
+from supernet.version import __version__
 
-from .version import __version__
 from .workspace import Workspace
 
 SAMPLES = 6

@@ -9,11 +9,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from latency_tables.devices import Detected, Device
+from latency_tables.compare import Comparison
+from latency_tables.curves import block_curves
+from latency_tables.devices import Device
+from latency_tables.machine import Detected, Gpu
+from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture
 from supernet.coco import load_split, splits_of
 from supernet.letterbox import read_image
 from supernet.operators import OPERATORS
+
+BAR = 12
+"""Characters of the longest bar."""
 
 
 def _console() -> Console:
@@ -58,13 +65,13 @@ def describe_architecture(architecture: Architecture) -> None:
     _console().print(table)
 
 
-def list_devices(devices: list[Device], cpu: Detected, gpus: tuple[str, ...]) -> None:
+def list_devices(devices: list[Device], cpu: Detected, gpus: tuple[Gpu, ...]) -> None:
     """Print the known devices and whether each is this machine."""
     table = Table(title=f"this machine: {cpu.model}, {cpu.cores} cores")
     for column in ("device", "means", "runtime", "precision", "threads", "here"):
         table.add_column(column)
     for device in devices:
-        here = [cpu.model] if device.kind == "cpu" else list(gpus)
+        here = [cpu.model] if device.kind == "cpu" else [gpu.model for gpu in gpus]
         found = any(re.search(device.pattern, name, re.I) for name in here)
         if device.kind == "cpu" and not found:
             state = "measured as what it is"
@@ -120,3 +127,45 @@ def check_data(root: Path) -> dict[str, Any]:
             {"split": split, "kind": k, "where": w, "detail": d} for k, w, d in problems
         )
     return result
+
+
+def show_blocks(table: LatencyTable) -> None:
+    """Print milliseconds of every block by width, with bars, a table for each stride."""
+    console = _console()
+    for stride, curves in block_curves(table).items():
+        c = table.conditions
+        mark = " ESTIMATED" if table.estimated else ""
+        shown = Table(title=f"{c.stem}{mark}: milliseconds at stride {stride}")
+        shown.add_column("width", justify="right")
+        for op in curves:
+            shown.add_column(op, justify="right")
+        longest = max(ms for points in curves.values() for _, ms in points)
+        widths = sorted({width for points in curves.values() for width, _ in points})
+        for width in widths:
+            cells = []
+            for points in curves.values():
+                ms = dict(points).get(width)
+                bar = "" if ms is None else "#" * round(BAR * ms / max(longest, 1e-9))
+                cells.append("" if ms is None else f"{bar:<{BAR}} {ms:7.3f}")
+            shown.add_row(str(int(width)), *cells)
+        console.print(shown)
+
+
+def show_stacks(stacks: dict[str, float], name: str) -> None:
+    """Print frames per second of the stacks of Figure 2."""
+    shown = Table(title=f"stacks of 12 layers, {name}")
+    for column in ("stack", "FPS", "ms"):
+        shown.add_column(column, justify="left" if column == "stack" else "right")
+    for stack, ms in sorted(stacks.items(), key=lambda item: item[1]):
+        shown.add_row(stack, f"{1000 / ms:.1f}", f"{ms:.2f}")
+    _console().print(shown)
+
+
+def compare_operators(found: Comparison, first: str, second: str) -> None:
+    """Print how two tables differ, operator by operator."""
+    shown = Table(title=f"B / A at equal speed: {second} / {first}")
+    for column in ("operator", "median B / A"):
+        shown.add_column(column, justify="left" if column == "operator" else "right")
+    for op, ratio in found.by_operator.items():
+        shown.add_row(op, f"{ratio:.3f}")
+    _console().print(shown)

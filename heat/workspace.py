@@ -95,7 +95,7 @@ class Workspace:
 
     def record(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
         """Keep a stage's result in `run.json` and return it."""
-        from . import __version__
+        from supernet.version import __version__
 
         stages = self.stages()
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")

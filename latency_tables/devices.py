@@ -4,20 +4,43 @@ A name such as `cpu-i7` says which machine is meant. What is measured is always 
 is named as what it is: a table can never pretend to be of another device.
 """
 
-import os
-import platform
+import math
 import re
-import shutil
-import subprocess
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
-import psutil
-
+from deploy.runtimes import PRECISIONS
 from supernet.errors import DeviceError
 
+from .batch import Setting
+from .machine import Detected, Gpu, detect_cpu, detect_gpus, slug
+
 FOLDER = Path(__file__).parent / "devices"
+
+KINDS = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figures:
+    """Published figures of a device, for estimates."""
+
+    source: str
+    """Where the figures are from."""
+    peak_gflops: dict[str, float]
+    """Highest rate of multiplications and additions by precision, all cores, 10^9 a second."""
+    bandwidth_gbs: float
+    """Memory bandwidth, 10^9 bytes a second."""
+    cache_mb: float
+    """Last cache level in MiB."""
+    cache_gbs: float
+    """Bandwidth of that cache, 10^9 bytes a second."""
+    launch_us: float
+    """Cost of starting one operator, microseconds."""
+    cores: int
+    """Cores (CPU) that the peak is of; 1 for a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,134 +56,171 @@ class Device:
     runtime: str
     """Runtime used unless another is asked for."""
     precision: str
+    """Precision used unless another is asked for."""
     threads: int
     """Threads used unless others are asked for; 0 for all cores of this machine."""
     note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Detected:
-    """Facts of the machine that measures."""
-
-    model: str
-    cores: int
-    """Cores this process may use."""
-    quota: float | None
-    """CPU quota of the container in cores, if there is one."""
-    governor: str
-    flags: tuple[str, ...]
-    """Vector extensions that matter for inference."""
-    memory_mb: int
-
-    @property
-    def slug(self) -> str:
-        """The machine's own name for files, from its model."""
-        words = re.sub(r"\((r|tm)\)|\bcpu\b|@.*|\bprocessor\b", " ", self.model.lower())
-        return re.sub(r"[^a-z0-9]+", "-", words).strip("-") or "cpu"
+    figures: Figures | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """A device resolved on this machine."""
 
+    name: str
+    """What the measured machine is called: the device's name only if it is that device."""
     device: Device
     detected: Detected
     threads: int
     runtime: str
-    warnings: tuple[str, ...]
+    precision: str
+    warnings: tuple[str, ...] = ()
+    gpu: Gpu | None = None
+    here: bool = True
+    """Whether it is this machine; if not, nothing can be measured and `detected` is declared."""
 
     @property
-    def name(self) -> str:
-        """What the measured machine is called: the device's name only if it is that device."""
-        matches = self.device.pattern and not self.warnings
-        return self.device.name if matches else self.detected.slug
+    def setting(self) -> Setting:
+        """How models are executed."""
+        return Setting(runtime=self.runtime, precision=self.precision, threads=self.threads)
 
 
 def load_devices() -> dict[str, Device]:
     """Read every device file."""
-    devices = {}
-    for path in sorted(FOLDER.glob("*.toml")):
-        try:
-            device = Device(name=path.stem, **tomllib.loads(path.read_text(encoding="utf-8")))
-        except (tomllib.TOMLDecodeError, TypeError) as error:
-            raise DeviceError(f"{path} is no device file ({error})") from None
-        devices[device.name] = device
-    return devices
+    return {path.stem: load_device(path) for path in sorted(FOLDER.glob("*.toml"))}
 
 
-def detect_cpu() -> Detected:
-    """Read this machine's CPU, quota and governor."""
-    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.exists() else ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
-    flags = re.search(r"^flags\s*:\s*(.+)$", text, re.M)
-    known = {"avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8"}
-    return Detected(
-        model=model[1].strip() if model else platform.processor() or platform.machine(),
-        cores=available_cores(),
-        quota=_cgroup_quota(),
-        governor=governor.read_text(encoding="utf-8").strip() if governor.exists() else "unknown",
-        flags=tuple(sorted(known & set(flags[1].split()))) if flags else (),
-        memory_mb=psutil.virtual_memory().total // 2**20,
-    )
+def load_device(path: Path) -> Device:
+    """Read a device file; a typo in it is a `DeviceError` that names the key."""
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DeviceError(f"{path} is no device file ({error}): correct it") from None
+    _check_keys(path, values, Device, required={"title", "kind", "runtime", "precision"})
+    figures = values.pop("figures", None)
+    if figures is not None:
+        _check_keys(path, figures, Figures, required={f.name for f in fields(Figures)})
+        figures = Figures(**figures)
+    defaults: dict[str, Any] = {"name": path.stem, "pattern": "", "threads": 0}
+    device = Device(**defaults | values, figures=figures)
+    for what, value, allowed in (
+        ("kind", device.kind, KINDS),
+        ("precision", device.precision, PRECISIONS),
+    ):
+        if value not in allowed:
+            raise DeviceError(f"{path}: {what} = {value!r}: one of {', '.join(allowed)}")
+    try:
+        re.compile(device.pattern)
+    except re.error as error:
+        raise DeviceError(f"{path}: pattern = {device.pattern!r} ({error}): correct it") from None
+    return device
 
 
-def available_cores() -> int:
-    """Return the number of cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _check_keys(path: Path, values: Mapping[str, object], kind: type, required: set[str]) -> None:
+    known = {item.name for item in fields(kind)} - {"name"}
+    for key in values:
+        if key not in known:
+            raise DeviceError(f"{path}: unknown key {key!r}: one of {', '.join(sorted(known))}")
+    missing = sorted(required - set(values))
+    if missing:
+        raise DeviceError(f"{path}: {', '.join(missing)} missing: add it")
 
 
-def _cgroup_quota() -> float | None:
-    path = Path("/sys/fs/cgroup/cpu.max")
-    if not path.exists():
-        return None
-    quota, period = path.read_text(encoding="utf-8").split()
-    return None if quota == "max" else int(quota) / int(period)
-
-
-def detect_gpus() -> tuple[str, ...]:
-    """Return the names of CUDA devices, by nvidia-smi."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    command = [program, "--query-gpu=name", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
-
-
-def resolve(name: str, *, runtime: str | None = None, threads: int | None = None) -> Target:
-    """Return what `--device NAME` means on this machine.
-
-    Raises `DeviceError` for an unknown name, and for a device that is not there.
-    """
+def find_device(name: str) -> Device:
+    """Return a declared device by name."""
     devices = load_devices()
     if name not in devices:
         raise DeviceError(
             f"unknown device {name!r}: one of {', '.join(devices)}; this machine is --device cpu"
         )
-    device = devices[name]
+    return devices[name]
+
+
+def name_of(device: Device, cpu: Detected, gpus: Sequence[Gpu]) -> tuple[str, Gpu | None]:
+    """Return what a machine profiled as `device` is called, and the GPU that is used.
+
+    Raises `DeviceError` where a CUDA device is meant and the machine has none that matches.
+    """
     if device.kind == "cuda":
-        gpus = detect_gpus()
-        found = ", ".join(gpus) if gpus else "no CUDA GPU"
-        raise DeviceError(
-            f"{name} needs {device.title}, this machine has {found}: run heat profile on that "
-            "machine and carry its table here, or profile this one with --device cpu"
-        )
+        matching = [gpu for gpu in gpus if re.search(device.pattern, gpu.model, re.I)]
+        if not matching:
+            here = ", ".join(gpu.model for gpu in gpus) if gpus else "no CUDA GPU"
+            raise DeviceError(
+                f"{device.name} needs {device.title}, this machine has {here}: reach it with "
+                "--host USER@BOX, carry it by --pack FILE, estimate it with --estimate, or profile "
+                "this machine with --device cpu"
+            )
+        return device.name if device.pattern else slug(matching[0].model), matching[0]
+    known = device.pattern and re.search(device.pattern, cpu.model, re.I)
+    return device.name if known else cpu.slug, None
+
+
+def resolve(
+    name: str,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
+) -> Target:
+    """Return what `--device NAME` means on this machine.
+
+    Raises `DeviceError` for an unknown name, and for a device that is not there.
+    """
+    device = find_device(name)
     detected = detect_cpu()
+    found, gpu = name_of(device, detected, detect_gpus())
     warnings: tuple[str, ...] = ()
-    if device.pattern and not re.search(device.pattern, detected.model, re.I):
+    if device.pattern and found != device.name:
         warnings = (
             f"{name} means {device.title}; this machine is {detected.model} with "
-            f"{detected.cores} cores: it is measured and named as {detected.slug}",
+            f"{detected.cores} cores: it is measured and named as {found}",
         )
     wanted = threads if threads is not None else device.threads or detected.cores
     if wanted < 1:
         raise DeviceError(f"--threads {wanted}: at least 1")
     if threads is not None and threads > detected.cores:
         raise DeviceError(f"--threads {threads}: this machine gives {detected.cores} cores")
+    if detected.quota and wanted > math.ceil(detected.quota):
+        warnings += (
+            f"{wanted} threads, but the container may use {detected.quota:g} cores: the quota will "
+            f"stop them; --threads {math.ceil(detected.quota)} is steadier",
+        )
     return Target(
-        device, detected, min(wanted, detected.cores), runtime or device.runtime, warnings
+        name=found,
+        device=device,
+        detected=detected,
+        threads=min(wanted, detected.cores),
+        runtime=runtime or device.runtime,
+        precision=precision or device.precision,
+        warnings=warnings,
+        gpu=gpu,
+    )
+
+
+def declared(
+    name: str,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
+) -> Target:
+    """Return a device as its file describes it, whether or not it is this machine.
+
+    `threads` is 0 where neither the caller nor the file says how many: all of that machine's.
+    """
+    device = find_device(name)
+    wanted = threads or device.threads or (device.figures.cores if device.figures else 0)
+    facts = Detected(
+        model=device.title, cores=wanted, quota=None, governor="unknown", flags=(), memory_mb=0
+    )
+    gpu = Gpu(device.title, "unknown", "unknown", "unknown", 0) if device.kind == "cuda" else None
+    return Target(
+        name=name,
+        device=device,
+        detected=facts,
+        threads=wanted,
+        runtime=runtime or device.runtime,
+        precision=precision or device.precision,
+        gpu=gpu,
+        here=False,
     )

@@ -1,194 +1,199 @@
 """Fills a latency table by measuring on this machine, batch by batch, and calibrates it."""
 
 import datetime
-import gc
 import math
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from itertools import product
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from deploy.runtimes import open_session, runtime_version
-from supernet.architecture import WIDTH_STEP, Architecture, Entry
-from supernet.detector import Detector
-from supernet.errors import UserError
+from deploy.runtimes import runtime_version
+from supernet.architecture import Architecture, Entry
+from supernet.errors import DeviceError, TableError, UserError
 from supernet.progress import Progress
+from supernet.version import __version__
 
-from .context import ProbeModel, build, randomise, terms
+from .batch import BatchResult, Bench, NetworkResult, precision_of
+from .calibration import Sample, calibrated
+from .conditions import Conditions, stem_of
+from .costs import MemoryModel, MemorySample, size_mb, working_set_mb
 from .devices import Target
-from .measure import ROUNDS, Job, Timing, time_jobs
-from .table import Calibration, Conditions, LatencyTable, Row
+from .machine import Disturbance
+from .measure import ROUNDS
+from .models import write, write_network
+from .networks import reference_architecture
+from .peak import peak_mb
+from .plan import Checks, batches_of, check_networks
+from .probes import terms
+from .table import LatencyTable, Row, same_state, scale_to
 
-BATCH = 24
-"""Probe models loaded and interleaved together."""
-NUM_ANCHORS = 4
-"""Whole networks that set the calibration factor."""
-NUM_HELD_OUT = 4
-"""Whole networks that only check it."""
+SHIPPED = Path(__file__).parent
+"""Tables that come with HEAT: one measured machine, and estimates."""
+
+HELD_OUT_EVERY = 4
+"""Of the networks whose memory is measured, every fourth only checks the memory model."""
+
+STATE_PASSES = 2
+"""How often what was measured in another state of the machine is measured again."""
+STATE_WAIT_S = 3.0
+"""Pause before that."""
+
+PEAK_COMMAND = (sys.executable, "-m", "latency_tables.peak")
 
 
 def conditions_of(target: Target, input_size: tuple[int, int]) -> Conditions:
     """Return the conditions under which this machine measures now."""
-    return Conditions(
-        device=target.name,
-        model=target.detected.model,
-        runtime=target.runtime,
-        runtime_version=runtime_version(target.runtime),
-        precision=target.device.precision,
-        threads=target.threads,
-        height=input_size[0],
-        width=input_size[1],
+    version = runtime_version(target.runtime)
+    return Conditions.of(
+        target.name, target.detected, target.gpu, target.setting, version, input_size
     )
 
 
-def open_table(folder: Path, target: Target, input_size: tuple[int, int]) -> LatencyTable:
+def open_table(
+    folder: Path, target: Target, input_size: tuple[int, int], *, trust: bool = False
+) -> LatencyTable:
     """Return the stored table of these conditions, or an empty one.
 
-    Raises `TableError` where the stored one is broken or was measured under other conditions.
+    Raises `TableError` where the stored one is broken, or was measured under other conditions and
+    is not trusted. A trusted table may also be one that HEAT ships.
     """
-    conditions = conditions_of(target, input_size)
-    path = folder / f"{conditions.stem}.csv"
-    if path.exists():
-        table = LatencyTable.load(path)
-        table.require(conditions)
-        return table
-    return empty_table(target, input_size)
+    path = find_table(folder, target, input_size, shipped=trust)
+    if path is None and not target.here:
+        stem = stem_of(target.name, target.setting, input_size)
+        raise TableError(
+            f"no table {stem}.csv in {folder}: heat profile --device {target.name} --estimate, "
+            "--host or --unpack makes one"
+        )
+    if path is None:
+        return empty_table(target, input_size)
+    table = LatencyTable.load(path)
+    if target.here:
+        conditions = conditions_of(target, input_size)
+        if trust:
+            different = conditions.differences(table.conditions)
+            if different:
+                print(f"warning: trusting {path} in spite of {different}", file=sys.stderr)
+        else:
+            table.require(conditions)
+    return table
+
+
+def find_table(
+    folder: Path, target: Target, input_size: tuple[int, int], *, shipped: bool = False
+) -> Path | None:
+    """Return where a target's table lies: in the folder, or among those that HEAT ships."""
+    name = f"{stem_of(target.name, target.setting, input_size)}.csv"
+    places = [folder, SHIPPED] if shipped else [folder]
+    return next((place / name for place in places if (place / name).exists()), None)
 
 
 def empty_table(target: Target, input_size: tuple[int, int]) -> LatencyTable:
     """Return a table without rows for this machine."""
     facts = {"detected": asdict(target.detected)}
+    if target.gpu:
+        facts["gpu"] = asdict(target.gpu)
     return LatencyTable(conditions_of(target, input_size), facts=facts)
 
 
-def space_entries(template: Architecture, widths: Sequence[int], *, oa: bool) -> list[Entry]:
-    """Return every entry a network of at most these widths can have (spec section 8.2).
+def open_bench(conditions: Conditions) -> Bench:
+    """Load the reference network in the table's runtime, and see what precision it executes.
 
-    With the default widths 192, 192, 256, 384 these are the spec's 764 (728 without `oa`), and
-    two more: preprocessing and decoding.
+    Raises `DeviceError` where that is not the precision asked for.
     """
-    found: set[Entry] = set()
-    choices = [range(WIDTH_STEP, limit + 1, WIDTH_STEP) for limit in widths]
-    every_operator = ("RWS",) * 4
-    blocks = ("cw", "oa") if oa else ("cw",)
-    # Every entry depends on at most two widths, so all pairs are enough.
-    for a, b in ((0, 1), (1, 2), (2, 3), (1, 3)):
-        for wide_a, wide_b in product(choices[a], choices[b]):
-            chosen = [WIDTH_STEP] * 4
-            chosen[a], chosen[b] = wide_a, wide_b
-            d1, d2, d3, d4 = chosen
-            for block in blocks:
-                network = template.with_(
-                    widths=(d1, d2, d3, d4), blocks=every_operator, global_block=block
-                )
-                found.update(network.entries().values())
-    return sorted(found)
+    setting = conditions.setting
+    reference = reference_architecture(conditions.input_size)
+    model = write_network(reference, conditions.graph_precision)
+    executed = precision_of(model, setting)
+    if executed != setting.precision:
+        raise DeviceError(
+            f"{setting.runtime} executes {setting.precision} as {executed} on {conditions.model}: "
+            f"use --precision {executed}"
+        )
+    return Bench(setting, model)
 
 
 def fill(
     table: LatencyTable,
     entries: Iterable[Entry],
     *,
+    bench: Bench | None = None,
     rounds: int = ROUNDS,
     save: Callable[[], object] = lambda: None,
 ) -> None:
-    """Measure the entries that the table lacks; `save` is called after every batch."""
-    todo = sorted({entry for entry in entries if entry not in table.rows}, key=_locality)
+    """Measure the entries that the table lacks; `save` is called after every batch.
+
+    What was measured while the machine was in another state than for most of the table is measured
+    once more at the end, if the machine has come back.
+    """
+    todo = {entry for entry in entries if entry not in table.rows}
     if not todo:
         return
-    conditions = table.conditions
-    started = time.monotonic()
-    with Progress(f"profile {conditions.stem}", len(todo)) as bar:
-        for batch in _batches(todo):
-            probes = {probe for entry in batch for probe in terms(entry)}
-            timings = _time(probes, conditions, rounds)
+    bench = bench or open_bench(table.conditions)
+    with Progress(f"profile {table.conditions.stem}", len(todo)) as bar:
+        for batch in batches_of(todo):
+            _measure(table, batch, bench, rounds)
             for entry in batch:
-                table.rows[entry] = _row(entry, timings)
                 bar.advance(str(entry))
-            spent = float(table.facts.get("seconds", 0.0)) + time.monotonic() - started
-            started = time.monotonic()
-            table.facts["seconds"] = round(spent, 1)
+            save()
+    for _ in range(STATE_PASSES):
+        strays = [entry for entry in table.strays() if entry in todo]
+        if not strays or not same_state(bench.reference_ms(), table.reference_ms):
+            break
+        for batch in batches_of(strays):
+            _measure(table, batch, bench, rounds)
             save()
 
 
-def _locality(entry: Entry) -> tuple[object, ...]:
-    """Order entries so that neighbours share their caps."""
-    return (entry.stride, entry.op, entry.d_out, entry.d_in, entry)
+def _measure(table: LatencyTable, entries: Sequence[Entry], bench: Bench, rounds: int) -> None:
+    """Measure one batch of entries, whatever the table holds of them."""
+    start = time.perf_counter()
+    probes = {probe.key: probe for entry in entries for probe in terms(entry)}
+    precision = table.conditions.graph_precision
+    models = {key: write(probe, precision) for key, probe in probes.items()}
+    written = time.perf_counter() - start
+    result = bench.run(models, rounds=rounds)
+    add_rows(table, entries, result)
+    spend(table, write=written, load=result.load_s, time=result.time_s)
 
 
-def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
-    for start in range(0, len(entries), BATCH):
-        yield list(entries[start : start + BATCH])
+def add_rows(table: LatencyTable, entries: Sequence[Entry], result: BatchResult) -> None:
+    """Turn the timings of a batch into rows, and keep what disturbed it."""
+    today = datetime.date.today().isoformat()
+    for entry in entries:
+        parts = {probe.key: sign for probe, sign in terms(entry).items()}
+        timings = {key: result.timings[key] for key in parts}
+        table.rows[entry] = Row(
+            ms=max(0.0, sum(sign * timings[key].min_ms for key, sign in parts.items())),
+            median_ms=max(0.0, sum(sign * timings[key].median_ms for key, sign in parts.items())),
+            uncertainty_ms=math.hypot(
+                *(sign * timings[key].interval_ms for key, sign in parts.items())
+            ),
+            spread=max(timing.spread for timing in timings.values()),
+            n=min(timing.n for timing in timings.values()),
+            reference_ms=result.reference.min_ms,
+            date=today,
+            heat=__version__,
+        )
+    add_disturbance(table, result.disturbance, result.reference.min_ms)
 
 
-def _time(
-    probes: Iterable[ProbeModel], conditions: Conditions, rounds: int
-) -> Mapping[ProbeModel, Timing]:
-    jobs = {}
-    for probe in sorted(probes, key=repr):
-        model, feeds = build(probe)
-        jobs[probe] = Job(open_session(conditions.runtime, model, conditions.threads), feeds)
-    timings = time_jobs(jobs, rounds=rounds)
-    del jobs
-    gc.collect()
-    return timings
+def add_disturbance(table: LatencyTable, disturbance: Disturbance, reference_ms: float) -> None:
+    """Keep the worst of what disturbed the measurement."""
+    worst = table.facts.setdefault("disturbance", {})
+    for name, value in asdict(disturbance).items():
+        worst[name] = max(worst.get(name, 0), value)
+    speeds = table.facts.setdefault("reference_ms", {})
+    ms = round(reference_ms, 4)
+    speeds["fastest"] = min(speeds.get("fastest", ms), ms)
+    speeds["slowest"] = max(speeds.get("slowest", ms), ms)
 
 
-def _row(entry: Entry, timings: Mapping[ProbeModel, Timing]) -> Row:
-    parts = terms(entry)
-    return Row(
-        ms=max(0.0, sum(sign * timings[probe].min_ms for probe, sign in parts.items())),
-        median_ms=max(0.0, sum(sign * timings[probe].median_ms for probe, sign in parts.items())),
-        spread=max(timings[probe].spread for probe in parts),
-        n=min(timings[probe].n for probe in parts),
-        date=datetime.date.today().isoformat(),
-    )
-
-
-def random_architecture(
-    rng: np.random.Generator,
-    template: Architecture,
-    widths: Sequence[int],
-    positions: Sequence[int],
-) -> Architecture:
-    """Draw a network of the space, uniform in widths, depths and operators."""
-    chosen = [int(rng.integers(1, limit // WIDTH_STEP + 1)) * WIDTH_STEP for limit in widths]
-    strings = [
-        "".join(rng.choice(list("RWS"), int(rng.integers(1, count + 1)))) for count in positions
-    ]
-    return template.with_(
-        name="random",
-        widths=(chosen[0], chosen[1], chosen[2], chosen[3]),
-        blocks=(strings[0], strings[1], strings[2], strings[3]),
-    )
-
-
-def network_job(architecture: Architecture, conditions: Conditions, *, seed: int = 0) -> Job:
-    """Load a whole deployed network, from uint8 image to boxes, with random weights."""
-    torch.manual_seed(seed)
-    network = Detector(architecture)
-    randomise(network)
-    model = network.to_onnx().SerializeToString()
-    rng = np.random.default_rng(seed)
-    image = rng.integers(0, 256, (1, *architecture.input_size, 3), dtype=np.uint8)
-    session = open_session(conditions.runtime, model, conditions.threads)
-    return Job(session, {"image": image})
-
-
-def measure_networks(
-    networks: Sequence[Architecture], conditions: Conditions, *, rounds: int = ROUNDS
-) -> list[Timing]:
-    """Measure whole deployed networks, interleaved."""
-    jobs = {
-        index: network_job(architecture, conditions, seed=index)
-        for index, architecture in enumerate(networks)
-    }
-    timings = time_jobs(jobs, rounds=rounds)
-    return [timings[index] for index in range(len(networks))]
+def spend(table: LatencyTable, **seconds: float) -> None:
+    """Add to the seconds that the table has cost."""
+    spent = table.facts.setdefault("seconds", {})
+    for name, value in seconds.items():
+        spent[name] = round(spent.get(name, 0.0) + value, 1)
 
 
 def calibrate(
@@ -197,26 +202,68 @@ def calibrate(
     widths: Sequence[int],
     positions: Sequence[int],
     *,
-    seed: int = 0,
+    checks: Checks | None = None,
     save: Callable[[], object] = lambda: None,
 ) -> None:
     """Measure random networks: some set the table's factor, others its held-out error."""
-    size = (table.conditions.height, table.conditions.width)
-    if template.input_size != size:
-        raise UserError(f"template of {template.input_size}, table of {size}")
-    rng = np.random.default_rng(seed)
-    networks = [
-        random_architecture(rng, template, widths, positions)
-        for _ in range(NUM_ANCHORS + NUM_HELD_OUT)
-    ]
+    if template.input_size != table.conditions.input_size:
+        raise UserError(
+            f"template of {template.input_size}, table of {table.conditions.input_size}"
+        )
+    checks = checks or Checks()
+    networks = check_networks(template, widths, positions, checks)
+    bench = open_bench(table.conditions)
     needed = [entry for network in networks for entry in network.entries().values()]
-    fill(table, needed, save=save)
-    measured = [timing.median_ms for timing in measure_networks(networks, table.conditions)]
-    sums = [table.sum_ms(network) for network in networks]
-    pairs = list(zip(sums, measured, strict=True))
-    anchors, held_out = pairs[:NUM_ANCHORS], pairs[NUM_ANCHORS:]
-    factor = math.exp(float(np.mean([math.log(real / total) for total, real in anchors])))
-    table.calibration = Calibration(
-        factor, tuple(anchors), tuple((factor * total, real) for total, real in held_out)
-    )
+    fill(table, needed, bench=bench, save=save)
+    precision = table.conditions.graph_precision
+    measured: list[float] = []
+    peaks: list[float] = []
+    with Progress("whole networks", len(networks)) as bar:
+        for index, network in enumerate(networks):
+            start = time.perf_counter()
+            model = write_network(network, precision, seed=index)
+            written = time.perf_counter() - start
+            result = bench.network(model)
+            for _ in range(STATE_PASSES):
+                if same_state(result.reference_ms, table.reference_ms):
+                    break
+                time.sleep(STATE_WAIT_S)
+                result = bench.network(model)
+            measured.append(network_ms(table, result))
+            spend(table, write=written, load=result.load_s, time=result.time_s)
+            if index < checks.memory:
+                peaks.append(peak_mb(model, bench.setting, PEAK_COMMAND))
+            bar.advance(str(network.widths))
+    set_checks(table, networks, measured, peaks, checks)
     save()
+
+
+def network_ms(table: LatencyTable, result: NetworkResult) -> float:
+    """Return a network's milliseconds at the table's reference speed."""
+    add_disturbance(table, result.disturbance, result.reference_ms)
+    return result.ms * scale_to(table.reference_ms, result.reference_ms)
+
+
+def set_checks(
+    table: LatencyTable,
+    networks: Sequence[Architecture],
+    measured_ms: Sequence[float],
+    peaks_mb: Sequence[float],
+    checks: Checks,
+) -> None:
+    """Fit what the measured networks say about latency and memory."""
+    samples = [
+        Sample(table.sum_ms(network), len(network.entries()), ms)
+        for network, ms in zip(networks, measured_ms, strict=True)
+    ]
+    table.calibration = calibrated(samples[: checks.anchors], samples[checks.anchors :])
+    if peaks_mb:
+        precision = table.conditions.graph_precision
+        memory = [
+            MemorySample(size_mb(network, precision), working_set_mb(network), peak)
+            for network, peak in zip(networks, peaks_mb, strict=False)
+        ]
+        table.memory = MemoryModel.fit(
+            [s for i, s in enumerate(memory) if (i + 1) % HELD_OUT_EVERY],
+            [s for i, s in enumerate(memory) if not (i + 1) % HELD_OUT_EVERY],
+        )

@@ -4,10 +4,12 @@ On disk a table is a CSV (one row an entry, each row with its conditions) whose 
 file, and a JSON sidecar beside it with what belongs to the table as a whole.
 """
 
+import csv
 import hashlib
 import io
 import json
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -19,41 +21,26 @@ from supernet.architecture import Architecture, Entry
 from supernet.atomic import write_text
 from supernet.errors import TableError
 
-FORMAT_VERSION = 1
-"""History: 1, the first."""
+from .calibration import Calibration, Sample
+from .conditions import Conditions
+from .costs import MemoryModel
+
+FORMAT_VERSION = 2
+"""History: 1, the first; 2, reference speed, intervals, more conditions, memory, two-part
+calibration."""
 
 SEAL = "# sha256="
 
+UNSTABLE = 0.1
+"""Relative uncertainty above which a row counts as unstable."""
+NEGLIGIBLE_MS = 0.02
+"""Absolute uncertainty below which no row counts as unstable."""
+SAME_STATE = 0.08
+"""Largest deviation of the reference network at which the machine counts as in the same state.
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Conditions:
-    """What must be equal for two latency rows to be comparable."""
-
-    device: str
-    """The machine's name: a device's only if it is that device."""
-    model: str
-    """CPU or GPU model as detected."""
-    runtime: str
-    runtime_version: str
-    precision: str
-    threads: int
-    height: int
-    """Input height in pixels."""
-    width: int
-    """Input width in pixels."""
-
-    @property
-    def stem(self) -> str:
-        """File name without suffix."""
-        size = f"{self.height}x{self.width}"
-        return f"{self.device}-{self.runtime}-{self.precision}-t{self.threads}-{size}"
-
-    def differences(self, other: "Conditions") -> str:
-        """Say where two sets of conditions differ, or return an empty string."""
-        mine, theirs = asdict(self), asdict(other)
-        return ", ".join(
-            f"{key} {mine[key]} against {theirs[key]}" for key in mine if mine[key] != theirs[key]
-        )
+Within it the clock drifted, and times are scaled. Beyond it something else changed, such as the
+cores that a virtual machine was given: operators then change by different factors.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,34 +51,24 @@ class Row:
     """Signed sum of the probes' minima, clamped at 0: what predictions add up."""
     median_ms: float
     """The same sum of the probes' medians."""
+    uncertainty_ms: float
+    """Confidence intervals of the probes, added in squares."""
     spread: float
     """Largest interquartile range among the probes, as a share of their median."""
     n: int
     """Timed runs of each probe."""
+    reference_ms: float
+    """The reference network in the same batch: how fast the machine was then; 0 if estimated."""
     date: str
+    heat: str
+    """HEAT version that measured."""
     source: str = "measured"
-    """measured or estimated."""
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Whole networks measured against the sum of their entries."""
-
-    factor: float = 1.0
-    """Measured / predicted on the calibration networks; multiplies every prediction."""
-    anchors: tuple[tuple[float, float], ...] = ()
-    """(predicted before the factor, measured) ms of the calibration networks."""
-    held_out: tuple[tuple[float, float], ...] = ()
-    """(predicted with the factor, measured) ms of networks not used for it."""
+    """measured, estimated, or corrected (estimated, then fitted to a few measured rows)."""
 
     @property
-    def held_out_error(self) -> float | None:
-        """Median |predicted / measured - 1| on the held-out networks."""
-        errors = sorted(abs(predicted / measured - 1) for predicted, measured in self.held_out)
-        if not errors:
-            return None
-        middle = len(errors) // 2
-        return errors[middle] if len(errors) % 2 else (errors[middle - 1] + errors[middle]) / 2
+    def stable(self) -> bool:
+        """Whether the row is known well enough."""
+        return self.uncertainty_ms <= max(NEGLIGIBLE_MS, UNSTABLE * self.ms)
 
 
 @dataclass(slots=True)
@@ -100,9 +77,35 @@ class LatencyTable:
 
     conditions: Conditions
     rows: dict[Entry, Row] = field(default_factory=dict)
-    calibration: Calibration = Calibration()
+    calibration: Calibration = field(default_factory=Calibration)
+    memory: MemoryModel | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    """Detected machine, HEAT version, seconds spent."""
+    """Detected machine, disturbances, seconds spent, how an estimate was made."""
+
+    @property
+    def reference_ms(self) -> float:
+        """The reference network at the speed that predictions are for: the rows' median."""
+        known = [row.reference_ms for row in self.rows.values() if row.reference_ms > 0]
+        return statistics.median(known) if known else 0.0
+
+    @property
+    def estimated(self) -> bool:
+        """Whether any row is not measured."""
+        return any(row.source != "measured" for row in self.rows.values())
+
+    def strays(self) -> list[Entry]:
+        """Return the entries that were measured while the machine was in another state."""
+        reference = self.reference_ms
+        return [
+            entry
+            for entry, row in self.rows.items()
+            if row.reference_ms > 0 and not same_state(row.reference_ms, reference)
+        ]
+
+    @property
+    def unstable(self) -> float:
+        """Share of rows that are not known well enough."""
+        return sum(not row.stable for row in self.rows.values()) / max(1, len(self.rows))
 
     def missing(self, entries: Mapping[str, Entry]) -> list[Entry]:
         """Return the distinct entries that have no row yet."""
@@ -110,37 +113,63 @@ class LatencyTable:
 
     def predict_ms(self, architecture: Architecture) -> float:
         """Return the predicted latency of the deployed network; a missing row is an error."""
-        return self.calibration.factor * self.sum_ms(architecture)
+        count = len(architecture.entries())
+        return self.calibration.predict_ms(self.sum_ms(architecture), count)
 
     def sum_ms(self, architecture: Architecture) -> float:
         """Add up the rows of an architecture, before calibration."""
-        return sum(self.row(entry).ms for entry in architecture.entries().values())
+        times = self.times_ms()
+        try:
+            return sum(times[entry] for entry in architecture.entries().values())
+        except KeyError as error:
+            raise self._no_row(error.args[0]) from None
+
+    def times_ms(self) -> dict[Entry, float]:
+        """Return every row's milliseconds at the table's reference speed.
+
+        The clock drifts while a table is measured; the reference network, timed in every batch,
+        says by how much.
+        """
+        reference = self.reference_ms
+        return {
+            entry: row.ms * scale_to(reference, row.reference_ms)
+            for entry, row in self.rows.items()
+        }
 
     def row(self, entry: Entry) -> Row:
         """Return a row; a miss names the entry and the nearest row."""
-        try:
-            return self.rows[entry]
-        except KeyError:
-            near = [other for other in self.rows if other.op == entry.op] or list(self.rows)
-            nearest = min(near, key=lambda other: _distance(entry, other), default=None)
-            raise TableError(
-                f"the table {self.conditions.stem} has no row for {entry} (nearest: {nearest}): "
-                "run heat profile again with this input size and space"
-            ) from None
+        if entry not in self.rows:
+            raise self._no_row(entry)
+        return self.rows[entry]
+
+    def _no_row(self, entry: Entry) -> TableError:
+        near = [other for other in self.rows if other.op == entry.op] or list(self.rows)
+        nearest = min(near, key=lambda other: _distance(entry, other), default=None)
+        return TableError(
+            f"the table {self.conditions.stem} has no row for {entry} (nearest: {nearest}): "
+            "run heat profile again with this input size and space"
+        )
 
     def require(self, conditions: Conditions) -> None:
         """Refuse to serve conditions other than the table's own."""
-        different = conditions.differences(self.conditions)
-        if different:
-            raise TableError(
-                f"the table {self.conditions.stem} was measured under other conditions "
-                f"({different}): run heat profile again"
-            )
+        conditions.require(
+            self.conditions,
+            f"the table {self.conditions.stem} was measured under other conditions",
+            "run heat profile again, or trust it all the same with --trust-table",
+        )
 
-    def scaled(self, factor: float) -> "LatencyTable":
-        """Return the table with every prediction multiplied."""
-        changed = replace(self.calibration, factor=self.calibration.factor * factor)
-        return LatencyTable(self.conditions, self.rows, changed, self.facts)
+    def merge(self, other: "LatencyTable") -> None:
+        """Take over the rows that this table lacks; refuse rows of other conditions."""
+        self.conditions.require(
+            other.conditions,
+            f"tables of {self.conditions.stem} measured under different conditions do not merge",
+            "profile one of them again",
+        )
+        self.rows = other.rows | self.rows
+        if not self.calibration.anchors:
+            self.calibration = other.calibration
+        self.memory = self.memory or other.memory
+        self.facts = other.facts | self.facts
 
     def save(self, folder: Path) -> Path:
         """Write the CSV and the sidecar; return the CSV's path."""
@@ -154,6 +183,7 @@ class LatencyTable:
             "format": FORMAT_VERSION,
             "conditions": shared,
             "calibration": asdict(self.calibration),
+            "memory": asdict(self.memory) if self.memory else None,
             "held_out_error": self.calibration.held_out_error,
             "facts": self.facts,
         }
@@ -170,7 +200,9 @@ class LatencyTable:
         except FileNotFoundError as error:
             raise TableError(f"no table at {error.filename}: run heat profile") from None
         except (OSError, ValueError) as error:
-            raise TableError(f"{path} or its .json cannot be read ({error})") from None
+            raise TableError(
+                f"{path} or its .json cannot be read ({error}): run heat profile again"
+            ) from None
         text, found, seal = content.rpartition(SEAL)
         if not found or seal.strip() != _hash(text):
             raise TableError(
@@ -179,26 +211,73 @@ class LatencyTable:
         try:
             if sidecar["format"] != FORMAT_VERSION:
                 raise TableError(
-                    f"{path}: format {sidecar['format']}, this HEAT reads {FORMAT_VERSION}"
+                    f"{path}: format {sidecar['format']}, this HEAT reads {FORMAT_VERSION}: "
+                    "run heat profile again"
                 )
-            calibration = Calibration(
-                sidecar["calibration"]["factor"],
-                tuple((a, b) for a, b in sidecar["calibration"]["anchors"]),
-                tuple((a, b) for a, b in sidecar["calibration"]["held_out"]),
+            memory = sidecar["memory"]
+            table = cls(
+                Conditions(**sidecar["conditions"]),
+                {},
+                _calibration(sidecar["calibration"]),
+                MemoryModel.from_json(memory) if memory else None,
+                sidecar["facts"],
             )
-            table = cls(Conditions(**sidecar["conditions"]), {}, calibration, sidecar["facts"])
-            frame = pd.read_csv(io.StringIO(text))
-            names = [item.name for item in fields(Entry)]
-            kept = [item.name for item in fields(Row)]
-            for values in frame.to_dict("records"):
-                entry = Entry(**{str(name): values[name] for name in names})
-                row = Row(**{str(name): values[name] for name in kept})
-                if not (math.isfinite(row.ms) and row.ms >= 0):
-                    raise TableError(f"{path}: {entry} has {row.ms} ms: run heat profile again")
-                table.rows[entry] = row
+            table.rows = _rows(text, path)
             return table
         except (KeyError, TypeError, ValueError) as error:
-            raise TableError(f"{path} is no latency table ({error}): run heat profile") from None
+            raise TableError(
+                f"{path} is no latency table ({error}): run heat profile again"
+            ) from None
+
+    def scaled(self, factor: float) -> "LatencyTable":
+        """Return the table with every prediction multiplied."""
+        old = self.calibration
+        changed = replace(old, factor=old.factor * factor, overhead_ms=old.overhead_ms * factor)
+        return replace(self, calibration=changed)
+
+
+def same_state(reference_ms: float, other_ms: float) -> bool:
+    """Whether two times of the reference network differ by no more than the clock's drift."""
+    return abs(reference_ms / other_ms - 1) <= SAME_STATE
+
+
+def scale_to(wanted_ms: float, reference_ms: float) -> float:
+    """Return the factor that takes times measured at one speed of the reference to another."""
+    if reference_ms <= 0 or wanted_ms <= 0 or not same_state(reference_ms, wanted_ms):
+        return 1.0
+    return wanted_ms / reference_ms
+
+
+def _calibration(values: Mapping[str, Any]) -> Calibration:
+    anchors, held_out = (
+        tuple(Sample(**sample) for sample in values[name]) for name in ("anchors", "held_out")
+    )
+    return Calibration(values["factor"], values["overhead_ms"], anchors, held_out)
+
+
+COLUMNS = [item.name for kind in (Entry, Row, Conditions) for item in fields(kind)]
+
+
+def _rows(text: str, path: Path) -> dict[Entry, Row]:
+    header = next(csv.reader(io.StringIO(text)), [])
+    strange = sorted(set(header) ^ set(COLUMNS))
+    if text.strip() and strange:
+        raise TableError(
+            f"{path}: columns {', '.join(strange)} unknown or missing: run heat profile again"
+        )
+    rows: dict[Entry, Row] = {}
+    if not text.strip():
+        return rows
+    frame = pd.read_csv(io.StringIO(text), keep_default_na=False, na_values={"ms": ["", "nan"]})
+    names = [item.name for item in fields(Entry)]
+    kept = [item.name for item in fields(Row)]
+    for values in frame.to_dict("records"):
+        entry = Entry(**{str(name): values[name] for name in names})
+        row = Row(**{str(name): values[name] for name in kept})
+        if not (math.isfinite(row.ms) and row.ms >= 0):
+            raise TableError(f"{path}: {entry} has {row.ms} ms: run heat profile again")
+        rows[entry] = row
+    return rows
 
 
 def _hash(text: str) -> str:

@@ -12,7 +12,7 @@ import onnx
 from torch import Tensor, nn
 
 from .architecture import Architecture
-from .onnx_graph import GraphWriter, Value
+from .onnx_graph import GraphWriter, Precision, Value
 from .operators import OPERATORS, Unit
 from .operators.convbn import fold
 from .operators.decode import Decode, Detections
@@ -104,14 +104,18 @@ class Detector(nn.Module):
         return fold(self)
 
     def to_onnx(
-        self, metadata: dict[str, str] | None = None, *, raw: bool = False
+        self,
+        metadata: dict[str, str] | None = None,
+        *,
+        raw: bool = False,
+        precision: Precision = "f32",
     ) -> onnx.ModelProto:
         """Write the deployed graph of batch 1, from uint8 image to boxes in pixels.
 
         With `raw` the outputs are the head's scores and deltas, without decoding and NMS.
         """
         network = self.deployed()
-        graph = GraphWriter()
+        graph = GraphWriter(precision=precision)
 
         def call(place: str, *inputs: Value) -> Any:
             graph.scope(place)

@@ -3,12 +3,15 @@
 The same writer makes the whole detector and every entry of a latency table, so what is timed is
 what is deployed. There is no tracing: a node appears because an operator's `emit` asked for it.
 Shapes are static and known while writing.
+
+In precision int8 every convolution's input and weight pass through QuantizeLinear and
+DequantizeLinear (symmetric, weights per output channel), which runtimes fuse into int8 kernels.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +28,14 @@ OPSET = 20
 IR_VERSION = 9
 """Oldest IR that carries opset 20, so that older runtimes load the file."""
 
+FORMS_VERSION = 1
+"""Raised whenever an operator's deployed nodes change: latencies measured before are then stale."""
+
+ACTIVATION_RANGE = 4.0
+"""Largest activation of an int8 graph where no calibration says otherwise."""
+
+Precision = Literal["f32", "int8"]
+
 _DTYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int64": TensorProto.INT64}
 
 
@@ -39,9 +50,11 @@ class Value:
 class GraphWriter:
     """Collects nodes and constants, then makes a checked `ModelProto`."""
 
-    def __init__(self, name: str = "heat") -> None:
+    def __init__(self, name: str = "heat", precision: Precision = "f32") -> None:
         """Start an empty graph."""
         self._name = name
+        self._precision = precision
+        self._quantized: dict[str, Value] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
         self._initializers: list[onnx.TensorProto] = []
@@ -105,7 +118,10 @@ class GraphWriter:
             (height + 2 * ph - kh) // sh + 1,
             (width + 2 * pw - kw) // sw + 1,
         )
-        inputs = [x, self.const(module.weight)]
+        if self._precision == "int8":
+            inputs = [self._fake_quantized(x), self._int8_weight(module.weight)]
+        else:
+            inputs = [x, self.const(module.weight)]
         if module.bias is not None:
             inputs.append(self.const(module.bias))
         return self.op(
@@ -117,6 +133,25 @@ class GraphWriter:
             pads=[ph, pw, ph, pw],
             group=module.groups,
         )
+
+    def _fake_quantized(self, x: Value) -> Value:
+        """Append QuantizeLinear and DequantizeLinear behind a value, once a value."""
+        if x.name not in self._quantized:
+            scale = self.scalar(ACTIVATION_RANGE / 127)
+            zero = self.const(np.array(0, dtype=np.int8))
+            whole = self.op("QuantizeLinear", [x, scale, zero], x.shape)
+            self._quantized[x.name] = self.op("DequantizeLinear", [whole, scale, zero], x.shape)
+        return self._quantized[x.name]
+
+    def _int8_weight(self, weight: Tensor) -> Value:
+        """Store a kernel as int8 with one scale for each output channel, and dequantize it."""
+        kernel = weight.detach().cpu().numpy()
+        largest = np.abs(kernel).reshape(len(kernel), -1).max(1)
+        scale = np.maximum(largest / 127, np.finfo(np.float32).tiny).astype(np.float32)
+        whole = np.rint(kernel / scale.reshape(-1, 1, 1, 1)).astype(np.int8)
+        zero = np.zeros(len(kernel), dtype=np.int8)
+        inputs = [self.const(whole), self.const(scale), self.const(zero)]
+        return self.op("DequantizeLinear", inputs, kernel.shape, axis=0)
 
     def unary(self, kind: str, x: Value, **attrs: Any) -> Value:
         """Append an elementwise node of one input (Relu, Gelu, HardSwish, Sigmoid, ...)."""

@@ -2,42 +2,38 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from latency_tables.context import build, randomise, terms
-from latency_tables.devices import Detected, Device, Target, detect_cpu, load_devices, resolve
-from latency_tables.measure import Job, summarise, time_jobs
-from latency_tables.profile import (
-    calibrate,
-    conditions_of,
-    fill,
-    measure_networks,
-    open_table,
-    random_architecture,
-)
-from latency_tables.table import SEAL, Calibration, Conditions, LatencyTable, Row
+from latency_tables.calibration import Calibration, Sample, calibrated
+from latency_tables.compare import compare
+from latency_tables.conditions import Conditions
+from latency_tables.costs import MemoryModel, MemorySample
+from latency_tables.lock import only_one
+from latency_tables.table import SEAL, LatencyTable, Row, _hash
 from supernet.architecture import Architecture, Entry
-from supernet.detector import Detector
-from supernet.errors import DeviceError, TableError
-from supernet.operators import OPERATORS
+from supernet.errors import TableError, UserError
 
 CONDITIONS = Conditions(
     device="box",
     model="Some CPU",
+    flags="avx2 fma",
+    cores=4,
     runtime="onnxruntime",
     runtime_version="1.0",
     precision="f32",
     threads=1,
     height=128,
     width=192,
+    forms=1,
 )
+ROW = Row(0.5, 0.5, 0.001, 0.01, 12, 5.0, "2026-01-01", "0.1.0")
 
 
 def table_of(architecture: Architecture, ms: float = 0.5) -> LatencyTable:
-    row = Row(ms, ms, 0.01, 12, "2026-01-01")
-    rows = dict.fromkeys(architecture.entries().values(), row)
-    return LatencyTable(CONDITIONS, rows, Calibration(1.1, ((1.0, 1.1),), ((2.2, 2.0),)))
+    rows = dict.fromkeys(architecture.entries().values(), replace(ROW, ms=ms))
+    anchors, held_out = (Sample(1.0, 40, 1.1),), (Sample(2.0, 40, 2.0),)
+    memory = MemoryModel(40.0, 3.0, 1.0, (MemorySample(10.0, 5.0, 75.0),))
+    return LatencyTable(CONDITIONS, rows, Calibration(1.1, 0.0, anchors, held_out), memory)
 
 
 def test_prediction_is_the_calibrated_sum(unit: Architecture) -> None:
@@ -58,7 +54,8 @@ def test_every_row_carries_its_conditions(unit: Architecture, tmp_path: Path) ->
     lines = table_of(unit).save(tmp_path).read_text().splitlines()
     header = lines[0].split(",")
     for column in ("device", "model", "runtime", "runtime_version", "precision", "threads",
-                   "height", "width", "date", "source", "spread", "n"):  # fmt: skip
+                   "height", "width", "date", "source", "spread", "n", "heat", "flags",
+                   "cores", "quota", "governor", "driver", "clocks", "reference_ms"):  # fmt: skip
         assert column in header
     assert all(line.count(",") == lines[0].count(",") for line in lines[1:-1])
 
@@ -112,127 +109,117 @@ def test_other_conditions_are_refused(unit: Architecture) -> None:
             table.require(replace(CONDITIONS, **change))
 
 
-def test_a_table_of_another_runtime_version_is_refused(tmp_path: Path, unit: Architecture) -> None:
-    target = resolve("cpu", threads=1)
-    conditions = replace(conditions_of(target, (128, 192)), runtime_version="0.0.1")
-    replace_conditions = replace(table_of(unit), conditions=conditions)
-    replace_conditions.save(tmp_path)
-    with pytest.raises(TableError, match=r"runtime_version .* against 0\.0\.1"):
-        open_table(tmp_path, target, (128, 192))
+def rewrite(path: Path, text: str) -> None:
+    """Replace a table's text and seal it as if HEAT had written it."""
+    path.write_text(f"{text}{SEAL}{_hash(text)}\n")
 
 
-@pytest.mark.parametrize("op", OPERATORS)
-def test_every_probe_is_a_model(op: str) -> None:
-    """Each operator's probes build, and those of one entry share their caps."""
-    template = Architecture(
-        widths=(32, 32, 64, 64), blocks=("R", "W", "S", "R"), input_size=(64, 96), num_classes=2
-    )
-    oa = template.with_(global_block="oa").entries().values()
-    entry = next(e for e in [*template.entries().values(), *oa] if e.op == op)
-    assert sum(terms(entry).values()) == pytest.approx(
-        {"stem": 1.0, "head": 0.0}.get(op, 0.0), abs=1e-9
-    )
-    for probe in terms(entry):
-        model, feeds = build(probe)
-        assert len(model) > 100 and feeds
+def test_unknown_and_missing_columns_are_named(unit: Architecture, tmp_path: Path) -> None:
+    path = table_of(unit).save(tmp_path)
+    text = path.read_text().partition(SEAL)[0]
+    rewrite(path, text.replace("median_ms", "medium_ms", 1))
+    with pytest.raises(TableError, match=r"columns median_ms, medium_ms unknown or missing"):
+        LatencyTable.load(path)
 
 
-def test_interleaving_is_round_robin() -> None:
-    order: list[str] = []
-
-    class Recorder:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def run(self, inputs: object) -> list[object]:
-            order.append(self.name)
-            return []
-
-    jobs = {name: Job(Recorder(name), {}) for name in "ab"}
-    timings = time_jobs(jobs, rounds=3, warmups=1)
-    assert "".join(order) == "ab" + "aaabbb" * 3
-    assert timings["a"].n == 6 and timings["a"].min_ms <= timings["a"].median_ms
+def test_an_older_format_is_named(unit: Architecture, tmp_path: Path) -> None:
+    sidecar = table_of(unit).save(tmp_path).with_suffix(".json")
+    sidecar.write_text(json.dumps({"format": 1, "conditions": {}}))
+    with pytest.raises(TableError, match="format 1, this HEAT reads 2: run heat profile again"):
+        LatencyTable.load(sidecar.with_suffix(".csv"))
 
 
-def test_summary_by_hand() -> None:
-    timing = summarise([4.0, 1.0, 2.0, 3.0, 10.0])
-    assert (timing.min_ms, timing.median_ms, timing.n) == (1.0, 3.0, 5)
+def test_tables_of_different_conditions_do_not_merge(unit: Architecture) -> None:
+    table = table_of(unit)
+    first, *others = table.rows
+    half = replace(table, rows={first: ROW}, calibration=Calibration())
+    half.merge(table)
+    assert set(half.rows) == {first, *others} and half.rows[first] is ROW
+    assert half.calibration == table.calibration
+    stranger = replace(table, conditions=replace(CONDITIONS, governor="powersave"))
+    with pytest.raises(TableError, match=r"do not merge.*governor powersave against unknown"):
+        stranger.merge(table)
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_a_real_table_predicts_real_networks(tmp_path: Path, runtime: str) -> None:
-    """Not a timing test: only the order of magnitude is asserted, on this noisy machine."""
-    template = Architecture(
-        widths=(32,) * 4, blocks=("",) * 4, input_size=(64, 96), num_classes=2,
-        t1_blocks=1, t2_blocks=1,
-    )  # fmt: skip
-    target = resolve("cpu", runtime=runtime, threads=1)
-    table = open_table(tmp_path, target, (64, 96))
-    calibrate(table, template, (64, 64, 64, 64), (1, 1, 2, 1), save=lambda: table.save(tmp_path))
-    assert table.calibration.held_out_error is not None
-    again = open_table(tmp_path, target, (64, 96))
-    assert again.rows == table.rows and again.facts["seconds"] > 0
-    network = random_architecture(
-        np.random.default_rng(5), template, (64, 64, 64, 64), (1, 1, 2, 1)
-    )
-    fill(again, network.entries().values())
-    measured = measure_networks([network], again.conditions)[0].median_ms
-    assert 0.3 < again.predict_ms(network) / measured < 3.0
+def test_small_drift_is_scaled_and_another_state_is_not(unit: Architecture) -> None:
+    """Rows are compared at the table's speed, unless the machine was in another state."""
+    entries = sorted(set(unit.entries().values()))[:3]
+    speeds = dict(zip(entries, (5.0, 5.2, 7.0), strict=True))
+    rows = {entry: replace(ROW, reference_ms=ms) for entry, ms in speeds.items()}
+    table = LatencyTable(CONDITIONS, rows)
+    assert table.reference_ms == 5.2
+    times = table.times_ms()
+    assert [times[entry] for entry in entries] == pytest.approx([0.5 * 5.2 / 5.0, 0.5, 0.5])
+    assert table.strays() == [entries[2]]
 
 
-def test_randomised_networks_are_busy(unit: Architecture) -> None:
-    import torch
-
-    network = Detector(unit).eval()
-    randomise(network)
-    image = torch.randint(0, 256, (1, *unit.input_size, 3), dtype=torch.uint8)
-    with torch.no_grad():
-        scores = network(image)[0].sigmoid()
-    assert 0.05 < float((scores > 0.05).float().mean()) < 0.3
-
-
-def test_device_files() -> None:
-    devices = load_devices()
-    assert {"cpu", "cpu-i7", "cpu-i7-dual", "v100", "gtx-1080ti"} <= set(devices)
+def test_rows_that_are_not_known_well_enough_are_counted(unit: Architecture) -> None:
+    table = table_of(unit)
+    first = next(iter(table.rows))
+    assert table.unstable == 0.0
+    table.rows[first] = replace(ROW, uncertainty_ms=0.06)
+    assert table.unstable == pytest.approx(1 / len(table.rows))
+    table.rows[first] = replace(ROW, ms=0.01, uncertainty_ms=0.015)
+    assert table.unstable == 0.0, "so small that it does not matter"
 
 
-def test_unknown_and_absent_devices_say_what_to_do() -> None:
-    with pytest.raises(DeviceError, match=r"unknown device 'toaster': one of .*cpu-i7.*"):
-        resolve("toaster")
-    with pytest.raises(DeviceError, match=r"v100 needs an NVIDIA Tesla V100.*--device cpu"):
-        resolve("v100")
-    with pytest.raises(DeviceError, match="--threads 0"):
-        resolve("cpu", threads=0)
-    with pytest.raises(DeviceError, match="--threads 4096"):
-        resolve("cpu", threads=4096)
+def test_calibration_finds_factor_and_overhead() -> None:
+    sizes = [(10.0, 30), (20.0, 60), (80.0, 40), (40.0, 50)]
+    samples = [Sample(total, count, 1.1 * total + 0.02 * count) for total, count in sizes]
+    found = calibrated(samples[:3], samples[3:])
+    assert found.factor == pytest.approx(1.1, abs=0.01)
+    assert found.overhead_ms == pytest.approx(0.02, abs=0.01)
+    assert found.held_out_error is not None and found.held_out_error < 0.01
 
 
-def fake_target(model: str, pattern: str, warnings: tuple[str, ...]) -> Target:
-    device = Device(
-        name="cpu-i7", title="t", kind="cpu", pattern=pattern, runtime="onnxruntime",
-        precision="f32", threads=6,
-    )  # fmt: skip
-    facts = Detected(model, 2, None, "unknown", (), 1000)
-    return Target(device, facts, 2, "onnxruntime", warnings)
+def test_memory_model_never_has_negative_costs() -> None:
+    samples = [MemorySample(size, 20 - size, 50 + 3 * size) for size in (2.0, 8.0, 14.0)]
+    model = MemoryModel.fit(samples, [MemorySample(10.0, 10.0, 80.0)])
+    assert min(model.base_mb, model.per_size, model.per_working_set) >= 0
+    assert model.held_out_error == pytest.approx(0.0, abs=0.02)
 
 
-def test_a_machine_is_named_as_what_it_is() -> None:
-    i7 = "Intel(R) Core(TM) i7-8700K CPU @ 3.70GHz"
-    assert fake_target(i7, "core.*i7", ()).name == "cpu-i7"
-    assert fake_target(i7, "", ()).name == "intel-core-i7-8700k"
-    other = fake_target("AMD EPYC 9555 64-Core Processor", "core.*i7", ("it is not",))
-    assert other.name == "amd-epyc-9555-64-core"
-    target = resolve("cpu-i7")
-    assert target.threads <= target.detected.cores
-    if "i7" not in detect_cpu().model:
-        assert target.name != "cpu-i7" and "named as" in target.warnings[0]
+def test_two_profiles_agree_at_equal_speed(unit: Architecture) -> None:
+    a = table_of(unit)
+    faster = {e: replace(row, ms=0.4, reference_ms=4.0) for e, row in a.rows.items()}
+    b = replace(a, rows=faster)
+    found = compare(a, b)
+    assert found.agree and found.median_difference == pytest.approx(0.0, abs=1e-9)
+    assert found.median_difference_raw == pytest.approx(0.2) and found.speed == 1.25
+    slower = {e: replace(row, ms=0.6) for e, row in a.rows.items()}
+    assert not compare(a, replace(a, rows=slower)).agree
+    other = replace(b, conditions=replace(CONDITIONS, threads=2))
+    assert not compare(a, other).agree and "threads 1 against 2" in compare(a, other).different
+    with pytest.raises(TableError, match="no entry in common"):
+        compare(a, replace(a, rows={}))
 
 
-def test_broken_device_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "bad.toml").write_text("title = 3\nkindd = 'cpu'\n")
-    monkeypatch.setattr("latency_tables.devices.FOLDER", tmp_path)
-    with pytest.raises(DeviceError, match=r"bad\.toml is no device file"):
-        load_devices()
+def test_a_full_disk_keeps_the_old_table(unit: Architecture, tmp_path: Path) -> None:
+    """A file size limit stands in for the full disk: the write fails half way."""
+    import resource
+
+    path = table_of(unit).save(tmp_path)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, old[1]))
+    try:
+        with pytest.raises(UserError, match=f"cannot write {path}"):
+            table_of(unit, ms=0.9).save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert LatencyTable.load(path) == table_of(unit)
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".csv", ".json"]
+
+
+def test_two_writers_of_one_table(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    with (
+        only_one(path),
+        pytest.raises(TableError, match="another process is writing"),
+        only_one(path),
+    ):
+        pass
+    with only_one(path):
+        pass
 
 
 def test_entry_names_are_short() -> None:

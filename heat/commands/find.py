@@ -13,11 +13,19 @@ if TYPE_CHECKING:
     from supernet.supernet import SearchSpace
 
 
-def find_target(device: str, runtime: str | None, threads: int | None) -> "Target":
-    """Resolve a device on this machine."""
-    from latency_tables.devices import resolve
+def find_target(
+    device: str,
+    runtime: str | None,
+    threads: int | None,
+    precision: str | None = None,
+    *,
+    elsewhere: bool = False,
+) -> "Target":
+    """Resolve a device on this machine, or take it as declared if it stands elsewhere."""
+    from latency_tables.devices import declared, resolve
 
-    return resolve(device, runtime=runtime, threads=threads)
+    find = declared if elsewhere else resolve
+    return find(device, runtime=runtime, threads=threads, precision=precision)
 
 
 def last_target(
@@ -25,8 +33,10 @@ def last_target(
     device: str | None,
     runtime: str | None,
     threads: int | None,
+    precision: str | None = None,
     *,
     stages: tuple[str, ...],
+    elsewhere: bool = False,
 ) -> "Target":
     """Resolve the device asked for, or that of the first of the stages that ran."""
     last = next(filter(None, map(workspace.stage, stages)), {})
@@ -34,7 +44,39 @@ def last_target(
         device = last.get("requested", "cpu")
         runtime = last.get("runtime") if runtime is None else runtime
         threads = last.get("threads") if threads is None else threads
-    return find_target(device, runtime, threads)
+        precision = last.get("precision") if precision is None else precision
+    return find_target(device, runtime, threads, precision, elsewhere=elsewhere)
+
+
+def thin_target(
+    workspace: Workspace,
+    device: str | None,
+    runtime: str | None,
+    threads: int | None,
+    precision: str | None,
+    input_size: tuple[int, int],
+    *,
+    trust: bool,
+) -> "Target":
+    """Return the device to thin for: this machine, or, trusted, one that only its table knows."""
+    from latency_tables.profile import find_table
+    from supernet.errors import TableError
+
+    asked = (workspace, device, runtime, threads, precision)
+    stages = ("profile", "thin")
+    last = workspace.stage("profile")
+    absent = last is not None and not last["here"] and device in (None, last["requested"])
+    if trust:
+        far = last_target(*asked, stages=stages, elsewhere=True)
+        if absent or find_table(workspace.tables, far, input_size, shipped=True):
+            return far
+    elif absent:
+        assert last is not None
+        raise TableError(
+            f"the table of {last['requested']} is {last['source']}, not of this machine: heat thin "
+            "--trust-table thins by it without measuring, --device cpu measures this machine"
+        )
+    return last_target(*asked, stages=stages)
 
 
 def find_data(workspace: Workspace, root: Path | None, split: str) -> "DetectionSet":

@@ -35,13 +35,18 @@ def describe(what: str = "medium", /, *, input_size: Size = None) -> Result:
 
 def devices() -> Result:
     """List the devices HEAT knows, and what this machine is."""
-    from latency_tables.devices import detect_cpu, detect_gpus, load_devices
+    from latency_tables.devices import load_devices
+    from latency_tables.machine import detect_cpu, detect_gpus
 
     from ..tables import list_devices
 
     known, cpu, gpus = load_devices(), detect_cpu(), detect_gpus()
     list_devices(list(known.values()), cpu, gpus)
-    return {"devices": sorted(known), "detected": asdict(cpu), "gpus": list(gpus)}
+    return {
+        "devices": sorted(known),
+        "detected": asdict(cpu),
+        "gpus": [asdict(gpu) for gpu in gpus],
+    }
 
 
 def report(*, data: Data = None, out: Out = DEFAULT) -> Result:

@@ -126,7 +126,9 @@ def export(
     from ..stages.export import export as run
 
     workspace = Workspace(out)
-    target = last_target(workspace, device, RUNTIME_OF[format], threads, stages=("thin", "profile"))
+    target = last_target(
+        workspace, device, RUNTIME_OF[format], threads, "f32", stages=("thin", "profile")
+    )
     trained = workspace.stage("train")
     data = data or (Path(trained["data"]) if trained else None)
     found = None
@@ -176,7 +178,7 @@ def build(
         chosen = named_space(space, size, train_set.num_classes)
     return run(
         workspace,
-        find_target(device, runtime or RUNTIME_OF[format], threads),
+        find_target(device, runtime or RUNTIME_OF[format], threads, "f32"),
         target_fps,
         train_set,
         val_set,

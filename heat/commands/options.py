@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 Result = dict[str, Any]
 Format = Literal["onnx", "openvino"]
-RuntimeName = Literal["onnxruntime", "openvino"]
+RuntimeName = Literal["onnxruntime", "openvino", "tensorrt", "torch"]
 SpaceName = Literal["micro", "mini", "midi", "base", "large"]
 
 Out = Annotated[Path, Parameter(help="The workspace: what every stage leaves and finds.")]
@@ -18,6 +18,11 @@ Threads = Annotated[
 Runtime = Annotated[
     RuntimeName | None,
     Parameter(help="Runtime that measures and deploys; the device's by default."),
+]
+PrecisionName = Literal["f32", "f16", "bf16", "int8"]
+Precision = Annotated[
+    PrecisionName | None,
+    Parameter(help="Precision that is executed; a runtime that executes another is refused."),
 ]
 Size = Annotated[str | None, Parameter(help="Network input HxW in multiples of 32.")]
 Data = Annotated[

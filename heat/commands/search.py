@@ -6,31 +6,81 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from supernet.errors import UserError
+
 from ..workspace import DEFAULT, Workspace
-from .find import find_data, find_space, find_target, last_target
-from .options import Data, DeviceName, Out, Result, Runtime, Size, Space, Threads
+from .find import find_data, find_space, find_target, thin_target
+from .options import Data, DeviceName, Out, Precision, Result, Runtime, Size, Space, Threads
 
 
 def profile(
     *,
     device: DeviceName = "cpu",
     runtime: Runtime = None,
+    precision: Precision = None,
     threads: Threads = None,
     input_size: Size = None,
     space: Space = None,
     data: Data = None,
+    host: str | None = None,
+    host_python: str = "python3",
+    pack: Path | None = None,
+    unpack: Path | None = None,
+    estimate: bool = False,
+    few_shot: int = 0,
+    compare: tuple[Path, Path] | None = None,
+    show: str | None = None,
     out: Out = DEFAULT,
 ) -> Result:
-    """Measure this machine's latency table through the runtime that will be deployed.
+    """Measure a latency table through the runtime that will be deployed.
 
     What is already measured stands. With --data the head has that data's number of classes.
+
+    Args:
+        host: USER@BOX; measure there, over ssh, with a probe that needs numpy and the runtime.
+        host_python: Python on that host.
+        pack: Write the probe and its models to this file, to be carried to the device.
+        unpack: Read the results file that a carried probe wrote.
+        estimate: Make the table from the device's published figures; every row says so.
+        few_shot: With --estimate, measure so many entries on this machine, or on --host, and
+            correct the estimate by them.
+        compare: Two tables; do they agree within 5 % on the median entry?
+        show: Device whose tables are drawn: milliseconds against width, for each operator.
     """
+    workspace = Workspace(out)
+    if compare is not None:
+        from ..stages.reading import compare_tables
+
+        return compare_tables(*compare)
+    if show is not None:
+        from ..stages.reading import show_device
+
+        return show_device(workspace, show)
+    if unpack is not None:
+        from ..stages.elsewhere import unpack_results
+
+        return unpack_results(workspace, unpack)
+    elsewhere = estimate or pack is not None or host is not None
+    target = find_target(device, runtime, threads, precision, elsewhere=elsewhere)
+    classes = find_data(workspace, data, "train").num_classes if data is not None else None
+    chosen = find_space(workspace, space, input_size, classes)
+    if estimate:
+        from ..stages.estimate import estimate_table
+
+        return estimate_table(workspace, target, chosen, few_shot, host, host_python)
+    if few_shot:
+        raise UserError("--few-shot corrects an estimate: give --estimate too")
+    if pack is not None:
+        from ..stages.elsewhere import pack_probe
+
+        return pack_probe(pack, target, chosen)
+    if host is not None:
+        from ..stages.elsewhere import profile_host
+
+        return profile_host(workspace, target, chosen, host, host_python)
     from ..stages.profile import profile as run
 
-    workspace = Workspace(out)
-    target = find_target(device, runtime, threads)
-    classes = find_data(workspace, data, "train").num_classes if data is not None else None
-    return run(workspace, target, find_space(workspace, space, input_size, classes))
+    return run(workspace, target, chosen)
 
 
 def supernet(
@@ -99,10 +149,14 @@ def thin(
         str | None, Parameter(help="Device; the last profiled one by default.")
     ] = None,
     runtime: Runtime = None,
+    precision: Precision = None,
     threads: Threads = None,
     space: Space = None,
     input_size: Size = None,
     data: Data = None,
+    max_memory_mb: float | None = None,
+    max_size_mb: float | None = None,
+    trust_table: bool = False,
     ap_drop: Literal["auto", "loss", "mass"] = "auto",
     out: Out = DEFAULT,
 ) -> Result:
@@ -110,17 +164,22 @@ def thin(
 
     Args:
         target_fps: Frames per second that the deployed network must reach, batch 1.
+        max_memory_mb: Most peak memory of the process that runs it, MiB.
+        max_size_mb: Largest ONNX file, MiB.
+        trust_table: Use a table that is not of this machine, runtime version or precision; what
+            cannot be measured here is then only predicted.
         ap_drop: What a move costs: the detection loss, the importance mass, or what there is.
     """
-    from ..stages.thin import check_target
+    from ..limits import Limits
     from ..stages.thin import thin as run
 
-    check_target(target_fps)
+    limits = Limits(target_fps=target_fps, max_memory_mb=max_memory_mb, max_size_mb=max_size_mb)
     workspace = Workspace(out)
-    target = last_target(workspace, device, runtime, threads, stages=("profile", "thin"))
     trained = workspace.stage("supernet")
     data = data or (Path(trained["data"]) if trained else None)
     found = find_data(workspace, data, "train") if data is not None else None
     classes = found.num_classes if found is not None else None
     chosen = find_space(workspace, space, input_size, classes, stages=("supernet", "profile"))
-    return run(workspace, target, target_fps, chosen, data=found, ap_drop=ap_drop)
+    size = chosen.template.input_size
+    target = thin_target(workspace, device, runtime, threads, precision, size, trust=trust_table)
+    return run(workspace, target, limits, chosen, data=found, ap_drop=ap_drop, trust=trust_table)

@@ -13,6 +13,7 @@ from supernet.errors import UserError
 from supernet.supernet import SearchConfig, SearchSpace, Supernet
 from supernet.training import TrainConfig
 
+from ..limits import Limits
 from ..plan import (
     SUPERNET_EPOCHS,
     SUPERNET_SHARE,
@@ -28,7 +29,7 @@ from .evaluate import evaluate_bundle
 from .export import export
 from .profile import profile
 from .supernet import train_supernet
-from .thin import check_target, thin
+from .thin import thin
 from .train import train
 
 SHORT_RUN_LOGIT_RATE = 1e-2
@@ -49,7 +50,7 @@ def build(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Plan, profile, train the supernet, thin, train, export, evaluate; finished stages stand."""
-    check_target(target_fps)
+    limits = Limits(target_fps=target_fps)
     if not minutes > 0:
         raise UserError(f"--minutes {minutes:g}: a positive number")
     if RUNTIME_OF[format] != target.runtime:
@@ -69,7 +70,7 @@ def build(
     train_supernet(workspace, data, chosen, config, search, resume=True)
     _step("thin")
     if not _stands(workspace, "thin", target_fps=target_fps, met=True):
-        thin(workspace, target, target_fps, chosen, data=data)
+        thin(workspace, target, limits, chosen, data=data)
     _step("train")
     architecture = Architecture.load(workspace.architecture)
     epochs = _train_epochs(workspace, architecture, data, minutes)
@@ -108,6 +109,7 @@ def _plan(
         "device": target.name,
         "runtime": target.runtime,
         "threads": target.threads,
+        "precision": target.precision,
         "minutes": minutes,
         "asked_space": space.to_json() if space else None,
         "asked_size": list(input_size) if input_size else None,

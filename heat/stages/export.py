@@ -39,7 +39,7 @@ def export(
     `PromiseError` when the artefact disagrees with torch, misses the target, or runs at another
     speed than predicted.
     """
-    from .. import __version__
+    from supernet.version import __version__
 
     warn(target)
     network, names, training = load_network(workspace)
@@ -116,6 +116,7 @@ def _same_conditions(
     return (
         bool(thinned)
         and (thinned["runtime"], thinned["threads"]) == (RUNTIME_OF[format], target.threads)
+        and thinned["precision"] == target.precision
         and thinned["model"] == target.detected.model
         and tuple(thinned["widths"]) == architecture.widths
         and tuple(thinned["blocks"]) == architecture.blocks

@@ -1,12 +1,15 @@
-"""`heat profile`: measure this machine's latency table."""
+"""`heat profile`: a device's latency table, measured on this machine."""
 
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from latency_tables.devices import Target
-from latency_tables.profile import calibrate, empty_table, fill, open_table, space_entries
+from latency_tables.lock import only_one
+from latency_tables.plan import Checks, space_entries
+from latency_tables.profile import calibrate, empty_table, fill, open_bench, open_table
 from latency_tables.table import LatencyTable
 from supernet.errors import TableError
 from supernet.supernet import SearchSpace
@@ -18,35 +21,64 @@ def profile(workspace: Workspace, target: Target, space: SearchSpace) -> dict[st
     """Measure every entry of the space that the table lacks, then calibrate the table."""
     started = time.monotonic()
     warn(target)
-    table = _table(workspace, target, space.template.input_size)
-    oa = space.template.global_block == "oa"
-    fill(
-        table,
-        space_entries(space.template, space.widths, oa=oa),
-        save=lambda: table.save(workspace.tables),
-    )
-    ensure_calibrated(workspace, table, space)
+    table = standing_table(workspace, target, space.template.input_size)
+    with only_one(table_path(workspace, table)):
+        every = space_entries(space.template, space.widths, oa=True)
+        todo = [entry for entry in every if entry not in table.rows]
+        if todo:
+            bench = open_bench(table.conditions)
+            fill(table, todo, bench=bench, save=lambda: table.save(workspace.tables))
+        ensure_calibrated(workspace, table, space)
+        if table.memory is None:
+            # Thinning calibrates with fewer networks and without memory: now in full.
+            calibrate_fully(workspace, table, space)
+        table.save(workspace.tables)
+    report(table)
+    return record(workspace, target, space, table, time.monotonic() - started)
+
+
+def table_path(workspace: Workspace, table: LatencyTable) -> Path:
+    """Return where a table lies."""
+    return workspace.tables / f"{table.conditions.stem}.csv"
+
+
+def record(
+    workspace: Workspace, target: Target, space: SearchSpace, table: LatencyTable, seconds: float
+) -> dict[str, Any]:
+    """Save the table and keep what `heat profile` prints."""
     path = table.save(workspace.tables)
+    conditions = table.conditions
     result = {
-        "device": target.name,
+        "device": conditions.device,
         "requested": target.device.name,
-        "detected": asdict(target.detected),
-        "runtime": target.runtime,
-        "runtime_version": table.conditions.runtime_version,
-        "precision": table.conditions.precision,
-        "threads": target.threads,
+        "detected": table.facts.get("detected", {}),
+        "conditions": asdict(conditions),
+        "runtime": conditions.runtime,
+        "runtime_version": conditions.runtime_version,
+        "precision": conditions.precision,
+        "threads": conditions.threads,
         "input_size": list(space.template.input_size),
         "entries": len(table.rows),
         "table": str(path),
+        "source": "estimated" if table.estimated else "measured",
+        "here": target.here,
         "held_out_error": table.calibration.held_out_error,
         "factor": table.calibration.factor,
+        "overhead_ms": table.calibration.overhead_ms,
+        "memory_error": table.memory.held_out_error if table.memory else None,
+        "unstable": round(table.unstable, 4),
+        "other_state": round(len(table.strays()) / max(1, len(table.rows)), 4),
+        "disturbance": table.facts.get("disturbance"),
+        "spent_seconds": table.facts.get("seconds"),
         "space": space.to_json(),
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(seconds, 1),
     }
     return workspace.record("profile", result)
 
 
-def _table(workspace: Workspace, target: Target, input_size: tuple[int, int]) -> LatencyTable:
+def standing_table(
+    workspace: Workspace, target: Target, input_size: tuple[int, int]
+) -> LatencyTable:
     """Return the table that stands; a broken or stale one gives way to a new one."""
     try:
         return open_table(workspace.tables, target, input_size)
@@ -55,7 +87,9 @@ def _table(workspace: Workspace, target: Target, input_size: tuple[int, int]) ->
         return empty_table(target, input_size)
 
 
-def ensure_calibrated(workspace: Workspace, table: LatencyTable, space: SearchSpace) -> None:
+def ensure_calibrated(
+    workspace: Workspace, table: LatencyTable, space: SearchSpace, checks: Checks | None = None
+) -> None:
     """Calibrate a table that is not calibrated yet."""
     if not table.calibration.anchors:
         calibrate(
@@ -63,8 +97,67 @@ def ensure_calibrated(workspace: Workspace, table: LatencyTable, space: SearchSp
             space.template,
             space.widths,
             space.positions,
+            checks=checks,
             save=lambda: table.save(workspace.tables),
         )
+
+
+def calibrate_fully(workspace: Workspace, table: LatencyTable, space: SearchSpace) -> None:
+    """Calibrate again, with every check network and memory."""
+    calibrate(
+        table,
+        space.template,
+        space.widths,
+        space.positions,
+        save=lambda: table.save(workspace.tables),
+    )
+
+
+def report(table: LatencyTable) -> None:
+    """Say what the time went into, what disturbed it, and how good the table is."""
+    spent = table.facts.get("seconds", {})
+    parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in spent.items())
+    error = table.calibration.held_out_error
+    print(
+        f"{len(table.rows)} entries; {parts}; error on networks not seen "
+        f"{'unknown' if error is None else f'{100 * error:.1f} %'}",
+        file=sys.stderr,
+    )
+    if table.unstable:
+        print(
+            f"unstable: {100 * table.unstable:.0f} % of the entries are known no better than 10 %",
+            file=sys.stderr,
+        )
+    strays = len(table.strays()) / max(1, len(table.rows))
+    if strays:
+        print(
+            f"unstable: {100 * strays:.0f} % of the entries were measured while the machine was "
+            "in another state (reference network more than 8 % off): profile again",
+            file=sys.stderr,
+        )
+    for text in disturbances(table.facts):
+        print(f"warning: {text}", file=sys.stderr)
+
+
+def disturbances(facts: dict[str, Any]) -> list[str]:
+    """Return in words what disturbed a measurement enough to matter."""
+    worst = facts.get("disturbance", {})
+    said = []
+    if worst.get("other_load", 0) > 0.1:
+        said.append(f"other processes kept up to {worst['other_load']:.1f} cores busy")
+    if worst.get("stolen", 0) > 0.02:
+        said.append(f"the hypervisor took up to {100 * worst['stolen']:.0f} % of the time")
+    if worst.get("throttled", 0):
+        said.append(f"the container's CPU quota stopped it {worst['throttled']} times in a batch")
+    if worst.get("slowdown", 0) > 0.1:
+        said.append(f"the clock fell by up to {100 * worst['slowdown']:.0f} % (throttling)")
+    speeds = facts.get("reference_ms", {})
+    if speeds and speeds["slowest"] > 1.1 * speeds["fastest"]:
+        drift = speeds["slowest"] / speeds["fastest"] - 1
+        said.append(
+            f"the machine's speed changed by {100 * drift:.0f} %; small drift is scaled out"
+        )
+    return said
 
 
 def warn(target: Target) -> None:

@@ -1,0 +1,173 @@
+"""How wrong are estimated tables? Estimates this machine from its specifications and compares.
+
+    python benchmarks/estimate_error.py --tables DIR [DIR ...] [--write]
+
+DIR hold measured tables of this machine (benchmarks/latency_sum.py --complete --tables DIR makes
+them). Each table is estimated three times: with efficiencies fitted on itself (how well a roofline
+can fit at all), on all other tables (another runtime, precision, size or thread count), and on
+those of other runtimes only. Then few-shot correction: the estimate from the others, corrected by
+10 measured rows. With --write the efficiencies that HEAT ships are fitted on all tables and saved
+with these errors, and the estimated tables are written. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from heat.spaces import search_space
+from latency_tables.devices import Figures, declared, find_device
+from latency_tables.estimate import (
+    Efficiencies,
+    corrected,
+    entry_errors,
+    estimated_table,
+    spread_entries,
+)
+from latency_tables.networks import random_architecture
+from latency_tables.plan import space_entries
+from latency_tables.profile import SHIPPED
+from latency_tables.table import LatencyTable
+from supernet.architecture import preset
+from supernet.atomic import write_text
+
+RESULT = Path(__file__).parent / "results" / "estimate-error.json"
+FEW = 10
+SHIPPED_DEVICES = ("v100", "gtx-1080ti", "cpu-i7", "cpu-i7-dual")
+PAPER_V100_FPS = {"tiny": 25.2, "small": 24.3, "medium": 23.5, "large": 20.5}
+"""The paper's Table 3, 800x1333, batch 1."""
+
+
+def estimate_like(table: LatencyTable, figures: Figures, fitted: Efficiencies) -> LatencyTable:
+    """Estimate a measured table's entries under its own setting."""
+    target = declared(table.conditions.device)
+    assert target.device.figures == figures
+    setting = table.conditions.setting
+    target = declared(
+        table.conditions.device,
+        runtime=setting.runtime,
+        threads=setting.threads,
+        precision=setting.precision,
+    )
+    return estimated_table(target, table.conditions.input_size, table.rows, fitted)
+
+
+def network_errors(estimate: LatencyTable, table: LatencyTable) -> list[float]:
+    """Return |estimated / predicted - 1| of 50 random networks."""
+    space = search_space("large", input_size=table.conditions.input_size, num_classes=80)
+    rng = np.random.default_rng(7)
+    errors = []
+    for _ in range(50):
+        network = random_architecture(rng, space.template, space.widths, space.positions)
+        if not table.missing(network.entries()):
+            errors.append(abs(estimate.predict_ms(network) / table.predict_ms(network) - 1))
+    return errors
+
+
+def judge(estimate: LatencyTable, table: LatencyTable) -> dict[str, float]:
+    """Return the median errors of entries and of networks."""
+    entries = entry_errors(estimate, table.times_ms())
+    networks = network_errors(estimate, table)
+    return {
+        "entry_median": round(statistics.median(entries), 4),
+        "entry_p90": round(float(np.quantile(entries, 0.9)), 4),
+        "network_median": round(statistics.median(networks), 4),
+    }
+
+
+def few_shot(estimate: LatencyTable, table: LatencyTable) -> dict[str, float]:
+    """Correct an estimate by a few measured rows and judge it on the others."""
+    chosen = spread_entries(table.rows, FEW)
+    better = corrected(estimate, {entry: table.rows[entry] for entry in chosen})
+    return judge(better, table)
+
+
+def paper_check(efficiencies: Efficiencies) -> dict[str, Any]:
+    """Estimate the paper's four networks on its V100 and compare with its frame rates."""
+    target = declared("v100", precision="f32")
+    found = {}
+    for name, paper in PAPER_V100_FPS.items():
+        network = preset(name, input_size=(800, 1344), global_block="oa")
+        entries = network.entries().values()
+        table = estimated_table(target, (800, 1344), entries, efficiencies)
+        fps = 1000.0 / table.predict_ms(network)
+        found[name] = {"paper_fps": paper, "estimated_fps": round(fps, 1)}
+    return found
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tables", type=Path, nargs="+", default=[SHIPPED])
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    paths = [path for folder in options.tables for path in sorted(folder.glob("*.csv"))]
+    tables = [table for table in map(LatencyTable.load, paths) if not table.estimated]
+    known = []
+    for table in tables:
+        figures = find_device(table.conditions.device).figures
+        if figures and table.conditions.precision in figures.peak_gflops:
+            known.append((table, figures))
+    found: dict[str, Any] = {}
+    for table, figures in known:
+        others = [pair for pair in known if pair[0] is not table]
+        foreign = [
+            pair for pair in others if pair[0].conditions.runtime != table.conditions.runtime
+        ]
+        own = estimate_like(table, figures, Efficiencies.fit([(table, figures)]))
+        result: dict[str, Any] = {"fitted_on_itself": judge(own, table)}
+        if others:
+            estimate = estimate_like(table, figures, Efficiencies.fit(others))
+            result["fitted_on_others"] = judge(estimate, table)
+            result["few_shot"] = few_shot(estimate, table)
+        if foreign:
+            estimate = estimate_like(table, figures, Efficiencies.fit(foreign))
+            result["fitted_on_other_runtimes"] = judge(estimate, table)
+            result["few_shot_other_runtimes"] = few_shot(estimate, table)
+        found[table.conditions.stem] = result
+
+    def middle(kind: str, what: str) -> float | None:
+        values = [result[kind][what] for result in found.values() if kind in result]
+        return round(statistics.median(values), 4) if values else None
+
+    summary = {
+        kind: {what: middle(kind, what) for what in ("entry_median", "network_median")}
+        for kind in (
+            "fitted_on_itself",
+            "fitted_on_others",
+            "fitted_on_other_runtimes",
+            "few_shot",
+            "few_shot_other_runtimes",
+        )
+    }
+    efficiencies = Efficiencies.fit(known)
+    error = {
+        "other_setting": summary["fitted_on_others"]["network_median"],
+        "other_runtime": summary["fitted_on_other_runtimes"]["network_median"],
+        "few_shot_10": summary["few_shot_other_runtimes"]["network_median"],
+        "note": "median error of whole networks, this machine's tables estimated from others of "
+        "the same machine; no second machine was at hand, so the error on another is not known",
+    }
+    shipped = Efficiencies(efficiencies.coefficients, efficiencies.fitted_on, error)
+    result = {
+        "summary": summary,
+        "tables": found,
+        "paper_v100": paper_check(shipped),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    if options.write:
+        shipped.save()
+        space = search_space("large", input_size=(448, 448), num_classes=80)
+        every = space_entries(space.template, space.widths, oa=True)
+        for name in SHIPPED_DEVICES:
+            estimated_table(declared(name), (448, 448), every, shipped).save(SHIPPED)
+        write_text(RESULT, json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Is the sum true? Predicts random networks with a latency table, then measures each of them.
+
+    python benchmarks/latency_sum.py --runtime openvino --precision bf16 --input-size 320x512 \
+        --samples 20 --seed 0 --name openvino-bf16-320x512
+
+The networks are drawn over the whole `large` space and are none of those that calibrate the table.
+Each is measured in a process of its own, twice as long as `heat export` does. Without --tables the
+table is measured from nothing; with --complete all its 766 entries are, not only those needed.
+With --name, a table, a picture and the result are written to benchmarks/results/latency-sum/.
+The last line is one JSON object.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from heat.charts import draw_residuals
+from heat.spaces import search_space
+from heat.stages.profile import disturbances
+from latency_tables.conditions import Conditions
+from latency_tables.devices import resolve
+from latency_tables.models import write_network
+from latency_tables.networks import random_architecture
+from latency_tables.plan import Checks, check_networks, space_entries
+from latency_tables.profile import calibrate, fill, open_bench, open_table
+from latency_tables.table import scale_to
+from supernet.architecture import Architecture, parse_size
+from supernet.atomic import write_text
+from supernet.supernet import SearchSpace
+
+RESULTS = Path(__file__).parent / "results" / "latency-sum"
+PATIENCE = 3
+"""How often a network is measured again when the machine is in another state than the table's."""
+
+
+def draw_networks(space: SearchSpace, samples: int, seed: int) -> list[Architecture]:
+    """Draw networks that no table is calibrated with."""
+    known = check_networks(space.template, space.widths, space.positions, Checks())
+    rng = np.random.default_rng([seed, 20])
+    found: list[Architecture] = []
+    while len(found) < samples:
+        network = random_architecture(rng, space.template, space.widths, space.positions)
+        if network not in known and network not in found:
+            found.append(network)
+    return found
+
+
+def measure_one(architecture: Path, conditions: Path, seed: int) -> None:
+    """Measure one network in this process and print its milliseconds."""
+    settings = Conditions(**json.loads(conditions.read_text()))
+    bench = open_bench(settings)
+    model = write_network(Architecture.load(architecture), settings.graph_precision, seed=seed)
+    results = [bench.network(model) for _ in range(2)]
+    best = min(results, key=lambda result: result.ms)
+    print(json.dumps({"ms": best.ms, "reference_ms": best.reference_ms}))
+
+
+def kendall_tau(a: list[float], b: list[float]) -> float:
+    """Return Kendall's tau-a: concordant minus discordant pairs, as a share of all."""
+    pairs = [(i, j) for i in range(len(a)) for j in range(i)]
+    signs = [np.sign(a[i] - a[j]) * np.sign(b[i] - b[j]) for i, j in pairs]
+    return float(np.mean(signs)) if signs else 1.0
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--runtime", default="onnxruntime")
+    parser.add_argument("--precision", default="f32")
+    parser.add_argument("--input-size", default="448x448")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tables", type=Path)
+    parser.add_argument("--complete", action="store_true")
+    parser.add_argument("--name")
+    parser.add_argument("--one", type=Path, nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        measure_one(*options.one, options.seed)
+        return
+    target = resolve(
+        options.device,
+        runtime=options.runtime,
+        threads=options.threads,
+        precision=options.precision,
+    )
+    size = parse_size(options.input_size)
+    space = search_space("large", input_size=size, num_classes=80)
+    networks = draw_networks(space, options.samples, options.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.tables or Path(scratch)
+        table = open_table(folder, target, size)
+        needed = [entry for network in networks for entry in network.entries().values()]
+        if options.complete:
+            needed = space_entries(space.template, space.widths, oa=True)
+        started = time.monotonic()
+        fill(table, needed, save=lambda: table.save(folder))
+        filled = time.monotonic() - started
+        if table.memory is None:
+            calibrate(table, space.template, space.widths, space.positions)
+        table_seconds = time.monotonic() - started
+        table.save(folder)
+        conditions = Path(scratch) / "conditions.json"
+        conditions.write_text(json.dumps(asdict(table.conditions)))
+        rows = []
+        for index, network in enumerate(networks):
+            path = Path(scratch) / "architecture.json"
+            network.save(path)
+            command = [sys.executable, __file__, "--one", str(path), str(conditions)]
+            for _ in range(PATIENCE):
+                done = subprocess.run(
+                    [*command, "--seed", str(index)], capture_output=True, text=True, check=True
+                )
+                measured = json.loads(done.stdout)
+                scale = scale_to(table.reference_ms, measured["reference_ms"])
+                same = scale != 1.0 or measured["reference_ms"] == table.reference_ms
+                if same:
+                    break
+            predicted = table.predict_ms(network)
+            rows.append(
+                {
+                    "widths": " ".join(map(str, network.widths)),
+                    "blocks": " ".join(network.blocks),
+                    "gmacs": round(network.macs().total / 1e9, 3),
+                    "predicted_ms": round(predicted, 4),
+                    "measured_ms": round(measured["ms"], 4),
+                    "reference_ms": round(measured["reference_ms"], 4),
+                    "measured_at_table_speed_ms": round(measured["ms"] * scale, 4),
+                    "error": round(predicted / (measured["ms"] * scale) - 1, 5),
+                    "same_state": same,
+                }
+            )
+            print(f"{index + 1}/{len(networks)} {rows[-1]}", file=sys.stderr, flush=True)
+    errors = [abs(row["error"]) for row in rows]
+    raw = [abs(row["predicted_ms"] / row["measured_ms"] - 1) for row in rows]
+    result = {
+        "median_error": round(statistics.median(errors), 5),
+        "p95_error": round(float(np.quantile(errors, 0.95)), 5),
+        "max_error": round(max(errors), 5),
+        "kendall_tau": round(
+            kendall_tau(
+                [row["predicted_ms"] for row in rows],
+                [row["measured_at_table_speed_ms"] for row in rows],
+            ),
+            4,
+        ),
+        "samples": len(rows),
+        "seed": options.seed,
+        "median_error_raw": round(statistics.median(raw), 5),
+        "p95_error_raw": round(float(np.quantile(raw, 0.95)), 5),
+        "in_another_state": sum(not row["same_state"] for row in rows),
+        **asdict(table.conditions),
+        "table_entries": len(table.rows),
+        "table_held_out_error": table.calibration.held_out_error,
+        "table_factor": table.calibration.factor,
+        "table_overhead_ms": table.calibration.overhead_ms,
+        "table_fill_seconds": round(filled, 1),
+        "table_seconds": round(table_seconds, 1),
+        "table_spent_seconds": table.facts.get("seconds"),
+        "unstable_rows": round(table.unstable, 4),
+        "memory_held_out_error": table.memory.held_out_error if table.memory else None,
+        "disturbances": disturbances(table.facts),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    if options.name:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        with (RESULTS / f"{options.name}.csv").open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        write_text(RESULTS / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
+        draw_residuals(
+            [(row["predicted_ms"], row["measured_at_table_speed_ms"]) for row in rows],
+            f"{options.name}: median error {100 * result['median_error']:.1f} %",
+            RESULTS / f"{options.name}.svg",
+        )
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

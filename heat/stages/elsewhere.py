@@ -1,0 +1,63 @@
+"""`heat profile --host`, `--pack`, `--unpack`: devices that one does not sit at."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from latency_tables.devices import Target, declared
+from latency_tables.pack import probe_version, read_plan, table_from_results, write_pack
+from latency_tables.plan import Checks, check_networks, space_entries
+from latency_tables.remote import Host
+from supernet.supernet import SearchSpace
+
+from ..workspace import Workspace
+from .profile import record, report
+
+
+def pack_probe(path: Path, target: Target, space: SearchSpace) -> dict[str, Any]:
+    """Write the probe and all that a complete table needs into one file."""
+    checks = Checks()
+    return write_pack(
+        path,
+        target,
+        space_entries(space.template, space.widths, oa=True),
+        check_networks(space.template, space.widths, space.positions, checks),
+        checks,
+        space.to_json(),
+        space.template.input_size,
+    ) | {"run": f"python {path.name}", "then": f"heat profile --unpack {results_name(path)}"}
+
+
+def results_name(pack: Path) -> str:
+    """Return what the probe calls its results."""
+    return pack.with_suffix(".results.jsonl").name
+
+
+def unpack_results(workspace: Workspace, path: Path) -> dict[str, Any]:
+    """Turn a carried probe's results into a table of the workspace."""
+    started = time.monotonic()
+    table = table_from_results(path)
+    plan = read_plan(path)
+    space = SearchSpace.from_json(plan["space"], str(path))
+    target = declared(plan["device"])
+    report(table)
+    return record(workspace, target, space, table, time.monotonic() - started)
+
+
+def profile_host(
+    workspace: Workspace, target: Target, space: SearchSpace, address: str, python: str
+) -> dict[str, Any]:
+    """Measure a table on another machine over ssh."""
+    started = time.monotonic()
+    host = Host(address, python=python)
+    results = workspace.tables / f"{target.name}.results.jsonl"
+    with tempfile.TemporaryDirectory() as folder:
+        pack = Path(folder) / "heat-probe.pyz"
+        made = pack_probe(pack, target, space)
+        # The name tells packs apart, so that an interrupted one is found again.
+        host.measure(pack, f"heat-{made['id']}-{probe_version()}", results)
+    done = unpack_results(workspace, results)
+    results.unlink()
+    seconds = round(time.monotonic() - started, 1)
+    return workspace.record("profile", {**done, "host": address, "seconds": seconds})

@@ -1,0 +1,103 @@
+"""`heat profile --compare A B` and `--show DEVICE`: tables to be read."""
+
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from latency_tables.batch import Setting
+from latency_tables.compare import AGREE, compare
+from latency_tables.devices import find_device
+from latency_tables.machine import detect_cpu
+from latency_tables.profile import SHIPPED
+from latency_tables.stacks import measure_stacks
+from latency_tables.table import LatencyTable
+from supernet.atomic import write_text
+from supernet.errors import PromiseError, TableError
+
+from ..charts import draw_stacks, draw_table
+from ..tables import compare_operators, show_blocks, show_stacks
+from ..workspace import Workspace
+
+
+def compare_tables(first: Path, second: Path) -> dict[str, Any]:
+    """Compare two tables; two of the same conditions that do not agree are a broken promise."""
+    found = compare(LatencyTable.load(first), LatencyTable.load(second))
+    compare_operators(found, first.name, second.name)
+    speed = None if math.isnan(found.speed) else round(found.speed, 4)
+    result = {"a": str(first), "b": str(second), **asdict(found), "speed": speed}
+    result["agree"] = found.agree
+    percent = f"{100 * found.median_difference:.1f} % on the median entry"
+    if found.different:
+        print(f"measured under different conditions ({found.different})", file=sys.stderr)
+    elif not found.agree:
+        raise PromiseError(
+            f"{first.name} and {second.name} differ by {percent}, allowed {100 * AGREE:g} %: "
+            "profile again on a quiet machine",
+            result,
+        )
+    else:
+        print(
+            f"they agree: {percent} at equal speed (allowed {100 * AGREE:g} %), "
+            f"{100 * found.median_difference_raw:.1f} % as measured",
+            file=sys.stderr,
+        )
+    return result
+
+
+def show_device(workspace: Workspace, device: str) -> dict[str, Any]:
+    """Draw every table of a device, and Figure 2 where this machine is that device."""
+    paths = sorted(
+        path
+        for folder in (workspace.tables, SHIPPED)
+        for path in folder.glob(f"{device}-*.csv")
+        if path.with_suffix(".json").exists()
+    )
+    # cpu-i7-dual is not cpu-i7: the conditions know the name, the file name only begins with it.
+    tables = {path: LatencyTable.load(path) for path in paths}
+    tables = {path: table for path, table in tables.items() if table.conditions.device == device}
+    if not tables:
+        slug = detect_cpu().slug
+        raise TableError(
+            f"no table of {device} in {workspace.tables}: heat profile makes one; this machine's "
+            f"tables are called {slug}"
+        )
+    result: dict[str, Any] = {"device": device, "pictures": [], "stacks": {}}
+    for path, table in tables.items():
+        show_blocks(table)
+        picture = workspace.root / "pictures" / f"{path.stem}.svg"
+        result["pictures"].append(str(draw_table(table, picture)))
+    if device == detect_cpu().slug or _is_here(device):
+        settings = {table.conditions.setting for table in tables.values() if not table.estimated}
+        for setting in sorted(settings, key=str):
+            ms = stacks_of(workspace, setting)
+            name = f"{setting.runtime}-{setting.precision}-t{setting.threads}"
+            show_stacks(ms, name)
+            picture = workspace.root / "pictures" / f"{device}-{name}-figure2.svg"
+            title = f"{detect_cpu().model}, {name}: width 192, 28x28"
+            result["pictures"].append(str(draw_stacks(ms, title, picture)))
+            result["stacks"][name] = {stack: round(1000 / time, 1) for stack, time in ms.items()}
+    for picture in result["pictures"]:
+        print(f"picture: {picture}", file=sys.stderr)
+    return result
+
+
+def _is_here(device: str) -> bool:
+    import re
+
+    pattern = find_device(device).pattern
+    return bool(pattern and re.search(pattern, detect_cpu().model, re.I))
+
+
+def stacks_of(workspace: Workspace, setting: Setting) -> dict[str, float]:
+    """Return the milliseconds of the stacks of Figure 2, measured once and kept."""
+    name = f"stacks-{setting.runtime}-{setting.precision}-t{setting.threads}.json"
+    path = workspace.tables / name
+    if path.exists():
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    print(f"measuring the stacks of Figure 2 ({name})", file=sys.stderr)
+    found = measure_stacks(setting)
+    write_text(path, json.dumps(found, indent=1) + "\n")
+    return found

@@ -1,0 +1,135 @@
+"""Loads a batch of models in a runtime and times them against each other and the reference.
+
+Needs numpy and the runtime only: the probe carries this file's text.
+"""
+
+import gc
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deploy.bench import measure_speed
+from deploy.runtimes import dominant, executed_precision, open_session
+
+from .machine import Disturbance, Watch
+from .measure import ROUNDS, Job, Timing, time_jobs
+
+Shapes = Mapping[str, tuple[tuple[int, ...], str]]
+"""Shape and dtype of each input by name."""
+
+BURST_SECONDS = 0.2
+"""Length of a burst on a network that checks a table: many networks, so shorter than a deployed
+one's, but never fewer runs than it takes for a median."""
+
+REFERENCE = "reference"
+"""Key of the reference network in every batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """An ONNX model and the inputs it takes."""
+
+    onnx: bytes
+    inputs: Shapes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """How models are executed."""
+
+    runtime: str
+    precision: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """Timings of the models that were interleaved with each other."""
+
+    timings: Mapping[str, Timing]
+    reference: Timing
+    disturbance: Disturbance
+    load_s: float
+    """Seconds spent on loading the models into the runtime."""
+    time_s: float
+    """Seconds spent on running them."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkResult:
+    """A whole network, timed as a deployed one is."""
+
+    ms: float
+    """Lowest burst median, from image to boxes."""
+    reference_ms: float
+    """The reference network just before."""
+    disturbance: Disturbance
+    load_s: float
+    time_s: float
+
+
+class Bench:
+    """One runtime on this machine, with the reference network loaded."""
+
+    def __init__(self, setting: Setting, reference: Model) -> None:
+        """Load the reference network and start watching the machine."""
+        self.setting = setting
+        self._reference = load(reference, setting)
+        self._watch = Watch()
+
+    def reference_ms(self) -> float:
+        """Time the reference network alone: how fast is the machine now?"""
+        return time_jobs({REFERENCE: self._reference}, rounds=3)[REFERENCE].min_ms
+
+    def run(self, models: Mapping[str, Model], *, rounds: int = ROUNDS) -> BatchResult:
+        """Time models and the reference, interleaved."""
+        start = time.perf_counter()
+        jobs = {key: load(model, self.setting) for key, model in models.items()}
+        jobs[REFERENCE] = self._reference
+        loaded = time.perf_counter()
+        timings = time_jobs(jobs, rounds=rounds)
+        timed = time.perf_counter()
+        del jobs
+        gc.collect()
+        reference = timings.pop(REFERENCE)
+        return BatchResult(timings, reference, self._watch.read(), loaded - start, timed - loaded)
+
+    def network(self, model: Model) -> NetworkResult:
+        """Time a whole network as `heat thin` and `heat export` do."""
+        start = time.perf_counter()
+        reference_ms = self.reference_ms()
+        referred = time.perf_counter()
+        job = load(model, self.setting)
+        loaded = time.perf_counter()
+        speed = measure_speed(job.session, job.feeds, burst_seconds=BURST_SECONDS)
+        timed = time.perf_counter()
+        seconds = (loaded - referred, timed - loaded + referred - start)
+        return NetworkResult(speed.ms, reference_ms, self._watch.read(), *seconds)
+
+
+def load(model: Model, setting: Setting) -> Job:
+    """Open a session and make up its inputs."""
+    session = open_session(setting.runtime, model.onnx, setting.threads, setting.precision)
+    return Job(session, feeds_of(model.inputs))
+
+
+def feeds_of(inputs: Shapes) -> dict[str, Any]:
+    """Draw random inputs."""
+    rng = np.random.default_rng(0)
+    return {
+        name: rng.integers(0, 256, shape, dtype=np.uint8)
+        if dtype == "uint8"
+        else rng.standard_normal(shape, dtype=np.float32)
+        for name, (shape, dtype) in inputs.items()
+    }
+
+
+def precision_of(model: Model, setting: Setting) -> str:
+    """Run a model once and return the precision that the runtime executed most of it in."""
+    found = executed_precision(
+        setting.runtime, model.onnx, setting.threads, setting.precision, feeds_of(model.inputs)
+    )
+    return dominant(found)

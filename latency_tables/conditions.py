@@ -1,0 +1,121 @@
+"""What must be equal for two latencies to be comparable."""
+
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from supernet.errors import TableError
+from supernet.onnx_graph import FORMS_VERSION, Precision
+
+from .batch import Setting
+from .machine import Detected, Gpu
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditions:
+    """Device, runtime, precision, threads and size of a latency table.
+
+    Two tables of different conditions never merge, and a table serves only its own.
+    """
+
+    device: str
+    """The machine's name: a device's only if it is that device."""
+    model: str
+    """CPU or GPU model as detected."""
+    flags: str = ""
+    """Vector extensions of the CPU that matter, separated by spaces."""
+    cores: int = 0
+    """Cores the process may use."""
+    quota: float = 0.0
+    """CPU quota of the container in cores; 0 for none."""
+    governor: str = "unknown"
+    """Frequency governor of the CPU."""
+    driver: str = ""
+    """GPU driver version."""
+    clocks: str = ""
+    """Highest GPU clocks."""
+    runtime: str
+    runtime_version: str
+    precision: str
+    """Precision that the runtime was seen to execute, not the one asked for."""
+    threads: int
+    height: int
+    """Input height in pixels."""
+    width: int
+    """Input width in pixels."""
+    forms: int
+    """Version of the operators' deployed form, `supernet.onnx_graph.FORMS_VERSION`."""
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        cpu: Detected,
+        gpu: Gpu | None,
+        setting: Setting,
+        runtime_version: str,
+        input_size: tuple[int, int],
+    ) -> Self:
+        """Put together what a machine is and how it executes."""
+        height, width = input_size
+        return cls(
+            device=name,
+            model=gpu.model if gpu else cpu.model,
+            flags=" ".join(cpu.flags),
+            cores=cpu.cores,
+            quota=cpu.quota or 0.0,
+            governor=cpu.governor,
+            driver=gpu.driver if gpu else "",
+            clocks=gpu.clocks if gpu else "",
+            runtime=setting.runtime,
+            runtime_version=runtime_version,
+            precision=setting.precision,
+            threads=setting.threads,
+            height=height,
+            width=width,
+            forms=FORMS_VERSION,
+        )
+
+    @property
+    def setting(self) -> Setting:
+        """How the models of the table are executed."""
+        return Setting(runtime=self.runtime, precision=self.precision, threads=self.threads)
+
+    @property
+    def graph_precision(self) -> Precision:
+        """The precision that the graph itself must be written in; the rest is the runtime's."""
+        return graph_precision(self.precision)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.height, self.width
+
+    @property
+    def stem(self) -> str:
+        """File name without suffix."""
+        return stem_of(self.device, self.setting, self.input_size)
+
+    def differences(self, other: "Conditions") -> str:
+        """Say where two sets of conditions differ, or return an empty string."""
+        mine, theirs = asdict(self), asdict(other)
+        return ", ".join(
+            f"{key} {mine[key]} against {theirs[key]}" for key in mine if mine[key] != theirs[key]
+        )
+
+    def require(self, other: "Conditions", what: str, fix: str) -> None:
+        """Raise `TableError` where the conditions differ."""
+        different = self.differences(other)
+        if different:
+            raise TableError(f"{what} ({different}): {fix}")
+
+
+def graph_precision(precision: str) -> Precision:
+    """Return the precision that a graph must be written in; the rest is the runtime's."""
+    return "int8" if precision == "int8" else "f32"
+
+
+def stem_of(device: str, setting: Setting, input_size: tuple[int, int]) -> str:
+    """Return the file name, without suffix, of a device's table."""
+    height, width = input_size
+    how = f"{setting.runtime}-{setting.precision}-t{setting.threads}"
+    return f"{device}-{how}-{height}x{width}"

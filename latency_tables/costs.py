@@ -1,0 +1,109 @@
+"""What a network costs besides time: size of its file and peak memory of the process that runs it.
+
+Size is counted: each entry is written once and weighed. Memory is a line through measured
+networks: `base + per_weight * size + per_map * largest working set`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Self
+
+import numpy as np
+
+from supernet.architecture import Architecture, Entry
+from supernet.onnx_graph import Precision
+from supernet.operators import OPERATORS
+
+from .models import write
+from .probes import ProbeModel
+
+FLOAT_BYTES = 4
+MIB = 2**20
+
+HIDDEN = {"wmsa": 4, "swmsa": 4, "cw": 4, "oa": 4, "ffn1": 4, "ffn2": 4, "t1_cw": 8, "t1_oa": 8}
+"""Channels of the widest map inside an operator, in widths."""
+
+
+@lru_cache(maxsize=4096)
+def entry_bytes(entry: Entry, precision: Precision = "f32") -> int:
+    """Return the bytes that an entry adds to the ONNX file: weights, constants and nodes."""
+    return len(write(ProbeModel("alone", entry), precision).onnx)
+
+
+def size_mb(architecture: Architecture, precision: Precision = "f32") -> float:
+    """Return the size of the deployed ONNX file in MiB."""
+    return sum(entry_bytes(e, precision) for e in architecture.entries().values()) / MIB
+
+
+def working_set_mb(architecture: Architecture) -> float:
+    """Return the largest sum of an operator's inputs, outputs and widest inner map, in MiB."""
+    return max(_working_set(entry) for entry in architecture.entries().values()) / MIB
+
+
+def _working_set(entry: Entry) -> int:
+    operator = OPERATORS[entry.op]
+    maps = (*operator.inputs(entry), *operator.outputs(entry))
+    hidden = HIDDEN.get(entry.op, 0) * entry.d_out * entry.h * entry.w
+    return FLOAT_BYTES * (sum(c * h * w for c, h, w in maps) + hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySample:
+    """One measured network."""
+
+    size_mb: float
+    working_set_mb: float
+    peak_mb: float
+    """Peak resident memory of a fresh process that loads the model and runs it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryModel:
+    """Peak resident memory of the process that runs a network, in MiB."""
+
+    base_mb: float
+    """Python, numpy and the runtime."""
+    per_size: float
+    per_working_set: float
+    anchors: tuple[MemorySample, ...] = ()
+    held_out: tuple[MemorySample, ...] = ()
+
+    def predict_mb(self, size: float, working_set: float) -> float:
+        """Return the peak of a network of this size and largest working set, all in MiB."""
+        return self.base_mb + self.per_size * size + self.per_working_set * working_set
+
+    @property
+    def held_out_error(self) -> float | None:
+        """Median |predicted / measured - 1| of the held-out networks."""
+        errors = [
+            abs(self.predict_mb(s.size_mb, s.working_set_mb) / s.peak_mb - 1) for s in self.held_out
+        ]
+        return float(np.median(errors)) if errors else None
+
+    @classmethod
+    def fit(cls, anchors: Sequence[MemorySample], held_out: Sequence[MemorySample]) -> Self:
+        """Fit the line on the anchors by least squares of relative errors."""
+        rows = np.array([[1.0, s.size_mb, s.working_set_mb] for s in anchors])
+        peaks = np.array([s.peak_mb for s in anchors])
+        rows /= peaks[:, None]
+        best = np.zeros(3)
+        # Size and working set grow together: where both do not fit, one of them is left out.
+        for kept in ([0, 1, 2], [0, 1], [0, 2], [0]):
+            found = np.zeros(3)
+            found[kept] = np.linalg.lstsq(rows[:, kept], np.ones(len(peaks)), rcond=None)[0]
+            best = found
+            if (found >= 0).all():
+                break
+        base, size, working = (float(value) for value in best)
+        return cls(base, size, working, tuple(anchors), tuple(held_out))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `asdict` gave."""
+        anchors, held_out = (
+            tuple(MemorySample(**sample) for sample in values[name])
+            for name in ("anchors", "held_out")
+        )
+        numbers = (values["base_mb"], values["per_size"], values["per_working_set"])
+        return cls(*numbers, anchors, held_out)

@@ -1,0 +1,234 @@
+"""What the machine that measures is, and what disturbs it while it measures.
+
+Python's own library only: the probe carries this file's text to devices that have no HEAT.
+"""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+INFERENCE_FLAGS = frozenset(
+    {"avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "avx512_fp16", "avx_vnni"}
+    | {"amx_bf16", "amx_int8", "amx_tile", "neon", "asimd", "asimddp", "i8mm", "bf16", "sve"}
+)
+"""Vector extensions that runtimes choose kernels by."""
+
+CGROUP = Path("/sys/fs/cgroup")
+CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+
+YARDSTICK_LOOPS = 60_000
+"""Additions of the frequency yardstick: about two milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detected:
+    """Facts of the machine that measures."""
+
+    model: str
+    cores: int
+    """Cores this process may use."""
+    quota: float | None
+    """CPU quota of the container in cores, if there is one."""
+    governor: str
+    flags: tuple[str, ...]
+    """Vector extensions that matter for inference."""
+    memory_mb: int
+
+    @property
+    def slug(self) -> str:
+        """The machine's own name for files, from its model."""
+        return slug(self.model)
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A CUDA device as nvidia-smi describes it."""
+
+    model: str
+    driver: str
+    clocks: str
+    """Highest graphics and memory clocks."""
+    clock_now: str
+    """Graphics clock at the moment of reading."""
+    memory_mb: int
+
+
+def slug(model: str) -> str:
+    """Return a model name as part of a file name."""
+    words = re.sub(r"\((r|tm)\)|\bcpu\b|@.*|\bprocessor\b", " ", model.lower())
+    return re.sub(r"[^a-z0-9]+", "-", words).strip("-") or "cpu"
+
+
+def detect_cpu() -> Detected:
+    """Read this machine's CPU, quota and governor."""
+    text = _read("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.M) or re.search(
+        r"^Model\s*:\s*(.+)$", text, re.M
+    )
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.M)
+    name = model[1].strip() if model else _sysctl("machdep.cpu.brand_string")
+    return Detected(
+        model=name or platform.processor() or platform.machine(),
+        cores=available_cores(),
+        quota=cpu_quota(),
+        governor=_read(CPUFREQ / "scaling_governor").strip() or "unknown",
+        flags=tuple(sorted(INFERENCE_FLAGS & set(flags[1].split()))) if flags else (),
+        memory_mb=_memory_mb(),
+    )
+
+
+def available_cores() -> int:
+    """Return the number of cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_quota(root: Path = CGROUP) -> float | None:
+    """Return the cores that this process's control group may use (versions 1 and 2)."""
+    limits = []
+    for folder in _cgroups(root):
+        with suppress(OSError, ValueError):
+            quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
+            if quota != "max":
+                limits.append(int(quota) / int(period))
+        with suppress(OSError, ValueError):
+            quota = (folder / "cpu.cfs_quota_us").read_text(encoding="utf-8")
+            period = (folder / "cpu.cfs_period_us").read_text(encoding="utf-8")
+            if int(quota) > 0:
+                limits.append(int(quota) / int(period))
+    return min(limits, default=None)
+
+
+def _cgroups(root: Path) -> list[Path]:
+    """Return the folders of this process's control group and of all those above it."""
+    folders = [root, root / "cpu", root / "cpu,cpuacct"]
+    for line in _read("/proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / controllers if controllers else root
+        inner = top / path.lstrip("/")
+        while inner != top and top in inner.parents:
+            folders.append(inner)
+            inner = inner.parent
+    return folders
+
+
+def _memory_mb() -> int:
+    with suppress(ValueError, OSError, AttributeError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    return 0
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _sysctl(name: str) -> str:
+    if sys.platform != "darwin":
+        return ""
+    done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def detect_gpus() -> tuple[Gpu, ...]:
+    """Return the CUDA devices that nvidia-smi sees."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    fields = "name,driver_version,clocks.gr,clocks.max.gr,clocks.max.mem,memory.total"
+    command = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return parse_gpus(done.stdout) if done.returncode == 0 else ()
+
+
+def parse_gpus(text: str) -> tuple[Gpu, ...]:
+    """Read nvidia-smi's lines of name, driver, clocks (now, highest, memory) and memory."""
+    gpus = []
+    for line in text.splitlines():
+        parts = [part.strip() for part in line.split(",")]
+        if len(parts) != 6:
+            continue
+        name, driver, now, highest, memory_clock, memory = parts
+        clocks = f"{highest} MHz, memory {memory_clock} MHz"
+        total = int(memory) if memory.isdigit() else 0
+        gpus.append(Gpu(name, driver, clocks, f"{now} MHz", total))
+    return tuple(gpus)
+
+
+def yardstick_ms() -> float:
+    """Time a fixed loop on one core, lowest of five: it changes only with the core's frequency."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(YARDSTICK_LOOPS):
+            pass
+        times.append((time.perf_counter() - start) * 1e3)
+    return min(times)
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbance:
+    """What happened to the machine between two moments."""
+
+    other_load: float
+    """Cores that other processes kept busy, on average."""
+    stolen: float
+    """Share of the time that the hypervisor gave to others."""
+    throttled: int
+    """Periods in which the control group's quota stopped this process."""
+    slowdown: float
+    """Yardstick now against the fastest seen, minus one: frequency throttling."""
+
+
+class Watch:
+    """Looks at the machine's counters again and again; `read` says what changed since the last."""
+
+    def __init__(self) -> None:
+        """Start counting."""
+        self._fastest = self._yardstick = yardstick_ms()
+        self._last = self._counters()
+
+    def read(self) -> Disturbance:
+        """Return what happened since the last reading."""
+        yardstick = yardstick_ms()
+        self._fastest = min(self._fastest, yardstick)
+        before, self._last = self._last, self._counters()
+        wall, busy, stolen, own, throttled = (
+            new - old for new, old in zip(self._last, before, strict=True)
+        )
+        total = max(wall, 1e-9)
+        return Disturbance(
+            other_load=round(max(0.0, (busy - own) / total), 3),
+            stolen=round(max(0.0, stolen / total / (os.cpu_count() or 1)), 4),
+            throttled=int(throttled),
+            slowdown=round(yardstick / self._fastest - 1, 4),
+        )
+
+    @staticmethod
+    def _counters() -> tuple[float, float, float, float, float]:
+        """Return wall, busy, stolen and own seconds, and throttled periods."""
+        busy = stolen = 0.0
+        first = _read("/proc/stat").partition("\n")[0].split()
+        if len(first) > 8:
+            tick = os.sysconf("SC_CLK_TCK")
+            user, nice, system, _, _, irq, softirq, steal = (int(n) / tick for n in first[1:9])
+            busy, stolen = user + nice + system + irq + softirq, steal
+        own = os.times()
+        own_s = own.user + own.system + own.children_user + own.children_system
+        throttled = 0
+        for folder in _cgroups(CGROUP):
+            found = re.search(r"^nr_throttled (\d+)", _read(folder / "cpu.stat"), re.M)
+            throttled = max(throttled, int(found[1])) if found else throttled
+        return time.monotonic(), busy, stolen, own_s, float(throttled)

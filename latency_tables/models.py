@@ -1,0 +1,149 @@
+"""Writes the models that are timed, probes and whole networks, with random weights.
+
+The same wiring makes an ONNX graph (`write`) or a torch module (`module_of`).
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from supernet.architecture import Architecture
+from supernet.detector import Detector
+from supernet.onnx_graph import GraphWriter, Precision
+from supernet.operators import OPERATORS, Unit
+from supernet.operators.convbn import ConvBN, fold
+from supernet.operators.head import Head
+from supernet.operators.repcnn import ConvRelu
+
+from .batch import Model, Shapes
+from .probes import ProbeModel, decode_of
+
+BUSY_MAPS = 2
+"""Class maps of a random head that pass the score threshold everywhere: some hundred candidates for
+NMS, as in a busy picture. An untrained head would make NMS look free, a wild one too dear."""
+
+
+class ProbeNet(nn.Module):
+    """The units of a probe, and how they are connected."""
+
+    def __init__(self, probe: ProbeModel) -> None:
+        """Build the units, in deployed form and with random weights."""
+        super().__init__()
+        torch.manual_seed(0)
+        self.probe = probe
+        entry = probe.entry
+        units: dict[str, nn.Module] = {}
+        for index in range(probe.count):
+            is_cap = probe.kind == "cap"
+            units[f"unit{index}"] = _cap(entry.d_in) if is_cap else OPERATORS[entry.op].build(entry)
+        if probe.kind == "preprocessed":
+            units["preprocess"] = OPERATORS["preprocess"].build(entry)
+        if probe.kind == "decoded":
+            units["decode"] = OPERATORS["decode"].build(decode_of(entry))
+        if probe.kind in ("sandwich", "decoded") and entry.op != "stem":
+            for index, (channels, _, _) in enumerate(OPERATORS[entry.op].inputs(entry)):
+                units[f"before{index}"] = _cap(channels)
+        if probe.kind in ("sandwich", "preprocessed") and entry.op != "head":
+            for index, (channels, _, _) in enumerate(OPERATORS[entry.op].outputs(entry)):
+                units[f"after{index}"] = _cap(channels)
+        for unit in units.values():
+            randomise(unit)
+        self.units = fold(nn.ModuleDict(units))
+
+    def shapes(self) -> Shapes:
+        """Return the inputs; the batch is 1."""
+        entry = self.probe.entry
+        if self.probe.kind == "preprocessed" or entry.op == "preprocess":
+            return {"image": ((1, entry.h, entry.w, 3), "uint8")}
+        if self.probe.kind == "cap":
+            shapes: Sequence[tuple[int, ...]] = [(entry.d_in, entry.h, entry.w)]
+        else:
+            shapes = OPERATORS[entry.op].inputs(entry)
+        # Decoding alone takes the head's maps, which have no batch axis in the deployed graph.
+        batch = () if entry.op == "decode" else (1,)
+        return {f"x{i}": ((*batch, *shape), "float32") for i, shape in enumerate(shapes)}
+
+    def wire(self, call: Any, *inputs: Any) -> list[Any]:
+        """Connect the units; `call(name, *values)` applies one."""
+        kind, count = self.probe.kind, self.probe.count
+        if kind in ("cap", "chain"):
+            (x,) = inputs
+            for index in range(count):
+                x = call(f"unit{index}", x)
+            return [x]
+        if kind == "preprocessed":
+            inputs = (call("preprocess", inputs[0]),)
+        results = call("unit0", *(self._capped(call, "before", inputs)))
+        outputs = list(results) if isinstance(results, tuple) else [results]
+        if kind == "decoded":
+            return list(call("decode", *outputs))
+        return list(self._capped(call, "after", outputs))
+
+    def _capped(self, call: Any, side: str, values: Sequence[Any]) -> list[Any]:
+        return [
+            call(f"{side}{index}", value) if f"{side}{index}" in self.units else value
+            for index, value in enumerate(values)
+        ]
+
+    def forward(self, *inputs: Tensor) -> list[Any]:
+        """Run in torch."""
+        return self.wire(lambda name, *values: self.units[name](*values), *inputs)
+
+
+def write(probe: ProbeModel, precision: Precision = "f32") -> Model:
+    """Write a probe's ONNX model."""
+    net = ProbeNet(probe)
+    graph = GraphWriter("probe", precision)
+
+    def call(name: str, *values: Any) -> Any:
+        graph.scope(name)
+        return cast(Unit, net.units[name]).emit(graph, *values)
+
+    inputs = net.shapes()
+    outputs = net.wire(
+        call, *(graph.input(name, shape, dtype) for name, (shape, dtype) in inputs.items())
+    )
+    decodes = "decode" in (probe.entry.op, *net.units)
+    named = [
+        (f"y{index}", value, "int64" if decodes and index == 2 else "float32")
+        for index, value in enumerate(outputs)
+    ]
+    return Model(graph.model(named).SerializeToString(), inputs)
+
+
+def write_network(
+    architecture: Architecture, precision: Precision = "f32", *, seed: int = 0
+) -> Model:
+    """Write a whole deployed network, from uint8 image to boxes, with random weights."""
+    model = random_network(architecture, seed=seed).to_onnx(precision=precision)
+    image = ((1, *architecture.input_size, 3), "uint8")
+    return Model(model.SerializeToString(), {"image": image})
+
+
+def random_network(architecture: Architecture, *, seed: int = 0) -> Detector:
+    """Build a network with random weights and a busy head."""
+    torch.manual_seed(seed)
+    network = Detector(architecture)
+    randomise(network)
+    return network.eval()
+
+
+def _cap(channels: int) -> nn.Module:
+    return ConvRelu(ConvBN(channels, channels).fold())
+
+
+@torch.no_grad()
+def randomise(module: nn.Module) -> None:
+    """Give a fresh network weights that no runtime can optimise away, and a busy head."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 1.0)
+            nn.init.normal_(part.bias, std=0.1)
+        elif isinstance(part, Head):
+            assert part.cls.bias is not None and part.obj.bias is not None
+            nn.init.normal_(part.cls.weight, std=part.cls.weight[0].numel() ** -0.5)
+            nn.init.constant_(part.cls.bias, -6.0)
+            part.cls.bias[torch.linspace(0, len(part.cls.bias) - 1, BUSY_MAPS).long()] = 0.5
+            nn.init.constant_(part.obj.bias, 1.0)

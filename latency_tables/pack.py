@@ -1,0 +1,227 @@
+"""Packs everything a device needs to be profiled into one file, and reads back what it measured.
+
+The file is a Python zip application: HEAT's own torch-free files joined into one program, and the
+models. Large weights repeat a short random block, so that a pack of gigabytes of models is some
+megabytes; dense kernels take the same time for any values.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from deploy import bench, runtimes
+from deploy.standalone import join
+from supernet import errors
+from supernet.architecture import Architecture, Entry
+from supernet.atomic import replacing
+from supernet.errors import DeviceError, TableError
+from supernet.onnx_graph import FORMS_VERSION
+from supernet.progress import Progress
+
+from . import batch, lock, machine, measure, peak, probe
+from .batch import REFERENCE, BatchResult, Model, NetworkResult, Setting
+from .conditions import Conditions, graph_precision
+from .devices import Target, find_device, name_of
+from .machine import Detected, Disturbance, Gpu
+from .measure import Timing
+from .models import write, write_network
+from .networks import reference_architecture
+from .plan import Checks, batches_of
+from .probe import RESULTS_FORMAT, read_results
+from .probes import terms
+from .profile import add_rows, network_ms, set_checks, spend
+from .table import LatencyTable
+
+PARTS = (errors, runtimes, bench, machine, measure, batch, lock, peak, probe)
+"""In the order in which they need each other."""
+
+HEADER = '"""HEAT\'s probe, made by heat profile --pack."""\n'
+FOOTER = """
+if __name__ == "__main__":
+    sys.exit(probe_main(sys.argv[1:]))
+"""
+
+BLOCK = 4096
+"""Numbers that the large weights of a packed model repeat: a window of deflate."""
+
+
+def probe_script() -> str:
+    """Return the probe's text."""
+    return join(PARTS, HEADER, FOOTER)
+
+
+def probe_version() -> str:
+    """Return the hash that tells this probe from others."""
+    return hashlib.sha256(probe_script().encode()).hexdigest()[:16]
+
+
+def write_pack(
+    path: Path,
+    target: Target,
+    entries: Iterable[Entry],
+    networks: Sequence[Architecture],
+    checks: Checks,
+    space: str,
+    size: tuple[int, int],
+) -> dict[str, Any]:
+    """Write a pack for a device, whole or not at all; return what is in it.
+
+    `space` travels along and comes back with the results.
+    """
+    precision = graph_precision(target.precision)
+    batches = batches_of(entries)
+    names = [f"network{index}" for index in range(len(networks))]
+    plan = {
+        "device": target.device.name,
+        "setting": asdict(target.setting),
+        "size": list(size),
+        "forms": FORMS_VERSION,
+        "entries": [[asdict(entry) for entry in entries] for entries in batches],
+        "networks": [network.to_json() for network in networks],
+        "checks": asdict(checks),
+        "space": space,
+    }
+    inputs: dict[str, Any] = {}
+
+    def add(archive: zipfile.ZipFile, key: str, model: Model) -> None:
+        archive.writestr(f"models/{key}.onnx", compressible(model.onnx))
+        inputs[key] = model.inputs
+
+    probes = {probe.key: probe for entries in batches for e in entries for probe in terms(e)}
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        stream.write(b"#!/usr/bin/env python3\n")
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("__main__.py", probe_script())
+            with Progress(f"pack {path.name}", len(probes) + len(networks) + 1) as bar:
+                add(archive, REFERENCE, write_network(reference_architecture(size), precision))
+                bar.advance(REFERENCE)
+                for key, item in probes.items():
+                    add(archive, key, write(item, precision))
+                    bar.advance(key)
+                for index, (name, network) in enumerate(zip(names, networks, strict=True)):
+                    add(archive, name, write_network(network, precision, seed=index))
+                    bar.advance(name)
+            manifest = {
+                "probe": probe_version(),
+                "pack": hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:16],
+                "plan": plan,
+                "setting": plan["setting"],
+                "batches": [
+                    sorted({probe.key for e in entries for probe in terms(e)})
+                    for entries in batches
+                ],
+                "networks": names,
+                "peaks": names[: checks.memory],
+                "inputs": inputs,
+            }
+            archive.writestr("manifest.json", json.dumps(manifest))
+    return {
+        "pack": str(path),
+        "id": manifest["pack"],
+        "models": len(inputs),
+        "megabytes": round(path.stat().st_size / 1e6, 1),
+        "probe": manifest["probe"],
+    }
+
+
+def compressible(model: bytes) -> bytes:
+    """Return the model with every large weight made of one repeated random block."""
+    proto = onnx.load_from_string(model)
+    rng = np.random.default_rng(0)
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.size > BLOCK and array.dtype.kind in "fi":
+            block = rng.permutation(array.ravel()[:BLOCK])
+            repeated = np.resize(block, array.shape).astype(array.dtype)
+            tensor.CopyFrom(numpy_helper.from_array(repeated, tensor.name))
+    return bytes(proto.SerializeToString())
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """Return what a results file was asked to measure."""
+    plan: dict[str, Any] = _head(read_results(path), path)["plan"]
+    return plan
+
+
+def _head(records: Sequence[dict[str, Any]], path: Path) -> dict[str, Any]:
+    if not records or "probe" not in records[0]:
+        raise TableError(f"{path} holds no results: run the probe again")
+    head = records[0]
+    if head["results_format"] != RESULTS_FORMAT or head["probe"] != probe_version():
+        raise TableError(
+            f"{path} was made by probe {head['probe']}, this HEAT has {probe_version()}: make a "
+            "new pack with heat profile --pack"
+        )
+    return head
+
+
+def table_from_results(path: Path) -> LatencyTable:
+    """Return the table that a probe's results file holds.
+
+    Raises `TableError` where the file is incomplete, or was made by another version of the probe.
+    """
+    records = read_results(path)
+    head = _head(records, path)
+    plan = head["plan"]
+    setting = Setting(**head["setting"])
+    if head["executed"] != setting.precision:
+        raise DeviceError(
+            f"{setting.runtime} executes {setting.precision} as {head['executed']} there: use "
+            f"--precision {head['executed']}"
+        )
+    batches = [[Entry(**entry) for entry in entries] for entries in plan["entries"]]
+    networks = [Architecture.from_json(text) for text in plan["networks"]]
+    checks = Checks(**plan["checks"])
+    results = {record["batch"]: result_from_json(record) for record in records if "batch" in record}
+    whole = [record for record in records if "network" in record]
+    if len(results) < len(batches) or len(whole) < len(networks):
+        raise TableError(
+            f"{path} holds {len(results)} of {len(batches)} batches and {len(whole)} of "
+            f"{len(networks)} networks: start the probe again, it goes on"
+        )
+    facts: dict[str, Any] = {"detected": head["machine"], "gpus": head["gpus"]}
+    table = LatencyTable(conditions_from(head), facts=facts)
+    for index, entries in enumerate(batches):
+        add_rows(table, entries, results[index])
+        spend(table, load=results[index].load_s, time=results[index].time_s)
+    measured, peaks = [], []
+    for record in whole:
+        facts = {key: value for key, value in record.items() if key not in ("network", "peak_mb")}
+        network = NetworkResult(**facts | {"disturbance": Disturbance(**facts["disturbance"])})
+        measured.append(network_ms(table, network))
+        spend(table, load=network.load_s, time=network.time_s)
+        if "peak_mb" in record:
+            peaks.append(record["peak_mb"])
+    if networks:
+        set_checks(table, networks, measured, peaks, checks)
+    return table
+
+
+def conditions_from(head: Mapping[str, Any]) -> Conditions:
+    """Return the conditions that a results file's first record describes."""
+    plan = head["plan"]
+    cpu = Detected(**{**head["machine"], "flags": tuple(head["machine"]["flags"])})
+    gpus = [Gpu(**gpu) for gpu in head["gpus"]]
+    name, gpu = name_of(find_device(plan["device"]), cpu, gpus)
+    height, width = plan["size"]
+    setting = Setting(**head["setting"])
+    return Conditions.of(name, cpu, gpu, setting, head["runtime_version"], (height, width))
+
+
+def result_from_json(record: Mapping[str, Any]) -> BatchResult:
+    """Read what `probe.to_json` gave."""
+    return BatchResult(
+        {key: Timing(**timing) for key, timing in record["timings"].items()},
+        Timing(**record["reference"]),
+        Disturbance(**record["disturbance"]),
+        record["load_s"],
+        record["time_s"],
+    )

@@ -1,0 +1,76 @@
+"""Runs the probe on another machine over the system's ssh; a dropped connection is taken up again.
+
+The pack travels as standard input, results come back as standard output: the other side needs a
+POSIX shell, Python with numpy, and the runtime. Everything lies in `~/.cache/heat` there.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from supernet.atomic import write_bytes
+from supernet.errors import DeviceError, TableError
+
+FOLDER = ".cache/heat"
+NOTHING = Path(os.devnull)
+LOST = 255
+"""What ssh returns when the connection, not the command, failed."""
+ATTEMPTS = 6
+WAIT_S = 2.0
+"""Pause before the second attempt; each further one is twice as long."""
+
+SSH_VARIABLE = "HEAT_SSH_COMMAND"
+"""Environment variable with another ssh command, such as `ssh -p 2222 -i key`."""
+SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5")
+
+
+class Host:
+    """A machine that ssh reaches without a question."""
+
+    def __init__(self, address: str, *, python: str = "python3") -> None:
+        """Name the machine; nothing is sent yet."""
+        if not address or address.startswith("-"):
+            raise DeviceError(f"--host {address!r}: USER@BOX is needed")
+        self.address, self._python = address, python
+        self._ssh = shlex.split(os.environ.get(SSH_VARIABLE, "ssh"))
+
+    def measure(self, pack: Path, name: str, results: Path) -> Path:
+        """Send the pack, run the probe until it is finished, fetch the results."""
+        here = f"{FOLDER}/{name}.pyz"
+        there = f"{FOLDER}/{name}.results.jsonl"
+        found = self._retry(f"test -s {here} && echo there || echo missing", "look for the probe")
+        if b"there" not in found:
+            store = f"mkdir -p {FOLDER} && cat > {here}.part && mv {here}.part {here}"
+            self._retry(store, "send the probe", send=pack)
+        self._retry(f"{shlex.quote(self._python)} {here} --results {there}", "run the probe")
+        write_bytes(results, self._retry(f"cat {there}", "fetch the results"))
+        return results
+
+    def _retry(self, command: str, what: str, *, send: Path = NOTHING) -> bytes:
+        """Run a command there until the connection holds; return its standard output."""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                wait = WAIT_S * 2 ** (attempt - 1)
+                print(f"connection to {self.address} lost: again in {wait:.0f} s", file=sys.stderr)
+                time.sleep(wait)
+            with send.open("rb") as stream:
+                done = subprocess.run(
+                    [*self._ssh, *SSH_OPTIONS, self.address, command],
+                    stdin=stream,
+                    stdout=subprocess.PIPE,
+                    check=False,
+                )
+            if done.returncode == 0:
+                return done.stdout
+            if done.returncode != LOST:
+                raise TableError(
+                    f"{self.address}: cannot {what} (exit code {done.returncode}): does "
+                    f"{self._python} there have numpy and the runtime? --host-python names another"
+                )
+        raise DeviceError(
+            f"{self.address} cannot be reached to {what}: try ssh {self.address}, then the same "
+            "command again; what was measured stands there"
+        )

@@ -1,0 +1,106 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from heat.stages.estimate import leave_one_out
+from latency_tables.devices import Figures, declared, find_device
+from latency_tables.estimate import (
+    Efficiencies,
+    corrected,
+    entry_errors,
+    estimated_table,
+    ideal_parts,
+    node_count,
+    spread_entries,
+)
+from latency_tables.plan import space_entries
+from latency_tables.profile import SHIPPED
+from latency_tables.table import LatencyTable
+from supernet.architecture import Architecture, Entry
+from supernet.errors import DeviceError, TableError
+
+TEMPLATE = Architecture(widths=(64, 64, 64, 64), blocks=("RWS",) * 4, input_size=(128, 192))
+ENTRIES = space_entries(TEMPLATE, TEMPLATE.widths, oa=True)
+
+
+def figures() -> Figures:
+    found = find_device("amd-epyc").figures
+    assert found is not None
+    return found
+
+
+def test_the_parts_of_a_roofline_by_hand() -> None:
+    target = declared("amd-epyc", threads=1)
+    entry = Entry("repcnn", 8, 64, 64, 10, 20)
+    compute, memory, launch = ideal_parts(entry, figures(), target.setting)
+    assert compute == pytest.approx(2 * 9 * 64 * 64 * 200 / (576.0 / 2) / 1e6)
+    maps, weights = 2 * 64 * 200 * 4 / (240.0 / 2), (9 * 64 * 64 + 64) * 4 / 80.0
+    assert memory == pytest.approx((maps + weights) / 1e6)
+    assert launch == pytest.approx(node_count(replace(entry, d_in=32, d_out=32)) * 5 / 1e3)
+    with pytest.raises(DeviceError, match=r"no figure for int8: --precision f32, f16"):
+        ideal_parts(entry, find_device("v100").figures, replace(target.setting, precision="int8"))  # type: ignore[arg-type]
+
+
+def test_a_fit_finds_the_coefficients() -> None:
+    true = Efficiencies({e.op: (1.7, 2.5, 0.8) for e in ENTRIES}, (), {})
+    target = declared("amd-epyc", threads=2)
+    table = estimated_table(target, TEMPLATE.input_size, ENTRIES, true)
+    fitted = Efficiencies.fit([(table, figures())])
+    again = estimated_table(target, TEMPLATE.input_size, ENTRIES, fitted)
+    assert max(entry_errors(again, table.times_ms())) < 1e-6
+    assert all(min(parts) >= 0 for parts in fitted.coefficients.values())
+
+
+def test_every_estimated_row_says_so(tmp_path: Path) -> None:
+    table = estimated_table(declared("v100"), TEMPLATE.input_size, ENTRIES, Efficiencies.load())
+    assert table.estimated and {row.source for row in table.rows.values()} == {"estimated"}
+    assert table.conditions.runtime_version == "estimated" and table.conditions.device == "v100"
+    text = table.save(tmp_path).read_text()
+    assert text.count("estimated") >= len(table.rows)
+    assert "source" in table.facts["estimate"]["figures"]
+    assert table.facts["estimate"]["error"]["other_runtime"] > 0
+    assert LatencyTable.load(tmp_path / f"{table.conditions.stem}.csv").estimated
+
+
+def test_few_measured_rows_correct_an_estimate() -> None:
+    efficiencies = Efficiencies.load()
+    target = declared("amd-epyc", threads=1)
+    guess = estimated_table(target, TEMPLATE.input_size, ENTRIES, efficiencies)
+    factors = {op: 2.0 + 0.1 * index for index, op in enumerate(sorted({e.op for e in ENTRIES}))}
+    rows = {
+        entry: replace(row, ms=row.ms * factors[entry.op], source="measured")
+        for entry, row in guess.rows.items()
+    }
+    real = replace(guess, rows=rows)
+    chosen = spread_entries(ENTRIES, 10)
+    assert len({entry.op for entry in chosen}) == 10
+    few = {entry: real.rows[entry] for entry in chosen}
+    better = corrected(guess, few)
+    truth = real.times_ms()
+    before, after = (sum(entry_errors(t, truth)) for t in (guess, better))
+    assert after < 0.4 * before
+    assert {row.source for row in better.rows.values()} == {"corrected", "measured"}
+    off, on = leave_one_out(guess, replace(real, rows=few))
+    assert on < off
+    with pytest.raises(TableError, match="no measured row"):
+        corrected(guess, {})
+
+
+def test_a_device_without_figures_cannot_be_estimated() -> None:
+    with pytest.raises(DeviceError, match="cpu has no published figures"):
+        estimated_table(declared("cpu", threads=2), (64, 96), [], Efficiencies.load())
+
+
+def test_shipped_tables_are_complete() -> None:
+    """Four estimates, and the measured table of one machine."""
+    tables = [LatencyTable.load(path) for path in sorted(SHIPPED.glob("*.csv"))]
+    estimated = {t.conditions.device for t in tables if t.estimated}
+    assert estimated == {"v100", "gtx-1080ti", "cpu-i7", "cpu-i7-dual"}
+    assert any(not t.estimated for t in tables)
+    for table in tables:
+        assert len(table.rows) == 766 and table.conditions.input_size == (448, 448)
+        assert all(math.isfinite(ms) for ms in table.times_ms().values())
+        if not table.estimated:
+            assert table.calibration.held_out_error is not None

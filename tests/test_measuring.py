@@ -1,0 +1,314 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from latency_tables.batch import Setting, feeds_of, precision_of
+from latency_tables.costs import entry_bytes, size_mb, working_set_mb
+from latency_tables.devices import declared, load_device, load_devices, name_of, resolve
+from latency_tables.machine import (
+    Detected,
+    Gpu,
+    Watch,
+    cpu_quota,
+    detect_cpu,
+    parse_gpus,
+)
+from latency_tables.measure import Job, summarise, time_jobs, upper_rank
+from latency_tables.models import ProbeNet, randomise, write, write_network
+from latency_tables.networks import random_architecture, reference_architecture
+from latency_tables.peak import peak_mb
+from latency_tables.plan import Checks, check_networks
+from latency_tables.probes import terms
+from latency_tables.profile import (
+    PEAK_COMMAND,
+    calibrate,
+    conditions_of,
+    fill,
+    open_bench,
+    open_table,
+)
+from latency_tables.table import LatencyTable, Row
+from supernet.architecture import Architecture
+from supernet.detector import Detector
+from supernet.errors import DeviceError, TableError
+from supernet.operators import OPERATORS
+
+TINY = Architecture(
+    widths=(32,) * 4, blocks=("",) * 4, input_size=(64, 96), num_classes=2,
+    t1_blocks=1, t2_blocks=1,
+)  # fmt: skip
+LIMITS, POSITIONS = (64, 64, 64, 64), (1, 1, 2, 1)
+FEW = Checks(anchors=3, held_out=2, memory=0)
+ORT = Setting(runtime="onnxruntime", precision="f32", threads=1)
+
+
+def test_a_table_of_another_runtime_version_is_refused(tmp_path: Path, unit: Architecture) -> None:
+    target = resolve("cpu", threads=1)
+    conditions = replace(conditions_of(target, (128, 192)), runtime_version="0.0.1")
+    row = Row(0.5, 0.5, 0.0, 0.0, 12, 5.0, "2026-01-01", "0.1.0")
+    LatencyTable(conditions, dict.fromkeys(unit.entries().values(), row)).save(tmp_path)
+    with pytest.raises(TableError, match=r"runtime_version .* against 0\.0\.1.*--trust-table"):
+        open_table(tmp_path, target, (128, 192))
+    assert open_table(tmp_path, target, (128, 192), trust=True).rows
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_every_probe_is_a_model(op: str) -> None:
+    """Each operator's probes build, and those of one entry share their caps."""
+    template = Architecture(
+        widths=(32, 32, 64, 64), blocks=("R", "W", "S", "R"), input_size=(64, 96), num_classes=2
+    )
+    oa = template.with_(global_block="oa").entries().values()
+    entry = next(e for e in [*template.entries().values(), *oa] if e.op == op)
+    assert sum(terms(entry).values()) == pytest.approx(
+        {"stem": 1.0, "head": 0.0}.get(op, 0.0), abs=1e-9
+    )
+    for probe in terms(entry):
+        model = write(probe)
+        assert len(model.onnx) > 100 and model.inputs
+
+
+def test_interleaving_is_round_robin() -> None:
+    order: list[str] = []
+
+    class Recorder:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def run(self, inputs: object) -> list[object]:
+            order.append(self.name)
+            return []
+
+        def timed(self, inputs: object) -> float:
+            order.append(self.name)
+            return 1.0
+
+    jobs = {name: Job(Recorder(name), {}) for name in "ab"}
+    timings = time_jobs(jobs, rounds=3, warmups=1)
+    assert "".join(order) == "ab" + "aaabbb" * 3
+    assert timings["a"].n == 6 and timings["a"].min_ms <= timings["a"].median_ms
+
+
+def test_summary_by_hand() -> None:
+    timing = summarise([4.0, 1.0, 2.0, 3.0, 10.0])
+    assert (timing.min_ms, timing.median_ms, timing.n) == (1.0, 3.0, 5)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision"),
+    [("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "int8")],
+)
+def test_a_real_table_predicts_real_networks(tmp_path: Path, runtime: str, precision: str) -> None:
+    """Not a timing test: only the order of magnitude is asserted, on this noisy machine."""
+    target = resolve("cpu", runtime=runtime, threads=1, precision=precision)
+    table = open_table(tmp_path, target, (64, 96))
+    calibrate(table, TINY, LIMITS, POSITIONS, checks=FEW, save=lambda: table.save(tmp_path))
+    assert table.calibration.held_out_error is not None
+    assert len(table.calibration.held_out) == FEW.held_out
+    again = open_table(tmp_path, target, (64, 96))
+    assert again.rows == table.rows
+    assert set(again.facts["seconds"]) == {"write", "load", "time"}
+    assert set(again.facts["disturbance"]) >= {"other_load", "throttled", "slowdown"}
+    network = random_architecture(np.random.default_rng(5), TINY, LIMITS, POSITIONS)
+    bench = open_bench(again.conditions)
+    fill(again, network.entries().values(), bench=bench)
+    model = write_network(network, again.conditions.graph_precision)
+    assert 0.3 < again.predict_ms(network) / bench.network(model).ms < 3.0
+
+
+def test_the_executed_precision_is_read_back() -> None:
+    """What OpenVINO runs in bf16 when f16 is asked for is called bf16 or refused."""
+    model = write_network(reference_architecture((64, 96)))
+    assert precision_of(model, ORT) == "f32"
+    assert precision_of(model, replace(ORT, runtime="openvino")) == "f32"
+    quantised = write_network(reference_architecture((64, 96)), "int8")
+    assert precision_of(quantised, replace(ORT, runtime="openvino", precision="int8")) == "int8"
+    executed = precision_of(model, replace(ORT, runtime="openvino", precision="f16"))
+    target = resolve("cpu", runtime="openvino", threads=1, precision="f16")
+    if executed != "f16":
+        with pytest.raises(DeviceError, match=rf"executes f16 as {executed} .*--precision"):
+            open_bench(conditions_of(target, (64, 96)))
+
+
+def test_int8_probes_compute_nearly_the_same() -> None:
+    from deploy.runtimes import open_session
+
+    entry = TINY.with_(blocks=("R", "", "", "")).entries()["s1_0"]
+    probe = next(iter(terms(entry)))
+    outputs = []
+    for precision in ("f32", "int8"):
+        model = write(probe, precision)  # type: ignore[arg-type]
+        session = open_session("onnxruntime", model.onnx, 1)
+        inputs = {name: np.clip(x, -3, 3) for name, x in feeds_of(model.inputs).items()}
+        outputs.append(session.run(inputs)[0])
+    error = np.abs(outputs[0] - outputs[1]).mean() / np.abs(outputs[0]).mean()
+    assert 0 < error < 0.15
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_torch_and_onnx_probes_are_the_same_network(op: str) -> None:
+    """One wiring, two forms: the ONNX model computes what the torch module does."""
+    from deploy.runtimes import open_session
+
+    template = TINY.with_(blocks=("R", "W", "S", "R"))
+    oa = template.with_(global_block="oa").entries().values()
+    entry = next(e for e in [*template.entries().values(), *oa] if e.op == op)
+    for probe in terms(entry):
+        if probe.kind == "decoded" or op in ("decode", "head"):
+            continue  # the head's maps leave torch as logits, the graph as probabilities
+        net = ProbeNet(probe)
+        feeds = feeds_of(net.shapes())
+        with torch.no_grad():
+            ours = net(*(torch.from_numpy(x) for x in feeds.values()))
+        theirs = open_session("onnxruntime", write(probe).onnx, 1).run(feeds)
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a.numpy(), b, rtol=2e-3, atol=2e-3)
+
+
+def test_size_is_the_sum_of_the_entries(unit: Architecture) -> None:
+    real = len(write_network(unit).onnx) / 2**20
+    assert size_mb(unit) == pytest.approx(real, rel=0.03)
+    entry = unit.entries()["s1_0"]
+    assert entry_bytes(entry, "int8") < entry_bytes(entry)
+    assert working_set_mb(unit) < working_set_mb(unit.with_(input_size=(256, 384)))
+
+
+def test_peak_memory_is_that_of_a_process(unit: Architecture) -> None:
+    small, large = (
+        peak_mb(write_network(unit.with_(widths=(w,) * 4)), ORT, PEAK_COMMAND) for w in (32, 256)
+    )
+    assert 20 < small < large
+
+
+def test_the_watch_sees_load() -> None:
+    watch = Watch()
+    sum(range(2_000_000))
+    found = watch.read()
+    assert found.other_load >= 0 and found.slowdown >= 0 and found.throttled >= 0
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_cpu_quota(tmp_path: Path, version: int) -> None:
+    assert cpu_quota(tmp_path) is None
+    if version == 2:
+        (tmp_path / "cpu.max").write_text("150000 100000\n")
+    else:
+        (tmp_path / "cpu").mkdir()
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000\n")
+        (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert cpu_quota(tmp_path) == 1.5
+
+
+def test_gpus_are_read_from_nvidia_smi() -> None:
+    """The line is made up: no GPU is at hand."""
+    (gpu,) = parse_gpus("NVIDIA H200, 570.10, 345, 1980, 3201, 143771\n[N/A]\n")
+    assert gpu == Gpu("NVIDIA H200", "570.10", "1980 MHz, memory 3201 MHz", "345 MHz", 143771)
+    cpu = detect_cpu()
+    assert name_of(load_devices()["h200"], cpu, [gpu]) == ("h200", gpu)
+    assert name_of(load_devices()["cuda"], cpu, [gpu]) == ("nvidia-h200", gpu)
+    with pytest.raises(DeviceError, match=r"this machine has NVIDIA H200.*--estimate"):
+        name_of(load_devices()["v100"], cpu, [gpu])
+
+
+def test_confidence_bound_of_order_statistics() -> None:
+    assert [upper_rank(n) for n in (1, 12, 24)] == [1, 4, 6]
+    steady, shaky = summarise([1.0] * 12), summarise([1.0, *[2.0] * 11])
+    assert steady.stable and steady.interval == 0.0
+    assert not shaky.stable and shaky.interval == 1.0 and shaky.interval_ms == 1.0
+
+
+def test_unstable_models_are_visited_again() -> None:
+    class Noisy:
+        visits = 0
+
+        def run(self, inputs: object) -> list[object]:
+            return []
+
+        def timed(self, inputs: object) -> float:
+            self.visits += 1
+            return 1.0 if self.visits > 20 else float(self.visits)
+
+    noisy = Noisy()
+    found = time_jobs({"noisy": Job(noisy, {})}, rounds=3)["noisy"]
+    assert found.stable and found.n > 6
+
+
+def test_check_networks_span_the_sizes() -> None:
+    networks = check_networks(TINY, (192, 192, 256, 384), (2, 2, 18, 2), Checks())
+    macs = [network.macs().total for network in networks]
+    assert len(networks) == 15 and max(macs) > 10 * min(macs)
+
+
+def test_randomised_networks_are_busy(unit: Architecture) -> None:
+    import torch
+
+    network = Detector(unit).eval()
+    randomise(network)
+    image = torch.randint(0, 256, (1, *unit.input_size, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        scores = network(image)[0].sigmoid()
+    assert 0.05 < float((scores > 0.05).float().mean()) < 0.3
+
+
+def test_device_files() -> None:
+    devices = load_devices()
+    assert {"cpu", "cpu-i7", "cpu-i7-dual", "v100", "gtx-1080ti"} <= set(devices)
+
+
+def test_unknown_and_absent_devices_say_what_to_do() -> None:
+    with pytest.raises(DeviceError, match=r"unknown device 'toaster': one of .*cpu-i7.*"):
+        resolve("toaster")
+    with pytest.raises(DeviceError, match=r"v100 needs an NVIDIA Tesla V100.*--host.*--device cpu"):
+        resolve("v100")
+    with pytest.raises(DeviceError, match="--threads 0"):
+        resolve("cpu", threads=0)
+    with pytest.raises(DeviceError, match="--threads 4096"):
+        resolve("cpu", threads=4096)
+
+
+def test_a_machine_is_named_as_what_it_is() -> None:
+    def named(model: str, device: str) -> str:
+        facts = Detected(model, 2, None, "unknown", (), 1000)
+        return name_of(load_devices()[device], facts, [])[0]
+
+    i7 = "Intel(R) Core(TM) i7-8700K CPU @ 3.70GHz"
+    assert named(i7, "cpu-i7") == "cpu-i7"
+    assert named(i7, "cpu") == "intel-core-i7-8700k"
+    other = "AMD EPYC 9555 64-Core Processor"
+    assert named(other, "cpu-i7") == "amd-epyc-9555-64-core"
+    target = resolve("cpu-i7")
+    assert target.threads <= target.detected.cores
+    if "i7" not in detect_cpu().model:
+        assert target.name != "cpu-i7" and "named as" in target.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title = 3\nkindd = 'cpu'\n", "unknown key 'kindd'"),
+        ("title = 'x'\n", "kind, precision, runtime missing"),
+        ("title = ", "is no device file"),
+        ("title='x'\nkind='gpu'\nruntime='a'\nprecision='f32'", "kind = 'gpu': one of cpu, cuda"),
+        ("title='x'\nkind='cpu'\nruntime='a'\nprecision='fp32'", "precision = 'fp32': one of"),
+        ("title='x'\nkind='cpu'\nruntime='a'\nprecision='f32'\npattern='('", r"pattern = '\('"),
+        (
+            "title='x'\nkind='cpu'\nruntime='a'\nprecision='f32'\n[figures]\npeak_gflop=1",
+            "unknown key 'peak_gflop'",
+        ),
+    ],
+)
+def test_a_typo_in_a_device_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(DeviceError, match=rf"bad\.toml.*{message}"):
+        load_device(path)
+
+
+def test_a_declared_device_is_not_here() -> None:
+    target = declared("v100")
+    assert target.name == "v100" and not target.here and target.gpu is not None
+    with pytest.raises(TableError, match=r"no table v100-tensorrt-f16-t1-64x96\.csv.*--estimate"):
+        open_table(Path("nowhere"), target, (64, 96))
