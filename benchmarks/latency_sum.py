@@ -58,7 +58,7 @@ def measure_one(architecture: Path, conditions: Path, seed: int) -> None:
     """Measure one network in this process and print its milliseconds."""
     settings = Conditions(**json.loads(conditions.read_text()))
     bench = open_bench(settings)
-    model = write_network(Architecture.load(architecture), settings.graph_precision, seed=seed)
+    model = write_network(Architecture.load(architecture), settings.setting, seed=seed)
     results = [bench.network(model) for _ in range(2)]
     best = min(results, key=lambda result: result.ms)
     print(json.dumps({"ms": best.ms, "reference_ms": best.reference_ms}))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from supernet.errors import BundleError, UserError
+from supernet.errors import BundleError, HeatError, UserError
 
 PRECISIONS = ("f32", "f16", "bf16", "int8")
 
@@ -22,6 +22,7 @@ PIP_NAME = {
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
     "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
     "torch": "torch",
 }
 
@@ -36,7 +37,8 @@ class Session(Protocol):
         """Execute once and return the milliseconds it took."""
 
 
-def _import(runtime: str) -> Any:
+def import_runtime(runtime: str) -> Any:
+    """Import a runtime's package; a missing one is a `UserError` that says how to get it."""
     try:
         return importlib.import_module(runtime)
     except ImportError:
@@ -67,7 +69,7 @@ class OnnxRuntimeSession(WallClock):
 
         With `profile`, a file prefix, the session records what it executes.
         """
-        ort = _import("onnxruntime")
+        ort = import_runtime("onnxruntime")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -97,7 +99,7 @@ class OpenVinoSession(WallClock):
 
     def __init__(self, model: bytes | Path, threads: int, precision: str = "f32") -> None:
         """Compile the model for latency."""
-        openvino = _import("openvino")
+        openvino = import_runtime("openvino")
         core = openvino.Core()
         network = core.read_model(model if isinstance(model, bytes) else str(model))
         self.compiled = core.compile_model(
@@ -126,15 +128,25 @@ RUNTIMES: dict[str, Callable[[bytes | Path, int, str], Session]] = {
 
 
 def open_session(
-    runtime: str, model: bytes | Path, threads: int, precision: str = "f32"
+    runtime: str,
+    model: bytes | Path,
+    threads: int,
+    precision: str = "f32",
+    device: str = "cpu",
 ) -> Session:
-    """Load a model file or its bytes; an unreadable model is a `BundleError`."""
-    _known(runtime)
+    """Load a model file or its bytes; an unreadable model is a `BundleError`.
+
+    `device` is cpu or cuda.
+    """
+    runtimes = _runtimes(device)
+    if runtime not in runtimes:
+        raise UserError(f"unknown runtime {runtime!r} on {device}: one of {', '.join(runtimes)}")
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}: one of {', '.join(PRECISIONS)}")
-    _import(runtime)
     try:
-        return RUNTIMES[runtime](model, threads, precision)
+        return runtimes[runtime](model, threads, precision)
+    except HeatError:
+        raise
     except Exception as error:
         what = model if isinstance(model, Path) else "the model"
         reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else ""
@@ -144,14 +156,18 @@ def open_session(
 def runtime_version(runtime: str) -> str:
     """Return the installed version of a runtime."""
     if runtime not in PIP_NAME:
-        _known(runtime)
-    _import(runtime)
+        raise UserError(f"unknown runtime {runtime!r}: one of {', '.join(PIP_NAME)}")
+    import_runtime(runtime)
     return importlib.metadata.version(PIP_NAME[runtime])
 
 
-def _known(runtime: str) -> None:
-    if runtime not in RUNTIMES:
-        raise UserError(f"unknown runtime {runtime!r}: one of {', '.join(RUNTIMES)}")
+def _runtimes(device: str) -> dict[str, Callable[[bytes | Path, int, str], Session]]:
+    if device == "cpu":
+        return RUNTIMES
+    # Not among the imports above: what runs on CPUs must not carry it. A probe, which is one file,
+    # has it already.
+    found = globals().get("GPU_RUNTIMES") or importlib.import_module("deploy.gpu").GPU_RUNTIMES
+    return dict(found)
 
 
 HEAVY = ("conv", "matmul", "gemm", "fullyconnected")

@@ -85,7 +85,7 @@ class Pricer:
     def cost(self, state: State) -> Cost:
         """Return everything that is predicted."""
         architecture = state.architecture(self.space, self.logits)
-        size = size_mb(architecture, self.table.conditions.graph_precision)
+        size = size_mb(architecture, self.table.conditions.setting)
         memory = math.nan
         if self.table.memory is not None:
             memory = self.memory * self.table.memory.predict_mb(size, working_set_mb(architecture))

@@ -13,6 +13,7 @@ import numpy as np
 
 from deploy.bench import measure_speed
 from deploy.runtimes import dominant, executed_precision, open_session
+from supernet.errors import UserError
 
 from .machine import Disturbance, Watch
 from .measure import ROUNDS, Job, Timing, time_jobs
@@ -34,6 +35,8 @@ class Model:
 
     onnx: bytes
     inputs: Shapes
+    module: Any = None
+    """The same as a torch module, where torch is the runtime."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +46,19 @@ class Setting:
     runtime: str
     precision: str
     threads: int
+    device: str = "cpu"
+    """cpu or cuda."""
+
+    @property
+    def graph_precision(self) -> str:
+        """The precision that the graph itself must be written in; the rest is the runtime's.
+
+        OpenVINO computes a float32 graph in half precision by itself; the others take what they
+        are given.
+        """
+        if self.precision == "int8" or self.runtime in ("onnxruntime", "tensorrt"):
+            return self.precision
+        return "f32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +128,15 @@ class Bench:
 
 def load(model: Model, setting: Setting) -> Job:
     """Open a session and make up its inputs."""
-    session = open_session(setting.runtime, model.onnx, setting.threads, setting.precision)
+    if setting.runtime == "torch":
+        from .torch_session import TorchSession
+
+        if model.module is None:
+            raise UserError("torch profiles only where HEAT is: heat profile --runtime torch there")
+        return Job(TorchSession(model.module, setting), feeds_of(model.inputs))
+    session = open_session(
+        setting.runtime, model.onnx, setting.threads, setting.precision, setting.device
+    )
     return Job(session, feeds_of(model.inputs))
 
 
@@ -129,7 +153,10 @@ def feeds_of(inputs: Shapes) -> dict[str, Any]:
 
 def precision_of(model: Model, setting: Setting) -> str:
     """Run a model once and return the precision that the runtime executed most of it in."""
+    job = load(model, setting)
+    if setting.device == "cuda" or setting.runtime == "torch":
+        return dominant(job.session.executed())  # type: ignore[attr-defined]
     found = executed_precision(
-        setting.runtime, model.onnx, setting.threads, setting.precision, feeds_of(model.inputs)
+        setting.runtime, model.onnx, setting.threads, setting.precision, job.feeds
     )
     return dominant(found)

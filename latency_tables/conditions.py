@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from supernet.errors import TableError
-from supernet.onnx_graph import FORMS_VERSION, Precision
+from supernet.onnx_graph import FORMS_VERSION
 
 from .batch import Setting
 from .machine import Detected, Gpu
@@ -78,12 +78,12 @@ class Conditions:
     @property
     def setting(self) -> Setting:
         """How the models of the table are executed."""
-        return Setting(runtime=self.runtime, precision=self.precision, threads=self.threads)
-
-    @property
-    def graph_precision(self) -> Precision:
-        """The precision that the graph itself must be written in; the rest is the runtime's."""
-        return graph_precision(self.precision)
+        return Setting(
+            runtime=self.runtime,
+            precision=self.precision,
+            threads=self.threads,
+            device="cuda" if self.driver else "cpu",
+        )
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -107,11 +107,6 @@ class Conditions:
         different = self.differences(other)
         if different:
             raise TableError(f"{what} ({different}): {fix}")
-
-
-def graph_precision(precision: str) -> Precision:
-    """Return the precision that a graph must be written in; the rest is the runtime's."""
-    return "int8" if precision == "int8" else "f32"
 
 
 def stem_of(device: str, setting: Setting, input_size: tuple[int, int]) -> str:

@@ -12,10 +12,10 @@ from typing import Any, Self
 import numpy as np
 
 from supernet.architecture import Architecture, Entry
-from supernet.onnx_graph import Precision
 from supernet.operators import OPERATORS
 
-from .models import write
+from .batch import Setting
+from .models import PLAIN, write
 from .probes import ProbeModel
 
 FLOAT_BYTES = 4
@@ -26,14 +26,15 @@ HIDDEN = {"wmsa": 4, "swmsa": 4, "cw": 4, "oa": 4, "ffn1": 4, "ffn2": 4, "t1_cw"
 
 
 @lru_cache(maxsize=4096)
-def entry_bytes(entry: Entry, precision: Precision = "f32") -> int:
+def entry_bytes(entry: Entry, setting: Setting = PLAIN) -> int:
     """Return the bytes that an entry adds to the ONNX file: weights, constants and nodes."""
-    return len(write(ProbeModel("alone", entry), precision).onnx)
+    return len(write(ProbeModel("alone", entry), setting).onnx)
 
 
-def size_mb(architecture: Architecture, precision: Precision = "f32") -> float:
-    """Return the size of the deployed ONNX file in MiB."""
-    return sum(entry_bytes(e, precision) for e in architecture.entries().values()) / MIB
+def size_mb(architecture: Architecture, setting: Setting = PLAIN) -> float:
+    """Return the size of the deployed ONNX file in MiB; torch deploys none, its f32 one counts."""
+    setting = PLAIN if setting.runtime == "torch" else setting
+    return sum(entry_bytes(e, setting) for e in architecture.entries().values()) / MIB
 
 
 def working_set_mb(architecture: Architecture) -> float:

@@ -82,7 +82,12 @@ class Target:
     @property
     def setting(self) -> Setting:
         """How models are executed."""
-        return Setting(runtime=self.runtime, precision=self.precision, threads=self.threads)
+        return Setting(
+            runtime=self.runtime,
+            precision=self.precision,
+            threads=self.threads,
+            device=self.device.kind,
+        )
 
 
 def load_devices() -> dict[str, Device]:

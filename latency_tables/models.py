@@ -17,8 +17,11 @@ from supernet.operators.convbn import ConvBN, fold
 from supernet.operators.head import Head
 from supernet.operators.repcnn import ConvRelu
 
-from .batch import Model, Shapes
+from .batch import Model, Setting, Shapes
 from .probes import ProbeModel, decode_of
+
+PLAIN = Setting(runtime="onnxruntime", precision="f32", threads=1)
+"""What a model is written for where nothing else is said."""
 
 BUSY_MAPS = 2
 """Class maps of a random head that pass the score threshold everywhere: some hundred candidates for
@@ -92,16 +95,18 @@ class ProbeNet(nn.Module):
         return self.wire(lambda name, *values: self.units[name](*values), *inputs)
 
 
-def write(probe: ProbeModel, precision: Precision = "f32") -> Model:
-    """Write a probe's ONNX model."""
+def write(probe: ProbeModel, setting: Setting = PLAIN) -> Model:
+    """Write a probe's model for a runtime and precision."""
     net = ProbeNet(probe)
-    graph = GraphWriter("probe", precision)
+    inputs = net.shapes()
+    if setting.runtime == "torch":
+        return Model(b"", inputs, net)
+    graph = GraphWriter("probe", cast(Precision, setting.graph_precision))
 
     def call(name: str, *values: Any) -> Any:
         graph.scope(name)
         return cast(Unit, net.units[name]).emit(graph, *values)
 
-    inputs = net.shapes()
     outputs = net.wire(
         call, *(graph.input(name, shape, dtype) for name, (shape, dtype) in inputs.items())
     )
@@ -113,13 +118,14 @@ def write(probe: ProbeModel, precision: Precision = "f32") -> Model:
     return Model(graph.model(named).SerializeToString(), inputs)
 
 
-def write_network(
-    architecture: Architecture, precision: Precision = "f32", *, seed: int = 0
-) -> Model:
+def write_network(architecture: Architecture, setting: Setting = PLAIN, *, seed: int = 0) -> Model:
     """Write a whole deployed network, from uint8 image to boxes, with random weights."""
-    model = random_network(architecture, seed=seed).to_onnx(precision=precision)
-    image = ((1, *architecture.input_size, 3), "uint8")
-    return Model(model.SerializeToString(), {"image": image})
+    network = random_network(architecture, seed=seed)
+    image = {"image": ((1, *architecture.input_size, 3), "uint8")}
+    if setting.runtime == "torch":
+        return Model(b"", image, network.deployed())
+    model = network.to_onnx(precision=cast(Precision, setting.graph_precision))
+    return Model(model.SerializeToString(), image)
 
 
 def random_network(architecture: Architecture, *, seed: int = 0) -> Detector:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from deploy import bench, runtimes
+from deploy import bench, cuda, gpu, runtimes
 from deploy.standalone import join
 from supernet import errors
 from supernet.architecture import Architecture, Entry
@@ -28,7 +28,7 @@ from supernet.progress import Progress
 
 from . import batch, lock, machine, measure, peak, probe
 from .batch import REFERENCE, BatchResult, Model, NetworkResult, Setting
-from .conditions import Conditions, graph_precision
+from .conditions import Conditions
 from .devices import Target, find_device, name_of
 from .machine import Detected, Disturbance, Gpu
 from .measure import Timing
@@ -40,7 +40,7 @@ from .probes import terms
 from .profile import add_rows, network_ms, set_checks, spend
 from .table import LatencyTable
 
-PARTS = (errors, runtimes, bench, machine, measure, batch, lock, peak, probe)
+PARTS = (errors, runtimes, cuda, gpu, bench, machine, measure, batch, lock, peak, probe)
 """In the order in which they need each other."""
 
 HEADER = '"""HEAT\'s probe, made by heat profile --pack."""\n'
@@ -76,7 +76,6 @@ def write_pack(
 
     `space` travels along and comes back with the results.
     """
-    precision = graph_precision(target.precision)
     batches = batches_of(entries)
     names = [f"network{index}" for index in range(len(networks))]
     plan = {
@@ -101,13 +100,13 @@ def write_pack(
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("__main__.py", probe_script())
             with Progress(f"pack {path.name}", len(probes) + len(networks) + 1) as bar:
-                add(archive, REFERENCE, write_network(reference_architecture(size), precision))
+                add(archive, REFERENCE, write_network(reference_architecture(size), target.setting))
                 bar.advance(REFERENCE)
                 for key, item in probes.items():
-                    add(archive, key, write(item, precision))
+                    add(archive, key, write(item, target.setting))
                     bar.advance(key)
                 for index, (name, network) in enumerate(zip(names, networks, strict=True)):
-                    add(archive, name, write_network(network, precision, seed=index))
+                    add(archive, name, write_network(network, target.setting, seed=index))
                     bar.advance(name)
             manifest = {
                 "probe": probe_version(),

@@ -103,7 +103,7 @@ def open_bench(conditions: Conditions) -> Bench:
     """
     setting = conditions.setting
     reference = reference_architecture(conditions.input_size)
-    model = write_network(reference, conditions.graph_precision)
+    model = write_network(reference, conditions.setting)
     executed = precision_of(model, setting)
     if executed != setting.precision:
         raise DeviceError(
@@ -149,8 +149,7 @@ def _measure(table: LatencyTable, entries: Sequence[Entry], bench: Bench, rounds
     """Measure one batch of entries, whatever the table holds of them."""
     start = time.perf_counter()
     probes = {probe.key: probe for entry in entries for probe in terms(entry)}
-    precision = table.conditions.graph_precision
-    models = {key: write(probe, precision) for key, probe in probes.items()}
+    models = {key: write(probe, bench.setting) for key, probe in probes.items()}
     written = time.perf_counter() - start
     result = bench.run(models, rounds=rounds)
     add_rows(table, entries, result)
@@ -215,13 +214,12 @@ def calibrate(
     bench = open_bench(table.conditions)
     needed = [entry for network in networks for entry in network.entries().values()]
     fill(table, needed, bench=bench, save=save)
-    precision = table.conditions.graph_precision
     measured: list[float] = []
     peaks: list[float] = []
     with Progress("whole networks", len(networks)) as bar:
         for index, network in enumerate(networks):
             start = time.perf_counter()
-            model = write_network(network, precision, seed=index)
+            model = write_network(network, bench.setting, seed=index)
             written = time.perf_counter() - start
             result = bench.network(model)
             for _ in range(STATE_PASSES):
@@ -231,7 +229,7 @@ def calibrate(
                 result = bench.network(model)
             measured.append(network_ms(table, result))
             spend(table, write=written, load=result.load_s, time=result.time_s)
-            if index < checks.memory:
+            if index < checks.memory and model.onnx:
                 peaks.append(peak_mb(model, bench.setting, PEAK_COMMAND))
             bar.advance(str(network.widths))
     set_checks(table, networks, measured, peaks, checks)
@@ -258,9 +256,9 @@ def set_checks(
     ]
     table.calibration = calibrated(samples[: checks.anchors], samples[checks.anchors :])
     if peaks_mb:
-        precision = table.conditions.graph_precision
+        setting = table.conditions.setting
         memory = [
-            MemorySample(size_mb(network, precision), working_set_mb(network), peak)
+            MemorySample(size_mb(network, setting), working_set_mb(network), peak)
             for network, peak in zip(networks, peaks_mb, strict=False)
         ]
         table.memory = MemoryModel.fit(

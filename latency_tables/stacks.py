@@ -18,7 +18,6 @@ from supernet.operators.convbn import fold
 from supernet.operators.repcnn import RepCNN
 
 from .batch import Model, Setting, load
-from .conditions import graph_precision
 from .measure import time_jobs
 from .models import randomise
 
@@ -37,7 +36,7 @@ class Setup:
     """Height and width in cells: stride 16 of a 448x448 image."""
 
 
-def stack_models(setup: Setup, precision: Precision = "f32") -> dict[str, Model]:
+def stack_models(setup: Setup, precision: Precision) -> dict[str, Model]:
     """Return every stack as an ONNX model."""
     blocks = {
         "RepCNN": ["repcnn"],
@@ -168,6 +167,6 @@ def _token_layers(setup: Setup, *, windows: bool, layer_norm: bool) -> list[Laye
 def measure_stacks(setting: Setting, setup: Setup | None = None) -> dict[str, float]:
     """Return milliseconds of every stack on this machine, all interleaved."""
     setup = setup or Setup()
-    models = stack_models(setup, graph_precision(setting.precision))
+    models = stack_models(setup, cast(Precision, setting.graph_precision))
     jobs = {name: load(model, setting) for name, model in models.items()}
     return {name: timing.min_ms for name, timing in time_jobs(jobs).items()}

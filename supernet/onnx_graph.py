@@ -5,14 +5,18 @@ what is deployed. There is no tracing: a node appears because an operator's `emi
 Shapes are static and known while writing.
 
 In precision int8 every convolution's input and weight pass through QuantizeLinear and
-DequantizeLinear (symmetric, weights per output channel), which runtimes fuse into int8 kernels.
+DequantizeLinear (symmetric, weights per output channel), which runtimes fuse into int8 kernels. In
+f16 and bf16 the tensors themselves have that type, except where an operator asks for full
+precision: normalisation of the image, norms of channel-wise attention, decoding.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -27,6 +31,8 @@ OPSET = 20
 """First opset with Gelu as one node."""
 IR_VERSION = 9
 """Oldest IR that carries opset 20, so that older runtimes load the file."""
+BF16_OPSET, BF16_IR_VERSION = 22, 10
+"""First opset whose convolutions take bfloat16."""
 
 FORMS_VERSION = 1
 """Raised whenever an operator's deployed nodes change: latencies measured before are then stale."""
@@ -34,7 +40,13 @@ FORMS_VERSION = 1
 ACTIVATION_RANGE = 4.0
 """Largest activation of an int8 graph where no calibration says otherwise."""
 
-Precision = Literal["f32", "int8"]
+Precision = Literal["f32", "f16", "bf16", "int8"]
+
+_HALF = {
+    "f16": (np.dtype(np.float16), TensorProto.FLOAT16),
+    "bf16": (np.dtype(ml_dtypes.bfloat16), TensorProto.BFLOAT16),
+}
+"""Types of the tensors of half-precision graphs."""
 
 _DTYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int64": TensorProto.INT64}
 
@@ -55,6 +67,8 @@ class GraphWriter:
         self._name = name
         self._precision = precision
         self._quantized: dict[str, Value] = {}
+        self._in_full = precision not in _HALF
+        self._full_names: set[str] = set()
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
         self._initializers: list[onnx.TensorProto] = []
@@ -68,13 +82,40 @@ class GraphWriter:
     def input(self, name: str, shape: Sequence[int], dtype: str = "float32") -> Value:
         """Declare a graph input."""
         self._inputs.append(helper.make_tensor_value_info(name, _DTYPES[dtype], list(shape)))
-        return Value(name, tuple(shape))
+        value = Value(name, tuple(shape))
+        self._full_names.add(name)
+        return self.working(value) if dtype == "float32" else value
+
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """Let constants and results in this block be float32, whatever the graph's precision."""
+        before, self._in_full = self._in_full, True
+        yield
+        self._in_full = before
+
+    def full(self, x: Value) -> Value:
+        """Append a Cast to float32 where a value is not."""
+        if self._precision not in _HALF or x.name in self._full_names:
+            return x
+        with self.full_precision():
+            return self.op("Cast", [x], x.shape, to=TensorProto.FLOAT)
+
+    def working(self, x: Value) -> Value:
+        """Append a Cast to the graph's precision where a float value is not of it."""
+        if self._precision not in _HALF or x.name not in self._full_names:
+            return x
+        before, self._in_full = self._in_full, False
+        y = self.op("Cast", [x], x.shape, to=_HALF[self._precision][1])
+        self._in_full = before
+        return y
 
     def const(self, array: Array | Tensor) -> Value:
         """Store a constant; equal constants are stored once."""
         if isinstance(array, Tensor):
             array = array.detach().cpu().numpy()
         array = np.asarray(array, order="C")
+        if array.dtype == np.float32 and not self._in_full:
+            array = array.astype(_HALF[self._precision][0])
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._constants:
             name = f"c{len(self._constants)}"
@@ -101,6 +142,8 @@ class GraphWriter:
         label = f"{self._scope}{kind}_{len(self._nodes)}"
         outputs = [Value(f"{label}.{index}", tuple(s)) for index, s in enumerate(shapes)]
         names = [value.name for value in inputs]
+        if self._in_full:
+            self._full_names.update(value.name for value in outputs)
         self._nodes.append(
             helper.make_node(kind, names, [value.name for value in outputs], name=label, **attrs)
         )
@@ -155,6 +198,11 @@ class GraphWriter:
 
     def unary(self, kind: str, x: Value, **attrs: Any) -> Value:
         """Append an elementwise node of one input (Relu, Gelu, HardSwish, Sigmoid, ...)."""
+        if kind == "HardSwish" and self._precision == "bf16":  # TensorRT has none in bfloat16
+            x = self.full(x)
+            with self.full_precision():
+                y = self.op(kind, [x], x.shape, **attrs)
+            return self.working(y)
         return self.op(kind, [x], x.shape, **attrs)
 
     def binary(self, kind: str, a: Value, b: Value) -> Value:
@@ -231,7 +279,8 @@ class GraphWriter:
     def upsample_to(self, x: Value, like: Value) -> Value:
         """Append a nearest upsampling by 2, cropped to the size of `like`."""
         batch, channels, h, w = x.shape
-        scales = self.const(np.array([1, 1, 2, 2], dtype=np.float32))
+        with self.full_precision():
+            scales = self.const(np.array([1, 1, 2, 2], dtype=np.float32))
         none = Value("", ())
         shape = (batch, channels, 2 * h, 2 * w)
         up = self.op(
@@ -252,15 +301,17 @@ class GraphWriter:
     ) -> onnx.ModelProto:
         """Make the model; `outputs` are (public name, value, dtype)."""
         infos = []
-        for name, value, dtype in outputs:
+        for name, result, dtype in outputs:
+            value = self.full(result) if dtype == "float32" else result
             self._nodes.append(helper.make_node("Identity", [value.name], [name], name=name))
             shape = [side if side >= 0 else "detections" for side in value.shape]
             infos.append(helper.make_tensor_value_info(name, _DTYPES[dtype], shape))
         graph = helper.make_graph(self._nodes, self._name, self._inputs, infos, self._initializers)
+        bf16 = self._precision == "bf16"
         model = helper.make_model(
             graph,
-            ir_version=IR_VERSION,
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=BF16_IR_VERSION if bf16 else IR_VERSION,
+            opset_imports=[helper.make_opsetid("", BF16_OPSET if bf16 else OPSET)],
             producer_name="heat",
         )
         if metadata:

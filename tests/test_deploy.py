@@ -16,7 +16,7 @@ from deploy.export import Exported, Format, export_bundle
 from deploy.parity import compare, match_detections
 from deploy.runtimes import open_session
 from deploy.standalone import detect_script
-from latency_tables.context import randomise
+from latency_tables.models import randomise
 from supernet.architecture import Architecture
 from supernet.detector import Detector
 from supernet.errors import BundleError, DataError, PromiseError, UserError

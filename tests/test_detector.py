@@ -3,10 +3,11 @@ import pytest
 import torch
 
 from deploy.runtimes import open_session
-from latency_tables.context import randomise
+from latency_tables.models import randomise
 from supernet.architecture import Architecture, preset
 from supernet.detector import Detector
 from supernet.loss import Target, detection_loss
+from supernet.onnx_graph import FORMS_VERSION
 
 STAGE_SHAPES = {
     "stem": (128, 104, 168),
@@ -139,3 +140,13 @@ def test_drop_path_rises_over_the_window_blocks(unit: Architecture) -> None:
     ]
     assert rates == sorted(rates)
     assert rates[-1] == pytest.approx(0.2)
+
+
+def test_a_changed_deployed_form_raises_its_version(unit: Architecture) -> None:
+    """Latencies of other nodes are stale: whoever changes them raises FORMS_VERSION."""
+    import hashlib
+
+    oa = unit.with_(global_block="oa")
+    kinds = [node.op_type for a in (unit, oa) for node in Detector(a).to_onnx().graph.node]
+    found = hashlib.sha256(" ".join(kinds).encode()).hexdigest()[:12]
+    assert (FORMS_VERSION, found) == (1, "a7654a3c1469")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from heat.thinning import State
-from latency_tables.context import randomise
+from latency_tables.models import randomise
 from supernet.architecture import Architecture
 from supernet.detector import Detector
 from supernet.errors import CheckpointError

@@ -1,7 +1,9 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ from latency_tables.machine import (
     parse_gpus,
 )
 from latency_tables.measure import Job, summarise, time_jobs, upper_rank
-from latency_tables.models import ProbeNet, randomise, write, write_network
+from latency_tables.models import ProbeNet, random_network, randomise, write, write_network
 from latency_tables.networks import random_architecture, reference_architecture
 from latency_tables.peak import peak_mb
 from latency_tables.plan import Checks, check_networks
@@ -30,6 +32,7 @@ from latency_tables.profile import (
     open_bench,
     open_table,
 )
+from latency_tables.stacks import Setup, measure_stacks
 from latency_tables.table import LatencyTable, Row
 from supernet.architecture import Architecture
 from supernet.detector import Detector
@@ -99,7 +102,7 @@ def test_summary_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("runtime", "precision"),
-    [("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "int8")],
+    [("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "int8"), ("torch", "f32")],
 )
 def test_a_real_table_predicts_real_networks(tmp_path: Path, runtime: str, precision: str) -> None:
     """Not a timing test: only the order of magnitude is asserted, on this noisy machine."""
@@ -115,7 +118,7 @@ def test_a_real_table_predicts_real_networks(tmp_path: Path, runtime: str, preci
     network = random_architecture(np.random.default_rng(5), TINY, LIMITS, POSITIONS)
     bench = open_bench(again.conditions)
     fill(again, network.entries().values(), bench=bench)
-    model = write_network(network, again.conditions.graph_precision)
+    model = write_network(network, again.conditions.setting)
     assert 0.3 < again.predict_ms(network) / bench.network(model).ms < 3.0
 
 
@@ -124,7 +127,7 @@ def test_the_executed_precision_is_read_back() -> None:
     model = write_network(reference_architecture((64, 96)))
     assert precision_of(model, ORT) == "f32"
     assert precision_of(model, replace(ORT, runtime="openvino")) == "f32"
-    quantised = write_network(reference_architecture((64, 96)), "int8")
+    quantised = write_network(reference_architecture((64, 96)), replace(ORT, precision="int8"))
     assert precision_of(quantised, replace(ORT, runtime="openvino", precision="int8")) == "int8"
     executed = precision_of(model, replace(ORT, runtime="openvino", precision="f16"))
     target = resolve("cpu", runtime="openvino", threads=1, precision="f16")
@@ -140,12 +143,91 @@ def test_int8_probes_compute_nearly_the_same() -> None:
     probe = next(iter(terms(entry)))
     outputs = []
     for precision in ("f32", "int8"):
-        model = write(probe, precision)  # type: ignore[arg-type]
+        model = write(probe, replace(ORT, precision=precision))
         session = open_session("onnxruntime", model.onnx, 1)
         inputs = {name: np.clip(x, -3, 3) for name, x in feeds_of(model.inputs).items()}
         outputs.append(session.run(inputs)[0])
     error = np.abs(outputs[0] - outputs[1]).mean() / np.abs(outputs[0]).mean()
     assert 0 < error < 0.15
+
+
+def test_half_precision_graphs_compute_nearly_the_same(unit: Architecture) -> None:
+    """ONNX Runtime has few half kernels on a CPU and casts: slow, but the graph is checked."""
+    from deploy.runtimes import open_session
+
+    image = {"image": np.random.default_rng(0).integers(0, 256, (1, 128, 192, 3), dtype=np.uint8)}
+    network = random_network(unit)
+    scores = []
+    for precision in ("f32", "f16"):
+        model = network.to_onnx(raw=True, precision=precision).SerializeToString()
+        scores.append(open_session("onnxruntime", model, 1).run(image)[0])
+    assert scores[0].dtype == scores[1].dtype == np.float32
+    assert 0 < np.abs(scores[0] - scores[1]).max() < 0.02
+    onnx.checker.check_model(network.to_onnx(precision="bf16"), full_check=True)
+    target = resolve("cpu", threads=1, precision="f16")
+    with pytest.raises(DeviceError, match="onnxruntime executes f16 as f32"):
+        open_bench(conditions_of(target, (64, 96)))
+
+
+def test_torch_runs_what_is_deployed(unit: Architecture) -> None:
+    from latency_tables.torch_session import TorchSession
+
+    setting = replace(ORT, runtime="torch")
+    model = write_network(unit, setting)
+    session = TorchSession(model.module, setting)
+    image = feeds_of(model.inputs)
+    boxes, found, _ = session.run(image)
+    with torch.no_grad():
+        expected = random_network(unit).deployed().detect(torch.from_numpy(image["image"]))[0]
+    np.testing.assert_allclose(found, expected.scores.numpy(), atol=1e-5)
+    assert boxes.shape == (len(found), 4) and session.timed(image) > 0
+    assert precision_of(model, setting) == "f32"
+    assert precision_of(model, replace(setting, precision="bf16")) == "bf16"
+
+
+def test_engines_are_built_without_a_gpu() -> None:
+    """Real TensorRT engines for another GPU, where its package is installed."""
+    pytest.importorskip("tensorrt_rtx")
+    from deploy.gpu import build_engine
+
+    for precision in ("f32", "f16", "bf16", "int8"):
+        for op in ("repcnn", "wmsa", "cw", "fuse"):
+            template = TINY.with_(blocks=("RWS", "", "", ""))
+            entry = next(e for e in template.entries().values() if e.op == op)
+            probe = write(next(iter(terms(entry))), replace(ORT, precision=precision))
+            assert len(build_engine(probe.onnx, capability="SM89")) > 1000
+
+
+def test_engine_precisions_are_counted() -> None:
+    """The inspector's text is made up in its form: running one needs a GPU."""
+    from deploy.gpu import layer_precisions
+
+    layers = [
+        {"LayerType": "CaskConvolution", "Outputs": [{"Format/Datatype": "Row major FP16"}]},
+        {"LayerType": "gemm", "Name": "MatMul_3", "Outputs": [{"Format/Datatype": "Half"}]},
+        {"LayerType": "PointWise", "Outputs": [{"Format/Datatype": "FP32"}]},
+        "a name only",
+    ]
+    assert layer_precisions(json.dumps({"Layers": layers})) == {"f16": 2}
+
+
+def test_cuda_runtimes_say_what_is_missing() -> None:
+    from deploy.runtimes import open_session
+    from supernet.errors import HeatError
+
+    model = write(next(iter(terms(TINY.entries()["stem"])))).onnx
+    for runtime, message in (
+        ("onnxruntime", "no CUDA provider: pip install onnxruntime-gpu"),
+        ("openvino", "unknown runtime 'openvino' on cuda: one of tensorrt, onnxruntime"),
+    ):
+        with pytest.raises(HeatError, match=message):
+            open_session(runtime, model, 1, device="cuda")
+
+
+def test_every_stack_of_figure_two_runs() -> None:
+    found = measure_stacks(ORT, Setup(width=64, side=14))
+    assert set(found) >= {"DeiT-LN", "DeiT-BN", "Swin-LN", "HOD", "RepCNN, branches"}
+    assert all(ms > 0 for ms in found.values())
 
 
 @pytest.mark.parametrize("op", OPERATORS)
@@ -172,7 +254,7 @@ def test_size_is_the_sum_of_the_entries(unit: Architecture) -> None:
     real = len(write_network(unit).onnx) / 2**20
     assert size_mb(unit) == pytest.approx(real, rel=0.03)
     entry = unit.entries()["s1_0"]
-    assert entry_bytes(entry, "int8") < entry_bytes(entry)
+    assert entry_bytes(entry, replace(ORT, precision="int8")) < entry_bytes(entry)
     assert working_set_mb(unit) < working_set_mb(unit.with_(input_size=(256, 384)))
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from deploy.runtimes import open_session
-from latency_tables.context import randomise
+from latency_tables.models import randomise
 from supernet.architecture import Entry
 from supernet.onnx_graph import GraphWriter
 from supernet.operators import OPERATORS

@@ -29,7 +29,7 @@ def profile(workspace: Workspace, target: Target, space: SearchSpace) -> dict[st
             bench = open_bench(table.conditions)
             fill(table, todo, bench=bench, save=lambda: table.save(workspace.tables))
         ensure_calibrated(workspace, table, space)
-        if table.memory is None:
+        if table.memory is None and target.runtime != "torch":
             # Thinning calibrates with fewer networks and without memory: now in full.
             calibrate_fully(workspace, table, space)
         table.save(workspace.tables)

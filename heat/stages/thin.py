@@ -10,6 +10,7 @@ from typing import Any, Literal
 from deploy.bench import measure_speed
 from latency_tables.batch import Bench, load
 from latency_tables.conditions import Conditions
+from latency_tables.costs import size_mb
 from latency_tables.devices import Target
 from latency_tables.lock import only_one
 from latency_tables.models import write_network
@@ -297,10 +298,12 @@ def _evaluator(
 
 def measure_network(architecture: Architecture, conditions: Conditions) -> Cost:
     """Measure the deployed form of an architecture, with random weights and a busy head."""
-    model = write_network(architecture, conditions.graph_precision)
+    model = write_network(architecture, conditions.setting)
     job = load(model, conditions.setting)
     speed = measure_speed(job.session, job.feeds)
     del job
+    if not model.onnx:  # torch deploys no file
+        return Cost(speed.fps, size_mb(architecture), math.nan)
     memory = peak_mb(model, conditions.setting, PEAK_COMMAND)
     return Cost(speed.fps, len(model.onnx) / 2**20, memory)
 

@@ -72,14 +72,16 @@ class ChannelBlock(nn.Module):
         q, k, v = (
             graph.reshape(part, self.heads, HEAD, H * W) for part in graph.split(qkv, 1, (D,) * 3)
         )
-        norm_q, norm_k = (
-            graph.op("ReduceL2", [part, graph.ints(2)], (self.heads, HEAD, 1), keepdims=1)
-            for part in (q, k)
-        )
-        norms = graph.matmul(norm_q, graph.swap(norm_k))
-        norms = graph.binary("Max", norms, graph.scalar(EPS))
-        scores = graph.matmul(q, graph.swap(k))
-        scores = graph.binary("Mul", scores, graph.binary("Div", graph.const(self.temp), norms))
+        with graph.full_precision():  # sums over thousands of tokens overflow float16
+            norm_q, norm_k = (
+                graph.op("ReduceL2", [full, graph.ints(2)], (self.heads, HEAD, 1), keepdims=1)
+                for full in (graph.full(q), graph.full(k))
+            )
+            norms = graph.matmul(norm_q, graph.swap(norm_k))
+            norms = graph.binary("Max", norms, graph.scalar(EPS))
+            factor = graph.binary("Div", graph.const(self.temp), norms)
+            scores = graph.matmul(graph.full(q), graph.swap(graph.full(k)))
+            scores = graph.working(graph.binary("Mul", scores, factor))
         mixed = graph.matmul(graph.unary("Softmax", scores, axis=-1), v)
         mixed = graph.unary("HardSwish", graph.reshape(mixed, 1, D, H, W))
         x = graph.add(x, graph.conv(mixed, self.proj))

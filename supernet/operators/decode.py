@@ -105,6 +105,11 @@ class Decode(nn.Module):
 
     def emit(self, graph: GraphWriter, scores: Value, deltas: Value) -> tuple[Value, Value, Value]:
         """Write decode and NMS; outputs boxes [n, 4], scores [n], labels [n], n <= 100."""
+        scores, deltas = graph.full(scores), graph.full(deltas)
+        with graph.full_precision():
+            return self._emit(graph, scores, deltas)
+
+    def _emit(self, graph: GraphWriter, scores: Value, deltas: Value) -> tuple[Value, Value, Value]:
         A, K, L = scores.shape
         boxes = self._emit_boxes(graph, deltas, L)
         count = min(PRE_NMS, A * K * L)

@@ -28,12 +28,14 @@ class Preprocess(nn.Module):
 
     def emit(self, graph: GraphWriter, image: Value) -> Value:
         """Write Cast, Sub, Mul, Transpose."""
-        x = graph.op("Cast", [image], image.shape, to=1)
-        x = graph.transpose(x, 0, 3, 1, 2)
-        mean = np.array(MEAN_RGB, dtype=np.float32).reshape(1, 3, 1, 1)
-        std = np.array(STD_RGB, dtype=np.float32).reshape(1, 3, 1, 1)
-        x = graph.binary("Sub", x, graph.const(mean))
-        return graph.binary("Mul", x, graph.const((1.0 / std).astype(np.float32)))
+        with graph.full_precision():
+            x = graph.op("Cast", [image], image.shape, to=1)
+            x = graph.transpose(x, 0, 3, 1, 2)
+            mean = np.array(MEAN_RGB, dtype=np.float32).reshape(1, 3, 1, 1)
+            std = np.array(STD_RGB, dtype=np.float32).reshape(1, 3, 1, 1)
+            x = graph.binary("Sub", x, graph.const(mean))
+            x = graph.binary("Mul", x, graph.const((1.0 / std).astype(np.float32)))
+        return graph.working(x)
 
 
 class Head(nn.Module):

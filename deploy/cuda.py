@@ -1,0 +1,100 @@
+"""The part of the CUDA runtime that timing an engine needs, through ctypes: no package but CUDA.
+
+Not run so far: no GPU was at hand when it was written.
+"""
+
+import ctypes
+import ctypes.util
+from collections.abc import Callable
+from typing import Any
+
+from supernet.errors import DeviceError
+
+HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
+CAPTURE_RELAXED = 2
+LIBRARIES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so")
+
+
+class Cuda:
+    """One stream on the current device."""
+
+    def __init__(self) -> None:
+        """Load the runtime library and open a stream; none of them is a `DeviceError`."""
+        self._library = self._load()
+        self.stream = ctypes.c_void_p()
+        self._do("cudaStreamCreate", ctypes.byref(self.stream))
+
+    @staticmethod
+    def _load() -> Any:
+        found = ctypes.util.find_library("cudart")
+        for name in (*LIBRARIES, *([found] if found else [])):
+            try:
+                return ctypes.CDLL(name)
+            except OSError:
+                continue
+        raise DeviceError("the CUDA runtime (libcudart) is not installed: install CUDA")
+
+    def _do(self, name: str, *arguments: Any) -> None:
+        code = getattr(self._library, name)(*arguments)
+        if code:
+            text = self._library.cudaGetErrorString
+            text.restype = ctypes.c_char_p
+            raise DeviceError(f"{name} failed: {text(code).decode()}; look at nvidia-smi")
+
+    def allocate(self, size_bytes: int) -> int:
+        """Return the address of device memory."""
+        address = ctypes.c_void_p()
+        self._do("cudaMalloc", ctypes.byref(address), ctypes.c_size_t(max(1, size_bytes)))
+        return int(address.value or 0)
+
+    def free(self, address: int) -> None:
+        """Give device memory back."""
+        self._do("cudaFree", ctypes.c_void_p(address))
+
+    def upload(self, address: int, array: Any) -> None:
+        """Copy a contiguous array to the device, in the stream."""
+        self._copy(address, array.ctypes.data, array.nbytes, HOST_TO_DEVICE)
+
+    def download(self, array: Any, address: int) -> None:
+        """Copy device memory into a contiguous array, in the stream."""
+        self._copy(array.ctypes.data, address, array.nbytes, DEVICE_TO_HOST)
+
+    def _copy(self, to: int, start: int, size_bytes: int, kind: int) -> None:
+        self._do(
+            "cudaMemcpyAsync",
+            ctypes.c_void_p(to),
+            ctypes.c_void_p(start),
+            ctypes.c_size_t(size_bytes),
+            ctypes.c_int(kind),
+            self.stream,
+        )
+
+    def synchronize(self) -> None:
+        """Wait until the stream is empty."""
+        self._do("cudaStreamSynchronize", self.stream)
+
+    def timed_ms(self, work: Callable[[], None]) -> float:
+        """Return the milliseconds between an event before and one after some work."""
+        events = [ctypes.c_void_p(), ctypes.c_void_p()]
+        for event in events:
+            self._do("cudaEventCreate", ctypes.byref(event))
+        self._do("cudaEventRecord", events[0], self.stream)
+        work()
+        self._do("cudaEventRecord", events[1], self.stream)
+        self._do("cudaEventSynchronize", events[1])
+        elapsed = ctypes.c_float()
+        self._do("cudaEventElapsedTime", ctypes.byref(elapsed), *events)
+        for event in events:
+            self._do("cudaEventDestroy", event)
+        return float(elapsed.value)
+
+    def captured(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record work as a CUDA graph and return what launches it."""
+        graph, instance = ctypes.c_void_p(), ctypes.c_void_p()
+        self._do("cudaStreamBeginCapture", self.stream, ctypes.c_int(CAPTURE_RELAXED))
+        work()
+        self._do("cudaStreamEndCapture", self.stream, ctypes.byref(graph))
+        self._do(
+            "cudaGraphInstantiateWithFlags", ctypes.byref(instance), graph, ctypes.c_ulonglong(0)
+        )
+        return lambda: self._do("cudaGraphLaunch", instance, self.stream)

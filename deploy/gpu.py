@@ -1,0 +1,215 @@
+"""Runtimes on CUDA devices: TensorRT, and ONNX Runtime's CUDA provider.
+
+What can be tested without a GPU is: engines are built ahead of time with `tensorrt_rtx`. Running
+them was not, so far: no GPU was at hand when it was written.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from supernet.errors import BundleError, DeviceError, UserError
+
+from .cuda import Cuda
+from .runtimes import EXECUTED_NAMES, HEAVY, WallClock, import_runtime
+
+WORKSPACE_BYTES = 2**31
+
+
+def tensorrt() -> Any:
+    """Return `tensorrt`, or `tensorrt_rtx`, which has the same interface."""
+    for name in ("tensorrt", "tensorrt_rtx"):
+        try:
+            return import_runtime(name)
+        except UserError as error:
+            missing = error
+    raise missing
+
+
+def build_engine(model: bytes, *, capability: str = "") -> bytes:
+    """Build a serialised engine from an ONNX model; the model's own types are the precision.
+
+    `capability`, such as SM86, builds for another GPU than the one that is here, without any;
+    only `tensorrt_rtx` can.
+    """
+    trt = tensorrt()
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    flags = trt.NetworkDefinitionCreationFlag
+    # From TensorRT 11 every network is strongly typed and the flag is gone.
+    typed = 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
+    network = builder.create_network(typed)
+    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
+    if not parser.parse(model):
+        errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+        raise BundleError(f"TensorRT cannot parse the model: {errors[:300]}; export it again")
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if capability:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
+    built = builder.build_serialized_network(network, config)
+    if built is None:
+        raise DeviceError("TensorRT built no engine for this GPU: see its message above")
+    return bytes(built)
+
+
+class TensorRtSession(WallClock):
+    """A TensorRT engine, launched as a CUDA graph where its outputs have fixed sizes."""
+
+    def __init__(self, model: bytes | Path, threads: int, precision: str = "f32") -> None:
+        """Build the engine from the model and allocate its tensors."""
+        trt = tensorrt()
+        self._trt, self._cuda = trt, Cuda()
+        data = model.read_bytes() if isinstance(model, Path) else model
+        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self._engine = runtime.deserialize_cuda_engine(build_engine(data))
+        self._context = self._engine.create_execution_context()
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        is_input = trt.TensorIOMode.INPUT
+        self._inputs = [n for n in names if self._engine.get_tensor_mode(n) == is_input]
+        self._outputs = [n for n in names if n not in self._inputs]
+        self._memory: dict[str, int] = {}
+        self._allocators: dict[str, Any] = {}
+        for name in names:
+            shape = tuple(self._engine.get_tensor_shape(name))
+            if any(side < 0 for side in shape):
+                self._allocators[name] = _growing(trt, self._cuda)
+                self._context.set_output_allocator(name, self._allocators[name])
+            else:
+                size = int(np.prod(shape, dtype=np.int64)) * self._dtype(name).itemsize
+                self._memory[name] = self._cuda.allocate(size)
+                self._context.set_tensor_address(name, self._memory[name])
+        self._launch: Any = None
+
+    def _dtype(self, name: str) -> Any:
+        return np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._cuda.stream.value):
+            raise DeviceError("TensorRT could not run the engine: look at nvidia-smi")
+
+    def _execute(self, inputs: Mapping[str, Any]) -> None:
+        for name in self._inputs:
+            array = np.ascontiguousarray(inputs[name], dtype=self._dtype(name))
+            self._cuda.upload(self._memory[name], array)
+        if self._launch is None:
+            self._enqueue()
+            self._cuda.synchronize()
+            # Sizes that depend on values cannot be part of a graph.
+            fixed = not self._allocators
+            self._launch = self._cuda.captured(self._enqueue) if fixed else self._enqueue
+        self._launch()
+
+    def run(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """Execute once; outputs as numpy arrays."""
+        self._execute(inputs)
+        self._cuda.synchronize()
+        outputs = []
+        for name in self._outputs:
+            allocator = self._allocators.get(name)
+            shape = allocator.shape if allocator else tuple(self._engine.get_tensor_shape(name))
+            array = np.empty(shape, dtype=self._dtype(name))
+            self._cuda.download(array, allocator.address if allocator else self._memory[name])
+            outputs.append(array)
+        self._cuda.synchronize()
+        return outputs
+
+    def timed(self, inputs: Mapping[str, Any]) -> float:
+        """Execute once between two events, upload of the inputs included."""
+        return self._cuda.timed_ms(lambda: self._execute(inputs))
+
+    def executed(self) -> dict[str, int]:
+        """Return how many heavy layers the engine has in each precision, by its inspector."""
+        inspector = self._engine.create_engine_inspector()
+        form = self._trt.LayerInformationFormat.JSON
+        return layer_precisions(inspector.get_engine_information(form))
+
+
+def layer_precisions(inspected: str) -> dict[str, int]:
+    """Count the heavy layers of an engine inspector's JSON by precision of their first output."""
+    found: Counter[str] = Counter()
+    for layer in json.loads(inspected).get("Layers", []):
+        if not isinstance(layer, dict):
+            continue
+        kind = f"{layer.get('LayerType', '')} {layer.get('Name', '')}".lower()
+        outputs = layer.get("Outputs") or [{}]
+        described = str(outputs[0].get("Format/Datatype", "")).lower()
+        if any(part in kind for part in HEAVY):
+            for word, name in (
+                ("int8", "int8"), ("fp16", "f16"), ("half", "f16"), ("bf16", "bf16"),
+                ("bfloat16", "bf16"), ("fp32", "f32"), ("float", "f32"),
+            ):  # fmt: skip
+                if word in described:
+                    found[name] += 1
+                    break
+    return dict(found)
+
+
+def _growing(trt: Any, cuda: Cuda) -> Any:
+    """Return an output allocator for a tensor whose size depends on values."""
+
+    class Growing(trt.IOutputAllocator):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.address, self._size, self.shape = 0, 0, ()
+
+        def reallocate_output_async(
+            self, name: str, memory: int, size: int, alignment: int, stream: int
+        ) -> int:
+            if size > self._size:
+                if self.address:
+                    cuda.free(self.address)
+                self.address, self._size = cuda.allocate(size), size
+            return self.address
+
+        def notify_shape(self, name: str, shape: Any) -> None:
+            self.shape = tuple(shape)
+
+    return Growing()
+
+
+class OnnxRuntimeCudaSession(WallClock):
+    """ONNX Runtime with its CUDA provider: every node there, or it is refused."""
+
+    def __init__(self, model: bytes | Path, threads: int, precision: str = "f32") -> None:
+        """Load the model; f32 is f32, not TF32."""
+        ort = import_runtime("onnxruntime")
+        if "CUDAExecutionProvider" not in ort.get_available_providers():
+            raise DeviceError("this ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu")
+        self._cuda = Cuda()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        provider = {"use_tf32": "0", "user_compute_stream": str(self._cuda.stream.value)}
+        self._session = ort.InferenceSession(
+            str(model) if isinstance(model, Path) else model,
+            options,
+            providers=[("CUDAExecutionProvider", provider), "CPUExecutionProvider"],
+        )
+        self._precision = precision
+
+    def run(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """Execute once."""
+        return list(self._session.run(None, dict(inputs)))
+
+    def timed(self, inputs: Mapping[str, Any]) -> float:
+        """Execute once between two events; inputs and outputs stay on the device."""
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, array)
+        for output in self._session.get_outputs():
+            binding.bind_output(output.name, "cuda")
+        binding.synchronize_inputs()
+        return self._cuda.timed_ms(lambda: self._session.run_with_iobinding(binding))
+
+    def executed(self) -> dict[str, int]:
+        """Return the precision of the model's tensors: the provider executes them as they are."""
+        kinds = Counter(EXECUTED_NAMES.get(self._precision, self._precision) for _ in [0])
+        return dict(kinds)
+
+
+GPU_RUNTIMES = {"tensorrt": TensorRtSession, "onnxruntime": OnnxRuntimeCudaSession}

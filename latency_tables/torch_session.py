@@ -1,0 +1,111 @@
+"""torch as a runtime: a folded module, on the CPU or, recorded as a CUDA graph, on a GPU.
+
+Only where HEAT itself is: models are modules, not files.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deploy.runtimes import WallClock
+from supernet.operators.decode import Decode, Detections
+
+from .batch import Setting
+
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+CAPTURE_WARMUPS = 3
+
+
+class TorchSession(WallClock):
+    """A network whose parts are connected by `wire(call, *inputs)`, decoding excepted."""
+
+    def __init__(self, module: Any, setting: Setting) -> None:
+        """Move the module to the device in the precision asked for."""
+        self._device = torch.device(setting.device)
+        self._dtype = DTYPES[setting.precision]
+        torch.set_num_threads(setting.threads)
+        # TF32 is not float32: what is called f32 is executed in f32.
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        self._net = module
+        self._units: nn.ModuleDict = module.units.eval().to(self._device, self._dtype)
+        decodes = [unit for unit in self._units.values() if isinstance(unit, Decode)]
+        self._decode = decodes[0] if decodes else None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: list[Tensor] = []
+        self._outputs: list[Any] = []
+
+    def _call(self, name: str, *values: Any) -> Any:
+        if name == "decode":
+            return values  # its output's size depends on the values: not part of a CUDA graph
+        cast = [x.to(self._dtype) if x.is_floating_point() else x for x in values]
+        return self._units[name](*cast)
+
+    @torch.inference_mode()
+    def _forward(self, inputs: list[Tensor]) -> list[Any]:
+        results = self._net.wire(self._call, *inputs)
+        return list(results) if isinstance(results, tuple | list) else [results]
+
+    def _capture(self, inputs: list[Tensor]) -> None:
+        """Record the forward pass as a CUDA graph."""
+        self._inputs = inputs
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(CAPTURE_WARMUPS):
+                self._forward(inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._outputs = self._forward(inputs)
+
+    def _execute(self, feeds: Mapping[str, Any]) -> list[Any]:
+        arrays = [torch.from_numpy(np.ascontiguousarray(x)) for x in feeds.values()]
+        if self._device.type == "cuda":
+            if self._graph is None:
+                self._capture([x.to(self._device) for x in arrays])
+            assert self._graph is not None
+            for place, x in zip(self._inputs, arrays, strict=True):
+                place.copy_(x)
+            self._graph.replay()
+            outputs = self._outputs
+        else:
+            outputs = self._forward(arrays)
+        if self._decode is None:
+            return outputs
+        logits, deltas = (x.float() for x in outputs)
+        found: list[Detections] = self._decode(logits, deltas)
+        return [found[0].boxes_xyxy, found[0].scores, found[0].labels]
+
+    def run(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """Execute once; outputs as numpy arrays."""
+        outputs = self._execute(inputs)
+        return [x.float().cpu().numpy() if x.is_floating_point() else x.cpu().numpy()
+                for x in outputs]  # fmt: skip
+
+    def timed(self, inputs: Mapping[str, Any]) -> float:
+        """Execute once; on a GPU between two events, copies of the inputs included."""
+        if self._device.type != "cuda":
+            return super().timed(inputs)
+        start, end = (
+            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            for _ in range(2)
+        )
+        start.record()
+        self._execute(inputs)
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+    def executed(self) -> dict[str, int]:
+        """Return how many convolutions have their weights in each precision."""
+        names = {dtype: name for name, dtype in DTYPES.items()}
+        found: dict[str, int] = {}
+        for module in self._units.modules():
+            if isinstance(module, nn.Conv2d):
+                name = names[module.weight.dtype]
+                found[name] = found.get(name, 0) + 1
+        return found
