@@ -38,7 +38,13 @@ from .table import LatencyTable, Row
 
 EFFICIENCIES = Path(__file__).parent / "efficiencies.json"
 
+SMALLEST_MS = 0.02
+"""Entries below it are mostly noise: they neither fit nor judge an estimate."""
+
 BYTES = {"f32": 4, "f16": 2, "bf16": 2, "int8": 1}
+
+LARGEST = 5.0
+"""Largest coefficient: beyond it one part of the roofline stands in for another."""
 
 Parts = tuple[float, float, float]
 """Milliseconds of multiply-adds, of memory traffic and of starting nodes."""
@@ -104,7 +110,7 @@ class Efficiencies:
                 if ms > 0:
                     parts = ideal_parts(entry, figures, table.conditions.setting)
                     rows[entry.op].append((parts, ms))
-        coefficients = {op: _nonnegative(found) for op, found in rows.items()}
+        coefficients = {op: _nonnegative(_clear(found)) for op, found in rows.items()}
         return cls(coefficients, tuple(table.conditions.stem for table, _ in tables), {})
 
     @classmethod
@@ -124,6 +130,11 @@ class Efficiencies:
         write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
 
+def _clear(rows: Sequence[tuple[Parts, float]]) -> Sequence[tuple[Parts, float]]:
+    """Return the rows that are not mostly noise, or all where there are none."""
+    return [row for row in rows if row[1] >= SMALLEST_MS] or rows
+
+
 def _nonnegative(rows: Sequence[tuple[Parts, float]]) -> Parts:
     """Return the non-negative coefficients of the least squared relative error.
 
@@ -137,7 +148,7 @@ def _nonnegative(rows: Sequence[tuple[Parts, float]]) -> Parts:
             found = np.zeros(3)
             found[list(kept)] = np.linalg.lstsq(left[:, kept], right, rcond=None)[0]
             loss = float(((left @ found - right) ** 2).sum())
-            if (found >= 0).all() and loss < least:
+            if (found >= 0).all() and (found <= LARGEST).all() and loss < least:
                 best, least = found, loss
     return float(best[0]), float(best[1]), float(best[2])
 
@@ -215,8 +226,10 @@ def corrected(table: LatencyTable, measured: Mapping[Entry, Row]) -> LatencyTabl
 
 
 def entry_errors(table: LatencyTable, truth: Mapping[Entry, float]) -> list[float]:
-    """Return |predicted / true - 1| of the entries of at least 0.02 ms."""
+    """Return |predicted / true - 1| of the entries that are not too small to judge by."""
     times = table.times_ms()
     return [
-        abs(times[entry] / ms - 1) for entry, ms in truth.items() if entry in times and ms >= 0.02
+        abs(times[entry] / ms - 1)
+        for entry, ms in truth.items()
+        if entry in times and ms >= SMALLEST_MS
     ]

@@ -2,6 +2,7 @@ import contextlib
 import inspect
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 
 from heat.cli import app, main
 from heat.workspace import Workspace
+from latency_tables.devices import load_devices
+from latency_tables.machine import detect_cpu
 
 OPTIONS = {
     "build": "data target_fps device runtime threads minutes format space input_size seed out",
@@ -21,11 +24,13 @@ OPTIONS = {
     "devices": "",
     "eval": "data split bundle out",
     "export": "format device threads images data out",
-    "profile": "device runtime threads input_size space data out",
+    "profile": "device runtime precision threads input_size space data host host_python pack "
+    "unpack estimate few_shot compare show out",
     "report": "data out",
     "supernet": "data space input_size epochs batch_size learning_rate logit_learning_rate noise "
     "straight_through global_block seed resume restart out",
-    "thin": "target_fps device runtime threads space input_size data ap_drop out",
+    "thin": "target_fps device runtime precision threads space input_size data max_memory_mb "
+    "max_size_mb trust_table ap_drop out",
     "train": "data architecture input_size epochs batch_size learning_rate schedule drop_path "
     "precision inherit seed resume restart out",
 }
@@ -341,3 +346,86 @@ def test_a_searched_global_block_is_cw_on_a_cpu(shapes: Path, tmp_path: Path) ->
         assert architecture["global_block"] == ("cw" if block == "search" else "oa")
     code, trained, errors = run("train", "--data", shapes, "--inherit", *short, *out)
     assert code == 0 and trained["inherited"], errors
+
+
+def test_a_table_keeps_what_it_was_measured_under(tmp_path: Path) -> None:
+    """int8 in OpenVINO; two profiles compared; a picture drawn; a second writer refused."""
+    from latency_tables.lock import only_one
+
+    first, second = tmp_path / "a", tmp_path / "b"
+    how = ["--runtime", "openvino", "--precision", "int8", *SMALL]
+    code, found, errors = run("profile", *how, "--out", first)
+    assert code == 0 and found["precision"] == "int8", errors
+    assert "write" in errors and found["conditions"]["runtime_version"]
+    assert found["disturbance"] and found["memory_error"] is not None
+    shutil.copytree(first, second)
+    name = Path(found["table"]).name
+    code, compared, errors = run(
+        "profile", "--compare", first / "tables" / name, second / "tables" / name
+    )
+    assert code == 0 and compared["agree"] and compared["median_difference"] == 0, errors
+    code, shown, errors = run("profile", "--show", found["device"], "--out", first)
+    assert code == 0 and "stride 8" in errors and "DeiT-LN" in errors
+    assert all(Path(picture).read_text().startswith("<?xml") for picture in shown["pictures"])
+    assert "no table of v1000" in fails(2, "profile", "--show", "v1000", "--out", first)
+    with only_one(Path(found["table"])):
+        assert "another process is writing" in fails(2, "profile", *how, "--out", first)
+    code, thinned, errors = run("thin", "--target-fps", 1, "--out", first)
+    assert code == 0 and thinned["precision"] == "int8" and thinned["margin"] >= 0, errors
+    assert thinned["measured_size_mb"] == pytest.approx(thinned["predicted_size_mb"], rel=0.05)
+    code, exported, _ = run("export", "--format", "openvino", "--out", first)
+    assert exported["predicted_fps"] is None, "the prediction was about int8"
+
+
+def test_memory_and_size_are_limits_too(tmp_path: Path) -> None:
+    out = ["--out", tmp_path / "run"]
+    code, full, errors = run("thin", "--target-fps", 1, *SMALL, *out)
+    assert code == 0 and full["steps"] == 0, errors
+    limit = 0.8 * full["measured_size_mb"]
+    code, small, errors = run("thin", "--target-fps", 1, "--max-size-mb", limit, *SMALL, *out)
+    assert code == 0 and small["measured_size_mb"] <= limit and small["steps"] > 0, errors
+    memory = 0.5 * (full["measured_memory_mb"] + small["measured_memory_mb"])
+    code, tight, errors = run("thin", "--target-fps", 1, "--max-memory-mb", memory, *SMALL, *out)
+    assert code == 0 and tight["measured_memory_mb"] <= memory, errors
+    assert tight["predicted_memory_mb"] is not None
+    assert "memory" in fails(3, "thin", "--target-fps", 1, "--max-memory-mb", 1, *SMALL, *out)
+    assert "--max-size-mb 0" in fails(2, "thin", "--target-fps", 1, "--max-size-mb", 0, *out)
+
+
+def test_an_estimated_device_is_never_called_measured(tmp_path: Path) -> None:
+    out = ["--out", tmp_path / "run"]
+    size = ["--space", "micro", "--input-size", "96x128"]
+    code, found, errors = run("profile", "--device", "v100", "--estimate", *size, *out)
+    assert code == 0 and found["source"] == "estimated" and "ESTIMATED" in errors
+    assert found["device"] == "v100" and not found["here"]
+    message = fails(2, "thin", "--target-fps", 50, *out)
+    assert "estimated, not of this machine" in message and "--trust-table" in message
+    code, thinned, errors = run("thin", "--target-fps", 50, "--trust-table", *out)
+    assert code == 0 and "ESTIMATED" in errors, errors
+    assert thinned["source"] == "estimated" and thinned["measured_fps"] is None
+    code, far, errors = run("thin", "--target-fps", 1e7, "--trust-table", *out)
+    assert code == 3 and not far["met"]
+    message = fails(2, "profile", "--device", "v100", "--few-shot", 3, *size, *out)
+    assert "give --estimate" in message
+
+
+def test_a_few_measured_rows_correct_an_estimate(tmp_path: Path) -> None:
+    device = detect_cpu().slug
+    if device not in load_devices():
+        pytest.skip(f"no published figures of {device}")
+    out = ["--out", tmp_path / "run", *SMALL]
+    code, found, errors = run("profile", "--device", device, "--estimate", "--few-shot", 6, *out)
+    assert code == 0 and "corrected by the others" in errors, errors
+    assert found["error_before"] > 0 and found["error_after"] > 0
+    message = fails(2, "profile", "--device", "cpu-i7", "--estimate", "--few-shot", 3, *out)
+    assert "measures on the real cpu-i7" in message
+
+
+def test_a_pack_is_written_whole(tmp_path: Path) -> None:
+    pack = tmp_path / "probe.pyz"
+    size = ["--space", "micro", "--input-size", "64x64"]
+    code, made, errors = run("profile", "--pack", pack, *size, "--out", tmp_path / "run")
+    assert code == 0 and pack.stat().st_size > 1e5, errors
+    assert made["then"] == "heat profile --unpack probe.results.jsonl"
+    missing = fails(2, "profile", "--unpack", tmp_path / "none.jsonl", "--out", tmp_path / "run")
+    assert "holds no results" in missing

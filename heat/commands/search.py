@@ -60,6 +60,8 @@ def profile(
         from ..stages.elsewhere import unpack_results
 
         return unpack_results(workspace, unpack)
+    if few_shot and not estimate:
+        raise UserError("--few-shot corrects an estimate: give --estimate too")
     elsewhere = estimate or pack is not None or host is not None
     target = find_target(device, runtime, threads, precision, elsewhere=elsewhere)
     classes = find_data(workspace, data, "train").num_classes if data is not None else None
@@ -68,8 +70,6 @@ def profile(
         from ..stages.estimate import estimate_table
 
         return estimate_table(workspace, target, chosen, few_shot, host, host_python)
-    if few_shot:
-        raise UserError("--few-shot corrects an estimate: give --estimate too")
     if pack is not None:
         from ..stages.elsewhere import pack_probe
 
