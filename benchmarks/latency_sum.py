@@ -4,10 +4,12 @@
         --samples 20 --seed 0 --name openvino-bf16-320x512
 
 The networks are drawn over the whole `large` space and are none of those that calibrate the table.
-Each is measured in a process of its own, twice as long as `heat export` does. Without --tables the
-table is measured from nothing; with --complete all its 766 entries are, not only those needed.
-With --name, a table, a picture and the result are written to benchmarks/results/latency-sum/.
-The last line is one JSON object.
+Each is measured in three processes of its own, the reference network beside it; medians count. The
+clock of a shared machine drifts: measured times are taken to the speed that the reference had right
+after the table was made (`error`), and as they are (`error_raw`). Without --tables the table is
+measured from nothing; with --complete all its 766 entries are, not only those needed. With --name,
+a table, a picture and the result are written to benchmarks/results/latency-sum/. The last line is
+one JSON object.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,17 +31,18 @@ from heat.stages.profile import disturbances
 from latency_tables.conditions import Conditions
 from latency_tables.devices import resolve
 from latency_tables.models import write_network
-from latency_tables.networks import random_architecture
+from latency_tables.networks import random_architecture, reference_architecture
 from latency_tables.plan import Checks, check_networks, space_entries
-from latency_tables.profile import calibrate, fill, open_bench, open_table
-from latency_tables.table import scale_to
+from latency_tables.profile import calibrate, fill, open_table
+from latency_tables.table import same_state, scale_to
 from supernet.architecture import Architecture, parse_size
 from supernet.atomic import write_text
 from supernet.supernet import SearchSpace
 
+TIME_MODEL = Path(__file__).with_name("time_model.py")
 RESULTS = Path(__file__).parent / "results" / "latency-sum"
-PATIENCE = 3
-"""How often a network is measured again when the machine is in another state than the table's."""
+PROCESSES = 3
+"""Fresh processes in which each network is measured."""
 
 
 def draw_networks(space: SearchSpace, samples: int, seed: int) -> list[Architecture]:
@@ -54,14 +57,39 @@ def draw_networks(space: SearchSpace, samples: int, seed: int) -> list[Architect
     return found
 
 
-def measure_one(architecture: Path, conditions: Path, seed: int) -> None:
-    """Measure one network in this process and print its milliseconds."""
-    settings = Conditions(**json.loads(conditions.read_text()))
-    bench = open_bench(settings)
-    model = write_network(Architecture.load(architecture), settings.setting, seed=seed)
-    results = [bench.network(model) for _ in range(2)]
-    best = min(results, key=lambda result: result.ms)
-    print(json.dumps({"ms": best.ms, "reference_ms": best.reference_ms}))
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A network in several fresh processes; medians."""
+
+    ms: float
+    reference_ms: float
+
+
+class Fresh:
+    """Measures networks in fresh processes that import no torch, the reference beside each."""
+
+    def __init__(self, conditions: Conditions, folder: Path) -> None:
+        """Write the reference network."""
+        self._setting, self._folder = conditions.setting, folder
+        self._reference = reference_architecture(conditions.input_size)
+        self._write(self._reference, "reference", 0)
+
+    def _write(self, network: Architecture, name: str, seed: int) -> None:
+        model = write_network(network, self._setting, seed=seed)
+        (self._folder / f"{name}.onnx").write_bytes(model.onnx)
+        (self._folder / f"{name}.json").write_text(json.dumps(model.inputs))
+
+    def measure(self, network: Architecture | None, seed: int = 0) -> Measured:
+        """Measure a network, or the reference alone."""
+        self._write(network or self._reference, "network", seed)
+        found = []
+        for _ in range(PROCESSES):
+            command = [sys.executable, str(TIME_MODEL), str(self._folder)]
+            setting = json.dumps(asdict(self._setting))
+            done = subprocess.run([*command, setting], capture_output=True, text=True, check=True)
+            found.append(json.loads(done.stdout))
+        ms, reference_ms = (statistics.median(column) for column in zip(*found, strict=True))
+        return Measured(ms, reference_ms)
 
 
 def kendall_tau(a: list[float], b: list[float]) -> float:
@@ -84,11 +112,7 @@ def main() -> None:
     parser.add_argument("--tables", type=Path)
     parser.add_argument("--complete", action="store_true")
     parser.add_argument("--name")
-    parser.add_argument("--one", type=Path, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        measure_one(*options.one, options.seed)
-        return
     target = resolve(
         options.device,
         runtime=options.runtime,
@@ -111,22 +135,13 @@ def main() -> None:
             calibrate(table, space.template, space.widths, space.positions)
         table_seconds = time.monotonic() - started
         table.save(folder)
-        conditions = Path(scratch) / "conditions.json"
-        conditions.write_text(json.dumps(asdict(table.conditions)))
+        fresh = Fresh(table.conditions, Path(scratch))
+        speed_ms = fresh.measure(None).reference_ms
         rows = []
         for index, network in enumerate(networks):
-            path = Path(scratch) / "architecture.json"
-            network.save(path)
-            command = [sys.executable, __file__, "--one", str(path), str(conditions)]
-            for _ in range(PATIENCE):
-                done = subprocess.run(
-                    [*command, "--seed", str(index)], capture_output=True, text=True, check=True
-                )
-                measured = json.loads(done.stdout)
-                scale = scale_to(table.reference_ms, measured["reference_ms"])
-                same = scale != 1.0 or measured["reference_ms"] == table.reference_ms
-                if same:
-                    break
+            measured = fresh.measure(network, index)
+            same = same_state(measured.reference_ms, speed_ms)
+            scale = scale_to(speed_ms, measured.reference_ms)
             predicted = table.predict_ms(network)
             rows.append(
                 {
@@ -134,16 +149,17 @@ def main() -> None:
                     "blocks": " ".join(network.blocks),
                     "gmacs": round(network.macs().total / 1e9, 3),
                     "predicted_ms": round(predicted, 4),
-                    "measured_ms": round(measured["ms"], 4),
-                    "reference_ms": round(measured["reference_ms"], 4),
-                    "measured_at_table_speed_ms": round(measured["ms"] * scale, 4),
-                    "error": round(predicted / (measured["ms"] * scale) - 1, 5),
+                    "measured_ms": round(measured.ms, 4),
+                    "reference_ms": round(measured.reference_ms, 4),
+                    "measured_at_table_speed_ms": round(measured.ms * scale, 4),
+                    "error": round(predicted / (measured.ms * scale) - 1, 5),
+                    "error_raw": round(predicted / measured.ms - 1, 5),
                     "same_state": same,
                 }
             )
             print(f"{index + 1}/{len(networks)} {rows[-1]}", file=sys.stderr, flush=True)
     errors = [abs(row["error"]) for row in rows]
-    raw = [abs(row["predicted_ms"] / row["measured_ms"] - 1) for row in rows]
+    raw = [abs(row["error_raw"]) for row in rows]
     result = {
         "median_error": round(statistics.median(errors), 5),
         "p95_error": round(float(np.quantile(errors, 0.95)), 5),

@@ -161,6 +161,17 @@ def runtime_version(runtime: str) -> str:
     return importlib.metadata.version(PIP_NAME[runtime])
 
 
+def installed_runtimes() -> dict[str, str | None]:
+    """Return the version of every runtime HEAT knows, None where it is not installed."""
+    found: dict[str, str | None] = {}
+    for runtime, package in PIP_NAME.items():
+        try:
+            found[runtime] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[runtime] = None
+    return found
+
+
 def _runtimes(device: str) -> dict[str, Callable[[bytes | Path, int, str], Session]]:
     if device == "cpu":
         return RUNTIMES

@@ -19,7 +19,7 @@ from supernet.coco import load_split, splits_of
 from supernet.letterbox import read_image
 from supernet.operators import OPERATORS
 
-BAR = 12
+BAR = 8
 """Characters of the longest bar."""
 
 
@@ -65,18 +65,27 @@ def describe_architecture(architecture: Architecture) -> None:
     _console().print(table)
 
 
-def list_devices(devices: list[Device], cpu: Detected, gpus: tuple[Gpu, ...]) -> None:
-    """Print the known devices and whether each is this machine."""
-    table = Table(title=f"this machine: {cpu.model}, {cpu.cores} cores")
-    for column in ("device", "means", "runtime", "precision", "threads", "here"):
+def list_devices(
+    devices: list[Device], cpu: Detected, gpus: tuple[Gpu, ...], runtimes: dict[str, str | None]
+) -> None:
+    """Print the known devices, which of them is this machine, and what can be done with each."""
+    quota = f", quota {cpu.quota:g} cores" if cpu.quota else ""
+    table = Table(
+        title=f"this machine: {cpu.model}, {cpu.cores} cores{quota}, governor {cpu.governor}, "
+        f"{' '.join(cpu.flags)}"
+    )
+    for column in ("device", "means", "runtime", "precision", "threads", "here", "otherwise"):
         table.add_column(column)
     for device in devices:
         here = [cpu.model] if device.kind == "cpu" else [gpu.model for gpu in gpus]
         found = any(re.search(device.pattern, name, re.I) for name in here)
         if device.kind == "cpu" and not found:
             state = "measured as what it is"
+        elif found and runtimes.get(device.runtime) is None:
+            state = f"yes, but {device.runtime} is not installed"
         else:
             state = "yes" if found else "no"
+        ways = ["--host", "--pack"] + (["--estimate"] if device.figures else [])
         table.add_row(
             device.name,
             device.title,
@@ -84,8 +93,14 @@ def list_devices(devices: list[Device], cpu: Detected, gpus: tuple[Gpu, ...]) ->
             device.precision,
             str(device.threads or "all"),
             state,
+            " ".join(ways),
         )
-    _console().print(table)
+    console = _console()
+    console.print(table)
+    for gpu in gpus:
+        console.print(f"GPU: {gpu.model}, driver {gpu.driver}, {gpu.clocks}, {gpu.memory_mb} MiB")
+    installed = [f"{name} {version or 'not installed'}" for name, version in runtimes.items()]
+    console.print(f"runtimes: {', '.join(installed)}", soft_wrap=True)
 
 
 def check_data(root: Path) -> dict[str, Any]:
@@ -146,7 +161,7 @@ def show_blocks(table: LatencyTable) -> None:
             for points in curves.values():
                 ms = dict(points).get(width)
                 bar = "" if ms is None else "#" * round(BAR * ms / max(longest, 1e-9))
-                cells.append("" if ms is None else f"{bar:<{BAR}} {ms:7.3f}")
+                cells.append("" if ms is None else f"{bar:<{BAR}} {ms:.3f}")
             shown.add_row(str(int(width)), *cells)
         console.print(shown)
 

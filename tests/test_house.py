@@ -20,6 +20,8 @@ TORCH_FREE = (
     "supernet/errors.py",
     "supernet/letterbox.py",
 )
+PROBE = ("batch", "lock", "machine", "measure", "peak", "probe")
+"""Modules of `latency_tables` that a probe carries to devices without torch."""
 TORCH_FREE_IMPORTS = {"supernet.errors", "supernet.letterbox"}
 
 
@@ -55,6 +57,22 @@ def test_the_runtime_side_is_light(name: str) -> None:
         if isinstance(node, ast.Import)
         for alias in node.names
     }
+
+
+@pytest.mark.parametrize("name", PROBE)
+def test_the_probe_is_light(name: str) -> None:
+    """At the top of its files it imports itself, Python's own library, numpy and the runtimes."""
+    import sys
+
+    allowed = {"deploy.runtimes", "deploy.bench", "supernet.errors", "numpy"}
+    for node in ast.parse((ROOT / "latency_tables" / f"{name}.py").read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.module in PROBE
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module]
+            for module in found:
+                top = str(module).split(".")[0]
+                assert module in allowed or top in sys.stdlib_module_names, module
 
 
 def test_files_are_short() -> None:

@@ -35,17 +35,20 @@ def describe(what: str = "medium", /, *, input_size: Size = None) -> Result:
 
 def devices() -> Result:
     """List the devices HEAT knows, and what this machine is."""
+    from deploy.runtimes import installed_runtimes
     from latency_tables.devices import load_devices
     from latency_tables.machine import detect_cpu, detect_gpus
 
     from ..tables import list_devices
 
     known, cpu, gpus = load_devices(), detect_cpu(), detect_gpus()
-    list_devices(list(known.values()), cpu, gpus)
+    runtimes = installed_runtimes()
+    list_devices(list(known.values()), cpu, gpus, runtimes)
     return {
         "devices": sorted(known),
         "detected": asdict(cpu),
         "gpus": [asdict(gpu) for gpu in gpus],
+        "runtimes": runtimes,
     }
 
 
