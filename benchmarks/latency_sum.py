@@ -22,6 +22,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -137,7 +138,7 @@ def main() -> None:
         table.save(folder)
         fresh = Fresh(table.conditions, Path(scratch))
         speed_ms = fresh.measure(None).reference_ms
-        rows = []
+        rows: list[dict[str, Any]] = []
         for index, network in enumerate(networks):
             measured = fresh.measure(network, index)
             same = same_state(measured.reference_ms, speed_ms)

@@ -5,6 +5,7 @@ them was not, so far: no GPU was at hand when it was written.
 """
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from supernet.errors import BundleError, DeviceError, UserError
 
 from .cuda import Cuda
-from .runtimes import EXECUTED_NAMES, HEAVY, WallClock, import_runtime
+from .runtimes import HEAVY, WallClock, import_runtime, profiled_precisions
 
 WORKSPACE_BYTES = 2**31
 
@@ -123,7 +124,7 @@ class TensorRtSession(WallClock):
         """Execute once between two events, upload of the inputs included."""
         return self._cuda.timed_ms(lambda: self._execute(inputs))
 
-    def executed(self) -> dict[str, int]:
+    def executed(self, inputs: Mapping[str, Any]) -> dict[str, int]:
         """Return how many heavy layers the engine has in each precision, by its inspector."""
         inspector = self._engine.create_engine_inspector()
         form = self._trt.LayerInformationFormat.JSON
@@ -174,30 +175,34 @@ def _growing(trt: Any, cuda: Cuda) -> Any:
 
 
 class OnnxRuntimeCudaSession(WallClock):
-    """ONNX Runtime with its CUDA provider: every node there, or it is refused."""
+    """ONNX Runtime with its CUDA provider."""
+
+    PROVIDER = "CUDAExecutionProvider"
 
     def __init__(self, model: bytes | Path, threads: int, precision: str = "f32") -> None:
-        """Load the model; f32 is f32, not TF32."""
-        ort = import_runtime("onnxruntime")
-        if "CUDAExecutionProvider" not in ort.get_available_providers():
+        """Load the model; it holds the precision, and f32 is f32, not TF32."""
+        self._ort = import_runtime("onnxruntime")
+        if self.PROVIDER not in self._ort.get_available_providers():
             raise DeviceError("this ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu")
         self._cuda = Cuda()
-        options = ort.SessionOptions()
+        self._model = str(model) if isinstance(model, Path) else model
+        self._session = self._open("")
+
+    def _open(self, profile: str) -> Any:
+        options = self._ort.SessionOptions()
         options.log_severity_level = 3
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, profile
         provider = {"use_tf32": "0", "user_compute_stream": str(self._cuda.stream.value)}
-        self._session = ort.InferenceSession(
-            str(model) if isinstance(model, Path) else model,
-            options,
-            providers=[("CUDAExecutionProvider", provider), "CPUExecutionProvider"],
-        )
-        self._precision = precision
+        providers = [(self.PROVIDER, provider), "CPUExecutionProvider"]
+        return self._ort.InferenceSession(self._model, options, providers=providers)
 
     def run(self, inputs: Mapping[str, Any]) -> list[Any]:
         """Execute once."""
         return list(self._session.run(None, dict(inputs)))
 
     def timed(self, inputs: Mapping[str, Any]) -> float:
-        """Execute once between two events; inputs and outputs stay on the device."""
+        """Execute once between two events; outputs stay on the device."""
         binding = self._session.io_binding()
         for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
@@ -206,10 +211,12 @@ class OnnxRuntimeCudaSession(WallClock):
         binding.synchronize_inputs()
         return self._cuda.timed_ms(lambda: self._session.run_with_iobinding(binding))
 
-    def executed(self) -> dict[str, int]:
-        """Return the precision of the model's tensors: the provider executes them as they are."""
-        kinds = Counter(EXECUTED_NAMES.get(self._precision, self._precision) for _ in [0])
-        return dict(kinds)
+    def executed(self, inputs: Mapping[str, Any]) -> dict[str, int]:
+        """Return the precision of the heavy nodes, by ONNX Runtime's profile."""
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._open(str(Path(folder) / "run"))
+            session.run(None, dict(inputs))
+            return profiled_precisions(Path(session.end_profiling()), self.PROVIDER)
 
 
 GPU_RUNTIMES = {"tensorrt": TensorRtSession, "onnxruntime": OnnxRuntimeCudaSession}

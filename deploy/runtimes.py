@@ -227,15 +227,24 @@ def _openvino_precisions(session: OpenVinoSession) -> dict[str, int]:
 def _onnxruntime_precisions(
     model: bytes | Path, threads: int, feeds: Mapping[str, Any]
 ) -> dict[str, int]:
-    found: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         session = OnnxRuntimeSession(model, threads, profile=str(Path(folder) / "run"))
         session.run(feeds)
-        events = json.loads(Path(session.session.end_profiling()).read_text(encoding="utf-8"))
-    for event in events:
+        return profiled_precisions(Path(session.session.end_profiling()))
+
+
+def profiled_precisions(profile: Path, provider: str = "CPUExecutionProvider") -> dict[str, int]:
+    """Count the heavy nodes of an ONNX Runtime profile by precision of their first input.
+
+    Nodes that another provider executed are counted apart.
+    """
+    found: Counter[str] = Counter()
+    for event in json.loads(profile.read_text(encoding="utf-8")):
         facts = event.get("args", {})
         kind, inputs = facts.get("op_name", "").lower(), facts.get("input_type_shape")
         if inputs and any(part in kind for part in HEAVY):
             precision = next(iter(inputs[0]))
-            found[EXECUTED_NAMES.get(precision, precision)] += 1
+            name = EXECUTED_NAMES.get(precision, precision)
+            other = facts.get("provider", provider)
+            found[name if other == provider else f"{name} by {other}"] += 1
     return dict(found)

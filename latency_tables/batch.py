@@ -155,7 +155,7 @@ def precision_of(model: Model, setting: Setting) -> str:
     """Run a model once and return the precision that the runtime executed most of it in."""
     job = load(model, setting)
     if setting.device == "cuda" or setting.runtime == "torch":
-        return dominant(job.session.executed())  # type: ignore[attr-defined]
+        return dominant(job.session.executed(job.feeds))  # type: ignore[attr-defined]
     found = executed_precision(
         setting.runtime, model.onnx, setting.threads, setting.precision, job.feeds
     )

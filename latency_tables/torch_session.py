@@ -100,7 +100,7 @@ class TorchSession(WallClock):
         end.synchronize()
         return float(start.elapsed_time(end))
 
-    def executed(self) -> dict[str, int]:
+    def executed(self, inputs: Mapping[str, Any]) -> dict[str, int]:
         """Return how many convolutions have their weights in each precision."""
         names = {dtype: name for name, dtype in DTYPES.items()}
         found: dict[str, int] = {}
