@@ -11,7 +11,7 @@ from latency_tables.table import LatencyTable
 from supernet.atomic import replacing
 
 
-def draw_table(table: LatencyTable, path: Path) -> Path:
+def table_figure(table: LatencyTable) -> Figure:
     """Draw milliseconds against width of every block, a panel for each stride."""
     curves = block_curves(table)
     figure = Figure(figsize=(3.6 * max(1, len(curves)), 3.6), layout="constrained")
@@ -30,7 +30,12 @@ def draw_table(table: LatencyTable, path: Path) -> Path:
         f"thread(s), {c.height}x{c.width}",
         fontsize=10,
     )
-    return save(figure, path)
+    return figure
+
+
+def draw_table(table: LatencyTable, path: Path) -> Path:
+    """Save the picture of a table."""
+    return save(table_figure(table), path)
 
 
 def draw_stacks(stacks: Mapping[str, float], title: str, path: Path) -> Path:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from deploy.detect import Bundle, draw, read_card
 from deploy.export import RUNTIME_OF
+from latency_tables.curves import block_curves
 from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture
 from supernet.atomic import write_text
@@ -21,6 +22,7 @@ from supernet.errors import UserError
 from supernet.letterbox import read_image
 from supernet.version import __version__
 
+from .charts import table_figure
 from .workspace import Workspace
 
 SAMPLES = 6
@@ -74,6 +76,7 @@ def _parts(workspace: Workspace, thin: dict[str, Any] | None) -> list[dict[str, 
     if thin is None:
         return []
     table = _table(workspace, thin)
+    times = table.times_ms()
     architecture = Architecture.load(workspace.architecture)
     return [
         {
@@ -83,15 +86,16 @@ def _parts(workspace: Workspace, thin: dict[str, Any] | None) -> list[dict[str, 
             if entry.d_in == entry.d_out
             else f"{entry.d_in}→{entry.d_out}",
             "map": f"{entry.h}x{entry.w}",
-            "ms": table.row(entry).ms * thin["table_factor"],
+            "ms": times[entry] * thin["table_factor"],
         }
         for place, entry in architecture.entries().items()
     ]
 
 
 def _table(workspace: Workspace, stage: dict[str, Any]) -> LatencyTable:
-    """Return the table a stage names; the workspace may have moved since."""
-    return LatencyTable.load(workspace.tables / Path(stage["table"]).name)
+    """Return the table a stage names; the workspace may have moved, or the table be HEAT's own."""
+    moved = workspace.tables / Path(stage["table"]).name
+    return LatencyTable.load(moved if moved.exists() else Path(stage["table"]))
 
 
 def _thinning_chart(workspace: Workspace, thin: dict[str, Any] | None) -> list[Chart]:
@@ -127,33 +131,15 @@ def _table_chart(workspace: Workspace, stage: dict[str, Any] | None) -> list[Cha
     if stage is None:
         return []
     table = _table(workspace, stage)
-    frame = pd.DataFrame(
-        [
-            {"op": entry.op, "stride": entry.stride, "width": entry.d_in, "ms": row.ms}
-            for entry, row in table.rows.items()
-            if entry.op in ("repcnn", "wmsa", "swmsa", "cw", "oa")
-        ]
-    )
-    if frame.empty:
+    if not block_curves(table):
         return []
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    strides = sorted(frame["stride"].unique())
-    for index, stride in enumerate(strides, 1):
-        axes = figure.add_subplot(1, len(strides), index)
-        for op, rows in frame[frame["stride"] == stride].groupby("op"):
-            rows = rows.sort_values("width")
-            axes.plot(rows["width"], rows["ms"], "-o", markersize=3, label=str(op))
-        axes.set_title(f"stride {stride}", fontsize=9)
-        axes.set_xlabel("width")
-        axes.set_ylim(bottom=0)
-        if index == 1:
-            axes.set_ylabel("ms")
-            axes.legend(fontsize=7)
     error = table.calibration.held_out_error
     text = f"{len(table.rows)} entries of {table.conditions.stem}. "
     if error is not None:
         text += f"Median error on networks not used for calibration: {100 * error:.1f} %."
-    return [("The latency table", text, _svg(figure))]
+    if table.estimated:
+        text += " ESTIMATED from published figures, not measured."
+    return [("The latency table", text, _svg(table_figure(table)))]
 
 
 def _training_chart(workspace: Workspace) -> list[Chart]:

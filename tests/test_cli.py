@@ -403,6 +403,13 @@ def test_an_estimated_device_is_never_called_measured(tmp_path: Path) -> None:
     code, thinned, errors = run("thin", "--target-fps", 50, "--trust-table", *out)
     assert code == 0 and "ESTIMATED" in errors, errors
     assert thinned["source"] == "estimated" and thinned["measured_fps"] is None
+    code, exported, errors = run("export", "--format", "onnx", *out)
+    assert code == 0 and exported["predicted_fps"] is None, errors
+    assert "there are ESTIMATED" in errors
+    card = json.loads((tmp_path / "run/bundle-onnx/card.json").read_text())
+    assert card["thinned_for"]["source"] == "estimated" and card["device"] != "v100"
+    assert run("report", *out)[0] == 0
+    assert "ESTIMATED" in (tmp_path / "run/report.html").read_text()
     code, far, errors = run("thin", "--target-fps", 1e7, "--trust-table", *out)
     assert code == 3 and not far["met"]
     message = fails(2, "profile", "--device", "v100", "--few-shot", 3, *size, *out)

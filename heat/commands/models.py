@@ -126,9 +126,12 @@ def export(
     from ..stages.export import export as run
 
     workspace = Workspace(out)
-    target = last_target(
-        workspace, device, RUNTIME_OF[format], threads, "f32", stages=("thin", "profile")
-    )
+    runtime = RUNTIME_OF[format]
+    thinned = workspace.stage("thin")
+    if device is None and thinned is not None and not thinned["here"]:
+        # Thinned by a table for a device that is not here: checked and timed on this machine.
+        device = "cpu"
+    target = last_target(workspace, device, runtime, threads, "f32", stages=("thin", "profile"))
     trained = workspace.stage("train")
     data = data or (Path(trained["data"]) if trained else None)
     found = None

@@ -58,6 +58,7 @@ def export(
         "target_fps": target_fps,
         "predicted_fps": predicted,
         "held_out_error": thinned.get("held_out_error") if same else None,
+        "thinned_for": _thinned_for(thinned),
     }
     for attempt in range(MAX_MEASUREMENTS):
         done = export_bundle(
@@ -73,6 +74,12 @@ def export(
         if not broken:
             break
         print(f"warning: measurement {attempt + 1}: {broken}", file=sys.stderr)
+    if thinned and not thinned["here"]:
+        print(
+            f"thinned for {thinned['device']} by a table: {thinned['predicted_fps']:.1f} FPS there "
+            f"are {thinned['source'].upper()}; {done.speed.fps:.1f} FPS were measured here",
+            file=sys.stderr,
+        )
     if training is None:
         print("warning: this network is UNTRAINED: heat train makes it detect", file=sys.stderr)
     result = {
@@ -95,6 +102,21 @@ def export(
     if broken:
         raise PromiseError(f"{broken}; the bundle in {done.folder} says so", result)
     return result
+
+
+def _thinned_for(thinned: dict[str, Any]) -> dict[str, Any] | None:
+    """Say for which device the network was thinned, and whether its frame rate is an estimate."""
+    if not thinned:
+        return None
+    return {
+        "device": thinned["device"],
+        "runtime": thinned["runtime"],
+        "precision": thinned["precision"],
+        "target_fps": thinned["target_fps"],
+        "predicted_fps": thinned["predicted_fps"],
+        "source": thinned["source"],
+        "measured_there": thinned["here"],
+    }
 
 
 def broken_promises(fps: float, predicted: float | None, target_fps: float | None) -> str:

@@ -99,6 +99,7 @@ def thin(
         "measured_memory_mb": _rounded(measured.memory_mb) if measured else None,
         "met": not broken,
         "source": "estimated" if table.estimated else "measured",
+        "here": target.here,
         "device": table.conditions.device,
         "requested": target.device.name,
         "model": table.conditions.model,
