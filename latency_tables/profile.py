@@ -26,7 +26,7 @@ from .networks import reference_architecture
 from .peak import peak_mb
 from .plan import Checks, batches_of, check_networks
 from .probes import terms
-from .table import LatencyTable, Row, same_state, scale_to
+from .table import ESTIMATED, LatencyTable, Row, same_state, scale_to
 
 SHIPPED = Path(__file__).parent
 """Tables that come with HEAT: one measured machine, and estimates."""
@@ -58,7 +58,7 @@ def open_table(
     Raises `TableError` where the stored one is broken, or was measured under other conditions and
     is not trusted. A trusted table may also be one that HEAT ships.
     """
-    path = find_table(folder, target, input_size, shipped=trust)
+    path = find_table(folder, target, input_size, trust=trust)
     if path is None and not target.here:
         stem = stem_of(target.name, target.setting, input_size)
         raise TableError(
@@ -80,12 +80,17 @@ def open_table(
 
 
 def find_table(
-    folder: Path, target: Target, input_size: tuple[int, int], *, shipped: bool = False
+    folder: Path, target: Target, input_size: tuple[int, int], *, trust: bool = False
 ) -> Path | None:
-    """Return where a target's table lies: in the folder, or among those that HEAT ships."""
-    name = f"{stem_of(target.name, target.setting, input_size)}.csv"
-    places = [folder, SHIPPED] if shipped else [folder]
-    return next((place / name for place in places if (place / name).exists()), None)
+    """Return where a target's table lies: in the folder.
+
+    Trusted are also an estimate there, and the tables that HEAT ships, in this order.
+    """
+    stem = stem_of(target.name, target.setting, input_size)
+    names = [f"{stem}.csv", f"{stem}{ESTIMATED}.csv"] if trust else [f"{stem}.csv"]
+    places = [folder, SHIPPED] if trust else [folder]
+    paths = [place / name for place in places for name in names]
+    return next((path for path in paths if path.exists()), None)
 
 
 def empty_table(target: Target, input_size: tuple[int, int]) -> LatencyTable:

@@ -30,6 +30,8 @@ FORMAT_VERSION = 2
 calibration."""
 
 SEAL = "# sha256="
+ESTIMATED = "-estimated"
+"""End of an estimated table's file name."""
 
 UNSTABLE = 0.1
 """Relative uncertainty above which a row counts as unstable."""
@@ -87,6 +89,11 @@ class LatencyTable:
         """The reference network at the speed that predictions are for: the rows' median."""
         known = [row.reference_ms for row in self.rows.values() if row.reference_ms > 0]
         return statistics.median(known) if known else 0.0
+
+    @property
+    def name(self) -> str:
+        """File name without suffix; an estimate never takes the place of what was measured."""
+        return f"{self.conditions.stem}{ESTIMATED if self.estimated else ''}"
 
     @property
     def estimated(self) -> bool:
@@ -163,7 +170,7 @@ class LatencyTable:
         self.conditions.require(
             other.conditions,
             f"tables of {self.conditions.stem} measured under different conditions do not merge",
-            "profile one of them again",
+            "remove the older one, or use another --out",
         )
         self.rows = other.rows | self.rows
         if not self.calibration.anchors:
@@ -178,7 +185,7 @@ class LatencyTable:
             [asdict(entry) | asdict(row) | shared for entry, row in sorted(self.rows.items())]
         )
         text = frame.to_csv(index=False)
-        path = folder / f"{self.conditions.stem}.csv"
+        path = folder / f"{self.name}.csv"
         sidecar = {
             "format": FORMAT_VERSION,
             "conditions": shared,

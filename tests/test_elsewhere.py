@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from latency_tables.pack import compressible, probe_script, table_from_results, 
 from latency_tables.plan import Checks, check_networks
 from latency_tables.probe import read_results
 from latency_tables.remote import Host
+from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture
 from supernet.errors import DeviceError, TableError
 from supernet.supernet import SearchSpace
@@ -107,6 +109,13 @@ def test_carried_results_become_a_table(results: Path, tmp_path: Path) -> None:
     found = unpack_results(Workspace(tmp_path), results)
     assert found["entries"] > 20 and found["source"] == "measured" and not found["here"]
     assert found["held_out_error"] is not None and found["detected"]["cores"] >= 1
+    again = unpack_results(Workspace(tmp_path), results)
+    assert again["entries"] == found["entries"]
+    table = LatencyTable.load(Path(found["table"]))
+    table.conditions = replace(table.conditions, runtime_version="0.0.1")
+    table.save(tmp_path / "tables")
+    with pytest.raises(TableError, match=r"do not merge .*0\.0\.1.*another --out"):
+        unpack_results(Workspace(tmp_path), results)
     table = table_from_results(results)
     assert table.memory is not None and table.conditions.precision == "f32"
     network = check_networks(TEMPLATE, SPACE.widths, SPACE.positions, CHECKS)[0]

@@ -61,7 +61,7 @@ def test_every_estimated_row_says_so(tmp_path: Path) -> None:
     assert text.count("estimated") >= len(table.rows)
     assert "source" in table.facts["estimate"]["figures"]
     assert table.facts["estimate"]["error"]["other_runtime"] > 0
-    assert LatencyTable.load(tmp_path / f"{table.conditions.stem}.csv").estimated
+    assert LatencyTable.load(tmp_path / f"{table.name}.csv").estimated
 
 
 def test_few_measured_rows_correct_an_estimate() -> None:

@@ -68,7 +68,7 @@ def thin_target(
     absent = last is not None and not last["here"] and device in (None, last["requested"])
     if trust:
         far = last_target(*asked, stages=stages, elsewhere=True)
-        if absent or find_table(workspace.tables, far, input_size, shipped=True):
+        if absent or find_table(workspace.tables, far, input_size, trust=True):
             return far
     elif absent:
         assert last is not None

@@ -9,10 +9,11 @@ from latency_tables.devices import Target, declared
 from latency_tables.pack import probe_version, read_plan, table_from_results, write_pack
 from latency_tables.plan import Checks, check_networks, space_entries
 from latency_tables.remote import Host
+from latency_tables.table import LatencyTable
 from supernet.supernet import SearchSpace
 
 from ..workspace import Workspace
-from .profile import record, report
+from .profile import record, report, table_path
 
 
 def pack_probe(path: Path, target: Target, space: SearchSpace) -> dict[str, Any]:
@@ -41,6 +42,9 @@ def unpack_results(workspace: Workspace, path: Path) -> dict[str, Any]:
     plan = read_plan(path)
     space = SearchSpace.from_json(plan["space"], str(path))
     target = declared(plan["device"])
+    standing = table_path(workspace, table)
+    if standing.exists():
+        table.merge(LatencyTable.load(standing))
     report(table)
     return record(workspace, target, space, table, time.monotonic() - started)
 

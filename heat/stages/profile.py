@@ -39,7 +39,7 @@ def profile(workspace: Workspace, target: Target, space: SearchSpace) -> dict[st
 
 def table_path(workspace: Workspace, table: LatencyTable) -> Path:
     """Return where a table lies."""
-    return workspace.tables / f"{table.conditions.stem}.csv"
+    return workspace.tables / f"{table.name}.csv"
 
 
 def record(

@@ -16,7 +16,7 @@ from latency_tables.lock import only_one
 from latency_tables.models import write_network
 from latency_tables.peak import peak_mb
 from latency_tables.plan import LAZY
-from latency_tables.profile import PEAK_COMMAND, fill, open_bench, open_table
+from latency_tables.profile import PEAK_COMMAND, fill, find_table, open_bench, open_table
 from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture
 from supernet.checkpoint import load_weights, read_info
@@ -71,7 +71,10 @@ def thin(
     if rules is None:
         # Without training no stage is known to matter less: every stage's moves are weighed.
         rules = ThinningRules(stage_rule="mean" if supernet is not None else "all")
-    table = open_table(workspace.tables, target, space.template.input_size, trust=trust)
+    size = space.template.input_size
+    table = open_table(workspace.tables, target, size, trust=trust)
+    found = find_table(workspace.tables, target, size, trust=trust)
+    where = found or table_path(workspace, table)
     with only_one(table_path(workspace, table)):
         if target.here:
             _ensure_checked(workspace, table, space, limits)
@@ -114,7 +117,7 @@ def thin(
         "positions": outcome.state.positions(),
         "ranked_by": "supernet" if supernet is not None else "prior (no supernet trained)",
         "ap_drop_by": proxy,
-        "table": str(table_path(workspace, table)),
+        "table": str(where),
         "table_factor": round(prices.speed * table.calibration.factor, 4),
         "held_out_error": table.calibration.held_out_error,
         "margin": round(_margin(table), 4),
