@@ -30,7 +30,7 @@ from latency_tables.estimate import (
 )
 from latency_tables.networks import random_architecture
 from latency_tables.plan import space_entries
-from latency_tables.profile import SHIPPED
+from latency_tables.store import SHIPPED
 from latency_tables.table import LatencyTable
 from supernet.architecture import preset
 from supernet.atomic import write_text

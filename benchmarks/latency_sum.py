@@ -34,7 +34,8 @@ from latency_tables.devices import resolve
 from latency_tables.models import write_network
 from latency_tables.networks import random_architecture, reference_architecture
 from latency_tables.plan import Checks, check_networks, space_entries
-from latency_tables.profile import calibrate, fill, open_table
+from latency_tables.profile import calibrate, fill
+from latency_tables.store import open_table
 from latency_tables.table import same_state, scale_to
 from supernet.architecture import Architecture, parse_size
 from supernet.atomic import write_text

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from latency_tables.devices import Target
-from latency_tables.profile import conditions_of
+from latency_tables.store import conditions_of
 from supernet.coco import DetectionSet, Record
 from supernet.detector import Detector
 from supernet.loss import detection_loss

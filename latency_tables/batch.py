@@ -98,7 +98,7 @@ class Bench:
 
     def reference_ms(self) -> float:
         """Time the reference network alone: how fast is the machine now?"""
-        return time_jobs({REFERENCE: self._reference}, rounds=3)[REFERENCE].min_ms
+        return time_jobs({REFERENCE: self._reference})[REFERENCE].min_ms
 
     def run(self, models: Mapping[str, Model], *, rounds: int = ROUNDS) -> BatchResult:
         """Time models and the reference, interleaved."""

@@ -37,7 +37,7 @@ from .networks import reference_architecture
 from .plan import Checks, batches_of
 from .probe import RESULTS_FORMAT, read_results
 from .probes import terms
-from .profile import add_rows, network_ms, set_checks, spend
+from .profile import add_rows, set_checks, spend
 from .table import LatencyTable
 
 PARTS = (errors, runtimes, cuda, gpu, bench, machine, measure, batch, lock, peak, probe)
@@ -191,11 +191,12 @@ def table_from_results(path: Path) -> LatencyTable:
     for index, entries in enumerate(batches):
         add_rows(table, entries, results[index])
         spend(table, load=results[index].load_s, time=results[index].time_s)
-    measured, peaks = [], []
+    measured: list[NetworkResult] = []
+    peaks: list[float] = []
     for record in whole:
         facts = {key: value for key, value in record.items() if key not in ("network", "peak_mb")}
         network = NetworkResult(**facts | {"disturbance": Disturbance(**facts["disturbance"])})
-        measured.append(network_ms(table, network))
+        measured.append(network)
         spend(table, load=network.load_s, time=network.time_s)
         if "peak_mb" in record:
             peaks.append(record["peak_mb"])

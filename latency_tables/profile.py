@@ -2,23 +2,21 @@
 
 import datetime
 import math
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
-from deploy.runtimes import runtime_version
 from supernet.architecture import Architecture, Entry
-from supernet.errors import DeviceError, TableError, UserError
+from supernet.errors import DeviceError, UserError
 from supernet.progress import Progress
 from supernet.version import __version__
 
 from .batch import BatchResult, Bench, NetworkResult, precision_of
 from .calibration import Sample, calibrated
-from .conditions import Conditions, stem_of
+from .conditions import Conditions
 from .costs import MemoryModel, MemorySample, size_mb, working_set_mb
-from .devices import Target
 from .machine import Disturbance
 from .measure import ROUNDS
 from .models import write, write_network
@@ -26,10 +24,7 @@ from .networks import reference_architecture
 from .peak import peak_mb
 from .plan import Checks, batches_of, check_networks
 from .probes import terms
-from .table import ESTIMATED, LatencyTable, Row, same_state, scale_to
-
-SHIPPED = Path(__file__).parent
-"""Tables that come with HEAT: one measured machine, and estimates."""
+from .table import LatencyTable, Row, same_state, scale_to
 
 HELD_OUT_EVERY = 4
 """Of the networks whose memory is measured, every fourth only checks the memory model."""
@@ -40,65 +35,6 @@ STATE_WAIT_S = 3.0
 """Pause before that."""
 
 PEAK_COMMAND = (sys.executable, "-m", "latency_tables.peak")
-
-
-def conditions_of(target: Target, input_size: tuple[int, int]) -> Conditions:
-    """Return the conditions under which this machine measures now."""
-    version = runtime_version(target.runtime)
-    return Conditions.of(
-        target.name, target.detected, target.gpu, target.setting, version, input_size
-    )
-
-
-def open_table(
-    folder: Path, target: Target, input_size: tuple[int, int], *, trust: bool = False
-) -> LatencyTable:
-    """Return the stored table of these conditions, or an empty one.
-
-    Raises `TableError` where the stored one is broken, or was measured under other conditions and
-    is not trusted. A trusted table may also be one that HEAT ships.
-    """
-    path = find_table(folder, target, input_size, trust=trust)
-    if path is None and not target.here:
-        stem = stem_of(target.name, target.setting, input_size)
-        raise TableError(
-            f"no table {stem}.csv in {folder}: heat profile --device {target.name} --estimate, "
-            "--host or --unpack makes one"
-        )
-    if path is None:
-        return empty_table(target, input_size)
-    table = LatencyTable.load(path)
-    if target.here:
-        conditions = conditions_of(target, input_size)
-        if trust:
-            different = conditions.differences(table.conditions)
-            if different:
-                print(f"warning: trusting {path} in spite of {different}", file=sys.stderr)
-        else:
-            table.require(conditions)
-    return table
-
-
-def find_table(
-    folder: Path, target: Target, input_size: tuple[int, int], *, trust: bool = False
-) -> Path | None:
-    """Return where a target's table lies: in the folder.
-
-    Trusted are also an estimate there, and the tables that HEAT ships, in this order.
-    """
-    stem = stem_of(target.name, target.setting, input_size)
-    names = [f"{stem}.csv", f"{stem}{ESTIMATED}.csv"] if trust else [f"{stem}.csv"]
-    places = [folder, SHIPPED] if trust else [folder]
-    paths = [place / name for place in places for name in names]
-    return next((path for path in paths if path.exists()), None)
-
-
-def empty_table(target: Target, input_size: tuple[int, int]) -> LatencyTable:
-    """Return a table without rows for this machine."""
-    facts = {"detected": asdict(target.detected)}
-    if target.gpu:
-        facts["gpu"] = asdict(target.gpu)
-    return LatencyTable(conditions_of(target, input_size), facts=facts)
 
 
 def open_bench(conditions: Conditions) -> Bench:
@@ -179,18 +115,18 @@ def add_rows(table: LatencyTable, entries: Sequence[Entry], result: BatchResult)
             date=today,
             heat=__version__,
         )
-    add_disturbance(table, result.disturbance, result.reference.min_ms)
+    watch(table, result.disturbance)
+    speeds = table.facts.setdefault("reference_ms", {})
+    ms = round(result.reference.min_ms, 4)
+    speeds["fastest"] = min(speeds.get("fastest", ms), ms)
+    speeds["slowest"] = max(speeds.get("slowest", ms), ms)
 
 
-def add_disturbance(table: LatencyTable, disturbance: Disturbance, reference_ms: float) -> None:
+def watch(table: LatencyTable, disturbance: Disturbance) -> None:
     """Keep the worst of what disturbed the measurement."""
     worst = table.facts.setdefault("disturbance", {})
     for name, value in asdict(disturbance).items():
         worst[name] = max(worst.get(name, 0), value)
-    speeds = table.facts.setdefault("reference_ms", {})
-    ms = round(reference_ms, 4)
-    speeds["fastest"] = min(speeds.get("fastest", ms), ms)
-    speeds["slowest"] = max(speeds.get("slowest", ms), ms)
 
 
 def spend(table: LatencyTable, **seconds: float) -> None:
@@ -219,8 +155,9 @@ def calibrate(
     bench = open_bench(table.conditions)
     needed = [entry for network in networks for entry in network.entries().values()]
     fill(table, needed, bench=bench, save=save)
-    measured: list[float] = []
+    results: list[NetworkResult] = []
     peaks: list[float] = []
+    usual_ms = bench.reference_ms()
     with Progress("whole networks", len(networks)) as bar:
         for index, network in enumerate(networks):
             start = time.perf_counter()
@@ -228,37 +165,36 @@ def calibrate(
             written = time.perf_counter() - start
             result = bench.network(model)
             for _ in range(STATE_PASSES):
-                if same_state(result.reference_ms, table.reference_ms):
+                if same_state(result.reference_ms, usual_ms):
                     break
                 time.sleep(STATE_WAIT_S)
                 result = bench.network(model)
-            measured.append(network_ms(table, result))
+            results.append(result)
             spend(table, write=written, load=result.load_s, time=result.time_s)
             if index < checks.memory and model.onnx:
                 peaks.append(peak_mb(model, bench.setting, PEAK_COMMAND))
             bar.advance(str(network.widths))
-    set_checks(table, networks, measured, peaks, checks)
+    set_checks(table, networks, results, peaks, checks)
     save()
-
-
-def network_ms(table: LatencyTable, result: NetworkResult) -> float:
-    """Return a network's milliseconds at the table's reference speed."""
-    add_disturbance(table, result.disturbance, result.reference_ms)
-    return result.ms * scale_to(table.reference_ms, result.reference_ms)
 
 
 def set_checks(
     table: LatencyTable,
     networks: Sequence[Architecture],
-    measured_ms: Sequence[float],
+    results: Sequence[NetworkResult],
     peaks_mb: Sequence[float],
     checks: Checks,
 ) -> None:
-    """Fit what the measured networks say about latency and memory."""
-    samples = [
-        Sample(table.sum_ms(network), len(network.entries()), ms)
-        for network, ms in zip(networks, measured_ms, strict=True)
-    ]
+    """Fit what the measured networks say about latency and memory.
+
+    Their times are taken to the speed that the reference network had among them, in the median.
+    """
+    usual_ms = statistics.median(result.reference_ms for result in results)
+    samples = []
+    for network, result in zip(networks, results, strict=True):
+        watch(table, result.disturbance)
+        ms = result.ms * scale_to(usual_ms, result.reference_ms)
+        samples.append(Sample(table.sum_ms(network), len(network.entries()), ms))
     table.calibration = calibrated(samples[: checks.anchors], samples[checks.anchors :])
     if peaks_mb:
         setting = table.conditions.setting

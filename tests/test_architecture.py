@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from latency_tables.profile import space_entries
+from latency_tables.plan import space_entries
 from supernet.architecture import PRESETS, Architecture, Macs, parse_size, preset
 from supernet.detector import Detector
 from supernet.errors import UserError

@@ -16,7 +16,7 @@ from latency_tables.estimate import (
     spread_entries,
 )
 from latency_tables.plan import space_entries
-from latency_tables.profile import SHIPPED
+from latency_tables.store import SHIPPED
 from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture, Entry
 from supernet.errors import DeviceError, TableError

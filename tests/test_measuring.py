@@ -24,15 +24,9 @@ from latency_tables.networks import random_architecture, reference_architecture
 from latency_tables.peak import peak_mb
 from latency_tables.plan import Checks, check_networks
 from latency_tables.probes import terms
-from latency_tables.profile import (
-    PEAK_COMMAND,
-    calibrate,
-    conditions_of,
-    fill,
-    open_bench,
-    open_table,
-)
+from latency_tables.profile import PEAK_COMMAND, calibrate, fill, open_bench
 from latency_tables.stacks import Setup, measure_stacks
+from latency_tables.store import conditions_of, open_table
 from latency_tables.table import LatencyTable, Row
 from supernet.architecture import Architecture
 from supernet.detector import Detector

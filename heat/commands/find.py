@@ -59,7 +59,7 @@ def thin_target(
     trust: bool,
 ) -> "Target":
     """Return the device to thin for: this machine, or, trusted, one that only its table knows."""
-    from latency_tables.profile import find_table
+    from latency_tables.store import find_table
     from supernet.errors import TableError
 
     asked = (workspace, device, runtime, threads, precision)

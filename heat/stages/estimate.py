@@ -17,8 +17,9 @@ from latency_tables.estimate import (
 )
 from latency_tables.pack import probe_version, table_from_results, write_pack
 from latency_tables.plan import Checks, space_entries
-from latency_tables.profile import empty_table, fill
+from latency_tables.profile import fill
 from latency_tables.remote import Host
+from latency_tables.store import empty_table
 from latency_tables.table import LatencyTable
 from supernet.errors import DeviceError
 from supernet.supernet import SearchSpace

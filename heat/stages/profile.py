@@ -9,7 +9,8 @@ from typing import Any
 from latency_tables.devices import Target
 from latency_tables.lock import only_one
 from latency_tables.plan import Checks, space_entries
-from latency_tables.profile import calibrate, empty_table, fill, open_bench, open_table
+from latency_tables.profile import calibrate, fill, open_bench
+from latency_tables.store import empty_table, open_table
 from latency_tables.table import LatencyTable
 from supernet.errors import TableError
 from supernet.supernet import SearchSpace

@@ -11,8 +11,8 @@ from latency_tables.batch import Setting
 from latency_tables.compare import AGREE, compare
 from latency_tables.devices import find_device
 from latency_tables.machine import detect_cpu
-from latency_tables.profile import SHIPPED
 from latency_tables.stacks import measure_stacks
+from latency_tables.store import SHIPPED
 from latency_tables.table import LatencyTable
 from supernet.atomic import write_text
 from supernet.errors import PromiseError, TableError

@@ -16,7 +16,8 @@ from latency_tables.lock import only_one
 from latency_tables.models import write_network
 from latency_tables.peak import peak_mb
 from latency_tables.plan import LAZY
-from latency_tables.profile import PEAK_COMMAND, fill, find_table, open_bench, open_table
+from latency_tables.profile import PEAK_COMMAND, fill, open_bench
+from latency_tables.store import find_table, open_table
 from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture
 from supernet.checkpoint import load_weights, read_info
