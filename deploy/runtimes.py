@@ -157,8 +157,14 @@ def runtime_version(runtime: str) -> str:
     """Return the installed version of a runtime."""
     if runtime not in PIP_NAME:
         raise UserError(f"unknown runtime {runtime!r}: one of {', '.join(PIP_NAME)}")
-    import_runtime(runtime)
-    return importlib.metadata.version(PIP_NAME[runtime])
+    installed = installed_runtimes()
+    # TensorRT comes in two packages with one interface.
+    names = ("tensorrt", "tensorrt_rtx") if runtime == "tensorrt" else (runtime,)
+    version = next((installed[name] for name in names if installed[name]), None)
+    if version is None:
+        import_runtime(runtime)
+        raise UserError(f"runtime {runtime} has no version: pip install {PIP_NAME[runtime]}")
+    return version
 
 
 def installed_runtimes() -> dict[str, str | None]:

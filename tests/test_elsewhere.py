@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from heat.cli import main
 from heat.stages.elsewhere import profile_host, unpack_results
 from heat.workspace import Workspace
 from latency_tables.devices import declared
@@ -230,6 +231,11 @@ def test_a_host_is_profiled_over_ssh(
     assert dropped.exists()
     assert found["host"] == "127.0.0.1" and found["entries"] > 20
     assert Path(found["table"]).exists()
+    # The table of a machine that is not here thins, trusted, by prediction only.
+    assert main(["thin", "--target-fps", "1", "--out", str(workspace.root)]) == 2
+    assert main(["thin", "--target-fps", "1", "--trust-table", "--out", str(workspace.root)]) == 0
+    thinned = workspace.need("thin", "heat thin")
+    assert thinned["source"] == "measured" and thinned["measured_fps"] is None
 
 
 def test_a_host_that_cannot_be_reached_is_named(

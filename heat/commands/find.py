@@ -68,6 +68,10 @@ def thin_target(
     absent = last is not None and not last["here"] and device in (None, last["requested"])
     if trust:
         far = last_target(*asked, stages=stages, elsewhere=True)
+        if absent:
+            assert last is not None
+            # A machine that is not the device it was profiled as has a name of its own.
+            far = replace(far, name=last["device"])
         if absent or find_table(workspace.tables, far, input_size, trust=True):
             return far
     elif absent:

@@ -1,5 +1,6 @@
 """`heat profile --host`, `--pack`, `--unpack`: devices that one does not sit at."""
 
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -42,6 +43,12 @@ def unpack_results(workspace: Workspace, path: Path) -> dict[str, Any]:
     plan = read_plan(path)
     space = SearchSpace.from_json(plan["space"], str(path))
     target = declared(plan["device"])
+    if target.device.pattern and table.conditions.device != target.device.name:
+        print(
+            f"warning: {target.device.name} means {target.device.title}; measured was "
+            f"{table.conditions.model}, and it is named as {table.conditions.device}",
+            file=sys.stderr,
+        )
     standing = table_path(workspace, table)
     if standing.exists():
         table.merge(LatencyTable.load(standing))
