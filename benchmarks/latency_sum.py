@@ -4,12 +4,12 @@
         --samples 20 --seed 0 --name openvino-bf16-320x512
 
 The networks are drawn over the whole `large` space and are none of those that calibrate the table.
-Each is measured in three processes of its own, the reference network beside it; medians count. The
+Each is measured in two processes of its own, the reference network beside it; means count. The
 clock of a shared machine drifts: measured times are taken to the speed that the reference had right
-after the table was made (`error`), and as they are (`error_raw`). Without --tables the table is
-measured from nothing; with --complete all its 766 entries are, not only those needed. With --name,
-a table, a picture and the result are written to benchmarks/results/latency-sum/. The last line is
-one JSON object.
+after the table was made, by its running median (`error`), and as they are (`error_raw`). Without
+--tables the table is measured from nothing; with --complete all its 766 entries are, not only those
+needed. With --name, table, picture and result are written to benchmarks/results/latency-sum/.
+The last line is one JSON object.
 """
 
 import argparse
@@ -31,20 +31,22 @@ from heat.spaces import search_space
 from heat.stages.profile import disturbances
 from latency_tables.conditions import Conditions
 from latency_tables.devices import resolve
+from latency_tables.drift import running_median, same_state, scale_to
 from latency_tables.models import write_network
 from latency_tables.networks import random_architecture, reference_architecture
 from latency_tables.plan import Checks, check_networks, space_entries
 from latency_tables.profile import calibrate, fill
 from latency_tables.store import open_table
-from latency_tables.table import same_state, scale_to
 from supernet.architecture import Architecture, parse_size
 from supernet.atomic import write_text
 from supernet.supernet import SearchSpace
 
 TIME_MODEL = Path(__file__).with_name("time_model.py")
 RESULTS = Path(__file__).parent / "results" / "latency-sum"
-PROCESSES = 3
+PROCESSES = 2
 """Fresh processes in which each network is measured."""
+BASELINE = 5
+"""How often the reference alone is measured so, right after the table was made."""
 
 
 def draw_networks(space: SearchSpace, samples: int, seed: int) -> list[Architecture]:
@@ -61,7 +63,7 @@ def draw_networks(space: SearchSpace, samples: int, seed: int) -> list[Architect
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A network in several fresh processes; medians."""
+    """A network in several fresh processes; means."""
 
     ms: float
     reference_ms: float
@@ -90,7 +92,7 @@ class Fresh:
             setting = json.dumps(asdict(self._setting))
             done = subprocess.run([*command, setting], capture_output=True, text=True, check=True)
             found.append(json.loads(done.stdout))
-        ms, reference_ms = (statistics.median(column) for column in zip(*found, strict=True))
+        ms, reference_ms = (statistics.mean(column) for column in zip(*found, strict=True))
         return Measured(ms, reference_ms)
 
 
@@ -138,28 +140,30 @@ def main() -> None:
         table_seconds = time.monotonic() - started
         table.save(folder)
         fresh = Fresh(table.conditions, Path(scratch))
-        speed_ms = fresh.measure(None).reference_ms
-        rows: list[dict[str, Any]] = []
+        speed_ms = statistics.median(fresh.measure(None).reference_ms for _ in range(BASELINE))
+        measured = []
         for index, network in enumerate(networks):
-            measured = fresh.measure(network, index)
-            same = same_state(measured.reference_ms, speed_ms)
-            scale = scale_to(speed_ms, measured.reference_ms)
-            predicted = table.predict_ms(network)
-            rows.append(
-                {
-                    "widths": " ".join(map(str, network.widths)),
-                    "blocks": " ".join(network.blocks),
-                    "gmacs": round(network.macs().total / 1e9, 3),
-                    "predicted_ms": round(predicted, 4),
-                    "measured_ms": round(measured.ms, 4),
-                    "reference_ms": round(measured.reference_ms, 4),
-                    "measured_at_table_speed_ms": round(measured.ms * scale, 4),
-                    "error": round(predicted / (measured.ms * scale) - 1, 5),
-                    "error_raw": round(predicted / measured.ms - 1, 5),
-                    "same_state": same,
-                }
-            )
-            print(f"{index + 1}/{len(networks)} {rows[-1]}", file=sys.stderr, flush=True)
+            measured.append(fresh.measure(network, index))
+            print(f"{index + 1}/{len(networks)} {measured[-1]}", file=sys.stderr, flush=True)
+    speeds = running_median([result.reference_ms for result in measured])
+    rows: list[dict[str, Any]] = []
+    for network, timed, reference_ms in zip(networks, measured, speeds, strict=True):
+        predicted = table.predict_ms(network)
+        at_table_speed = timed.ms * scale_to(speed_ms, reference_ms)
+        rows.append(
+            {
+                "widths": " ".join(map(str, network.widths)),
+                "blocks": " ".join(network.blocks),
+                "gmacs": round(network.macs().total / 1e9, 3),
+                "predicted_ms": round(predicted, 4),
+                "measured_ms": round(timed.ms, 4),
+                "reference_ms": round(timed.reference_ms, 4),
+                "measured_at_table_speed_ms": round(at_table_speed, 4),
+                "error": round(predicted / at_table_speed - 1, 5),
+                "error_raw": round(predicted / timed.ms - 1, 5),
+                "same_state": same_state(reference_ms, speed_ms),
+            }
+        )
     errors = [abs(row["error"]) for row in rows]
     raw = [abs(row["error_raw"]) for row in rows]
     result = {
@@ -177,6 +181,7 @@ def main() -> None:
         "seed": options.seed,
         "median_error_raw": round(statistics.median(raw), 5),
         "p95_error_raw": round(float(np.quantile(raw, 0.95)), 5),
+        "reference_ms": round(speed_ms, 4),
         "in_another_state": sum(not row["same_state"] for row in rows),
         **asdict(table.conditions),
         "table_entries": len(table.rows),

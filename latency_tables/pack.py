@@ -37,7 +37,7 @@ from .networks import reference_architecture
 from .plan import Checks, batches_of
 from .probe import RESULTS_FORMAT, read_results
 from .probes import terms
-from .profile import add_rows, set_checks, spend
+from .profile import add_rows, set_checks, smooth_references, spend
 from .table import LatencyTable
 
 PARTS = (errors, runtimes, cuda, gpu, bench, machine, measure, batch, lock, peak, probe)
@@ -191,6 +191,7 @@ def table_from_results(path: Path) -> LatencyTable:
     for index, entries in enumerate(batches):
         add_rows(table, entries, results[index])
         spend(table, load=results[index].load_s, time=results[index].time_s)
+    smooth_references(table, batches)
     measured: list[NetworkResult] = []
     peaks: list[float] = []
     for record in whole:

@@ -29,6 +29,8 @@ from .peak import peak_main, peak_mb
 RESULTS_FORMAT = 1
 """History of the results file: 1, the first."""
 
+MUST_STAND = ("pack", "probe", "setting", "machine", "runtime_version", "executed")
+"""What must not have changed when a probe goes on."""
 
 LOCK_PATIENCE_S = 60.0
 """A probe whose connection was lost notices at its next word; its successor waits so long."""
@@ -63,15 +65,12 @@ class Pack:
 
 def read_results(path: Path) -> list[dict[str, Any]]:
     """Return the records of a results file; a line cut short by a kill is left out."""
-    records = []
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    for line in text.splitlines(keepends=True):
-        try:
-            if line.endswith("\n"):
-                records.append(json.loads(line))
-        except ValueError:
-            raise TableError(f"{path} is no results file: run the probe again") from None
-    return records
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        lines = text.splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except (OSError, ValueError):
+        raise TableError(f"{path} is no results file: run the probe again") from None
 
 
 def measure_pack(pack: Pack, path: Path, peak_command: Sequence[str]) -> Path:
@@ -79,13 +78,13 @@ def measure_pack(pack: Pack, path: Path, peak_command: Sequence[str]) -> Path:
     setting = pack.setting
     with only_one(path, patience_s=LOCK_PATIENCE_S):
         done = read_results(path)
-        if done and done[0].get("pack") != pack.manifest["pack"]:
-            raise TableError(f"{path} holds results of another pack: remove it")
-        # A line that a kill cut short would swallow the next one.
-        path.write_text("".join(json.dumps(record) + "\n" for record in done), encoding="utf-8")
         reference = pack.model("reference")
+        head = header(pack, precision_of(reference, setting))
         if not done:
-            append(path, header(pack, precision_of(reference, setting)))
+            append(path, head)
+        elif any(done[0].get(key) != head[key] for key in MUST_STAND):
+            raise TableError(f"{path} holds results of another pack or machine state: remove it")
+        cut_torn_line(path)
         finished = {record["batch"] for record in done if "batch" in record}
         bench = Bench(setting, reference)
         batches: list[list[str]] = pack.manifest["batches"]
@@ -111,6 +110,14 @@ def measure_pack(pack: Pack, path: Path, peak_command: Sequence[str]) -> Path:
     return path
 
 
+def cut_torn_line(path: Path) -> None:
+    """Cut off a line that a kill left unfinished: it would swallow the next one."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
 def header(pack: Pack, executed: str) -> dict[str, Any]:
     """Return the first record: what was measured, where, and by which probe."""
     setting = pack.setting
@@ -120,7 +127,7 @@ def header(pack: Pack, executed: str) -> dict[str, Any]:
         "probe": pack.manifest["probe"],
         "plan": pack.manifest["plan"],
         "setting": asdict(setting),
-        "machine": asdict(detect_cpu()),
+        "machine": json.loads(json.dumps(asdict(detect_cpu()))),
         "gpus": [asdict(gpu) for gpu in detect_gpus()],
         "runtime_version": runtime_version(setting.runtime),
         "executed": executed,

@@ -6,7 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from supernet.architecture import Architecture, Entry
 from supernet.errors import DeviceError, UserError
@@ -17,6 +17,7 @@ from .batch import BatchResult, Bench, NetworkResult, precision_of
 from .calibration import Sample, calibrated
 from .conditions import Conditions
 from .costs import MemoryModel, MemorySample, size_mb, working_set_mb
+from .drift import running_median, same_state, scale_to
 from .machine import Disturbance
 from .measure import ROUNDS
 from .models import write, write_network
@@ -24,7 +25,7 @@ from .networks import reference_architecture
 from .peak import peak_mb
 from .plan import Checks, batches_of, check_networks
 from .probes import terms
-from .table import LatencyTable, Row, same_state, scale_to
+from .table import LatencyTable, Row
 
 HELD_OUT_EVERY = 4
 """Of the networks whose memory is measured, every fourth only checks the memory model."""
@@ -71,9 +72,11 @@ def fill(
     if not todo:
         return
     bench = bench or open_bench(table.conditions)
+    measured: list[Sequence[Entry]] = []
     with Progress(f"profile {table.conditions.stem}", len(todo)) as bar:
         for batch in batches_of(todo):
             _measure(table, batch, bench, rounds)
+            measured.append(batch)
             for entry in batch:
                 bar.advance(str(entry))
             save()
@@ -83,7 +86,10 @@ def fill(
             break
         for batch in batches_of(strays):
             _measure(table, batch, bench, rounds)
+            measured.append(batch)
             save()
+    smooth_references(table, measured)
+    save()
 
 
 def _measure(table: LatencyTable, entries: Sequence[Entry], bench: Bench, rounds: int) -> None:
@@ -120,6 +126,15 @@ def add_rows(table: LatencyTable, entries: Sequence[Entry], result: BatchResult)
     ms = round(result.reference.min_ms, 4)
     speeds["fastest"] = min(speeds.get("fastest", ms), ms)
     speeds["slowest"] = max(speeds.get("slowest", ms), ms)
+
+
+def smooth_references(table: LatencyTable, batches: Sequence[Sequence[Entry]]) -> None:
+    """Give the rows of batches, in order of time, the running median of their references."""
+    last = {entry: index for index, batch in enumerate(batches) for entry in batch}
+    speeds = [table.rows[batch[0]].reference_ms for batch in batches]
+    smooth = running_median(speeds)
+    for entry, index in last.items():
+        table.rows[entry] = replace(table.rows[entry], reference_ms=smooth[index])
 
 
 def watch(table: LatencyTable, disturbance: Disturbance) -> None:
@@ -189,11 +204,12 @@ def set_checks(
 
     Their times are taken to the speed that the reference network had among them, in the median.
     """
-    usual_ms = statistics.median(result.reference_ms for result in results)
+    speeds = running_median([result.reference_ms for result in results])
+    usual_ms = statistics.median(speeds)
     samples = []
-    for network, result in zip(networks, results, strict=True):
+    for network, result, speed_ms in zip(networks, results, speeds, strict=True):
         watch(table, result.disturbance)
-        ms = result.ms * scale_to(usual_ms, result.reference_ms)
+        ms = result.ms * scale_to(usual_ms, speed_ms)
         samples.append(Sample(table.sum_ms(network), len(network.entries()), ms))
     table.calibration = calibrated(samples[: checks.anchors], samples[checks.anchors :])
     if peaks_mb:

@@ -24,6 +24,7 @@ from supernet.errors import TableError
 from .calibration import Calibration, Sample
 from .conditions import Conditions
 from .costs import MemoryModel
+from .drift import same_state, scale_to
 
 FORMAT_VERSION = 2
 """History: 1, the first; 2, reference speed, intervals, more conditions, memory, two-part
@@ -37,12 +38,6 @@ UNSTABLE = 0.1
 """Relative uncertainty above which a row counts as unstable."""
 NEGLIGIBLE_MS = 0.02
 """Absolute uncertainty below which no row counts as unstable."""
-SAME_STATE = 0.08
-"""Largest deviation of the reference network at which the machine counts as in the same state.
-
-Within it the clock drifted, and times are scaled. Beyond it something else changed, such as the
-cores that a virtual machine was given: operators then change by different factors.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +55,7 @@ class Row:
     n: int
     """Timed runs of each probe."""
     reference_ms: float
-    """The reference network in the same batch: how fast the machine was then; 0 if estimated."""
+    """The reference network around then: how fast the machine was; 0 if estimated."""
     date: str
     heat: str
     """HEAT version that measured."""
@@ -241,18 +236,6 @@ class LatencyTable:
         old = self.calibration
         changed = replace(old, factor=old.factor * factor, overhead_ms=old.overhead_ms * factor)
         return replace(self, calibration=changed)
-
-
-def same_state(reference_ms: float, other_ms: float) -> bool:
-    """Whether two times of the reference network differ by no more than the clock's drift."""
-    return abs(reference_ms / other_ms - 1) <= SAME_STATE
-
-
-def scale_to(wanted_ms: float, reference_ms: float) -> float:
-    """Return the factor that takes times measured at one speed of the reference to another."""
-    if reference_ms <= 0 or wanted_ms <= 0 or not same_state(reference_ms, wanted_ms):
-        return 1.0
-    return wanted_ms / reference_ms
 
 
 def _calibration(values: Mapping[str, Any]) -> Calibration:

@@ -170,6 +170,10 @@ def test_results_of_another_pack_are_refused(
     path.write_text("".join(json.dumps(r) + "\n" for r in [{**head, "pack": "x"}, *rest]))
     done = measure(bare_python, pack, "--results", path)
     assert done.returncode == 2 and "results of another pack" in done.stderr
+    changed = {**head, "runtime_version": "0.0.1"}
+    path.write_text("".join(json.dumps(r) + "\n" for r in [changed, *rest]))
+    done = measure(bare_python, pack, "--results", path)
+    assert done.returncode == 2 and "remove it" in done.stderr
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,38 @@
+"""The slow drift of a machine's speed, told by the reference network.
+
+One timing of the reference is off by some percent, as every timing is; the machine's clock changes
+over minutes. So neighbours in time are taken together before anything is scaled.
+"""
+
+import statistics
+from collections.abc import Sequence
+
+SAME_STATE = 0.08
+"""Largest deviation of the reference network at which the machine counts as in the same state.
+
+Within it the clock drifted, and times are scaled. Beyond it something else changed, such as the
+cores that a virtual machine was given: operators then change by different factors.
+"""
+
+REACH = 2
+"""Neighbours on each side that a running median takes in."""
+
+
+def running_median(values: Sequence[float], reach: int = REACH) -> list[float]:
+    """Return, for each value, the median of it and its neighbours in time."""
+    return [
+        statistics.median(values[max(0, index - reach) : index + reach + 1])
+        for index in range(len(values))
+    ]
+
+
+def same_state(reference_ms: float, other_ms: float) -> bool:
+    """Whether two times of the reference network differ by no more than the clock's drift."""
+    return abs(reference_ms / other_ms - 1) <= SAME_STATE
+
+
+def scale_to(wanted_ms: float, reference_ms: float) -> float:
+    """Return the factor that takes times measured at one speed of the reference to another."""
+    if reference_ms <= 0 or wanted_ms <= 0 or not same_state(reference_ms, wanted_ms):
+        return 1.0
+    return wanted_ms / reference_ms
