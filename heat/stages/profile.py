@@ -29,10 +29,10 @@ def profile(workspace: Workspace, target: Target, space: SearchSpace) -> dict[st
         if todo:
             bench = open_bench(table.conditions)
             fill(table, todo, bench=bench, save=lambda: table.save(workspace.tables))
-        ensure_calibrated(workspace, table, space)
-        if table.memory is None and target.runtime != "torch":
-            # Thinning calibrates with fewer networks and without memory: now in full.
-            calibrate_fully(workspace, table, space)
+        checks = Checks()
+        # Thinning checks with fewer networks than these.
+        if len(table.calibration.anchors) < checks.anchors:
+            check_table(workspace, table, space, checks)
         table.save(workspace.tables)
     report(table)
     return record(workspace, target, space, table, time.monotonic() - started)
@@ -88,28 +88,16 @@ def standing_table(
         return empty_table(target, input_size)
 
 
-def ensure_calibrated(
-    workspace: Workspace, table: LatencyTable, space: SearchSpace, checks: Checks | None = None
+def check_table(
+    workspace: Workspace, table: LatencyTable, space: SearchSpace, checks: Checks
 ) -> None:
-    """Calibrate a table that is not calibrated yet."""
-    if not table.calibration.anchors:
-        calibrate(
-            table,
-            space.template,
-            space.widths,
-            space.positions,
-            checks=checks,
-            save=lambda: table.save(workspace.tables),
-        )
-
-
-def calibrate_fully(workspace: Workspace, table: LatencyTable, space: SearchSpace) -> None:
-    """Calibrate again, with every check network and memory."""
+    """Measure whole networks that calibrate the table and tell its error."""
     calibrate(
         table,
         space.template,
         space.widths,
         space.positions,
+        checks=checks,
         save=lambda: table.save(workspace.tables),
     )
 

@@ -15,7 +15,7 @@ from latency_tables.devices import Target
 from latency_tables.lock import only_one
 from latency_tables.models import write_network
 from latency_tables.peak import peak_mb
-from latency_tables.plan import LAZY
+from latency_tables.plan import LAZY, Checks
 from latency_tables.profile import PEAK_COMMAND, fill, open_bench
 from latency_tables.store import find_table, open_table
 from latency_tables.table import LatencyTable
@@ -30,7 +30,7 @@ from ..ledger import write_ledger
 from ..limits import Cost, Limits, Pricer
 from ..thinning import Logits, State, ThinningRules, Trial, prior_logits, removed_mass, thin_step
 from ..workspace import Workspace
-from .profile import calibrate_fully, ensure_calibrated, table_path, warn
+from .profile import check_table, table_path, warn
 
 ApDrop = Literal["auto", "loss", "mass"]
 
@@ -225,8 +225,9 @@ def _ensure_checked(
 ) -> None:
     """Calibrate the table; with a memory limit, its memory too."""
     if limits.max_memory_mb is not None and table.memory is None:
-        calibrate_fully(workspace, table, space)
-    ensure_calibrated(workspace, table, space, LAZY)
+        check_table(workspace, table, space, Checks())
+    elif not table.calibration.anchors:
+        check_table(workspace, table, space, LAZY)
 
 
 def _lazy_filler(workspace: Workspace, table: LatencyTable) -> Callable[[Architecture], object]:
