@@ -4,7 +4,7 @@
         --samples 20 --seed 0 --name openvino-bf16-320x512
 
 The networks are drawn over the whole `large` space and are none of those that calibrate the table.
-Each is measured in two processes of its own, the reference network beside it; means count. The
+Each is measured in three processes of its own, the reference network beside it; medians count. The
 clock of a shared machine drifts: measured times are taken to the speed that the reference had right
 after the table was made, by its running median (`error`), and as they are (`error_raw`). Without
 --tables the table is measured from nothing; with --complete all its 766 entries are, not only those
@@ -43,7 +43,7 @@ from supernet.supernet import SearchSpace
 
 TIME_MODEL = Path(__file__).with_name("time_model.py")
 RESULTS = Path(__file__).parent / "results" / "latency-sum"
-PROCESSES = 2
+PROCESSES = 3
 """Fresh processes in which each network is measured."""
 BASELINE = 5
 """How often the reference alone is measured so, right after the table was made."""
@@ -63,7 +63,7 @@ def draw_networks(space: SearchSpace, samples: int, seed: int) -> list[Architect
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A network in several fresh processes; means."""
+    """A network in several fresh processes; medians."""
 
     ms: float
     reference_ms: float
@@ -92,7 +92,7 @@ class Fresh:
             setting = json.dumps(asdict(self._setting))
             done = subprocess.run([*command, setting], capture_output=True, text=True, check=True)
             found.append(json.loads(done.stdout))
-        ms, reference_ms = (statistics.mean(column) for column in zip(*found, strict=True))
+        ms, reference_ms = (statistics.median(column) for column in zip(*found, strict=True))
         return Measured(ms, reference_ms)
 
 

@@ -69,6 +69,8 @@ def _kept(thin: dict[str, Any] | None, cards: list[dict[str, Any]]) -> bool | No
         return None
     measured = [thin["measured_fps"]]
     measured += [card["measured_fps"] for card in cards if card["target_fps"] is not None]
+    if None in measured:  # thinned for a device that is estimated, not at hand
+        return None
     return all(fps >= thin["target_fps"] for fps in measured)
 
 

@@ -3,8 +3,9 @@
     T(network) = factor * sum of entries + overhead * number of entries
 
 The factor takes up what memory and caches cost in a whole network, the overhead what each further
-entry costs beyond its own time (a changed layout, a colder buffer). Both are fitted by least
-squares of relative errors on the anchor networks; the error is that of networks not used for it.
+entry costs beyond its own time (a changed layout, a colder buffer). Both are fitted on the relative
+errors of the anchor networks, where large ones weigh less (Huber): a network that was disturbed
+while it ran must not bend the table. The error is that of networks not used for the fit.
 """
 
 import statistics
@@ -15,6 +16,9 @@ import numpy as np
 
 RIDGE = 1e-3
 """Pull of the factor to 1 and of the overhead to 0, in squared relative errors."""
+USUAL_ERROR = 0.02
+"""Relative error beyond which an anchor weighs less."""
+FIT_ROUNDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +65,18 @@ class Calibration:
 
 
 def calibrated(anchors: Sequence[Sample], held_out: Sequence[Sample]) -> Calibration:
-    """Fit factor and overhead on the anchors."""
+    """Fit factor and overhead on the anchors, by least squares reweighted until they stand."""
     rows = np.array([[s.sum_ms / s.measured_ms, s.entries / s.measured_ms] for s in anchors])
     scale = rows[:, 1].mean()
     rows = np.column_stack([rows[:, 0], rows[:, 1] / scale])
     pull = np.sqrt(RIDGE * len(anchors)) * np.eye(2)
-    left = np.vstack([rows, pull])
-    right = np.concatenate([np.ones(len(anchors)), pull @ [1.0, 0.0]])
-    factor, overhead = np.linalg.lstsq(left, right, rcond=None)[0]
+    weights = np.ones(len(anchors))
+    for _ in range(FIT_ROUNDS):
+        root = np.sqrt(weights)
+        left = np.vstack([rows * root[:, None], pull])
+        right = np.concatenate([root, pull @ [1.0, 0.0]])
+        fitted = np.linalg.lstsq(left, right, rcond=None)[0]
+        errors = np.abs(rows @ fitted - 1.0)
+        weights = USUAL_ERROR / np.maximum(errors, USUAL_ERROR)
+    factor, overhead = fitted
     return Calibration(float(factor), float(overhead / scale), tuple(anchors), tuple(held_out))

@@ -14,16 +14,18 @@ Within it the clock drifted, and times are scaled. Beyond it something else chan
 cores that a virtual machine was given: operators then change by different factors.
 """
 
-REACH = 2
-"""Neighbours on each side that a running median takes in."""
+WINDOW = 7
+"""Neighbours in time, itself included, that a running median takes in."""
 
 
-def running_median(values: Sequence[float], reach: int = REACH) -> list[float]:
-    """Return, for each value, the median of it and its neighbours in time."""
-    return [
-        statistics.median(values[max(0, index - reach) : index + reach + 1])
-        for index in range(len(values))
-    ]
+def running_median(values: Sequence[float], window: int = WINDOW) -> list[float]:
+    """Return, for each value, the median of it and its neighbours in time.
+
+    At both ends the window is shifted, not cut: every median is of as many values as there are.
+    """
+    last = max(0, len(values) - window)
+    starts = (min(max(0, index - window // 2), last) for index in range(len(values)))
+    return [statistics.median(values[start : start + window]) for start in starts]
 
 
 def same_state(reference_ms: float, other_ms: float) -> bool:

@@ -119,6 +119,7 @@ def write_pack(
                 ],
                 "networks": names,
                 "peaks": names[: checks.memory],
+                "passes": checks.passes,
                 "inputs": inputs,
             }
             archive.writestr("manifest.json", json.dumps(manifest))
@@ -181,10 +182,11 @@ def table_from_results(path: Path) -> LatencyTable:
     checks = Checks(**plan["checks"])
     results = {record["batch"]: result_from_json(record) for record in records if "batch" in record}
     whole = [record for record in records if "network" in record]
-    if len(results) < len(batches) or len(whole) < len(networks):
+    wanted = checks.passes * len(networks)
+    if len(results) < len(batches) or len(whole) < wanted:
         raise TableError(
             f"{path} holds {len(results)} of {len(batches)} batches and {len(whole)} of "
-            f"{len(networks)} networks: start the probe again, it goes on"
+            f"{wanted} timings of networks: start the probe again, it goes on"
         )
     facts: dict[str, Any] = {"detected": head["machine"], "gpus": head["gpus"]}
     table = LatencyTable(conditions_from(head), facts=facts)
@@ -195,15 +197,21 @@ def table_from_results(path: Path) -> LatencyTable:
     measured: list[NetworkResult] = []
     peaks: list[float] = []
     for record in whole:
-        facts = {key: value for key, value in record.items() if key not in ("network", "peak_mb")}
+        facts = {key: value for key, value in record.items() if key not in NOT_TIMES}
         network = NetworkResult(**facts | {"disturbance": Disturbance(**facts["disturbance"])})
         measured.append(network)
         spend(table, load=network.load_s, time=network.time_s)
         if "peak_mb" in record:
             peaks.append(record["peak_mb"])
     if networks:
-        set_checks(table, networks, measured, peaks, checks)
+        rows = range(0, wanted, len(networks))
+        passes = [measured[start : start + len(networks)] for start in rows]
+        set_checks(table, networks, passes, peaks, checks)
     return table
+
+
+NOT_TIMES = ("network", "pass", "peak_mb")
+"""What a network's record holds besides its `NetworkResult`."""
 
 
 def conditions_from(head: Mapping[str, Any]) -> Conditions:

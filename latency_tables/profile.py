@@ -13,7 +13,7 @@ from supernet.errors import DeviceError, UserError
 from supernet.progress import Progress
 from supernet.version import __version__
 
-from .batch import BatchResult, Bench, NetworkResult, precision_of
+from .batch import BatchResult, Bench, Model, NetworkResult, precision_of
 from .calibration import Sample, calibrated
 from .conditions import Conditions
 from .costs import MemoryModel, MemorySample, size_mb, working_set_mb
@@ -170,47 +170,60 @@ def calibrate(
     bench = open_bench(table.conditions)
     needed = [entry for network in networks for entry in network.entries().values()]
     fill(table, needed, bench=bench, save=save)
-    results: list[NetworkResult] = []
+    passes: list[list[NetworkResult]] = []
     peaks: list[float] = []
     usual_ms = bench.reference_ms()
-    with Progress("whole networks", len(networks)) as bar:
-        for index, network in enumerate(networks):
-            start = time.perf_counter()
-            model = write_network(network, bench.setting, seed=index)
-            written = time.perf_counter() - start
-            result = bench.network(model)
-            for _ in range(STATE_PASSES):
-                if same_state(result.reference_ms, usual_ms):
-                    break
-                time.sleep(STATE_WAIT_S)
-                result = bench.network(model)
-            results.append(result)
-            spend(table, write=written, load=result.load_s, time=result.time_s)
-            if index < checks.memory and model.onnx:
-                peaks.append(peak_mb(model, bench.setting, PEAK_COMMAND))
-            bar.advance(str(network.widths))
-    set_checks(table, networks, results, peaks, checks)
+    with Progress("whole networks", checks.passes * len(networks)) as bar:
+        for _ in range(checks.passes):
+            passes.append([])
+            for index, network in enumerate(networks):
+                start = time.perf_counter()
+                model = write_network(network, bench.setting, seed=index)
+                written = time.perf_counter() - start
+                result = _in_usual_state(bench, model, usual_ms)
+                passes[-1].append(result)
+                spend(table, write=written, load=result.load_s, time=result.time_s)
+                if len(passes) == 1 and index < checks.memory and model.onnx:
+                    peaks.append(peak_mb(model, bench.setting, PEAK_COMMAND))
+                bar.advance(str(network.widths))
+    set_checks(table, networks, passes, peaks, checks)
     save()
+
+
+def _in_usual_state(bench: Bench, model: Model, usual_ms: float) -> NetworkResult:
+    """Measure a network, again where the machine was in another state than usual."""
+    result = bench.network(model)
+    for _ in range(STATE_PASSES):
+        if same_state(result.reference_ms, usual_ms):
+            break
+        time.sleep(STATE_WAIT_S)
+        result = bench.network(model)
+    return result
 
 
 def set_checks(
     table: LatencyTable,
     networks: Sequence[Architecture],
-    results: Sequence[NetworkResult],
+    passes: Sequence[Sequence[NetworkResult]],
     peaks_mb: Sequence[float],
     checks: Checks,
 ) -> None:
     """Fit what the measured networks say about latency and memory.
 
-    Their times are taken to the speed that the reference network had among them, in the median.
+    Each pass measured all of them. Times are taken to the speed that the reference network had
+    among them, in the median; a network's lowest counts: what disturbs only ever adds.
     """
+    results = [result for measured in passes for result in measured]
     speeds = running_median([result.reference_ms for result in results])
     usual_ms = statistics.median(speeds)
-    samples = []
-    for network, result, speed_ms in zip(networks, results, speeds, strict=True):
+    scaled: list[float] = []
+    for result, speed_ms in zip(results, speeds, strict=True):
         watch(table, result.disturbance)
-        ms = result.ms * scale_to(usual_ms, speed_ms)
-        samples.append(Sample(table.sum_ms(network), len(network.entries()), ms))
+        scaled.append(result.ms * scale_to(usual_ms, speed_ms))
+    samples = [
+        Sample(table.sum_ms(network), len(network.entries()), min(scaled[i :: len(networks)]))
+        for i, network in enumerate(networks)
+    ]
     table.calibration = calibrated(samples[: checks.anchors], samples[checks.anchors :])
     if peaks_mb:
         setting = table.conditions.setting
