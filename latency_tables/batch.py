@@ -5,8 +5,8 @@ Needs numpy and the runtime only: the probe carries this file's text.
 
 import gc
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,11 @@ Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 BURST_SECONDS = 0.2
 """Length of a burst on a network that checks a table: many networks, so shorter than a deployed
 one's, but never fewer runs than it takes for a median."""
+
+SLOW = 1.03
+"""Time of the reference, against the fast quarter of all, from which a moment counts as slow."""
+SLOW_PASSES = 2
+"""How often what was measured in slow moments is measured again."""
 
 REFERENCE = "reference"
 """Key of the reference network in every batch."""
@@ -72,6 +77,25 @@ class BatchResult:
     """Seconds spent on loading the models into the runtime."""
     time_s: float
     """Seconds spent on running them."""
+
+    def best(self, again: "BatchResult") -> "BatchResult":
+        """Return the lower timing of each model: what disturbs only ever adds."""
+        return replace(
+            again,
+            timings={
+                key: min(timing, again.timings[key], key=lambda t: t.min_ms)
+                for key, timing in self.timings.items()
+            },
+            reference=min(self.reference, again.reference, key=lambda t: t.min_ms),
+        )
+
+
+def slow_moments(references_ms: Sequence[float]) -> list[int]:
+    """Return which of the reference's times are slow against the fast quarter of them."""
+    if not references_ms:
+        return []
+    fast = sorted(references_ms)[len(references_ms) // 4]
+    return [index for index, ms in enumerate(references_ms) if ms > SLOW * fast]
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,4 +47,4 @@ def scale_to(wanted_ms: float, reference_ms: float) -> float:
     """
     if reference_ms <= 0 or wanted_ms <= 0 or not same_state(reference_ms, wanted_ms):
         return 1.0
-    return (wanted_ms / reference_ms) ** SHARE
+    return float((wanted_ms / reference_ms) ** SHARE)

@@ -180,7 +180,11 @@ def table_from_results(path: Path) -> LatencyTable:
     batches = [[Entry(**entry) for entry in entries] for entries in plan["entries"]]
     networks = [Architecture.from_json(text) for text in plan["networks"]]
     checks = Checks(**plan["checks"])
-    results = {record["batch"]: result_from_json(record) for record in records if "batch" in record}
+    results: dict[int, BatchResult] = {}
+    for record in records:
+        if "batch" in record:
+            index, result = record["batch"], result_from_json(record)
+            results[index] = results[index].best(result) if index in results else result
     whole = [record for record in records if "network" in record]
     wanted = checks.passes * len(networks)
     if len(results) < len(batches) or len(whole) < wanted:
@@ -194,19 +198,17 @@ def table_from_results(path: Path) -> LatencyTable:
         add_rows(table, entries, results[index])
         spend(table, load=results[index].load_s, time=results[index].time_s)
     smooth_references(table, batches)
-    measured: list[NetworkResult] = []
+    measured: list[tuple[int, NetworkResult]] = []
     peaks: list[float] = []
     for record in whole:
         facts = {key: value for key, value in record.items() if key not in NOT_TIMES}
         network = NetworkResult(**facts | {"disturbance": Disturbance(**facts["disturbance"])})
-        measured.append(network)
+        measured.append((int(record["network"].removeprefix("network")), network))
         spend(table, load=network.load_s, time=network.time_s)
         if "peak_mb" in record:
             peaks.append(record["peak_mb"])
     if networks:
-        rows = range(0, wanted, len(networks))
-        passes = [measured[start : start + len(networks)] for start in rows]
-        set_checks(table, networks, passes, peaks, checks)
+        set_checks(table, networks, measured, peaks, checks)
     return table
 
 

@@ -13,11 +13,18 @@ from supernet.errors import DeviceError, UserError
 from supernet.progress import Progress
 from supernet.version import __version__
 
-from .batch import BatchResult, Bench, Model, NetworkResult, precision_of
+from .batch import (
+    SLOW_PASSES,
+    BatchResult,
+    Bench,
+    NetworkResult,
+    precision_of,
+    slow_moments,
+)
 from .calibration import Sample, calibrated
 from .conditions import Conditions
 from .costs import MemoryModel, MemorySample, size_mb, working_set_mb
-from .drift import running_median, same_state, scale_to
+from .drift import running_median, scale_to
 from .machine import Disturbance
 from .measure import ROUNDS
 from .models import write, write_network
@@ -29,11 +36,6 @@ from .table import LatencyTable, Row
 
 HELD_OUT_EVERY = 4
 """Of the networks whose memory is measured, every fourth only checks the memory model."""
-
-STATE_PASSES = 2
-"""How often what was measured in another state of the machine is measured again."""
-STATE_WAIT_S = 3.0
-"""Pause before that."""
 
 PEAK_COMMAND = (sys.executable, "-m", "latency_tables.peak")
 
@@ -65,42 +67,48 @@ def fill(
 ) -> None:
     """Measure the entries that the table lacks; `save` is called after every batch.
 
-    What was measured while the machine was in another state than for most of the table is measured
-    once more at the end, if the machine has come back.
+    What was measured in slow moments, as the reference network beside it tells, is measured again
+    at the end, and the lower times count.
     """
     todo = {entry for entry in entries if entry not in table.rows}
     if not todo:
         return
     bench = bench or open_bench(table.conditions)
-    measured: list[Sequence[Entry]] = []
+    batches = batches_of(todo)
+    results: list[BatchResult] = []
     with Progress(f"profile {table.conditions.stem}", len(todo)) as bar:
-        for batch in batches_of(todo):
-            _measure(table, batch, bench, rounds)
-            measured.append(batch)
+        for batch in batches:
+            results.append(_measure(table, batch, bench, rounds))
+            add_rows(table, batch, results[-1])
             for entry in batch:
                 bar.advance(str(entry))
             save()
-    for _ in range(STATE_PASSES):
-        strays = [entry for entry in table.strays() if entry in todo]
-        if not strays or not same_state(bench.reference_ms(), table.reference_ms):
+    for _ in range(SLOW_PASSES):
+        slow = slow_moments([result.reference.min_ms for result in results])
+        if not slow:
             break
-        for batch in batches_of(strays):
-            _measure(table, batch, bench, rounds)
-            measured.append(batch)
-            save()
-    smooth_references(table, measured)
+        with Progress("slow moments again", len(slow)) as bar:
+            for index in slow:
+                again = _measure(table, batches[index], bench, rounds)
+                results[index] = results[index].best(again)
+                add_rows(table, batches[index], results[index])
+                bar.advance()
+                save()
+    smooth_references(table, batches)
     save()
 
 
-def _measure(table: LatencyTable, entries: Sequence[Entry], bench: Bench, rounds: int) -> None:
+def _measure(
+    table: LatencyTable, entries: Sequence[Entry], bench: Bench, rounds: int
+) -> BatchResult:
     """Measure one batch of entries, whatever the table holds of them."""
     start = time.perf_counter()
     probes = {probe.key: probe for entry in entries for probe in terms(entry)}
     models = {key: write(probe, bench.setting) for key, probe in probes.items()}
     written = time.perf_counter() - start
     result = bench.run(models, rounds=rounds)
-    add_rows(table, entries, result)
     spend(table, write=written, load=result.load_s, time=result.time_s)
+    return result
 
 
 def add_rows(table: LatencyTable, entries: Sequence[Entry], result: BatchResult) -> None:
@@ -170,59 +178,59 @@ def calibrate(
     bench = open_bench(table.conditions)
     needed = [entry for network in networks for entry in network.entries().values()]
     fill(table, needed, bench=bench, save=save)
-    passes: list[list[NetworkResult]] = []
+    results: list[tuple[int, NetworkResult]] = []
     peaks: list[float] = []
-    usual_ms = bench.reference_ms()
+
+    def measure(index: int) -> None:
+        start = time.perf_counter()
+        model = write_network(networks[index], bench.setting, seed=index)
+        written = time.perf_counter() - start
+        result = bench.network(model)
+        results.append((index, result))
+        spend(table, write=written, load=result.load_s, time=result.time_s)
+        if len(results) == index + 1 and index < checks.memory and model.onnx:
+            peaks.append(peak_mb(model, bench.setting, PEAK_COMMAND))
+
     with Progress("whole networks", checks.passes * len(networks)) as bar:
         for _ in range(checks.passes):
-            passes.append([])
             for index, network in enumerate(networks):
-                start = time.perf_counter()
-                model = write_network(network, bench.setting, seed=index)
-                written = time.perf_counter() - start
-                result = _in_usual_state(bench, model, usual_ms)
-                passes[-1].append(result)
-                spend(table, write=written, load=result.load_s, time=result.time_s)
-                if len(passes) == 1 and index < checks.memory and model.onnx:
-                    peaks.append(peak_mb(model, bench.setting, PEAK_COMMAND))
+                measure(index)
                 bar.advance(str(network.widths))
-    set_checks(table, networks, passes, peaks, checks)
+    for index in slow_networks(results):
+        measure(index)
+    set_checks(table, networks, results, peaks, checks)
     save()
 
 
-def _in_usual_state(bench: Bench, model: Model, usual_ms: float) -> NetworkResult:
-    """Measure a network, again where the machine was in another state than usual."""
-    result = bench.network(model)
-    for _ in range(STATE_PASSES):
-        if same_state(result.reference_ms, usual_ms):
-            break
-        time.sleep(STATE_WAIT_S)
-        result = bench.network(model)
-    return result
+def slow_networks(measured: Sequence[tuple[int, NetworkResult]]) -> list[int]:
+    """Return the networks that were measured in slow moments every time."""
+    slow = set(slow_moments([result.reference_ms for _, result in measured]))
+    timely = {index for place, (index, _) in enumerate(measured) if place not in slow}
+    return sorted({index for index, _ in measured} - timely)
 
 
 def set_checks(
     table: LatencyTable,
     networks: Sequence[Architecture],
-    passes: Sequence[Sequence[NetworkResult]],
+    measured: Sequence[tuple[int, NetworkResult]],
     peaks_mb: Sequence[float],
     checks: Checks,
 ) -> None:
     """Fit what the measured networks say about latency and memory.
 
-    Each pass measured all of them. Times are taken to the speed that the reference network had
-    among them, in the median; a network's lowest counts: what disturbs only ever adds.
+    `measured` holds results in order of time, each with its network's index. Times are taken to
+    the speed that the reference network had among them, in the median; a network's lowest counts:
+    what disturbs only ever adds.
     """
-    results = [result for measured in passes for result in measured]
-    speeds = running_median([result.reference_ms for result in results])
+    speeds = running_median([result.reference_ms for _, result in measured])
     usual_ms = statistics.median(speeds)
-    scaled: list[float] = []
-    for result, speed_ms in zip(results, speeds, strict=True):
+    lowest = [math.inf] * len(networks)
+    for (index, result), speed_ms in zip(measured, speeds, strict=True):
         watch(table, result.disturbance)
-        scaled.append(result.ms * scale_to(usual_ms, speed_ms))
+        lowest[index] = min(lowest[index], result.ms * scale_to(usual_ms, speed_ms))
     samples = [
-        Sample(table.sum_ms(network), len(network.entries()), min(scaled[i :: len(networks)]))
-        for i, network in enumerate(networks)
+        Sample(table.sum_ms(network), len(network.entries()), ms)
+        for network, ms in zip(networks, lowest, strict=True)
     ]
     table.calibration = calibrated(samples[: checks.anchors], samples[checks.anchors :])
     if peaks_mb:

@@ -149,7 +149,9 @@ def test_small_drift_is_scaled_and_another_state_is_not(unit: Architecture) -> N
     table = LatencyTable(CONDITIONS, rows)
     assert table.reference_ms == 5.2
     times = table.times_ms()
-    assert [times[entry] for entry in entries] == pytest.approx([0.5 * (5.2 / 5.0) ** 0.5, 0.5, 0.5])
+    assert [times[entry] for entry in entries] == pytest.approx(
+        [0.5 * (5.2 / 5.0) ** 0.5, 0.5, 0.5]
+    )
     assert table.strays() == [entries[2]]
 
 
