@@ -4,10 +4,10 @@
         --samples 20 --seed 0 --name openvino-bf16-320x512
 
 The networks are drawn over the whole `large` space and are none of those that calibrate the table.
-Each is measured in three processes of its own, minutes apart, the reference network beside it; the
-lowest counts, as in the table: what disturbs only ever adds. The clock of a shared machine drifts:
-measured times are taken towards the speed that the reference had right after the table was made, by
-its running median (`error`, see `latency_tables.drift`), and as they are (`error_raw`). Without
+Each is measured in three processes of its own, minutes apart, in turns with the reference network;
+medians count. The clock of a shared machine wanders by ten percent and more, the ratio of the two
+does not: measured times are taken to the reference's speed in the table (`error`). The lowest time
+as it was, whatever the clock did, is compared too (`error_raw`). Without
 --tables the table is measured from nothing; with --complete all its 766 entries are, not only those
 needed. With --name, table, picture and result are written to benchmarks/results/latency-sum/.
 The last line is one JSON object.
@@ -32,7 +32,7 @@ from heat.spaces import search_space
 from heat.stages.profile import disturbances
 from latency_tables.conditions import Conditions
 from latency_tables.devices import resolve
-from latency_tables.drift import running_median, same_state, scale_to
+from latency_tables.drift import same_state, scale_to
 from latency_tables.models import write_network
 from latency_tables.networks import random_architecture, reference_architecture
 from latency_tables.plan import Checks, check_networks, space_entries
@@ -46,8 +46,6 @@ TIME_MODEL = Path(__file__).with_name("time_model.py")
 RESULTS = Path(__file__).parent / "results" / "latency-sum"
 PASSES = 3
 """Fresh processes in which each network is measured, all networks in turn."""
-BASELINE = 5
-"""How often the reference alone is measured so, right after the table was made."""
 
 
 def draw_networks(space: SearchSpace, samples: int, seed: int) -> list[Architecture]:
@@ -137,22 +135,19 @@ def main() -> None:
         table_seconds = time.monotonic() - started
         table.save(folder)
         fresh = Fresh(table.conditions, Path(scratch))
-        baseline = sorted(fresh.measure(None).reference_ms for _ in range(BASELINE))
-        speed_ms = baseline[BASELINE // 4]
         measured: list[Measured] = []
         for number in range(PASSES):
             for index, network in enumerate(networks):
                 measured.append(fresh.measure(network, index))
                 print(f"{number + 1}.{index + 1} {measured[-1]}", file=sys.stderr, flush=True)
-    speeds = running_median([result.reference_ms for result in measured])
+    speed_ms = table.reference_ms
     rows: list[dict[str, Any]] = []
     for index, network in enumerate(networks):
-        timed, its_speeds = measured[index :: len(networks)], speeds[index :: len(networks)]
+        timed = measured[index :: len(networks)]
         predicted = table.predict_ms(network)
         ms = min(result.ms for result in timed)
-        at_table_speed = min(
-            result.ms * scale_to(speed_ms, reference_ms)
-            for result, reference_ms in zip(timed, its_speeds, strict=True)
+        at_table_speed = statistics.median(
+            result.ms * scale_to(speed_ms, result.reference_ms) for result in timed
         )
         rows.append(
             {
@@ -166,7 +161,7 @@ def main() -> None:
                 "measured_at_table_speed_ms": round(at_table_speed, 4),
                 "error": round(predicted / at_table_speed - 1, 5),
                 "error_raw": round(predicted / ms - 1, 5),
-                "same_state": any(same_state(value, speed_ms) for value in its_speeds),
+                "same_state": all(same_state(t.reference_ms, speed_ms) for t in timed),
             }
         )
     errors = [abs(row["error"]) for row in rows]

@@ -5,13 +5,12 @@ Needs numpy and the runtime only: the probe carries this file's text.
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from deploy.bench import measure_speed
 from deploy.runtimes import dominant, executed_precision, open_session
 from supernet.errors import UserError
 
@@ -21,14 +20,8 @@ from .measure import ROUNDS, Job, Timing, time_jobs
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 """Shape and dtype of each input by name."""
 
-BURST_SECONDS = 0.2
-"""Length of a burst on a network that checks a table: many networks, so shorter than a deployed
-one's, but never fewer runs than it takes for a median."""
-
-SLOW = 1.03
-"""Time of the reference, against the fast quarter of all, from which a moment counts as slow."""
-SLOW_PASSES = 2
-"""How often what was measured in slow moments is measured again."""
+NETWORK_ROUNDS = 12
+"""Rounds of a whole network: few models, so more of them."""
 
 REFERENCE = "reference"
 """Key of the reference network in every batch."""
@@ -78,34 +71,15 @@ class BatchResult:
     time_s: float
     """Seconds spent on running them."""
 
-    def best(self, again: "BatchResult") -> "BatchResult":
-        """Return the lower timing of each model: what disturbs only ever adds."""
-        return replace(
-            again,
-            timings={
-                key: min(timing, again.timings[key], key=lambda t: t.min_ms)
-                for key, timing in self.timings.items()
-            },
-            reference=min(self.reference, again.reference, key=lambda t: t.min_ms),
-        )
-
-
-def slow_moments(references_ms: Sequence[float]) -> list[int]:
-    """Return which of the reference's times are slow against the fast quarter of them."""
-    if not references_ms:
-        return []
-    fast = sorted(references_ms)[len(references_ms) // 4]
-    return [index for index, ms in enumerate(references_ms) if ms > SLOW * fast]
-
 
 @dataclass(frozen=True, slots=True)
 class NetworkResult:
     """A whole network, timed as a deployed one is."""
 
     ms: float
-    """Lowest burst median, from image to boxes."""
+    """From image to boxes."""
     reference_ms: float
-    """The reference network just before."""
+    """The reference network, run in between."""
     disturbance: Disturbance
     load_s: float
     time_s: float
@@ -122,7 +96,7 @@ class Bench:
 
     def reference_ms(self) -> float:
         """Time the reference network alone: how fast is the machine now?"""
-        return time_jobs({REFERENCE: self._reference})[REFERENCE].min_ms
+        return time_jobs({REFERENCE: self._reference})[REFERENCE].ms
 
     def run(self, models: Mapping[str, Model], *, rounds: int = ROUNDS) -> BatchResult:
         """Time models and the reference, interleaved."""
@@ -138,16 +112,14 @@ class Bench:
         return BatchResult(timings, reference, self._watch.read(), loaded - start, timed - loaded)
 
     def network(self, model: Model) -> NetworkResult:
-        """Time a whole network as `heat thin` and `heat export` do."""
+        """Time a whole network, the reference between its runs."""
         start = time.perf_counter()
-        reference_ms = self.reference_ms()
-        referred = time.perf_counter()
-        job = load(model, self.setting)
+        jobs = {"network": load(model, self.setting), REFERENCE: self._reference}
         loaded = time.perf_counter()
-        speed = measure_speed(job.session, job.feeds, burst_seconds=BURST_SECONDS)
+        timings = time_jobs(jobs, rounds=NETWORK_ROUNDS)
         timed = time.perf_counter()
-        seconds = (loaded - referred, timed - loaded + referred - start)
-        return NetworkResult(speed.ms, reference_ms, self._watch.read(), *seconds)
+        ms, reference_ms = timings["network"].ms, timings[REFERENCE].ms
+        return NetworkResult(ms, reference_ms, self._watch.read(), loaded - start, timed - loaded)
 
 
 def load(model: Model, setting: Setting) -> Job:

@@ -2,13 +2,14 @@
 
 Each visit to a model begins with an untimed run: the models visited in between have pushed its
 weights out of the caches, where a deployed model, run frame after frame, keeps them. Rounds are
-repeated until the fast end of every model's samples is known well enough, or the patience ends.
+repeated until the median of every model's samples is known well enough, or the patience ends.
 """
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from deploy.runtimes import Session
@@ -20,26 +21,27 @@ RUNS_A_VISIT = 2
 """Timed runs of a model in each round, so that there are at least 12 samples."""
 TOLERANCE = 0.03
 """Width of the confidence interval, as a share of the time, at which a model is done."""
-QUANTILE, CONFIDENCE = 0.1, 0.95
-"""The interval is that of the tenth percentile: what the undisturbed machine does."""
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Milliseconds of one run of a model."""
 
+    ms: float
+    """Median, every sample taken to the speed that the machine usually had among the rounds."""
     min_ms: float
-    median_ms: float
+    """Lowest sample, as it was."""
     spread: float
     """Interquartile range as a share of the median."""
     n: int
     interval: float
-    """Width of the 95 % confidence interval of the tenth percentile, as a share of the minimum."""
+    """Width of the 95 % confidence interval of the median, as a share of it."""
 
     @property
     def interval_ms(self) -> float:
         """Width of the interval in milliseconds."""
-        return self.interval * self.min_ms
+        return self.interval * self.ms
 
     @property
     def stable(self) -> bool:
@@ -62,44 +64,78 @@ def time_jobs(
     warmups: int = WARMUPS,
     max_rounds: int | None = None,
 ) -> dict[Any, Timing]:
-    """Visit every job once a round, round-robin; after `rounds` only those not yet stable."""
-    samples: dict[Any, list[float]] = {key: [] for key in jobs}
+    """Visit every job once a round, round-robin; after `rounds` only those not yet stable.
+
+    The clock of a machine wanders by some percent from second to second. What all jobs of a round
+    have in common is that, and is taken out of their samples.
+    """
+    visits: dict[Any, dict[int, list[float]]] = {key: {} for key in jobs}
+    timings: dict[Any, Timing] = {}
     for _ in range(warmups):
         for job in jobs.values():
             job.session.run(job.feeds)
-    for done in range(max_rounds or max(rounds, MAX_ROUNDS)):
-        unstable = list(jobs)
-        if done >= rounds:
-            unstable = [key for key in jobs if not summarise(samples[key]).stable]
-        if not unstable:
-            break
-        for key in unstable:
+    for number in range(max_rounds or max(rounds, MAX_ROUNDS)):
+        todo = list(jobs)
+        if number >= rounds:
+            timings = at_one_speed(visits)
+            todo = [key for key, timing in timings.items() if not timing.stable]
+            if not todo:
+                break
+            last = list(jobs)[-1]  # the reference, if there is one: it tells the machine's speed
+            if last not in todo:
+                todo.append(last)
+        for key in todo:
             job = jobs[key]
             job.session.run(job.feeds)
-            samples[key].extend(job.session.timed(job.feeds) for _ in range(RUNS_A_VISIT))
-    return {key: summarise(values) for key, values in samples.items()}
+            visits[key][number] = [job.session.timed(job.feeds) for _ in range(RUNS_A_VISIT)]
+    return at_one_speed(visits)
 
 
-def summarise(samples_ms: list[float]) -> Timing:
-    """Return minimum, median, spread and confidence interval of samples in milliseconds."""
+def at_one_speed(visits_ms: Mapping[Any, Mapping[int, Sequence[float]]]) -> dict[Any, Timing]:
+    """Summarise the samples of jobs by round, less what all jobs of a round have in common."""
+    typical = {
+        key: statistics.median(chain.from_iterable(rounds.values()))
+        for key, rounds in visits_ms.items()
+    }
+    slowness: dict[int, list[float]] = {}
+    for key, rounds in visits_ms.items():
+        for number, samples in rounds.items():
+            slowness.setdefault(number, []).append(statistics.mean(samples) / typical[key])
+    common = {
+        number: statistics.median(ratios) if len(visits_ms) > 1 else 1.0
+        for number, ratios in slowness.items()
+    }
+    usual = statistics.median(common.values())
+    return {
+        key: summarise(
+            [ms * usual / common[number] for number, samples in rounds.items() for ms in samples],
+            min(chain.from_iterable(rounds.values())),
+        )
+        for key, rounds in visits_ms.items()
+    }
+
+
+def summarise(samples_ms: Sequence[float], min_ms: float) -> Timing:
+    """Return median, spread and confidence interval of samples in milliseconds."""
     ordered = sorted(samples_ms)
     median = statistics.median(ordered)
     low = high = median
     if len(ordered) > 1:
         low, _, high = statistics.quantiles(ordered, n=4)
-    interval = ordered[upper_rank(len(ordered)) - 1] / ordered[0] - 1
-    return Timing(ordered[0], median, (high - low) / median, len(ordered), interval)
+    outside = outer_rank(len(ordered))
+    interval = (ordered[-1 - outside] - ordered[outside]) / median
+    return Timing(median, min_ms, (high - low) / median, len(ordered), interval)
 
 
-def upper_rank(n: int) -> int:
-    """Return the rank k of the sample that bounds the tenth percentile from above.
+def outer_rank(n: int) -> int:
+    """Return how many of n samples on each side lie outside the interval of the median.
 
-    The k-th smallest of n independent samples lies above a quantile q with probability
-    P(Binomial(n, q) < k): the distribution-free confidence bound of order statistics.
+    The k-th smallest of n independent samples lies above the median with probability
+    P(Binomial(n, 1/2) < k): the distribution-free confidence bounds of order statistics.
     """
     total = 0.0
-    for k in range(n):
-        total += math.comb(n, k) * QUANTILE**k * (1 - QUANTILE) ** (n - k)
-        if total >= CONFIDENCE:
-            return k + 1
-    return n
+    for k in range(n // 2):
+        total += math.comb(n, k) * 0.5**n
+        if total > (1 - CONFIDENCE) / 2:
+            return max(0, k - 1)
+    return 0

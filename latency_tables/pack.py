@@ -37,7 +37,7 @@ from .networks import reference_architecture
 from .plan import Checks, batches_of
 from .probe import RESULTS_FORMAT, read_results
 from .probes import terms
-from .profile import add_rows, set_checks, smooth_references, spend
+from .profile import add_rows, set_checks, spend
 from .table import LatencyTable
 
 PARTS = (errors, runtimes, cuda, gpu, bench, machine, measure, batch, lock, peak, probe)
@@ -119,7 +119,6 @@ def write_pack(
                 ],
                 "networks": names,
                 "peaks": names[: checks.memory],
-                "passes": checks.passes,
                 "inputs": inputs,
             }
             archive.writestr("manifest.json", json.dumps(manifest))
@@ -180,40 +179,30 @@ def table_from_results(path: Path) -> LatencyTable:
     batches = [[Entry(**entry) for entry in entries] for entries in plan["entries"]]
     networks = [Architecture.from_json(text) for text in plan["networks"]]
     checks = Checks(**plan["checks"])
-    results: dict[int, BatchResult] = {}
-    for record in records:
-        if "batch" in record:
-            index, result = record["batch"], result_from_json(record)
-            results[index] = results[index].best(result) if index in results else result
+    results = {record["batch"]: result_from_json(record) for record in records if "batch" in record}
     whole = [record for record in records if "network" in record]
-    wanted = checks.passes * len(networks)
-    if len(results) < len(batches) or len(whole) < wanted:
+    if len(results) < len(batches) or len(whole) < len(networks):
         raise TableError(
             f"{path} holds {len(results)} of {len(batches)} batches and {len(whole)} of "
-            f"{wanted} timings of networks: start the probe again, it goes on"
+            f"{len(networks)} networks: start the probe again, it goes on"
         )
     facts: dict[str, Any] = {"detected": head["machine"], "gpus": head["gpus"]}
     table = LatencyTable(conditions_from(head), facts=facts)
     for index, entries in enumerate(batches):
         add_rows(table, entries, results[index])
         spend(table, load=results[index].load_s, time=results[index].time_s)
-    smooth_references(table, batches)
-    measured: list[tuple[int, NetworkResult]] = []
+    measured: list[NetworkResult] = []
     peaks: list[float] = []
     for record in whole:
-        facts = {key: value for key, value in record.items() if key not in NOT_TIMES}
+        facts = {key: value for key, value in record.items() if key not in ("network", "peak_mb")}
         network = NetworkResult(**facts | {"disturbance": Disturbance(**facts["disturbance"])})
-        measured.append((int(record["network"].removeprefix("network")), network))
+        measured.append(network)
         spend(table, load=network.load_s, time=network.time_s)
         if "peak_mb" in record:
             peaks.append(record["peak_mb"])
     if networks:
         set_checks(table, networks, measured, peaks, checks)
     return table
-
-
-NOT_TIMES = ("network", "pass", "peak_mb")
-"""What a network's record holds besides its `NetworkResult`."""
 
 
 def conditions_from(head: Mapping[str, Any]) -> Conditions:

@@ -24,8 +24,6 @@ class Checks:
     """Networks that only check them."""
     memory: int = 8
     """Networks, the first of all, whose peak memory is measured; every fourth one only checks."""
-    passes: int = 2
-    """How often all of them are measured, one after the other; the lowest counts."""
 
 
 LAZY = Checks(anchors=5, held_out=3, memory=0)

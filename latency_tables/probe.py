@@ -21,7 +21,7 @@ from typing import Any
 from deploy.runtimes import runtime_version
 from supernet.errors import DeviceError, HeatError, TableError
 
-from .batch import BatchResult, Bench, Model, Setting, precision_of, slow_moments
+from .batch import BatchResult, Bench, Model, Setting, precision_of
 from .lock import only_one
 from .machine import available_cores, detect_cpu, detect_gpus
 from .peak import peak_main, peak_mb
@@ -97,38 +97,17 @@ def measure_pack(pack: Pack, path: Path, peak_command: Sequence[str]) -> Path:
             new += 1
             left = (len(batches) - index - 1) * (time.monotonic() - start) / new
             say(f"batch {index + 1} of {len(batches)}, ETA {left:.0f} s")
-        again(pack, bench, path)
-        measured = {(record["pass"], record["network"]) for record in done if "network" in record}
-        for number in range(pack.manifest["passes"]):
-            for key in pack.manifest["networks"]:
-                if (number, key) not in measured:
-                    model = pack.model(key)
-                    record: dict[str, Any] = {"network": key, "pass": number}
-                    record |= asdict(bench.network(model))
-                    if number == 0 and key in pack.manifest["peaks"]:
-                        record["peak_mb"] = peak_mb(model, setting, peak_command)
-                    append(path, record)
-                say(f"whole {key}, pass {number + 1}")
+        measured = {record["network"] for record in done if "network" in record}
+        for key in pack.manifest["networks"]:
+            if key not in measured:
+                model = pack.model(key)
+                record: dict[str, Any] = {"network": key, **asdict(bench.network(model))}
+                if key in pack.manifest["peaks"]:
+                    record["peak_mb"] = peak_mb(model, setting, peak_command)
+                append(path, record)
+            say(f"whole {key}")
     say(f"finished: {path}")
     return path
-
-
-def again(pack: Pack, bench: Bench, path: Path) -> None:
-    """Measure once more the batches that were measured in slow moments."""
-    lowest: dict[int, float] = {}
-    times: dict[int, int] = {}
-    for record in read_results(path):
-        if "batch" in record:
-            index, ms = record["batch"], record["reference"]["min_ms"]
-            lowest[index] = min(lowest.get(index, ms), ms)
-            times[index] = times.get(index, 0) + 1
-    order = list(lowest)
-    for number, place in enumerate(slow_moments([lowest[index] for index in order])):
-        index = order[place]
-        if times[index] == 1:
-            result = bench.run({key: pack.model(key) for key in pack.manifest["batches"][index]})
-            append(path, {"batch": index, **to_json(result)})
-        say(f"slow moment {number + 1} again")
 
 
 def cut_torn_line(path: Path) -> None:

@@ -169,4 +169,4 @@ def measure_stacks(setting: Setting, setup: Setup | None = None) -> dict[str, fl
     setup = setup or Setup()
     models = stack_models(setup, cast(Precision, setting.graph_precision))
     jobs = {name: load(model, setting) for name, model in models.items()}
-    return {name: timing.min_ms for name, timing in time_jobs(jobs).items()}
+    return {name: timing.ms for name, timing in time_jobs(jobs).items()}

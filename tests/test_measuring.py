@@ -18,7 +18,7 @@ from latency_tables.machine import (
     detect_cpu,
     parse_gpus,
 )
-from latency_tables.measure import Job, summarise, time_jobs, upper_rank
+from latency_tables.measure import Job, at_one_speed, outer_rank, summarise, time_jobs
 from latency_tables.models import ProbeNet, random_network, randomise, write, write_network
 from latency_tables.networks import random_architecture, reference_architecture
 from latency_tables.peak import peak_mb
@@ -86,12 +86,25 @@ def test_interleaving_is_round_robin() -> None:
     jobs = {name: Job(Recorder(name), {}) for name in "ab"}
     timings = time_jobs(jobs, rounds=3, warmups=1)
     assert "".join(order) == "ab" + "aaabbb" * 3
-    assert timings["a"].n == 6 and timings["a"].min_ms <= timings["a"].median_ms
+    assert timings["a"].n == 6 and timings["a"].min_ms <= timings["a"].ms
 
 
 def test_summary_by_hand() -> None:
-    timing = summarise([4.0, 1.0, 2.0, 3.0, 10.0])
-    assert (timing.min_ms, timing.median_ms, timing.n) == (1.0, 3.0, 5)
+    timing = summarise([4.0, 1.0, 2.0, 3.0, 10.0], 1.0)
+    assert (timing.min_ms, timing.ms, timing.n) == (1.0, 3.0, 5)
+
+
+def test_what_all_jobs_have_in_common_is_taken_out() -> None:
+    """In the second round everything is slower by half, in the third one job alone is."""
+    visits = {
+        "a": {0: [1.0, 1.0], 1: [1.5, 1.5], 2: [1.0, 1.0]},
+        "b": {0: [2.0, 2.0], 1: [3.0, 3.0], 2: [2.0, 2.0]},
+        "c": {0: [4.0, 4.0], 1: [6.0, 6.0], 2: [8.0, 8.0]},
+    }
+    found = at_one_speed(visits)
+    assert [found[key].ms for key in "abc"] == pytest.approx([1.0, 2.0, 4.0])
+    assert [found[key].spread for key in "ab"] == pytest.approx([0.0, 0.0])
+    assert found["c"].spread > 0.5 and found["c"].min_ms == 4.0
 
 
 @pytest.mark.parametrize(
@@ -290,10 +303,10 @@ def test_gpus_are_read_from_nvidia_smi() -> None:
 
 
 def test_confidence_bound_of_order_statistics() -> None:
-    assert [upper_rank(n) for n in (1, 12, 24)] == [1, 4, 6]
-    steady, shaky = summarise([1.0] * 12), summarise([1.0, *[2.0] * 11])
+    assert [outer_rank(n) for n in (1, 12, 24)] == [0, 2, 6]
+    steady, shaky = summarise([1.0] * 12, 1.0), summarise([1.0, 3.0] * 6, 1.0)
     assert steady.stable and steady.interval == 0.0
-    assert not shaky.stable and shaky.interval == 1.0 and shaky.interval_ms == 1.0
+    assert not shaky.stable and shaky.interval == 1.0 and shaky.interval_ms == 2.0
 
 
 def test_unstable_models_are_visited_again() -> None:
@@ -305,7 +318,7 @@ def test_unstable_models_are_visited_again() -> None:
 
         def timed(self, inputs: object) -> float:
             self.visits += 1
-            return 1.0 if self.visits > 20 else float(self.visits)
+            return 1.0 if self.visits > 8 else float(self.visits)
 
     noisy = Noisy()
     found = time_jobs({"noisy": Job(noisy, {})}, rounds=3)["noisy"]
