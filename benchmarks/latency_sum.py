@@ -17,11 +17,9 @@ import argparse
 import csv
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +28,20 @@ import numpy as np
 from heat.charts import draw_residuals
 from heat.spaces import search_space
 from heat.stages.profile import disturbances
-from latency_tables.conditions import Conditions
+from latency_tables.batch import NetworkResult
 from latency_tables.devices import resolve
 from latency_tables.drift import same_state, scale_to
+from latency_tables.fresh import time_network
 from latency_tables.models import write_network
 from latency_tables.networks import random_architecture, reference_architecture
 from latency_tables.plan import Checks, check_networks, space_entries
-from latency_tables.profile import calibrate, fill
+from latency_tables.profile import FRESH_COMMAND, calibrate, fill
 from latency_tables.store import open_table
 from supernet.architecture import Architecture, parse_size
 from supernet.atomic import write_text
+from supernet.progress import Progress
 from supernet.supernet import SearchSpace
 
-TIME_MODEL = Path(__file__).with_name("time_model.py")
 RESULTS = Path(__file__).parent / "results" / "latency-sum"
 PASSES = 3
 """Fresh processes in which each network is measured, all networks in turn."""
@@ -58,37 +57,6 @@ def draw_networks(space: SearchSpace, samples: int, seed: int) -> list[Architect
         if network not in known and network not in found:
             found.append(network)
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A network in a fresh process."""
-
-    ms: float
-    reference_ms: float
-
-
-class Fresh:
-    """Measures networks in fresh processes that import no torch, the reference beside each."""
-
-    def __init__(self, conditions: Conditions, folder: Path) -> None:
-        """Write the reference network."""
-        self._setting, self._folder = conditions.setting, folder
-        self._reference = reference_architecture(conditions.input_size)
-        self._write(self._reference, "reference", 0)
-
-    def _write(self, network: Architecture, name: str, seed: int) -> None:
-        model = write_network(network, self._setting, seed=seed)
-        (self._folder / f"{name}.onnx").write_bytes(model.onnx)
-        (self._folder / f"{name}.json").write_text(json.dumps(model.inputs))
-
-    def measure(self, network: Architecture | None, seed: int = 0) -> Measured:
-        """Measure a network, or the reference alone."""
-        self._write(network or self._reference, "network", seed)
-        command = [sys.executable, str(TIME_MODEL), str(self._folder)]
-        setting = json.dumps(asdict(self._setting))
-        done = subprocess.run([*command, setting], capture_output=True, text=True, check=True)
-        return Measured(*json.loads(done.stdout))
 
 
 def kendall_tau(a: list[float], b: list[float]) -> float:
@@ -134,12 +102,15 @@ def main() -> None:
             calibrate(table, space.template, space.widths, space.positions)
         table_seconds = time.monotonic() - started
         table.save(folder)
-        fresh = Fresh(table.conditions, Path(scratch))
-        measured: list[Measured] = []
-        for number in range(PASSES):
-            for index, network in enumerate(networks):
-                measured.append(fresh.measure(network, index))
-                print(f"{number + 1}.{index + 1} {measured[-1]}", file=sys.stderr, flush=True)
+        setting = table.conditions.setting
+        reference = write_network(reference_architecture(size), setting)
+        measured: list[NetworkResult] = []
+        with Progress("random networks", PASSES * len(networks)) as bar:
+            for _ in range(PASSES):
+                for index, network in enumerate(networks):
+                    model = write_network(network, setting, seed=index)
+                    measured.append(time_network(model, reference, setting, FRESH_COMMAND))
+                    bar.advance(f"{measured[-1].ms:.2f} ms")
     speed_ms = table.reference_ms
     rows: list[dict[str, Any]] = []
     for index, network in enumerate(networks):

@@ -26,7 +26,7 @@ from supernet.errors import DeviceError, TableError
 from supernet.onnx_graph import FORMS_VERSION
 from supernet.progress import Progress
 
-from . import batch, lock, machine, measure, peak, probe
+from . import batch, fresh, lock, machine, measure, probe
 from .batch import REFERENCE, BatchResult, Model, NetworkResult, Setting
 from .conditions import Conditions
 from .devices import Target, find_device, name_of
@@ -40,7 +40,7 @@ from .probes import terms
 from .profile import add_rows, set_checks, spend
 from .table import LatencyTable
 
-PARTS = (errors, runtimes, cuda, gpu, bench, machine, measure, batch, lock, peak, probe)
+PARTS = (errors, runtimes, cuda, gpu, bench, machine, measure, batch, lock, fresh, probe)
 """In the order in which they need each other."""
 
 HEADER = '"""HEAT\'s probe, made by heat profile --pack."""\n'

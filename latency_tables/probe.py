@@ -22,9 +22,9 @@ from deploy.runtimes import runtime_version
 from supernet.errors import DeviceError, HeatError, TableError
 
 from .batch import BatchResult, Bench, Model, Setting, precision_of
+from .fresh import fresh_main, peak_mb, time_network
 from .lock import only_one
 from .machine import available_cores, detect_cpu, detect_gpus
-from .peak import peak_main, peak_mb
 
 RESULTS_FORMAT = 1
 """History of the results file: 1, the first."""
@@ -73,7 +73,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         raise TableError(f"{path} is no results file: run the probe again") from None
 
 
-def measure_pack(pack: Pack, path: Path, peak_command: Sequence[str]) -> Path:
+def measure_pack(pack: Pack, path: Path, fresh_command: Sequence[str]) -> Path:
     """Measure what the results at `path` lack; return the path."""
     setting = pack.setting
     with only_one(path, patience_s=LOCK_PATIENCE_S):
@@ -101,9 +101,12 @@ def measure_pack(pack: Pack, path: Path, peak_command: Sequence[str]) -> Path:
         for key in pack.manifest["networks"]:
             if key not in measured:
                 model = pack.model(key)
-                record: dict[str, Any] = {"network": key, **asdict(bench.network(model))}
+                record: dict[str, Any] = {
+                    "network": key,
+                    **asdict(time_network(model, reference, setting, fresh_command)),
+                }
                 if key in pack.manifest["peaks"]:
-                    record["peak_mb"] = peak_mb(model, setting, peak_command)
+                    record["peak_mb"] = peak_mb(model, setting, fresh_command)
                 append(path, record)
             say(f"whole {key}")
     say(f"finished: {path}")
@@ -165,14 +168,14 @@ def say(text: str) -> None:
 
 def probe_main(arguments: Sequence[str]) -> int:
     """Run as `python heat-probe.pyz`."""
-    if arguments and arguments[0] == "--peak":
-        return peak_main(arguments[1:])
+    if arguments and arguments[0] == "--fresh":
+        return fresh_main(arguments[1:])
     own = Path(sys.argv[0])
     parser = argparse.ArgumentParser(prog=own.name, description=__doc__)
     parser.add_argument("--results", type=Path, default=own.with_suffix(".results.jsonl"))
     options = parser.parse_args(arguments)
     try:
-        measure_pack(Pack(own), options.results, (sys.executable, str(own), "--peak"))
+        measure_pack(Pack(own), options.results, (sys.executable, str(own), "--fresh"))
     except HeatError as error:
         say(f"error: {error}")
         return error.exit_code

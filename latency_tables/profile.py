@@ -12,16 +12,16 @@ from supernet.errors import DeviceError, UserError
 from supernet.progress import Progress
 from supernet.version import __version__
 
-from .batch import BatchResult, Bench, NetworkResult, precision_of
+from .batch import BatchResult, Bench, Model, NetworkResult, precision_of
 from .calibration import Sample, calibrated
 from .conditions import Conditions
 from .costs import MemoryModel, MemorySample, size_mb, working_set_mb
 from .drift import same_state, scale_to
+from .fresh import peak_mb, time_network
 from .machine import Disturbance
 from .measure import ROUNDS
 from .models import write, write_network
 from .networks import reference_architecture
-from .peak import peak_mb
 from .plan import Checks, batches_of, check_networks
 from .probes import terms
 from .table import LatencyTable, Row
@@ -34,7 +34,8 @@ STATE_PASSES = 2
 STATE_WAIT_S = 3.0
 """Pause before that."""
 
-PEAK_COMMAND = (sys.executable, "-m", "latency_tables.peak")
+FRESH_COMMAND = (sys.executable, "-m", "latency_tables.fresh")
+"""Starts a process of its own for a whole network."""
 
 
 def open_bench(conditions: Conditions) -> Bench:
@@ -157,22 +158,28 @@ def calibrate(
     fill(table, needed, bench=bench, save=save)
     results: list[NetworkResult] = []
     peaks: list[float] = []
-    usual_ms = bench.reference_ms()
+    reference = write_network(reference_architecture(template.input_size), bench.setting)
+
+    def measure(model: Model) -> NetworkResult:
+        if not model.onnx:  # torch's networks live in this process
+            return bench.network(model)
+        return time_network(model, reference, bench.setting, FRESH_COMMAND)
+
     with Progress("whole networks", len(networks)) as bar:
         for index, network in enumerate(networks):
             start = time.perf_counter()
             model = write_network(network, bench.setting, seed=index)
             written = time.perf_counter() - start
-            result = bench.network(model)
+            result = measure(model)
             for _ in range(STATE_PASSES):
-                if same_state(result.reference_ms, usual_ms):
+                if same_state(result.reference_ms, table.reference_ms):
                     break
                 time.sleep(STATE_WAIT_S)
-                result = bench.network(model)
+                result = measure(model)
             results.append(result)
             spend(table, write=written, load=result.load_s, time=result.time_s)
             if index < checks.memory and model.onnx:
-                peaks.append(peak_mb(model, bench.setting, PEAK_COMMAND))
+                peaks.append(peak_mb(model, bench.setting, FRESH_COMMAND))
             bar.advance(str(network.widths))
     set_checks(table, networks, results, peaks, checks)
     save()

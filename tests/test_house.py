@@ -20,7 +20,7 @@ TORCH_FREE = (
     "supernet/errors.py",
     "supernet/letterbox.py",
 )
-PROBE = ("batch", "lock", "machine", "measure", "peak", "probe")
+PROBE = ("batch", "fresh", "lock", "machine", "measure", "probe")
 """Modules of `latency_tables` that a probe carries to devices without torch."""
 TORCH_FREE_IMPORTS = {"supernet.errors", "supernet.letterbox"}
 
@@ -108,3 +108,25 @@ def test_a_shadowing_module_is_refused(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "HEAT needs its own package 'deploy'" in done.stderr and "executed" not in done.stderr
+
+
+def test_files_that_are_joined_share_no_names() -> None:
+    """The probe and a bundle's script are several files in one namespace."""
+    from deploy import standalone
+    from latency_tables import pack
+
+    for parts in (pack.PARTS, standalone.PARTS):
+        seen: dict[str, str] = {}
+        for part in parts:
+            tree = ast.parse(Path(str(part.__file__)).read_text(encoding="utf-8"))
+            for node in tree.body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                    names = [node.name]
+                elif isinstance(node, ast.Assign | ast.AnnAssign):
+                    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                    names = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+                else:
+                    continue
+                for name in names:
+                    assert name not in seen, f"{name} in {part.__name__} and {seen[name]}"
+                    seen[name] = part.__name__

@@ -10,6 +10,7 @@ import torch
 from latency_tables.batch import Setting, feeds_of, precision_of
 from latency_tables.costs import entry_bytes, size_mb, working_set_mb
 from latency_tables.devices import declared, load_device, load_devices, name_of, resolve
+from latency_tables.fresh import peak_mb
 from latency_tables.machine import (
     Detected,
     Gpu,
@@ -21,10 +22,9 @@ from latency_tables.machine import (
 from latency_tables.measure import Job, at_one_speed, outer_rank, summarise, time_jobs
 from latency_tables.models import ProbeNet, random_network, randomise, write, write_network
 from latency_tables.networks import random_architecture, reference_architecture
-from latency_tables.peak import peak_mb
 from latency_tables.plan import Checks, check_networks
 from latency_tables.probes import terms
-from latency_tables.profile import PEAK_COMMAND, calibrate, fill, open_bench
+from latency_tables.profile import FRESH_COMMAND, calibrate, fill, open_bench
 from latency_tables.stacks import Setup, measure_stacks
 from latency_tables.store import conditions_of, open_table
 from latency_tables.table import LatencyTable, Row
@@ -267,7 +267,7 @@ def test_size_is_the_sum_of_the_entries(unit: Architecture) -> None:
 
 def test_peak_memory_is_that_of_a_process(unit: Architecture) -> None:
     small, large = (
-        peak_mb(write_network(unit.with_(widths=(w,) * 4)), ORT, PEAK_COMMAND) for w in (32, 256)
+        peak_mb(write_network(unit.with_(widths=(w,) * 4)), ORT, FRESH_COMMAND) for w in (32, 256)
     )
     assert 20 < small < large
 

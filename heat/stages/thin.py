@@ -12,11 +12,11 @@ from latency_tables.batch import Bench, load
 from latency_tables.conditions import Conditions
 from latency_tables.costs import size_mb
 from latency_tables.devices import Target
+from latency_tables.fresh import peak_mb
 from latency_tables.lock import only_one
 from latency_tables.models import write_network
-from latency_tables.peak import peak_mb
 from latency_tables.plan import LAZY, Checks
-from latency_tables.profile import PEAK_COMMAND, fill, open_bench
+from latency_tables.profile import FRESH_COMMAND, fill, open_bench
 from latency_tables.store import find_table, open_table
 from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture
@@ -310,7 +310,7 @@ def measure_network(architecture: Architecture, conditions: Conditions) -> Cost:
     del job
     if not model.onnx:  # torch deploys no file
         return Cost(speed.fps, size_mb(architecture), math.nan)
-    memory = peak_mb(model, conditions.setting, PEAK_COMMAND)
+    memory = peak_mb(model, conditions.setting, FRESH_COMMAND)
     return Cost(speed.fps, len(model.onnx) / 2**20, memory)
 
 

@@ -1,0 +1,95 @@
+"""Whole networks in a process of their own that does nothing else, as a deployed one is.
+
+    python -m latency_tables.fresh peak FOLDER      prints peak resident memory in MiB
+    python -m latency_tables.fresh time FOLDER      prints a `NetworkResult`, the reference beside
+
+FOLDER holds setting.json, and ONNX files with their inputs. Needs numpy and the runtime only. In a
+process that has run hundreds of models before, a network is some percent slower than in its own.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from supernet.errors import HeatError
+
+from .batch import REFERENCE, Bench, Model, NetworkResult, Setting, load
+from .machine import Disturbance
+
+RUNS = 3
+
+
+def peak_mb(model: Model, setting: Setting, command: Sequence[str]) -> float:
+    """Load and run a model in a fresh process; `command` starts this file's `fresh_main`."""
+    return float(in_own_process("peak", {"network": model}, setting, command))
+
+
+def time_network(
+    model: Model, reference: Model, setting: Setting, command: Sequence[str]
+) -> NetworkResult:
+    """Time a network and the reference in turns in a fresh process."""
+    found = json.loads(
+        in_own_process("time", {"network": model, REFERENCE: reference}, setting, command)
+    )
+    return NetworkResult(**found | {"disturbance": Disturbance(**found["disturbance"])})
+
+
+def in_own_process(
+    verb: str, models: Mapping[str, Model], setting: Setting, command: Sequence[str]
+) -> str:
+    """Run this file on models in a fresh process and return what it prints."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, model in models.items():
+            (Path(folder) / f"{name}.onnx").write_bytes(model.onnx)
+            (Path(folder) / f"{name}.json").write_text(json.dumps(model.inputs), encoding="utf-8")
+        asked = json.dumps(asdict(setting))
+        (Path(folder) / "setting.json").write_text(asked, encoding="utf-8")
+        done = subprocess.run([*command, verb, folder], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise HeatError(f"the {verb} probe failed: {done.stderr.strip()[-300:]}")
+    return done.stdout
+
+
+def read_model(folder: Path, name: str) -> Model:
+    """Read an ONNX file and the inputs it takes."""
+    inputs = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    shapes = {key: (tuple(shape), dtype) for key, (shape, dtype) in inputs.items()}
+    return Model((folder / f"{name}.onnx").read_bytes(), shapes)
+
+
+def fresh_main(arguments: Sequence[str]) -> int:
+    """Do what was asked for and print it."""
+    verb, place = arguments
+    folder = Path(place)
+    setting = Setting(**json.loads((folder / "setting.json").read_text(encoding="utf-8")))
+    network = read_model(folder, "network")
+    if verb == "time":
+        print(json.dumps(asdict(Bench(setting, read_model(folder, REFERENCE)).network(network))))
+        return 0
+    job = load(network, setting)
+    for _ in range(RUNS):
+        job.session.run(job.feeds)
+    print(own_peak_mb())
+    return 0
+
+
+def own_peak_mb() -> float:
+    """Return the peak resident memory of this process in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"), re.M)
+        if found:
+            return int(found[1]) / 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    sys.exit(fresh_main(sys.argv[1:]))
