@@ -139,12 +139,14 @@ def disturbances(facts: dict[str, Any]) -> list[str]:
     if worst.get("throttled", 0):
         said.append(f"the container's CPU quota stopped it {worst['throttled']} times in a batch")
     if worst.get("slowdown", 0) > 0.1:
-        said.append(f"the clock fell by up to {100 * worst['slowdown']:.0f} % (throttling)")
+        fell = 100 * (1 - 1 / (1 + worst["slowdown"]))
+        said.append(f"the clock fell by up to {fell:.0f} % (throttling)")
     speeds = facts.get("reference_ms", {})
     if speeds and speeds["slowest"] > 1.1 * speeds["fastest"]:
         drift = speeds["slowest"] / speeds["fastest"] - 1
         said.append(
-            f"the machine's speed changed by {100 * drift:.0f} %; small drift is scaled out"
+            f"the reference network's speed changed by {100 * drift:.0f} %; times are compared at "
+            "one speed of it"
         )
     return said
 
