@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latency_tables.devices import Target
+from latency_tables.drift import SAME_STATE
 from latency_tables.lock import only_one
 from latency_tables.plan import Checks, space_entries
 from latency_tables.profile import calibrate, fill, open_bench
@@ -121,7 +122,8 @@ def report(table: LatencyTable) -> None:
     if strays:
         print(
             f"unstable: {100 * strays:.0f} % of the entries were measured while the machine was "
-            "in another state (reference network more than 8 % off): profile again",
+            f"in another state (reference network more than {100 * SAME_STATE:.0f} % off): profile "
+            "again",
             file=sys.stderr,
         )
     for text in disturbances(table.facts):
