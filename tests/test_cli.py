@@ -102,7 +102,7 @@ def test_three_commands_in_an_empty_directory(
 
     code, full, errors = run("thin", "--target-fps", 1)
     assert code == 0 and full["met"] and full["steps"] == 0, errors
-    code, thinned, errors = run("thin", "--target-fps", 1.1 * full["measured_fps"])
+    code, thinned, errors = run("thin", "--target-fps", 1.4 * full["measured_fps"])
     assert code in (0, 3), errors
     if code == 0:
         assert thinned["measured_fps"] >= thinned["target_fps"] and thinned["steps"] > 0
