@@ -15,7 +15,7 @@ from deploy.runtimes import dominant, executed_precision, open_session
 from supernet.errors import UserError
 
 from .machine import Disturbance, Watch
-from .measure import ROUNDS, Job, Timing, time_jobs
+from .measure import MAX_ROUNDS, Job, Timing, time_jobs
 
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 """Shape and dtype of each input by name."""
@@ -98,13 +98,13 @@ class Bench:
         """Time the reference network alone: how fast is the machine now?"""
         return time_jobs({REFERENCE: self._reference})[REFERENCE].ms
 
-    def run(self, models: Mapping[str, Model], *, rounds: int = ROUNDS) -> BatchResult:
+    def run(self, models: Mapping[str, Model], *, max_rounds: int = MAX_ROUNDS) -> BatchResult:
         """Time models and the reference, interleaved."""
         start = time.perf_counter()
         jobs = {key: load(model, self.setting) for key, model in models.items()}
         jobs[REFERENCE] = self._reference
         loaded = time.perf_counter()
-        timings = time_jobs(jobs, rounds=rounds)
+        timings = time_jobs(jobs, max_rounds=max_rounds)
         timed = time.perf_counter()
         del jobs
         gc.collect()

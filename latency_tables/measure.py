@@ -62,7 +62,7 @@ def time_jobs(
     *,
     rounds: int = ROUNDS,
     warmups: int = WARMUPS,
-    max_rounds: int | None = None,
+    max_rounds: int = MAX_ROUNDS,
 ) -> dict[Any, Timing]:
     """Visit every job once a round, round-robin; after `rounds` only those not yet stable.
 
@@ -74,7 +74,7 @@ def time_jobs(
     for _ in range(warmups):
         for job in jobs.values():
             job.session.run(job.feeds)
-    for number in range(max_rounds or max(rounds, MAX_ROUNDS)):
+    for number in range(max(rounds, max_rounds)):
         todo = list(jobs)
         if number >= rounds:
             timings = at_one_speed(visits)

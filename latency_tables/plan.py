@@ -8,6 +8,7 @@ import numpy as np
 
 from supernet.architecture import WIDTH_STEP, Architecture, Entry
 
+from .measure import MAX_ROUNDS, ROUNDS
 from .networks import random_architecture
 
 BATCH = 24
@@ -16,7 +17,7 @@ BATCH = 24
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checks:
-    """How many random whole networks calibrate and check a table."""
+    """How thoroughly a table is measured, calibrated and checked."""
 
     anchors: int = 10
     """Networks that set the table's factor and overhead."""
@@ -24,9 +25,11 @@ class Checks:
     """Networks that only check them."""
     memory: int = 8
     """Networks, the first of all, whose peak memory is measured; every fourth one only checks."""
+    max_rounds: int = MAX_ROUNDS
+    """Rounds of a batch, even where some entries are not yet known well enough."""
 
 
-LAZY = Checks(anchors=5, held_out=3, memory=0)
+LAZY = Checks(anchors=4, held_out=2, memory=0, max_rounds=ROUNDS)
 """For a table that thinning fills as it goes."""
 
 

@@ -19,7 +19,7 @@ from .costs import MemoryModel, MemorySample, size_mb, working_set_mb
 from .drift import same_state, scale_to
 from .fresh import peak_mb, time_network
 from .machine import Disturbance
-from .measure import ROUNDS
+from .measure import MAX_ROUNDS
 from .models import write, write_network
 from .networks import reference_architecture
 from .plan import Checks, batches_of, check_networks
@@ -60,7 +60,7 @@ def fill(
     entries: Iterable[Entry],
     *,
     bench: Bench | None = None,
-    rounds: int = ROUNDS,
+    max_rounds: int = MAX_ROUNDS,
     save: Callable[[], object] = lambda: None,
 ) -> None:
     """Measure the entries that the table lacks; `save` is called after every batch.
@@ -74,7 +74,7 @@ def fill(
     bench = bench or open_bench(table.conditions)
     with Progress(f"profile {table.conditions.stem}", len(todo)) as bar:
         for batch in batches_of(todo):
-            _measure(table, batch, bench, rounds)
+            _measure(table, batch, bench, max_rounds)
             for entry in batch:
                 bar.advance(str(entry))
             save()
@@ -83,17 +83,17 @@ def fill(
         if not strays or not same_state(bench.reference_ms(), table.reference_ms):
             break
         for batch in batches_of(strays):
-            _measure(table, batch, bench, rounds)
+            _measure(table, batch, bench, max_rounds)
             save()
 
 
-def _measure(table: LatencyTable, entries: Sequence[Entry], bench: Bench, rounds: int) -> None:
+def _measure(table: LatencyTable, entries: Sequence[Entry], bench: Bench, max_rounds: int) -> None:
     """Measure one batch of entries, whatever the table holds of them."""
     start = time.perf_counter()
     probes = {probe.key: probe for entry in entries for probe in terms(entry)}
     models = {key: write(probe, bench.setting) for key, probe in probes.items()}
     written = time.perf_counter() - start
-    result = bench.run(models, rounds=rounds)
+    result = bench.run(models, max_rounds=max_rounds)
     add_rows(table, entries, result)
     spend(table, write=written, load=result.load_s, time=result.time_s)
 
@@ -155,7 +155,7 @@ def calibrate(
     networks = check_networks(template, widths, positions, checks)
     bench = open_bench(table.conditions)
     needed = [entry for network in networks for entry in network.entries().values()]
-    fill(table, needed, bench=bench, save=save)
+    fill(table, needed, bench=bench, max_rounds=checks.max_rounds, save=save)
     results: list[NetworkResult] = []
     peaks: list[float] = []
     reference = write_network(reference_architecture(template.input_size), bench.setting)

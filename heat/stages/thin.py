@@ -239,7 +239,13 @@ def _lazy_filler(workspace: Workspace, table: LatencyTable) -> Callable[[Archite
         missing = table.missing(architecture.entries())
         if missing:
             bench = bench or open_bench(table.conditions)
-            fill(table, missing, bench=bench, save=lambda: table.save(workspace.tables))
+            fill(
+                table,
+                missing,
+                bench=bench,
+                max_rounds=LAZY.max_rounds,
+                save=lambda: table.save(workspace.tables),
+            )
 
     return ensure
 
