@@ -15,14 +15,14 @@ MIN_RUNS = 8
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Latency of one session."""
+    """Latency of a deployed model."""
 
     ms: float
-    """Lowest burst median: what the machine does while nothing else takes its cores."""
+    """What the machine does at its own speed, while nothing else slows it: at the speed of its
+    latency table where there is one, else the lowest burst median."""
     p50_ms: float
-    """Median over all runs."""
+    """Median over all runs, as it was."""
     p95_ms: float
-    runs: int
 
     @property
     def fps(self) -> float:
@@ -48,5 +48,4 @@ def measure_speed(
         min(statistics.median(burst) for burst in bursts),
         statistics.median(every),
         every[min(len(every) - 1, round(0.95 * len(every)))],
-        len(every),
     )

@@ -1,38 +1,47 @@
-"""AP_drop of a move: what is lost when a part of the supernet goes (spec section 10).
+"""What a state of the supernet is worth on images (spec section 10).
 
-Two readings: the detection loss of the cut network on held-out images, and, without training or
-data, the share of importance mass removed.
+Each reading inherits the weights, recalibrates BatchNorm and runs images that the supernet was not
+trained on. Readings are kept in a journal, so that a search that was killed goes on with them.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from supernet.coco import DetectionSet, Record
+from supernet.detector import Detector
 from supernet.errors import DataError
-from supernet.inherit import inherit
-from supernet.letterbox import letterbox, read_image
+from supernet.evaluate import score_rows
+from supernet.fake_quant import simulate_int8
+from supernet.inherit import inherit, kept_channels
+from supernet.letterbox import boxes_to_image, letterbox, read_image, scale_to_fit
 from supernet.loss import Target, detection_loss
 from supernet.recalibrate import recalibrate
 from supernet.supernet import SearchSpace, Supernet
 
+from .journal import Journal
 from .thinning import Logits, State
 
 HOLD_OUT_EVERY = 8
 """Every so many training images one is kept out of the supernet's training, to read losses on."""
-MAX_LOSS_IMAGES = 48
-RECALIBRATION_IMAGES = 64
+MAX_HELD_OUT = 48
+"""Held-out images that losses and AP are read on."""
+UNLABELLED = 64
+"""Training images for BatchNorm statistics and for the distance of features."""
 BATCH = 8
+MIN_AP = 1.0
+"""AP of the whole supernet, in points, below which AP on few images tells nothing."""
+HALF = {"bf16": torch.bfloat16, "f16": torch.float16}
 
 
 def split_held_out(data: DetectionSet) -> tuple[DetectionSet, DetectionSet]:
     """Split a training set into the supernet's part and the calibration part."""
-    kept = tuple(r for i, r in enumerate(data.records) if i % HOLD_OUT_EVERY)
-    held = tuple(r for i, r in enumerate(data.records) if i % HOLD_OUT_EVERY == 0)
-    return replace(data, records=kept or held), replace(data, records=held)
+    kept = [r for i, r in enumerate(data.records) if i % HOLD_OUT_EVERY]
+    held = [r for i, r in enumerate(data.records) if i % HOLD_OUT_EVERY == 0]
+    return data.of(kept or held), data.of(held)
 
 
 def load_batches(
@@ -52,42 +61,166 @@ def load_batches(
         yield torch.stack(images), targets
 
 
-class LossDrop:
-    """AP_drop by detection loss: the relative rise of the loss, in percent.
-
-    Each reading inherits the weights, recalibrates BatchNorm and runs the held-out images.
-    """
+class Readings:
+    """Reads states of a supernet on held-out images."""
 
     def __init__(
-        self, supernet: Supernet, space: SearchSpace, data: DetectionSet, logits: Logits
+        self,
+        supernet: Supernet,
+        space: SearchSpace,
+        data: DetectionSet,
+        logits: Logits,
+        journal: Journal | None = None,
+        *,
+        scored: DetectionSet | None = None,
     ) -> None:
-        """Load the images once; `space` is the supernet's, its global block decided."""
-        size = supernet.architecture.input_size
+        """Load the images once; `space` is the supernet's, its global block decided.
+
+        Losses and AP are read on `scored`, or on the held-out part of the training data.
+        """
+        size = space.template.input_size
         train, held = split_held_out(data)
         self._supernet, self._space, self._logits = supernet, space, logits
-        self._recalibration = [
-            images for images, _ in load_batches(train.records[:RECALIBRATION_IMAGES], size)
-        ]
-        self._held = list(load_batches(held.records[:MAX_LOSS_IMAGES], size))
-        self._known: dict[tuple[object, object], float] = {}
+        self._journal = Journal(None, "") if journal is None else journal
+        self._unlabelled = [images for images, _ in load_batches(train.records[:UNLABELLED], size)]
+        self._data = scored or held.of(held.records[:MAX_HELD_OUT])
+        self._held = list(load_batches(self._data.records, size))
+        self._network: tuple[State, Detector] | None = None
+        self._features: dict[State, list[Tensor]] = {}
 
-    def __call__(self, before: State, after: State) -> float:
-        """Return the rise of the loss from one state to the next, in percent."""
+    @property
+    def images(self) -> int:
+        """Held-out images that losses and AP are read on."""
+        return len(self._data.records)
+
+    def loss(self, state: State) -> float:
+        """Return the mean detection loss on the held-out images."""
+        return self._both(state)[0]
+
+    def ap(self, state: State) -> float:
+        """Return AP on the held-out images, in points of 100."""
+        return self._both(state)[1]
+
+    def loss_rise(self, before: State, after: State) -> float:
+        """Return the rise of the loss from one state to the next, in percent (proxy a)."""
         base = self.loss(before)
         return 100.0 * (self.loss(after) - base) / base
 
-    @torch.no_grad()
-    def loss(self, state: State) -> float:
-        """Return the detection loss of a state on the held-out images."""
-        architecture = state.architecture(self._space, self._logits)
-        key = (architecture, state.positions())
-        if key not in self._known:
+    def distance(self, before: State, after: State) -> float:
+        """Return 1 - cosine of s_out, t_cls and t_reg, in points of 100 (proxy b).
+
+        Channels that one of the networks lacks count as zeros in the supernet's width.
+        """
+        key = f"distance {self._name(before)} -> {self._name(after)}"
+        return float(self._journal.reading(key, lambda: self._distance(before, after)))
+
+    def ap_drop(self, before: State, after: State) -> float:
+        """Return the AP lost from one state to the next, in points of 100 (d)."""
+        return self.ap(before) - self.ap(after)
+
+    def quality(self, state: State, precision: str) -> tuple[float, float]:
+        """Return detection loss, and AP in points of 100, in a precision.
+
+        Half precision is computed by autocast, INT8 is simulated: weights of each output channel
+        and inputs of each layer are rounded to 8 bits.
+        """
+        key = f"{precision}: loss, AP {self._name(state)}"
+        loss, ap = self._journal.reading(key, lambda: self._read(state, precision))
+        return float(loss), float(ap)
+
+    @property
+    def ap_tells(self) -> bool:
+        """Whether the whole supernet detects well enough for AP on few images to mean anything."""
+        return self.ap(State.full(self._space)) >= MIN_AP
+
+    def network(self, state: State) -> Detector:
+        """Return the network of a state, its BatchNorm recalibrated."""
+        if self._network is None or self._network[0] != state:
+            architecture = state.architecture(self._space, self._logits)
             network = inherit(self._supernet, architecture, state.positions())
-            recalibrate(network, self._recalibration)
-            total = 0.0
-            for images, targets in self._held:
+            recalibrate(network, self._unlabelled)
+            self._network = (state, network)
+        return self._network[1]
+
+    def _name(self, state: State) -> str:
+        architecture = state.architecture(self._space, self._logits)
+        size = "x".join(map(str, self._space.template.input_size))
+        return f"{size} {architecture.widths} {architecture.blocks} {state.positions()}"
+
+    def _both(self, state: State) -> tuple[float, float]:
+        found = self._journal.reading(f"loss, AP {self._name(state)}", lambda: self._read(state))
+        return float(found[0]), float(found[1])
+
+    @torch.no_grad()
+    def _read(self, state: State, precision: str = "f32") -> list[float]:
+        network = self.network(state)
+        if precision == "int8":
+            network = simulate_int8(network, self._unlabelled[:2])
+        half = HALF.get(precision)
+        total = 0.0
+        rows: list[dict[str, object]] = []
+        records = iter(self._data.records)
+        for images, targets in self._held:
+            with torch.autocast("cpu", half, enabled=half is not None):
                 logits, deltas = network(images)
-                loss = detection_loss(logits, deltas, targets, network.decode)
-                total += float(loss.total) * len(images)
-            self._known[key] = total / sum(len(images) for images, _ in self._held)
-        return self._known[key]
+            logits, deltas = logits.float(), deltas.float()
+            loss = detection_loss(logits, deltas, targets, network.decode)
+            total += float(loss.total) * len(images)
+            for found in network.decode(logits, deltas):
+                rows.extend(self._rows(next(records), found.boxes_xyxy, found.scores, found.labels))
+        ap = score_rows(rows, self._data).ap
+        return [total / self.images, 100.0 * max(0.0, ap)]
+
+    def _rows(
+        self, record: Record, boxes_xyxy: Tensor, scores: Tensor, labels: Tensor
+    ) -> Iterator[dict[str, object]]:
+        stored = (record.height, record.width)
+        scale = scale_to_fit(stored, self._space.template.input_size)
+        boxes = boxes_to_image(boxes_xyxy.numpy(), scale, stored)
+        for (x0, y0, x1, y1), score, label in zip(
+            boxes.tolist(), scores.tolist(), labels.tolist(), strict=True
+        ):
+            yield {
+                "image_id": record.image_id,
+                "category_id": self._data.category_ids[label],
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "score": score,
+            }
+
+    def _distance(self, before: State, after: State) -> float:
+        if before not in self._features:
+            self._features = {before: self._feature_maps(before)}
+        cosines = [
+            torch.cosine_similarity(a.flatten(), b.flatten(), dim=0)
+            for a, b in zip(self._features[before], self._feature_maps(after), strict=True)
+        ]
+        return 100.0 * max(0.0, 1.0 - float(torch.stack(cosines).mean()))
+
+    @torch.no_grad()
+    def _feature_maps(self, state: State) -> list[Tensor]:
+        """Return s_out, t_cls and t_reg on the unlabelled images in the supernet's channels."""
+        network = self.network(state)
+        architecture = state.architecture(self._space, self._logits)
+        channels = kept_channels(self._supernet, architecture, state.positions())[3]
+        seen: list[tuple[Tensor, ...]] = []
+
+        def see(module: nn.Module, inputs: tuple[Tensor, ...], output: object = None) -> None:
+            seen.append(inputs if output is None else (cast(Tensor, output),))
+
+        hooks = [
+            network.units["scm_global2"].register_forward_hook(see),
+            network.units["head"].register_forward_pre_hook(see),
+        ]
+        for images in self._unlabelled:
+            network(images)
+        for hook in hooks:
+            hook.remove()
+        # Each pass saw (s_out), then (t_cls, t_reg).
+        passes = [(*seen[i], *seen[i + 1]) for i in range(0, len(seen), 2)]
+        maps = []
+        for parts in zip(*passes, strict=True):
+            narrow = torch.cat(parts)
+            wide = narrow.new_zeros(len(narrow), self._space.widths[3], *narrow.shape[2:])
+            wide[:, channels] = narrow
+            maps.append(wide)
+        return maps

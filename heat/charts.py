@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from latency_tables.curves import block_curves
 from latency_tables.table import LatencyTable
@@ -73,6 +76,174 @@ def draw_residuals(points: Sequence[tuple[float, float]], title: str, path: Path
     right.set(xlabel="measured ms", ylabel="error, %")
     figure.suptitle(title, fontsize=10)
     return save(figure, path)
+
+
+def draw_frontier(points: Sequence[tuple[float, float, str]], unit: str, path: Path) -> Path:
+    """Draw what is lost against frames per second, with the kind of each move."""
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([fps for fps, _, _ in points], [lost for _, lost, _ in points], color="grey", lw=0.8)
+    kinds: dict[str, list[tuple[float, float]]] = {}
+    for fps, lost, move in points:
+        kinds.setdefault(move.split()[0], []).append((fps, lost))
+    for kind, found in kinds.items():
+        axis.plot(*zip(*found, strict=True), "o", markersize=4, label=kind)
+    axis.set(xscale="log", xlabel="predicted frames per second", ylabel=f"lost: {unit}")
+    plain_numbers(axis.xaxis)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return save(figure, path)
+
+
+def draw_targets(points: Sequence[tuple[float, float]], title: str, path: Path) -> Path:
+    """Draw measured against asked-for frames per second, with the window of 5 %."""
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axis = figure.subplots()
+    targets = [target for target, _ in points]
+    ratios = [fps / target for target, fps in points]
+    axis.axhspan(1.0, 1.05, color="tab:green", alpha=0.15)
+    axis.plot(targets, ratios, "o")
+    axis.set(xscale="log", xlabel="target FPS", ylabel="measured / target", title=title)
+    axis.set_xticks(targets, [f"{target:g}" for target in targets])
+    axis.minorticks_off()
+    axis.set_ylim(min(0.95, *ratios) - 0.01, max(1.1, *ratios) + 0.01)
+    axis.grid(alpha=0.3)
+    return save(figure, path)
+
+
+def draw_importance(points: Sequence[tuple[float, float, int]], path: Path) -> Path:
+    """Draw the AP lost without a position against its importance, a colour for each seed."""
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axis = figure.subplots()
+    for seed in sorted({seed for _, _, seed in points}):
+        found = [(weight, lost) for weight, lost, own in points if own == seed]
+        axis.plot(*zip(*found, strict=True), "o", markersize=5, label=f"seed {seed}")
+    axis.set(xscale="log", xlabel="importance M", ylabel="AP lost without it, points")
+    plain_numbers(axis.xaxis)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return save(figure, path)
+
+
+def draw_rivals(
+    points: Sequence[tuple[str, int, float, float]], target_fps: float, path: Path
+) -> Path:
+    """Draw AP against measured FPS of (kind, seed, FPS, AP); a marker for each kind."""
+    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.axvspan(target_fps, 1.05 * target_fps, color="tab:green", alpha=0.12)
+    markers = {"thinned": "*", "random": "o", "uniform": "s"}
+    for index, kind in enumerate(markers):
+        for seed in sorted({seed for _, seed, _, _ in points}):
+            found = [(fps, ap) for own, at, fps, ap in points if (own, at) == (kind, seed)]
+            if found:
+                axis.plot(
+                    *zip(*found, strict=True),
+                    markers[kind],
+                    color=f"C{index}",
+                    markersize=11 if kind == "thinned" else 6,
+                    fillstyle="full" if seed % 2 == 0 else "none",
+                    label=f"{kind}, seed {seed}",
+                )
+    axis.set(xlabel="measured frames per second", ylabel="AP on val, points")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    return save(figure, path)
+
+
+def draw_fronts(fronts: Mapping[str, Sequence[tuple[float, float]]], unit: str, path: Path) -> Path:
+    """Draw the undominated points of several searches: what is lost against milliseconds."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for name, points in fronts.items():
+        best: list[tuple[float, float]] = []
+        for lost, ms in sorted(points, key=lambda point: (point[1], point[0])):
+            if not best or lost < best[-1][0]:
+                best.append((lost, ms))
+        xs, ys = [ms for _, ms in best], [lost for lost, _ in best]
+        axis.step(xs, ys, where="post", marker="o", markersize=3, label=name)
+    axis.set(xlabel="predicted milliseconds", ylabel=f"lost: {unit}")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return save(figure, path)
+
+
+def draw_logits(
+    epochs: Sequence[int],
+    logits: Mapping[str, Sequence[Sequence[float]]],
+    labels: Sequence[str],
+    importance: Mapping[str, float],
+    path: Path,
+) -> Path:
+    """Draw r of every position over the epochs, a panel each, and the final importance.
+
+    `logits` holds, by position's name, the logits of each epoch.
+    """
+    columns = 6
+    rows = -(-len(logits) // columns)
+    figure = Figure(figsize=(2.2 * columns, 1.6 * rows + 3), layout="constrained")
+    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.6 * rows, 3))
+    top, bottom = parts[0, 0], parts[1, 0]
+    axes = top.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for axis, (name, found) in zip(axes, logits.items(), strict=False):
+        for index, label in enumerate(labels):
+            axis.plot(epochs, [r[index] for r in found], label=label, linewidth=1)
+        axis.set_title(name, fontsize=8)
+        axis.tick_params(labelsize=6)
+    axes[0].legend(fontsize=6)
+    top.suptitle("selection logits r over the epochs", fontsize=10)
+    axis = bottom.subplots()
+    axis.bar(list(importance), list(importance.values()))
+    axis.set(title="importance M = (1 - p_I) / p_I of each position", yscale="log")
+    axis.tick_params(axis="x", rotation=90, labelsize=7)
+    return save(figure, path)
+
+
+def draw_explanation(
+    importance: Mapping[tuple[int, int], float],
+    kept: Mapping[tuple[int, int], str],
+    steps: Sequence[tuple[str, int, float]],
+    target_fps: float,
+    path: Path,
+) -> Path:
+    """Draw every position with its importance, what is left of it, and the way to the target.
+
+    Places are (stage from 1, position); steps are (move, stage, FPS).
+    """
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
+    largest = max(importance.values(), default=1.0)
+    for (stage, position), value in importance.items():
+        letter = kept.get((stage, position))
+        shade = 0.15 + 0.85 * value / largest
+        color = (0.2, 0.45, 0.75, shade) if letter else (0.75, 0.75, 0.75, 0.4)
+        left.add_patch(Rectangle((position - 0.45, -stage - 0.4), 0.9, 0.8, color=color))
+        left.text(
+            position, -stage, letter or "", ha="center", va="center", fontsize=9, weight="bold"
+        )
+        left.text(position, -stage - 0.36, f"{value:.1f}", ha="center", va="bottom", fontsize=5)
+    longest = max((position for _, position in importance), default=0)
+    left.set(xlim=(-0.7, longest + 0.7), ylim=(-4.6, -0.4), xlabel="position")
+    left.set_yticks([-1, -2, -3, -4], ["S1", "S2", "S3", "S4"])
+    left.set_title("positions: kept operator, importance M (grey: deleted)", fontsize=9)
+    for stage in (1, 2, 3, 4):
+        points = [(n, fps) for n, (_, at, fps) in enumerate(steps) if at == stage]
+        if points:
+            right.plot(*zip(*points, strict=True), "o", markersize=4, label=f"S{stage}")
+    right.axhline(target_fps, color="tab:green", linewidth=0.8)
+    right.set(xlabel="move", ylabel="frames per second")
+    right.set_title("the way to the target, by the stage that was thinned", fontsize=9)
+    if steps:
+        right.legend(fontsize=8)
+    right.grid(alpha=0.3)
+    return save(figure, path)
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Label a logarithmic axis with 1, 2, 5, 10 rather than with powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -5,6 +5,7 @@ People read stderr; programs read the last line of stdout, one JSON object. Exit
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from cyclopts import App, CycloptsError
 from supernet.errors import HeatError, PromiseError
 from supernet.version import __version__
 
-from .commands import data, images, look, models, search
+from .commands import data, images, look, models, search, thinning
 
 app = App(
     name="heat",
@@ -24,7 +25,7 @@ app = App(
 app.command(models.build)
 app.command(search.profile)
 app.command(search.supernet)
-app.command(search.thin)
+app.command(thinning.thin)
 app.command(models.train)
 app.command(models.evaluate, name="eval")
 app.command(models.export)
@@ -66,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except OSError as error:
         return _fail(f"{error.filename or ''}: {error.strerror or error}", 2)
-    if isinstance(result, dict):
-        print(json.dumps(result))
+    if isinstance(result, dict) and os.environ.get("RANK", "0") == "0":
+        print(json.dumps(result))  # under torchrun once, not by every process
     return 0
 
 

@@ -24,6 +24,7 @@ LEDGER = (
     "ratio",
     "chosen",
     "reason",
+    "seconds",
 )
 """Columns of `thinning.csv`."""
 
@@ -50,6 +51,7 @@ def write_ledger(path: Path, ledger: Sequence[Trial], space: SearchSpace, logits
                 f"{trial.ratio:.6g}",
                 int(trial.chosen),
                 trial.reason,
+                f"{trial.seconds:.3f}",
             ]
         )
     write_text(path, stream.getvalue())

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from latency_tables.devices import Target
-from latency_tables.store import conditions_of
 from supernet.coco import DetectionSet, Record
 from supernet.detector import Detector
 from supernet.loss import detection_loss
@@ -16,7 +15,7 @@ from supernet.supernet import SearchSpace
 from supernet.training import TrainConfig, batches, uses_bf16
 
 from .spaces import SPACES, search_space
-from .stages.thin import measure_network
+from .stages.measuring import measure_network
 from .thinning import State, prior_logits
 
 MAX_SIDE_PX = 512
@@ -62,7 +61,7 @@ def choose_space(
             if seconds * MIN_SUPERNET_EPOCHS > SUPERNET_SHARE * minutes * 60:
                 break
         chosen = space
-        speed = measure_network(space.template, conditions_of(target, input_size))
+        speed = measure_network(space.template, target.setting, memory=False)
         if speed.fps < target_fps / ROOM:
             break
     assert chosen is not None

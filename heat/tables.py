@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,26 @@ def show_blocks(table: LatencyTable) -> None:
                 cells.append("" if ms is None else f"{bar:<{BAR}} {ms:.3f}")
             shown.add_row(str(int(width)), *cells)
         console.print(shown)
+
+
+def show_importance(
+    importance: Mapping[str, float],
+    logits: Mapping[str, Sequence[float]],
+    candidates: Sequence[str],
+) -> None:
+    """Print r of every position and its importance, with bars."""
+    shown = Table(title="selection logits r, and importance M = (1 - p_I) / p_I")
+    shown.add_column("position")
+    for name in candidates:
+        shown.add_column(name, justify="right")
+    shown.add_column("M", justify="right")
+    shown.add_column("")
+    largest = max(importance.values())
+    for place, value in importance.items():
+        cells = [f"{r:+.3f}" for r in logits[place]]
+        bar = "#" * round(2 * BAR * value / largest)
+        shown.add_row(place, *cells, f"{value:.2f}", bar)
+    _console().print(shown)
 
 
 def show_stacks(stacks: dict[str, float], name: str) -> None:

@@ -6,8 +6,9 @@ what a network costs and what a move loses come from outside.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 from supernet.architecture import LOCAL_OPERATORS, WIDTH_STEP, Architecture
@@ -19,8 +20,9 @@ Place = tuple[int, int]
 Logits = Mapping[Place, tuple[float, ...]]
 """Selection logits r of every position, in the order of `CANDIDATES`."""
 
-MoveKind = Literal["LR", "IR", "SR", "WMR", "WR"]
-"""Layer, identity, SWMSA, WMSA and width reduction."""
+MoveKind = Literal["LR", "IR", "SR", "WMR", "WR", "RR", "LA", "OA", "WA"]
+"""The paper's: layer, identity, SWMSA, WMSA and width reduction. Only the last fit to the target
+uses RR (RepCNN reduction) and what gives back: a layer, an operator, width (LA, OA, WA)."""
 
 StageRule = Literal["mean", "sum", "all"]
 """Stage importance over its live positions; `all` offers every stage's moves."""
@@ -52,6 +54,10 @@ class State:
         ]
         return cls(space.widths, dict.fromkeys(places, every))
 
+    def __hash__(self) -> int:
+        """Hash the values; a mapping has no hash of its own."""
+        return hash((self.widths, tuple(sorted(self.allowed.items()))))
+
     def live(self, stage: int) -> list[Place]:
         """Return the live positions of a stage in order."""
         return sorted(place for place in self.allowed if place[0] == stage)
@@ -71,10 +77,14 @@ class State:
             return self.without(place)
         return replace(self, allowed={**self.allowed, place: left})
 
-    def narrower(self, stage: int) -> "State":
-        """Take one head's width off a stage."""
+    def allowing(self, place: Place, candidates: tuple[int, ...]) -> "State":
+        """Set the candidates of a position, live or not."""
+        return replace(self, allowed={**self.allowed, place: tuple(sorted(candidates))})
+
+    def narrower(self, stage: int, by: int = WIDTH_STEP) -> "State":
+        """Take one head's width off a stage; a negative `by` gives it back."""
         d1, d2, d3, d4 = (
-            width - WIDTH_STEP * (number == stage) for number, width in enumerate(self.widths, 1)
+            width - by * (number == stage) for number, width in enumerate(self.widths, 1)
         )
         return replace(self, widths=(d1, d2, d3, d4))
 
@@ -117,6 +127,8 @@ class Trial:
     """max(AP_drop, 0.01) per frame per second gained."""
     chosen: bool
     reason: str
+    seconds: float = field(default=0.0, compare=False)
+    """What weighing the move took."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,6 +214,35 @@ def candidate_moves(
     return found
 
 
+REDUCTION: Mapping[str, MoveKind] = {"repcnn": "RR", "wmsa": "WMR", "swmsa": "SR"}
+
+
+def every_move(
+    state: State, space: SearchSpace, logits: Logits, rules: ThinningRules
+) -> Iterator[Move]:
+    """Yield every single change of a state within the space, forwards and backwards."""
+    full = State.full(space)
+    for place, candidates in full.allowed.items():
+        stage, position = place
+        if place not in state.allowed:
+            yield Move("LA", stage, position, state.allowing(place, candidates))
+            continue
+        if len(state.live(stage)) > rules.min_blocks:
+            yield Move("LR", stage, position, state.without(place))
+        allowed, operator = state.allowed[place], state.operator(place, logits)
+        if len(allowed) > 1:
+            kind = REDUCTION[CANDIDATES[operator]]
+            yield Move(kind, stage, position, state.forbidding(place, operator))
+        for candidate in candidates:
+            if candidate not in allowed and logits[place][candidate] > logits[place][operator]:
+                yield Move("OA", stage, position, state.allowing(place, (*allowed, candidate)))
+    for stage, (width, widest) in enumerate(zip(state.widths, space.widths, strict=True), 1):
+        if width - WIDTH_STEP >= rules.min_width:
+            yield Move("WR", stage, None, state.narrower(stage))
+        if width + WIDTH_STEP <= widest:
+            yield Move("WA", stage, None, state.narrower(stage, -WIDTH_STEP))
+
+
 def removed_mass(before: State, after: State, logits: Logits) -> float:
     """Return the share of importance mass a move removes, in points of 100 (proxy c).
 
@@ -217,6 +258,31 @@ def removed_mass(before: State, after: State, logits: Logits) -> float:
     return 100.0 * (1.0 - mass(after) / mass(before))
 
 
+def weigh(
+    step: int,
+    state: State,
+    move: Move,
+    logits: Logits,
+    rules: ThinningRules,
+    latency_ms: Callable[[State], float],
+    ap_drop: Callable[[State, State], float],
+) -> Trial:
+    """Price a move: what it loses for each frame per second that it gains."""
+    started = time.monotonic()
+    ms = latency_ms(move.after)
+    gain = 1000.0 / ms - 1000.0 / latency_ms(state)
+    drop = ap_drop(state, move.after)
+    if move.position is None:
+        weight = stage_importance(state, move.stage, logits, rules.stage_rule)
+    else:
+        place = (move.stage, move.position)
+        holder = state if place in state.allowed else move.after
+        weight = importance(holder, place, logits)
+    ratio = max(drop, MIN_DROP) / gain if gain > 0 else math.inf
+    seconds = time.monotonic() - started
+    return Trial(step, move, weight, drop, ms, 1000.0 / ms, ratio, False, "", seconds)
+
+
 def thin_step(
     step: int,
     state: State,
@@ -227,22 +293,14 @@ def thin_step(
 ) -> list[Trial]:
     """Weigh the moves of one step; the chosen one is marked. An empty list is the floor."""
     ms_before = latency_ms(state)
-    fps_before = 1000.0 / ms_before
 
     def shortens(move: Move) -> bool:
         return latency_ms(move.after) < ms_before * (1.0 - MIN_GAIN)
 
-    trials = []
-    for move in candidate_moves(state, logits, rules, shortens):
-        ms = latency_ms(move.after)
-        gain = 1000.0 / ms - fps_before
-        drop = ap_drop(state, move.after)
-        if move.position is None:
-            weight = stage_importance(state, move.stage, logits, rules.stage_rule)
-        else:
-            weight = importance(state, (move.stage, move.position), logits)
-        ratio = max(drop, MIN_DROP) / gain
-        trials.append(Trial(step, move, weight, drop, ms, 1000.0 / ms, ratio, False, ""))
+    trials = [
+        weigh(step, state, move, logits, rules, latency_ms, ap_drop)
+        for move in candidate_moves(state, logits, rules, shortens)
+    ]
     if not trials:
         return []
     best = min(trials, key=lambda trial: (trial.ratio, trial.ms))

@@ -4,9 +4,10 @@ heat-run/
   run.json           results, inputs and times of every stage
   tables/            latency tables
   supernet/          weights.safetensors, state.pt
-  thin/              architecture.json, thinning.csv
+  thin/              architecture.json, thinning.csv, frontier.csv, readings.jsonl
   train/             weights.safetensors, state.pt
   bundle-onnx/ ...   exported bundles
+  fleet/NAME/        a workspace for each member of a fleet, without tables and supernet
   report.html
 """
 
@@ -32,16 +33,22 @@ class Workspace:
     """Paths and the record of one run."""
 
     root: Path
+    parent: Path | None = None
+    """Workspace of the fleet that this one is a member of: it has the tables and the supernet."""
+
+    def member(self, name: str) -> "Workspace":
+        """Return the workspace of a member of the fleet."""
+        return Workspace(self.root / "fleet" / name, self.root)
 
     @property
     def tables(self) -> Path:
         """Folder of latency tables."""
-        return self.root / "tables"
+        return (self.parent or self.root) / "tables"
 
     @property
     def supernet(self) -> Path:
         """Folder of the supernet's checkpoint."""
-        return self.root / "supernet"
+        return (self.parent or self.root) / "supernet"
 
     @property
     def train(self) -> Path:
@@ -57,6 +64,11 @@ class Workspace:
     def ledger(self) -> Path:
         """The thinning ledger."""
         return self.root / "thin" / "thinning.csv"
+
+    @property
+    def frontier(self) -> Path:
+        """Every network of the search."""
+        return self.root / "thin" / "frontier.csv"
 
     @property
     def report(self) -> Path:

@@ -3,8 +3,9 @@
     python -m latency_tables.fresh peak FOLDER      prints peak resident memory in MiB
     python -m latency_tables.fresh time FOLDER      prints a `NetworkResult`, the reference beside
 
-FOLDER holds setting.json, and ONNX files with their inputs. Needs numpy and the runtime only. In a
-process that has run hundreds of models before, a network is some percent slower than in its own.
+FOLDER holds setting.json, and a JSON file for each model that names its file and inputs. Needs
+numpy and the runtime only. In a process that has run hundreds of models before, a network is some
+percent slower than in its own.
 """
 
 import json
@@ -45,8 +46,12 @@ def in_own_process(
     """Run this file on models in a fresh process and return what it prints."""
     with tempfile.TemporaryDirectory() as folder:
         for name, model in models.items():
-            (Path(folder) / f"{name}.onnx").write_bytes(model.onnx)
-            (Path(folder) / f"{name}.json").write_text(json.dumps(model.inputs), encoding="utf-8")
+            path = model.file
+            if path is None:
+                path = Path(folder) / f"{name}.onnx"
+                path.write_bytes(model.onnx)
+            facts = {"file": str(path.resolve()), "inputs": model.inputs}
+            (Path(folder) / f"{name}.json").write_text(json.dumps(facts), encoding="utf-8")
         asked = json.dumps(asdict(setting))
         (Path(folder) / "setting.json").write_text(asked, encoding="utf-8")
         done = subprocess.run([*command, verb, folder], capture_output=True, text=True, check=False)
@@ -56,10 +61,10 @@ def in_own_process(
 
 
 def read_model(folder: Path, name: str) -> Model:
-    """Read an ONNX file and the inputs it takes."""
-    inputs = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    shapes = {key: (tuple(shape), dtype) for key, (shape, dtype) in inputs.items()}
-    return Model((folder / f"{name}.onnx").read_bytes(), shapes)
+    """Return a model file and the inputs it takes."""
+    facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    shapes = {key: (tuple(shape), dtype) for key, (shape, dtype) in facts["inputs"].items()}
+    return Model(b"", shapes, file=Path(facts["file"]))
 
 
 def fresh_main(arguments: Sequence[str]) -> int:

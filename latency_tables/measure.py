@@ -32,6 +32,8 @@ class Timing:
     """Median, every sample taken to the speed that the machine usually had among the rounds."""
     min_ms: float
     """Lowest sample, as it was."""
+    p95_ms: float
+    """95th percentile, samples taken to one speed as for the median."""
     spread: float
     """Interquartile range as a share of the median."""
     n: int
@@ -124,7 +126,8 @@ def summarise(samples_ms: Sequence[float], min_ms: float) -> Timing:
         low, _, high = statistics.quantiles(ordered, n=4)
     outside = outer_rank(len(ordered))
     interval = (ordered[-1 - outside] - ordered[outside]) / median
-    return Timing(median, min_ms, (high - low) / median, len(ordered), interval)
+    p95 = ordered[round(0.95 * (len(ordered) - 1))]
+    return Timing(median, min_ms, p95, (high - low) / median, len(ordered), interval)
 
 
 def outer_rank(n: int) -> int:

@@ -5,9 +5,10 @@ kept with the place where it stands, for `heat data check` and for the log of ea
 """
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,18 @@ class DetectionSet:
     def num_classes(self) -> int:
         """Number of classes, K."""
         return len(self.names)
+
+    def of(self, records: Sequence[Record]) -> Self:
+        """Return the set of some of its records, its ground truth cut to them too."""
+        kept = {record.image_id for record in records}
+        truth = {
+            **self.ground_truth,
+            "images": [i for i in self.ground_truth.get("images", ()) if i["id"] in kept],
+            "annotations": [
+                a for a in self.ground_truth.get("annotations", ()) if a["image_id"] in kept
+            ],
+        }
+        return replace(self, records=tuple(records), ground_truth=truth)
 
 
 def splits_of(root: Path) -> tuple[str, ...]:

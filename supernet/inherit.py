@@ -40,13 +40,24 @@ def inherit(supernet: Supernet, architecture: Architecture, positions: Positions
     _check(supernet, architecture, positions)
     source = _flatten(supernet, architecture, positions)
     network = Detector(architecture)
-    streams = [
-        _top(_stream_scores(source, stage), width)
-        for stage, width in enumerate(architecture.widths, 1)
-    ]
+    streams = _streams(source, architecture)
     for place, unit in network.units.items():
         _copy_unit(place, source[place], unit, streams)
     return network
+
+
+def kept_channels(
+    supernet: Supernet, architecture: Architecture, positions: Positions
+) -> list[Tensor]:
+    """Return, for each stage, which of the supernet's channels a thinned network keeps."""
+    return _streams(_flatten(supernet, architecture, positions), architecture)
+
+
+def _streams(source: Mapping[str, nn.Module], architecture: Architecture) -> list[Tensor]:
+    return [
+        _top(_stream_scores(source, stage), width)
+        for stage, width in enumerate(architecture.widths, 1)
+    ]
 
 
 def _check(supernet: Supernet, architecture: Architecture, positions: Positions) -> None:
@@ -62,6 +73,7 @@ def _check(supernet: Supernet, architecture: Architecture, positions: Positions)
         and architecture.with_(widths=space.widths, blocks=space.template.blocks, name="")
         == space.template.with_(
             name="",
+            input_size=architecture.input_size,  # weights do not depend on it
             global_block=architecture.global_block
             if space.global_choice
             else space.template.global_block,

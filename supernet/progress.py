@@ -55,14 +55,14 @@ class Progress:
         if self._live:
             self._bar.stop()
 
-    def advance(self, note: str = "") -> None:
-        """Count one step and show a note beside the bar."""
-        self._done += 1
+    def advance(self, note: str = "", steps: int = 1) -> None:
+        """Count steps and show a note beside the bar."""
+        self._done += steps
         if self._live:
             self._bar.update(self._task, completed=self._done, note=note)
             return
         now = time.monotonic()
-        if now - self._last_line >= LINE_EVERY_S or self._done == self._total:
+        if now - self._last_line >= LINE_EVERY_S or self._done >= self._total:
             self._last_line = now
             rate = (now - self._start) / max(1, self._done - self._first)
             eta = rate * (self._total - self._done)

@@ -84,7 +84,7 @@ class SearchConfig:
     frozen_share: float = 0.1
     """Share of the epochs in which the logits stay at zero."""
     straight_through: bool = False
-    """Run one drawn operator a position (hard forward, soft gradient): a third of the memory."""
+    """Run one drawn operator a position (hard forward, soft gradient): less memory."""
 
 
 def temperature(epoch: int, epochs: int, config: SearchConfig) -> float:
@@ -217,6 +217,13 @@ class Supernet(Detector):
     def logits(self) -> dict[tuple[int, int], tuple[float, ...]]:
         """Return r of every position as numbers."""
         return {place: tuple(mixture.r.tolist()) for place, mixture in self.mixtures()}
+
+    def named_logits(self) -> dict[str, tuple[float, ...]]:
+        """Return r by names as `s3_7`, and the global block's where it is searched."""
+        found = {f"s{stage}_{position}": r for (stage, position), r in self.logits().items()}
+        if self.space.global_choice:
+            found["global"] = tuple(self.global_r.tolist())
+        return found
 
     def facts(self) -> dict[str, Any]:
         """Return the search settings for the checkpoint header."""

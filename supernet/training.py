@@ -4,28 +4,29 @@ Every epoch draws its own random numbers from (seed, epoch), so a run that was k
 at its last finished epoch goes on exactly as if it had not been interrupted.
 """
 
-import io
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from .atomic import write_bytes
 from .augment import AugmentConfig, augment
-from .checkpoint import CheckpointInfo, save_checkpoint
 from .coco import DetectionSet, Record
 from .detector import Detector
-from .errors import CheckpointError, DataError, HeatError, UserError
+from .distributed import Group, joined
+from .errors import DataError, HeatError, UserError
 from .letterbox import read_image
-from .loss import Loss, Target, detection_loss
+from .loss import Target, detection_loss
 from .progress import Progress
+from .run_files import RunFiles
 from .supernet import Supernet
 
 Schedule = Literal["cosine", "1x", "3x"]
@@ -44,7 +45,9 @@ class TrainConfig:
     epochs: int = 36
     """Passes over the training split."""
     batch_size: int = 8
-    """Images per step."""
+    """Images per pass, over all processes."""
+    accumulate: int = 1
+    """Passes whose gradients make one step."""
     learning_rate: float = 1e-3
     """Peak AdamW step; the paper's 1e-4 is for pretrained backbones."""
     weight_decay: float = 0.05
@@ -70,6 +73,8 @@ class TrainConfig:
         """Refuse settings that cannot train."""
         if self.epochs < 1 or self.batch_size < 1:
             raise UserError(f"--epochs {self.epochs} --batch-size {self.batch_size}: at least 1")
+        if self.accumulate < 1:
+            raise UserError(f"--accumulate {self.accumulate}: at least 1")
         if not self.learning_rate > 0:
             raise UserError(f"--learning-rate {self.learning_rate}: a positive number needed")
         if not 0 <= self.ema_decay < 1:
@@ -87,6 +92,8 @@ class TrainResult:
     skipped_steps: int
     stood: bool
     """The run was finished before; nothing was trained."""
+    leads: bool = True
+    """Whether this process, of several, is the one that writes."""
 
     def facts(self) -> dict[str, Any]:
         """Return what a stage records of the run."""
@@ -160,26 +167,40 @@ class Averaged:
 
 
 def batches(
-    data: DetectionSet, input_hw: tuple[int, int], config: TrainConfig, epoch: int
+    data: DetectionSet,
+    input_hw: tuple[int, int],
+    config: TrainConfig,
+    epoch: int,
+    group: Group | None = None,
 ) -> Iterator[tuple[Tensor, list[Target]]]:
-    """Yield augmented batches of one epoch in a random order; a last odd image joins in."""
-    rng = np.random.default_rng([config.seed, epoch])
-    order = rng.permutation(len(data.records))
+    """Yield this process's share of the augmented batches of one epoch, in a random order.
+
+    Order and augmentation follow from (seed, epoch, image) alone, so that any number of processes
+    sees the same batches.
+    """
+    group = group or Group()
+    order = np.random.default_rng([config.seed, epoch]).permutation(len(data.records))
     starts = batch_starts(len(order), config.batch_size)
     for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
         images, targets = [], []
-        for record_index in order[start:stop]:
+        for record_index in order[start:stop][group.rank :: group.world]:
+            rng = np.random.default_rng([config.seed, epoch, int(record_index)])
             image, target = load_sample(data.records[record_index], input_hw, config, rng)
-            images.append(image)
-            targets.append(target)
+            images.append(image.to(group.device))
+            targets.append(
+                Target(target.boxes_xyxy.to(group.device), target.labels.to(group.device))
+            )
         yield torch.stack(images), targets
 
 
 def batch_starts(num_images: int, batch_size: int) -> list[int]:
-    """Return where each batch begins; a last single image joins the batch before it."""
+    """Return where each batch begins; a last one of less than half joins the batch before it.
+
+    BatchNorm cannot train on a batch of one, and every process needs a share.
+    """
     starts = list(range(0, num_images, batch_size))
-    if len(starts) > 1 and num_images - starts[-1] == 1:
-        starts.pop()  # BatchNorm cannot train on a batch of one
+    if len(starts) > 1 and num_images - starts[-1] < max(2, batch_size / 2):
+        starts.pop()
     return starts
 
 
@@ -209,178 +230,153 @@ def fit(
 
     Both files are replaced after every epoch, each atomically. A finished run of the same settings
     stands as it is; an unfinished or different one needs `resume` or `restart`, so that nothing is
-    lost by accident. `on_epoch` receives the epoch and its mean losses. Raises `HeatError` when
-    the loss stays not finite.
+    lost by accident. Under `torchrun` the processes share every batch; a run may be resumed on
+    another number of them. `on_epoch` receives the epoch and its mean losses. Raises `HeatError`
+    when the loss stays not finite.
     """
-    hw = network.architecture.input_size
-    network.set_drop_path(config.drop_path)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(network, config), lr=config.learning_rate, betas=(0.9, 0.999)
-    )
-    average = Averaged(network, config.ema_decay)
-    num_batches = len(batch_starts(len(data.records), config.batch_size))
-    run = _Run(folder, network, optimizer, average, config, data)
-    first = run.first_epoch(resume=resume, restart=restart)
-    steps = config.epochs * num_batches
-    autocast = uses_bf16(config.precision)
-    started = time.monotonic()
-    images_seen = 0
-    with Progress("train", steps, done=first * num_batches) as bar:
-        for epoch in range(first, config.epochs):
-            torch.manual_seed(config.seed * 100_003 + epoch)
-            network.train()
-            if isinstance(network, Supernet):
-                network.start_epoch(epoch, config.epochs)
-            sums = {"classes": 0.0, "boxes": 0.0}
-            bad = 0
-            for index, (images, targets) in enumerate(batches(data, hw, config, epoch)):
-                step = epoch * num_batches + index
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak"] * rate_factor(step, steps, config)
-                statistics = [buffer.clone() for buffer in network.buffers()]
-                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                    logits, deltas = network(images)
-                loss = detection_loss(logits.float(), deltas.float(), targets, network.decode)
-                images_seen += len(images)
-                if not _step(network, optimizer, loss, config.clip_norm):
-                    for buffer, before in zip(network.buffers(), statistics, strict=True):
-                        buffer.copy_(before)  # the forward pass may have spoilt BatchNorm's
-                    bad, run.skipped = bad + 1, run.skipped + 1
-                    if bad == MAX_BAD_STEPS:
-                        raise HeatError(
-                            f"{bad} steps in a row without a finite loss in epoch {epoch + 1}: "
-                            f"lower --learning-rate {config.learning_rate}; the last good epoch "
-                            f"stands in {folder}"
-                        )
-                    continue
-                bad = 0
-                average.update(network, step)
-                sums["classes"] += float(loss.classes.detach())
-                sums["boxes"] += float(loss.boxes.detach())
-                bar.advance(f"epoch {epoch + 1} loss {float(loss.total.detach()):.3f}")
-            means = {key: value / num_batches for key, value in sums.items()}
-            rate = images_seen / (time.monotonic() - started)
-            run.save(epoch + 1, means, rate)
-            if on_epoch is not None:
-                on_epoch(epoch + 1, means)
-    seconds = time.monotonic() - started
-    rate = images_seen / seconds if images_seen else 0.0
-    if config.ema_decay:
-        network.load_state_dict(average.weights)
-    network.eval()
-    stood = first == config.epochs
-    return TrainResult(run.checkpoint, config.epochs, rate, seconds, run.skipped, stood)
+    with joined() as group:
+        if config.batch_size < 2 * group.world:
+            raise UserError(
+                f"--batch-size {config.batch_size}: at least two images for each of "
+                f"{group.world} processes"
+            )
+        network.to(group.device)
+        network.set_drop_path(config.drop_path)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(network, config), lr=config.learning_rate, betas=(0.9, 0.999)
+        )
+        average = Averaged(network, config.ema_decay)
+        run = RunFiles(folder, network, optimizer, average, config, data)
+        first = run.first_epoch(resume=resume, restart=restart)
+        group.wait()  # nobody writes before everybody has read
+        return _Fit(network, data, config, optimizer, average, run, group).train(first, on_epoch)
 
 
-def _step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, clip: float) -> bool:
-    """Take one optimiser step; return False, changing nothing, if the loss is not finite."""
-    optimizer.zero_grad(set_to_none=True)
-    if not bool(torch.isfinite(loss.total)):
-        return False
-    loss.total.backward()  # type: ignore[no-untyped-call]
-    norm = nn.utils.clip_grad_norm_(network.parameters(), clip)
-    if not bool(torch.isfinite(norm)):
-        return False
-    optimizer.step()
-    return True
-
-
-class _Run:
-    """The files of one training run."""
+class _Fit:
+    """The loop itself."""
 
     def __init__(
         self,
-        folder: Path,
         network: Detector,
+        data: DetectionSet,
+        config: TrainConfig,
         optimizer: torch.optim.Optimizer,
         average: Averaged,
-        config: TrainConfig,
-        data: DetectionSet,
+        run: RunFiles,
+        group: Group,
     ) -> None:
-        self.checkpoint = folder / "weights.safetensors"
-        self.state = folder / "state.pt"
-        self.network, self.optimizer, self.average = network, optimizer, average
-        self.config, self.data = config, data
-        self.skipped = 0
-        self.history: list[dict[str, float]] = []
+        self.network, self.data, self.config = network, data, config
+        self.optimizer, self.average, self.run, self.group = optimizer, average, run, group
+        self.model = group.wrap(network)
+        self.passes = len(batch_starts(len(data.records), config.batch_size))
+        self.steps_an_epoch = math.ceil(self.passes / config.accumulate)
+        self.autocast = uses_bf16(config.precision)
+        self.bad = 0
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What must be the same for a run to be resumed."""
-        return {
-            "config": json.loads(json.dumps(asdict(self.config))),
-            "names": list(self.data.names),
-            "images": len(self.data.records),
-            "what": self._description(),
-        }
-
-    def _description(self) -> str:
-        if isinstance(self.network, Supernet):
-            return self.network.space.to_json()
-        return self.network.architecture.to_json()
-
-    def save(self, epoch: int, losses: dict[str, float], rate: float) -> None:
-        """Write the averaged weights and the state to resume from."""
-        self.history.append({"epoch": epoch, **losses})
-        facts = {
-            "data": self.data.root.name,
-            "split": self.data.split,
-            "images": len(self.data.records),
-            "images_per_second": round(rate, 2),
-            "skipped_steps": self.skipped,
-            "history": self.history,
-            "config": asdict(self.config),
-            "torch": torch.__version__,
-        }
-        if isinstance(self.network, Supernet):
-            facts |= self.network.facts()
-        info = CheckpointInfo(
-            kind="supernet" if isinstance(self.network, Supernet) else "detector",
-            description=self._description(),
-            names=self.data.names,
-            epoch=epoch,
-            epochs=self.config.epochs,
-            facts=facts,
+    def train(
+        self, first: int, on_epoch: Callable[[int, dict[str, float]], None] | None
+    ) -> TrainResult:
+        """Train from an epoch to the last."""
+        config, run = self.config, self.run
+        started = time.monotonic()
+        images = 0
+        shown = Progress("train", config.epochs * self.passes, done=first * self.passes)
+        with shown if self.group.leads else nullcontext() as bar:
+            for epoch in range(first, config.epochs):
+                means = self.epoch(epoch, bar)
+                images += len(self.data.records)
+                if self.group.leads:
+                    run.save(epoch + 1, means, images / (time.monotonic() - started))
+                self.group.wait()
+                if on_epoch is not None:
+                    on_epoch(epoch + 1, means)
+        seconds = time.monotonic() - started
+        if config.ema_decay:
+            self.network.load_state_dict(self.average.weights)
+        self.network.eval()
+        return TrainResult(
+            run.checkpoint,
+            config.epochs,
+            images / seconds if images else 0.0,
+            seconds,
+            run.skipped,
+            first == config.epochs,
+            self.group.leads,
         )
-        raw = self.network.state_dict()
-        save_checkpoint(
-            self.checkpoint, self.average.weights if self.config.ema_decay else raw, info
-        )
-        state = {
-            "fingerprint": self.fingerprint(),
-            "epoch": epoch,
-            "network": raw,
-            "average": self.average.weights,
-            "optimizer": self.optimizer.state_dict(),
-            "history": self.history,
-            "skipped": self.skipped,
-        }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_bytes(self.state, buffer.getvalue())
 
-    def first_epoch(self, *, resume: bool, restart: bool) -> int:
-        """Load the last finished epoch, if it is to be used; return how many are finished."""
-        if restart or not self.state.exists():
-            return 0
-        try:
-            state = torch.load(self.state, weights_only=True)
-            fingerprint = state["fingerprint"]
-        except Exception as error:
-            raise CheckpointError(
-                f"{self.state} is truncated ({type(error).__name__}): delete it to train afresh"
-            ) from None
-        if fingerprint != self.fingerprint():
-            raise CheckpointError(
-                f"{self.state} belongs to other settings, data or architecture: "
-                "--restart replaces it, another --out keeps it"
+    def epoch(self, epoch: int, bar: Progress | None) -> dict[str, float]:
+        """Train one epoch and return its mean losses."""
+        config, network = self.config, self.network
+        torch.manual_seed((config.seed * 100_003 + epoch) * 1009 + self.group.rank)
+        network.train()
+        if isinstance(network, Supernet):
+            network.start_epoch(epoch, config.epochs)
+        sums = {"classes": 0.0, "boxes": 0.0}
+        hw = network.architecture.input_size
+        source = batches(self.data, hw, config, epoch, self.group)
+        for number in range(self.steps_an_epoch):
+            step = epoch * self.steps_an_epoch + number
+            for param_group in self.optimizer.param_groups:
+                factor = rate_factor(step, config.epochs * self.steps_an_epoch, config)
+                param_group["lr"] = param_group["peak"] * factor
+            losses = self.step(list(islice(source, config.accumulate)))
+            if losses is None:
+                self._skip(epoch)
+                continue
+            self.bad = 0
+            self.average.update(network, step)
+            for key, value in losses.items():
+                sums[key] += value
+            if bar is not None:
+                share = sum(losses.values()) / config.accumulate
+                bar.advance(f"epoch {epoch + 1} loss {share:.3f}", config.accumulate)
+        return {key: value / self.passes for key, value in sums.items()}
+
+    def step(self, parts: Sequence[tuple[Tensor, list[Target]]]) -> dict[str, float] | None:
+        """Take one step on some batches; None, changing nothing, if a loss is not finite.
+
+        All processes take it or none does.
+        """
+        network = self.network
+        statistics = [buffer.clone() for buffer in network.buffers()]
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = {"classes": 0.0, "boxes": 0.0}
+        fine = True
+        for index, (images, targets) in enumerate(parts):
+            last = index == len(parts) - 1
+            with nullcontext() if last else self._alone():
+                device = images.device.type
+                with torch.autocast(device, torch.bfloat16, enabled=self.autocast):
+                    logits, deltas = self.model(images)
+                loss = detection_loss(logits.float(), deltas.float(), targets, network.decode)
+                fine = self.group.all_agree(bool(torch.isfinite(loss.total)))
+                if not fine:
+                    break
+                (loss.total / len(parts)).backward()  # type: ignore[no-untyped-call]
+            sums["classes"] += self.group.mean(loss.classes)
+            sums["boxes"] += self.group.mean(loss.boxes)
+        if fine:
+            norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.clip_norm)
+            fine = self.group.all_agree(bool(torch.isfinite(norm)))
+        if not fine:
+            for buffer, before in zip(network.buffers(), statistics, strict=True):
+                buffer.copy_(before)  # the forward pass may have spoilt BatchNorm's
+            return None
+        self.optimizer.step()
+        return sums
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Keep gradients to oneself until the last batch of a step."""
+        if isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return nullcontext()
+
+    def _skip(self, epoch: int) -> None:
+        """Count a step without a finite loss; too many in a row are an error."""
+        self.bad, self.run.skipped = self.bad + 1, self.run.skipped + 1
+        if self.bad == MAX_BAD_STEPS:
+            raise HeatError(
+                f"{self.bad} steps in a row without a finite loss in epoch {epoch + 1}: lower "
+                f"--learning-rate {self.config.learning_rate}; the last good epoch stands in "
+                f"{self.run.checkpoint.parent}"
             )
-        if not resume and state["epoch"] < self.config.epochs:
-            raise CheckpointError(
-                f"{self.state} stands at epoch {state['epoch']} of {self.config.epochs}: "
-                "--resume goes on, --restart begins again"
-            )
-        self.network.load_state_dict(state["network"])
-        self.average.weights = state["average"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.history, self.skipped = state["history"], state["skipped"]
-        return int(state["epoch"])

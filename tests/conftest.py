@@ -1,5 +1,7 @@
 """Fixtures: data the project makes itself, and the real sets where they lie beside the checkout."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,14 @@ UNIT = Architecture(
     input_size=(128, 192),
 )
 """The spec's unit-test size (section 12)."""
+
+
+def pytest_configure() -> None:
+    """Let interrupts through, and measure roughly: tests are about what follows from a number."""
+    os.environ.setdefault("HEAT_PROCESSES", "1")
+    # Tests interrupt processes; those of a job in the background would ignore it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

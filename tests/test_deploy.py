@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from latency_tables.models import randomise
 from supernet.architecture import Architecture
 from supernet.detector import Detector
 from supernet.errors import BundleError, DataError, PromiseError, UserError
-from supernet.letterbox import Image, read_image
+from supernet.letterbox import Image, letterbox, read_image
+from supernet.operators.decode import Detections
 from supernet.shapes import draw as draw_shapes
 
 NO_TORCH = (
@@ -201,11 +203,48 @@ def test_matching_looks_both_ways() -> None:
     box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     one = (box, torch.tensor([0.9]), torch.tensor([0]))
     none = (box[:0], torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    assert match_detections(one, one, one)[:2] == (1, 0)
-    assert match_detections(one, one, none)[:2] == (0, 1)
-    assert match_detections(none, none, one)[:2] == (0, 1)
+    assert match_detections(Detections(*one), one)[:2] == (1, 0)
+    assert match_detections(Detections(*one), none)[:2] == (0, 1)
+    assert match_detections(Detections(*none), one)[:2] == (0, 1)
     other_label = (box, torch.tensor([0.9]), torch.tensor([1]))
-    assert match_detections(one, one, other_label)[1] == 2
+    assert match_detections(Detections(*one), other_label)[1] == 2
+    edge = (torch.tensor([[448.0, 3.0, 448.0, 9.0]]), *one[1:])  # clipped to nothing
+    assert match_detections(Detections(*edge), edge)[:2] == (1, 0)
+
+
+class Trembling:
+    """Stands for a runtime whose scores are off by less than the tolerance."""
+
+    def __init__(self, network: Detector, *, raw: bool) -> None:
+        self._network, self._raw = network.deployed(), raw
+
+    @torch.no_grad()
+    def run(self, feeds: Mapping[str, Any]) -> list[Any]:
+        logits, deltas = self._network(torch.from_numpy(feeds["image"]))
+        scores = logits[0].sigmoid().flatten(2)
+        noise = torch.rand(scores.shape, generator=torch.Generator().manual_seed(0))
+        scores = scores + 5e-4 * noise
+        if self._raw:
+            return [scores.numpy(), deltas[0].numpy()]
+        height, width = self._network.decode.image_size
+        limit = torch.tensor([width, height] * 2, dtype=torch.float32)
+        boxes = torch.minimum(self._network.decode.boxes(deltas).clamp_min(0), limit)
+        found = self._network.decode.select(scores, boxes[0])
+        return [found.boxes_xyxy.numpy(), found.scores.numpy(), found.labels.numpy()]
+
+
+def test_near_ties_are_no_disagreement(network: Detector, images: list[Image]) -> None:
+    """An untrained network has many equal scores; NMS then keeps one of two neighbours."""
+    with torch.no_grad():
+        for name, parameter in network.units["head"].named_parameters():
+            parameter.fill_(1.0 if name.endswith("bias") else 0.0)
+    ours, raw = Trembling(network, raw=False), Trembling(network, raw=True)
+    pixels = letterbox(images[0], network.architecture.input_size)[0][None]
+    with torch.no_grad():
+        reference = network.decode(*network.deployed()(torch.from_numpy(pixels)))[0]
+    boxes, scores, labels = map(torch.from_numpy, ours.run({"image": pixels}))
+    assert match_detections(reference, (boxes, scores, labels))[1] > 0
+    assert compare(network, ours, raw, images).passed  # type: ignore[arg-type]
 
 
 def test_parity_on_sizes_of_other_shape(network: Detector, images: list[Image]) -> None:

@@ -7,12 +7,14 @@ import onnx
 import pytest
 import torch
 
-from latency_tables.batch import Setting, feeds_of, precision_of
+from heat.stages import measuring
+from latency_tables.batch import Model, NetworkResult, Setting, feeds_of, precision_of
 from latency_tables.costs import entry_bytes, size_mb, working_set_mb
 from latency_tables.devices import declared, load_device, load_devices, name_of, resolve
 from latency_tables.fresh import peak_mb
 from latency_tables.machine import (
     Detected,
+    Disturbance,
     Gpu,
     Watch,
     cpu_quota,
@@ -30,7 +32,7 @@ from latency_tables.store import conditions_of, open_table
 from latency_tables.table import LatencyTable, Row
 from supernet.architecture import Architecture
 from supernet.detector import Detector
-from supernet.errors import DeviceError, TableError
+from supernet.errors import DeviceError, TableError, UserError
 from supernet.operators import OPERATORS
 
 TINY = Architecture(
@@ -401,3 +403,27 @@ def test_a_declared_device_is_not_here() -> None:
     assert target.name == "v100" and not target.here and target.gpu is not None
     with pytest.raises(TableError, match=r"no table v100-tensorrt-f16-t1-64x96\.csv.*--estimate"):
         open_table(Path("nowhere"), target, (64, 96))
+
+
+def test_a_measurement_is_repeated_until_three_processes_agree(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those count in which the reference ran most as in the table; HEAT_PROCESSES=1 takes one."""
+    # Milliseconds of the network and of the reference, process by process.
+    found = iter([(10.0, 5.0), (12.0, 6.0), (11.0, 5.2), (10.1, 5.0), (9.96, 5.0)])
+    quiet = Disturbance(0.0, 0.0, 0, 0.0)
+
+    def time_network(*_: object) -> NetworkResult:
+        ms, reference_ms = next(found)
+        return NetworkResult(ms, ms * 1.1, reference_ms, quiet, 0.0, 0.0)
+
+    monkeypatch.setattr(measuring, "time_network", time_network)
+    monkeypatch.setenv("HEAT_PROCESSES", "3")
+    setting = Setting(runtime="onnxruntime", precision="f32", threads=1)
+    speed = measuring.measure_model(Model(b"", {}), setting, (64, 64), 5.0)
+    assert speed.ms == 10.0 and speed.p95_ms == pytest.approx(11.0)
+    assert next(found, None) is None
+    for asked in ("0", "8", "many"):
+        monkeypatch.setenv("HEAT_PROCESSES", asked)
+        with pytest.raises(UserError, match=f"HEAT_PROCESSES={asked}"):
+            measuring.processes()

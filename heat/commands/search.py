@@ -1,15 +1,13 @@
-"""Commands of the search: profile, supernet, thin."""
+"""Commands that come before thinning: profile, supernet."""
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
-
-from cyclopts import Parameter
+from typing import Literal
 
 from supernet.errors import UserError
 
 from ..workspace import DEFAULT, Workspace
-from .find import find_data, find_space, find_target, thin_target
+from .find import find_data, find_space, find_target
 from .options import Data, DeviceName, Out, Precision, Result, Runtime, Size, Space, Threads
 
 
@@ -65,7 +63,7 @@ def profile(
     elsewhere = estimate or pack is not None or host is not None
     target = find_target(device, runtime, threads, precision, elsewhere=elsewhere)
     classes = find_data(workspace, data, "train").num_classes if data is not None else None
-    chosen = find_space(workspace, space, input_size, classes)
+    chosen = find_space(workspace, space, input_size, classes, stages=("supernet", "profile"))
     if estimate:
         from ..stages.estimate import estimate_table
 
@@ -85,12 +83,15 @@ def profile(
 
 def supernet(
     *,
-    data: Path,
+    data: Data = None,
     space: Space = None,
     input_size: Size = None,
     epochs: int = 12,
     batch_size: int = 8,
+    accumulate: int = 1,
     learning_rate: float = 1e-3,
+    ema_decay: float = 0.998,
+    train_precision: Literal["auto", "f32", "bf16"] = "auto",
     logit_learning_rate: float = 1e-3,
     noise: Literal["gumbel", "uniform"] = "gumbel",
     straight_through: bool = False,
@@ -98,24 +99,37 @@ def supernet(
     seed: int = 0,
     resume: bool = False,
     restart: bool = False,
+    show: bool = False,
     out: Out = DEFAULT,
 ) -> Result:
     """Train the supernet: every position holds RepCNN, WMSA, SWMSA and Identity.
 
+    On several GPUs or processes: torchrun --nproc-per-node N -m heat supernet ...
+
     Args:
-        data: COCO-format folder with a train split.
         epochs: Passes over the training split.
-        batch_size: Images per step.
+        batch_size: Images per pass, over all processes.
+        accumulate: Passes whose gradients make one step.
+        ema_decay: Decay of the averaged weights that are saved; 0 saves the raw ones.
+        train_precision: float32, bfloat16 autocast, or bfloat16 where this CPU computes it.
         learning_rate: Peak AdamW step of the weights.
         logit_learning_rate: Adam step of the selection logits.
         noise: Gumbel noise, or the paper's literal uniform noise.
         global_block: Attention of S4, SAM_4, SCM and TCM: channel-wise (CPUs), original (large
             GPUs), or both with two logits; thinning for a CPU takes cw.
-        straight_through: Run one drawn operator per position, for a third of the memory.
+        straight_through: Run one drawn operator per position, for less memory (1.6 times less was
+            measured).
         seed: Seed of initialisation, order and augmentation.
         resume: Go on with an unfinished run.
         restart: Begin again, replacing what stands.
+        show: Draw r of every position over time, and the importance of each.
     """
+    if show:
+        from ..stages.reading import show_supernet
+
+        return show_supernet(Workspace(out))
+    if data is None:
+        raise UserError("which data? give --data DIR (a small set: heat data shapes)")
     from supernet.supernet import SearchConfig
     from supernet.training import TrainConfig
 
@@ -132,7 +146,13 @@ def supernet(
             global_choice=global_block == "search",
         )
     config = TrainConfig(
-        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        learning_rate=learning_rate,
+        ema_decay=ema_decay,
+        precision=train_precision,
+        seed=seed,
     )
     search = SearchConfig(
         noise=noise, straight_through=straight_through, logit_learning_rate=logit_learning_rate
@@ -140,46 +160,3 @@ def supernet(
     return train_supernet(
         workspace, train_set, chosen, config, search, resume=resume, restart=restart
     )
-
-
-def thin(
-    *,
-    target_fps: float,
-    device: Annotated[
-        str | None, Parameter(help="Device; the last profiled one by default.")
-    ] = None,
-    runtime: Runtime = None,
-    precision: Precision = None,
-    threads: Threads = None,
-    space: Space = None,
-    input_size: Size = None,
-    data: Data = None,
-    max_memory_mb: float | None = None,
-    max_size_mb: float | None = None,
-    trust_table: bool = False,
-    ap_drop: Literal["auto", "loss", "mass"] = "auto",
-    out: Out = DEFAULT,
-) -> Result:
-    """Cut the supernet down until it runs at the target on this device, and prove it.
-
-    Args:
-        target_fps: Frames per second that the deployed network must reach, batch 1.
-        max_memory_mb: Most peak memory of the process that runs it, MiB.
-        max_size_mb: Largest ONNX file, MiB.
-        trust_table: Use a table that is not of this machine, runtime version or precision; what
-            cannot be measured here is then only predicted.
-        ap_drop: What a move costs: the detection loss, the importance mass, or what there is.
-    """
-    from ..limits import Limits
-    from ..stages.thin import thin as run
-
-    limits = Limits(target_fps=target_fps, max_memory_mb=max_memory_mb, max_size_mb=max_size_mb)
-    workspace = Workspace(out)
-    trained = workspace.stage("supernet")
-    data = data or (Path(trained["data"]) if trained else None)
-    found = find_data(workspace, data, "train") if data is not None else None
-    classes = found.num_classes if found is not None else None
-    chosen = find_space(workspace, space, input_size, classes, stages=("supernet", "profile"))
-    size = chosen.template.input_size
-    target = thin_target(workspace, device, runtime, threads, precision, size, trust=trust_table)
-    return run(workspace, target, limits, chosen, data=found, ap_drop=ap_drop, trust=trust_table)

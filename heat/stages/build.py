@@ -24,14 +24,17 @@ from ..plan import (
     epochs_for,
     step_seconds,
 )
+from ..proxies import ApDropBy
 from ..workspace import Workspace
 from .evaluate import evaluate_bundle
 from .export import export
 from .profile import profile
 from .supernet import train_supernet
-from .thin import thin
+from .thin import Form, thin
 from .train import train
 
+PROXY_MINUTES = 20.0
+"""Shorter builds weigh moves by importance mass: the check of the others takes minutes."""
 SHORT_RUN_LOGIT_RATE = 1e-2
 """Step of the selection logits in builds: ten times the default, for runs of few steps."""
 
@@ -70,7 +73,8 @@ def build(
     train_supernet(workspace, data, chosen, config, search, resume=True)
     _step("thin")
     if not _stands(workspace, "thin", target_fps=target_fps, met=True):
-        thin(workspace, target, limits, chosen, data=data)
+        ap_drop: ApDropBy = "auto" if minutes >= PROXY_MINUTES else "mass"
+        thin(workspace, [Form(chosen, (target,), (limits,))], data=data, ap_drop=ap_drop)
     _step("train")
     architecture = Architecture.load(workspace.architecture)
     epochs = _train_epochs(workspace, architecture, data, minutes)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from deploy.export import RUNTIME_OF, Format, export_bundle
+from latency_tables.batch import Setting
 from latency_tables.devices import Target
 from supernet.architecture import Architecture
 from supernet.checkpoint import load_weights, read_info
@@ -18,11 +19,15 @@ from supernet.letterbox import Image, read_image
 from supernet.shapes import draw
 
 from ..workspace import Workspace
+from .measuring import measure_bundle
 from .profile import warn
-from .thin import RATIO_BOUNDS
 
 PARITY_IMAGES = 20
 MAX_MEASUREMENTS = 3
+RATIO_BOUNDS = (0.9, 1.1)
+"""Allowed measured / predicted frame rate."""
+WRITTEN = "f32"
+"""Precision that bundles are written in."""
 
 
 def export(
@@ -47,6 +52,9 @@ def export(
     same = _same_conditions(thinned, network.architecture, target, format)
     predicted = float(thinned["predicted_fps"]) if same else None
     target_fps = float(thinned["target_fps"]) if same else None
+    setting = Setting(runtime=RUNTIME_OF[format], precision=WRITTEN, threads=target.threads)
+    size = network.architecture.input_size
+    reference_ms = float(thinned["reference_ms"]) if same else 0.0
     pictures = _pictures(data, images)
     facts = {
         "heat": __version__,
@@ -69,6 +77,7 @@ def export(
             images=pictures,
             threads=target.threads,
             facts=facts,
+            measure=lambda model: measure_bundle(model, setting, size, reference_ms),
         )
         broken = broken_promises(done.speed.fps, predicted, target_fps)
         if not broken:
@@ -93,6 +102,7 @@ def export(
         "predicted_fps": predicted,
         "target_fps": target_fps,
         "measured_fps": round(done.speed.fps, 3),
+        "measured_fps_now": round(1000.0 / done.speed.p50_ms, 3),
         "ratio": round(done.speed.fps / predicted, 4) if predicted else None,
         "trained": training is not None,
         "threads": target.threads,
@@ -138,7 +148,7 @@ def _same_conditions(
     return (
         bool(thinned)
         and (thinned["runtime"], thinned["threads"]) == (RUNTIME_OF[format], target.threads)
-        and thinned["precision"] == target.precision
+        and thinned["precision"] == target.precision == WRITTEN
         and thinned["model"] == target.detected.model
         and tuple(thinned["widths"]) == architecture.widths
         and tuple(thinned["blocks"]) == architecture.blocks

@@ -1,4 +1,4 @@
-"""`heat profile --compare A B` and `--show DEVICE`: tables to be read."""
+"""Tables and supernets to be read: `heat profile --compare`, `--show`, `heat supernet --show`."""
 
 import json
 import math
@@ -15,10 +15,10 @@ from latency_tables.stacks import measure_stacks
 from latency_tables.store import SHIPPED
 from latency_tables.table import LatencyTable
 from supernet.atomic import write_text
-from supernet.errors import PromiseError, TableError
+from supernet.errors import PromiseError, TableError, UserError
 
-from ..charts import draw_stacks, draw_table
-from ..tables import compare_operators, show_blocks, show_stacks
+from ..charts import draw_logits, draw_stacks, draw_table
+from ..tables import compare_operators, show_blocks, show_importance, show_stacks
 from ..workspace import Workspace
 
 
@@ -101,3 +101,38 @@ def stacks_of(workspace: Workspace, setting: Setting) -> dict[str, float]:
     found = measure_stacks(setting)
     write_text(path, json.dumps(found, indent=1) + "\n")
     return found
+
+
+def show_supernet(workspace: Workspace) -> dict[str, Any]:
+    """Draw and print what the selection logits became, and how important each position is."""
+    from supernet.checkpoint import read_info
+    from supernet.supernet import CANDIDATES, SearchSpace
+
+    from ..thinning import State, importance
+
+    path = workspace.supernet / "weights.safetensors"
+    if not path.exists():
+        raise UserError(f"no supernet in {workspace.root}: run heat supernet --data DIR first")
+    info = read_info(path)
+    history = [entry for entry in info.facts["history"] if "r" in entry]
+    if not history:
+        raise UserError(f"{path} was trained by a HEAT that kept no logits: train it again")
+    space = SearchSpace.from_json(info.description, str(path))
+    state = State.full(space)
+    final = history[-1]["r"]
+    logits = {place: tuple(final[f"s{place[0]}_{place[1]}"]) for place in state.allowed}
+    weights = {f"s{p[0]}_{p[1]}": importance(state, p, logits) for p in state.allowed}
+    show_importance(weights, {name: final[name] for name in weights}, CANDIDATES)
+    picture = draw_logits(
+        [entry["epoch"] for entry in history],
+        {name: [entry["r"][name] for entry in history] for name in weights},
+        CANDIDATES,
+        weights,
+        workspace.supernet / "logits.svg",
+    )
+    return {
+        "epoch": info.epoch,
+        "importance": {name: round(value, 4) for name, value in weights.items()},
+        "logits": {name: [round(value, 4) for value in final[name]] for name in weights},
+        "picture": str(picture),
+    }

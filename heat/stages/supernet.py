@@ -40,4 +40,4 @@ def train_supernet(
             for (stage, position), values in network.logits().items()
         },
     }
-    return workspace.record("supernet", result)
+    return workspace.record("supernet", result) if done.leads else result

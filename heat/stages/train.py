@@ -11,8 +11,8 @@ from supernet.errors import UserError
 from supernet.inherit import inherit
 from supernet.training import TrainConfig, fit
 
+from ..source import load_supernet
 from ..workspace import Workspace
-from .thin import load_supernet
 
 
 def train(
@@ -39,7 +39,7 @@ def train(
         "data": str(data.root),
         "inherited": from_supernet,
     }
-    return workspace.record("train", result)
+    return workspace.record("train", result) if done.leads else result
 
 
 def _inherited(workspace: Workspace, architecture: Architecture) -> Detector:

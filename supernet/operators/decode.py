@@ -83,11 +83,11 @@ class Decode(nn.Module):
         boxes_BM4 = torch.minimum(self.boxes(deltas_BA4hw).clamp_min(0), limit)
         scores_BAKL = logits_BAKhw.sigmoid().flatten(3)
         return [
-            self._select(scores, boxes)
-            for scores, boxes in zip(scores_BAKL, boxes_BM4, strict=True)
+            self.select(scores, boxes) for scores, boxes in zip(scores_BAKL, boxes_BM4, strict=True)
         ]
 
-    def _select(self, scores_AKL: Tensor, boxes_M4: Tensor) -> Detections:
+    def select(self, scores_AKL: Tensor, boxes_M4: Tensor, nms_iou: float = NMS_IOU) -> Detections:
+        """Return the detections among scores [A, K, L] and clipped boxes [M, 4] of one image."""
         _, K, L = scores_AKL.shape
         flat = scores_AKL.flatten()
         scores, index = flat.topk(min(PRE_NMS, flat.numel()))
@@ -96,7 +96,7 @@ class Decode(nn.Module):
         labels = index // L % K
         boxes = boxes_M4[index // (K * L) * L + index % L]
         shifted = boxes + labels[:, None] * self._class_offset()
-        kept = nms(shifted, NMS_IOU, KEEP)
+        kept = nms(shifted, nms_iou, KEEP)
         return Detections(boxes[kept], scores[kept], labels[kept])
 
     def _class_offset(self) -> float:

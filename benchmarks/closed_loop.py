@@ -1,0 +1,109 @@
+"""Does the deployed artefact run at the target? Thins and exports for many targets, unattended.
+
+    python benchmarks/closed_loop.py --runtime openvino --targets 8,12,18,27,40,60 --name openvino
+
+Each target is one `heat thin` and one `heat export`, in processes of their own, as a user runs
+them; the frame rate is the exported bundle's, at the machine speed that the latency table is for
+(`ratios_now`: as the clock had it). A target is `met` within [1, 1.05] of it,
+`infeasible` where `heat thin` says that the smallest network is too slow, else `missed`. With
+--name the result is written to benchmarks/results/closed-loop/. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from heat.charts import draw_targets
+from heat.settle import OVERSHOOT
+from latency_tables.devices import resolve
+from latency_tables.store import conditions_of
+from supernet.architecture import parse_size
+from supernet.atomic import write_text
+
+RESULTS = Path(__file__).parent / "results" / "closed-loop"
+FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
+PROMISE_BROKEN = 3
+
+
+def heat(*arguments: object) -> tuple[int, dict[str, Any]]:
+    """Run a command; return its exit code and what it printed."""
+    command = [sys.executable, "-m", "heat", *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode not in (0, PROMISE_BROKEN):
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}")
+    return done.returncode, json.loads(lines[-1]) if lines else {}
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runtime", choices=sorted(FORMATS), default="onnxruntime")
+    parser.add_argument("--targets", default="8,11,15,21,29,41,57,80")
+    parser.add_argument("--input-size", default="448x448")
+    parser.add_argument("--space", default="large")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="workspace; a temporary one by default")
+    parser.add_argument("--name")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        out = options.out or Path(scratch) / "run"
+        for text in options.targets.split(","):
+            target = float(text)
+            started = time.monotonic()
+            where = ["--threads", options.threads, "--out", out]
+            form = ["--runtime", options.runtime, "--input-size", options.input_size]
+            _, thinned = heat(
+                "thin", "--target-fps", target, "--space", options.space, *form, *where
+            )
+            row: dict[str, Any] = {"target": target, "floor_fps": None, "measured": None}
+            if thinned["architecture"] is None:
+                row["verdict"], row["floor_fps"] = "infeasible", thinned["measured_fps"]
+            else:
+                _, deployed = heat("export", "--format", FORMATS[options.runtime], *where)
+                # An export that disagrees with torch prints no result: missed.
+                ratio = deployed.get("measured_fps", 0.0) / target
+                row |= {
+                    "verdict": "met" if 1.0 <= ratio <= OVERSHOOT else "missed",
+                    "table_fps": round(1000.0 / thinned["table_ms"], 3),
+                    "thinned": thinned["measured_fps"],
+                    "measured": deployed.get("measured_fps"),
+                    "ratio": round(ratio, 4),
+                    "ratio_now": round(deployed.get("measured_fps_now", 0.0) / target, 4),
+                    "measurements": thinned["measurements"],
+                    "widths": thinned["widths"],
+                    "blocks": thinned["blocks"],
+                }
+            row["seconds"] = round(time.monotonic() - started, 1)
+            rows.append(row)
+            print(json.dumps(row), file=sys.stderr, flush=True)
+    device = resolve("cpu", runtime=options.runtime, threads=options.threads)
+    result = {
+        **{
+            verdict: [row["target"] for row in rows if row["verdict"] == verdict]
+            for verdict in ("met", "infeasible", "missed")
+        },
+        "ratios": [row.get("ratio") for row in rows],
+        "ratios_now": [row.get("ratio_now") for row in rows],
+        "targets": [row["target"] for row in rows],
+        "space": options.space,
+        "rows": rows,
+        **asdict(conditions_of(device, parse_size(options.input_size))),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    if options.name:
+        write_text(RESULTS / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
+        points = [(row["target"], row["measured"]) for row in rows if row["measured"]]
+        draw_targets(points, f"{options.name}: deployed", RESULTS / f"{options.name}.svg")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What does the straight-through switch save? Peak memory of supernet training steps.
+
+    python benchmarks/straight_through.py --space large --input-size 320x320 --batch-size 4
+
+Each way takes a few optimiser steps on random pictures in a process of its own; what the process
+took before the first step is subtracted from its peak. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from heat.spaces import search_space
+from latency_tables.fresh import own_peak_mb
+from supernet.architecture import parse_size
+from supernet.atomic import write_text
+from supernet.loss import Target, detection_loss
+from supernet.supernet import SearchConfig, Supernet
+
+RESULTS = Path(__file__).parent / "results" / "straight-through.json"
+STEPS = 4
+BOXES = 8
+CLASSES = 3
+
+
+def steps(options: argparse.Namespace) -> float:
+    """Take steps in this process; return peak MiB above what it took before them."""
+    torch.manual_seed(0)
+    size = parse_size(options.input_size)
+    space = search_space(options.space, input_size=size, num_classes=CLASSES)
+    network = Supernet(space, SearchConfig(straight_through=options.way == "straight-through"))
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    before = own_peak_mb()
+    for _ in range(STEPS):
+        images = torch.randint(0, 256, (options.batch_size, *size, 3), dtype=torch.uint8)
+        corners = torch.rand(options.batch_size, BOXES, 2) * 0.5 * min(size)
+        targets = [
+            Target(torch.cat([c, c + 0.3 * min(size)], 1), torch.randint(0, CLASSES, (BOXES,)))
+            for c in corners
+        ]
+        logits, deltas = network(images)
+        detection_loss(logits, deltas, targets, network.decode).total.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return own_peak_mb() - before
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--space", default="large")
+    parser.add_argument("--input-size", default="320x320")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--way", choices=("soft", "straight-through"), help=argparse.SUPPRESS)
+    parser.add_argument("--write", action="store_true", help="keep it under benchmarks/results/")
+    options = parser.parse_args()
+    if options.way:
+        print(steps(options))
+        return
+    found: dict[str, float] = {}
+    for way in ("soft", "straight-through"):
+        command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[way] = round(float(done.stdout), 1)
+    result = {
+        "peak_mb": found,
+        "ratio": round(found["soft"] / found["straight-through"], 3),
+        "space": options.space,
+        "input_size": options.input_size,
+        "batch_size": options.batch_size,
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    if options.write:
+        write_text(RESULTS, json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

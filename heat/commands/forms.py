@@ -1,0 +1,97 @@
+"""Finds the forms that `heat thin` may choose from: input sizes, precisions, devices."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from supernet.architecture import parse_size
+from supernet.errors import UserError
+
+from ..workspace import Workspace
+from .find import find_data, find_space, thin_target
+from .options import PrecisionName
+
+if TYPE_CHECKING:
+    from supernet.coco import DetectionSet
+
+    from ..limits import Limits
+    from ..stages.thin import Form
+
+STEP_PX = 64
+"""Between the sizes of a range."""
+MULTIPLE_PX = 32
+
+
+def find_forms(
+    workspace: Workspace,
+    limits: "Limits",
+    *,
+    devices: list[str],
+    runtime: str | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
+    space: str | None = None,
+    input_size: str | None = None,
+    data: Path | None = None,
+    trust: bool = False,
+) -> tuple[list["Form"], "DetectionSet | None"]:
+    """Return every combination of the sizes and precisions asked for, and the data."""
+    from ..stages.thin import Form
+
+    trained = workspace.stage("supernet")
+    data = data or (Path(trained["data"]) if trained else None)
+    found = find_data(workspace, data, "train") if data is not None else None
+    classes = found.num_classes if found is not None else None
+    a_range = input_size is not None and ".." in input_size
+    asked_size = None if a_range else input_size
+    chosen = find_space(workspace, space, asked_size, classes, stages=("supernet", "profile"))
+    own = chosen.template.input_size
+    sizes = sizes_between(str(input_size), own) if a_range else [own]
+    forms = []
+    for size in sizes:
+        for name in precisions(precision):
+            targets = tuple(
+                thin_target(workspace, *_parts(text, runtime, threads, name), size, trust=trust)
+                for text in (devices or (None,))
+            )
+            at_size = replace(chosen, template=chosen.template.with_(input_size=size))
+            forms.append(Form(at_size, targets, (limits,) * len(targets)))
+    return forms, found
+
+
+def precisions(text: str | None) -> list[str | None]:
+    """Read `bf16` or `f32,bf16`."""
+    names: list[str | None] = [*text.split(",")] if text else [None]
+    known = get_args(PrecisionName)
+    for name in names:
+        if name is not None and name not in known:
+            raise UserError(f"--precision {text}: {name!r} is none of {', '.join(known)}")
+    return names
+
+
+def sizes_between(text: str, own: tuple[int, int]) -> list[tuple[int, int]]:
+    """Read `320..640`: longer sides in steps of 64, the other side in the space's proportion."""
+    first, _, last = text.partition("..")
+    low, high = max(parse_size(first)), max(parse_size(last))
+    if low > high:
+        raise UserError(f"--input-size {text}: the first side must be the smaller one")
+    sizes = []
+    for side in range(low, high + 1, STEP_PX):
+        height, width = (
+            max(MULTIPLE_PX, math.floor(side * edge / max(own) / MULTIPLE_PX + 0.5) * MULTIPLE_PX)
+            for edge in own
+        )
+        sizes.append((height, width))
+    return sizes
+
+
+def _parts(
+    text: str | None, runtime: str | None, threads: int | None, precision: str | None
+) -> tuple[str | None, str | None, int | None, str | None]:
+    """Read `NAME`, `NAME:RUNTIME` or `NAME:RUNTIME:PRECISION`."""
+    name, *rest = (text or "").split(":")
+    if len(rest) > 2:
+        raise UserError(f"--device {text}: NAME:RUNTIME:PRECISION at most")
+    own = [*rest, "", ""]
+    return name or None, own[0] or runtime, threads, own[1] or precision

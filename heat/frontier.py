@@ -1,0 +1,71 @@
+"""The frontier of a search: every network on the way down, each the answer to another target."""
+
+import csv
+import io
+from typing import Any
+
+from supernet.atomic import write_text
+
+from .charts import draw_frontier
+from .limits import Pricer
+from .search import Chain
+from .workspace import Workspace
+
+COLUMNS = (
+    "step",
+    "move",
+    "fps",
+    "ms",
+    "ap_drop",
+    "lost",
+    "gmacs",
+    "params_m",
+    "size_mb",
+    "widths",
+    "blocks",
+)
+"""Columns of `frontier.csv`; `lost` is the sum of AP_drop so far."""
+
+
+def frontier(chain: Chain, prices: Pricer) -> list[dict[str, Any]]:
+    """Return a row for each state of the chain, as predicted with all corrections."""
+    rows: list[dict[str, Any]] = []
+    lost = 0.0
+    for index, state in enumerate(chain.states):
+        move, drop = "start", 0.0
+        if index:
+            chosen = next(trial for trial in chain.trials[index - 1] if trial.chosen)
+            drop = chosen.ap_drop
+            lost += drop
+            position = "" if chosen.move.position is None else f".{chosen.move.position}"
+            move = f"{chosen.move.kind} S{chosen.move.stage}{position}"
+        cost = prices.cost(state)
+        architecture = state.architecture(chain.space, chain.logits)
+        rows.append(
+            {
+                "step": index,
+                "move": move,
+                "fps": round(cost.fps, 4),
+                "ms": round(1000.0 / cost.fps, 4),
+                "ap_drop": round(drop, 5),
+                "lost": round(lost, 5),
+                "gmacs": round(architecture.macs().total / 1e9, 4),
+                "params_m": round(architecture.params_deployed() / 1e6, 4),
+                "size_mb": round(cost.size_mb, 3),
+                "widths": " ".join(map(str, architecture.widths)),
+                "blocks": " ".join(string or "-" for string in architecture.blocks),
+            }
+        )
+    return rows
+
+
+def write_frontier(workspace: Workspace, chain: Chain, prices: Pricer, unit: str) -> None:
+    """Write `frontier.csv` and its picture."""
+    rows = frontier(chain, prices)
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(workspace.frontier, stream.getvalue())
+    points = [(row["fps"], row["lost"], row["move"]) for row in rows]
+    draw_frontier(points, unit, workspace.frontier.with_suffix(".svg"))

@@ -1,0 +1,74 @@
+"""Readings that outlive a kill: one JSON line each, appended and flushed to disk.
+
+A search asks for the same readings in the same order every time, so a search that was killed and
+is started again finds all it had, goes on at the step where it was, and ends with the same result.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from supernet.atomic import write_text
+
+
+def fingerprint(**facts: Any) -> str:
+    """Return a short hash of everything that the readings depend on."""
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Journal:
+    """Readings of one search, by key; a file of another search is replaced."""
+
+    def __init__(self, path: Path | None, of: str) -> None:
+        """Read what stands. `of` is the search's fingerprint; without a path nothing is kept."""
+        self._path = path
+        self._known: dict[str, Any] = {}
+        if path is None:
+            return
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        # What follows the last line break was torn by a kill.
+        records = [_record(line) for line in lines[:-1]]
+        if not records or records[0] != {"search": of}:
+            write_text(path, json.dumps({"search": of}) + "\n")
+            return
+        whole = 0
+        for record, line in zip(records, lines, strict=False):
+            if record is None:
+                break
+            whole += len(line) + 1
+            if "key" in record:
+                self._known[record["key"]] = record["value"]
+        os.truncate(path, whole)
+
+    def __len__(self) -> int:
+        """Return how many readings stand."""
+        return len(self._known)
+
+    def reading(self, key: str, take: Callable[[], Any]) -> Any:
+        """Return the reading of a key; one that is not known is taken and written down."""
+        if key not in self._known:
+            self._known[key] = take()
+            if self._path is not None:
+                with self._path.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps({"key": key, "value": self._known[key]}) + "\n")
+                    stream.flush()
+                    os.fsync(stream.fileno())
+        return self._known[key]
+
+    def forget(self) -> None:
+        """Drop everything: the search is over."""
+        self._known.clear()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,155 @@
+"""Brings a search to its target on the device: predict, measure, correct, until they agree.
+
+The measured frame rate must end between the target and 5 % above it. A network that misses that
+window corrects the predictions, which picks the next one. What is kept in the end was measured.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from .limits import Cost, Limits, Pricer
+from .search import Chain, fit
+from .thinning import Move, State
+
+OVERSHOOT = 1.05
+"""Largest measured / wanted frame rate that a search is content with, where the space allows it."""
+STEADY = 0.0125
+"""Share by which a measurement repeats; a network this near an edge is taken only at the end."""
+MAX_MEASUREMENTS = 12
+MAX_MARGIN = 0.1
+"""Largest share that a table's error may add to a target that cannot be measured."""
+CHECKED_MARGIN = 0.02
+"""Largest share where it will be measured: more would leave no room below the overshoot."""
+
+
+@dataclass(slots=True)
+class Goal:
+    """What is wanted on one device."""
+
+    prices: Pricer
+    limits: Limits
+    measure: Callable[[State], Cost] | None
+    """Measures a state's deployed network; None where the device is not at hand."""
+
+    def predict(self, state: State) -> Cost:
+        """Return what the limits are about, as predicted."""
+        return self.prices.cost(state, weight=self.limits.weigh)
+
+    def margin(self, corrected: bool) -> float:
+        """Return the share by which a prediction must pass its limit: the table's own error."""
+        if corrected:
+            return STEADY
+        error = self.prices.table.calibration.held_out_error or 0.0
+        return min(error, MAX_MARGIN if self.measure is None else CHECKED_MARGIN)
+
+
+@dataclass(slots=True)
+class Settled:
+    """Where a search ended."""
+
+    state: State
+    index: int
+    """State of the chain that the last moves began at."""
+    moves: tuple[Move, ...] = ()
+    measured: list[Cost | None] = field(default_factory=list)
+    """What was measured on each device, None where it is not at hand."""
+    broken: list[str] = field(default_factory=list)
+    """Limits that are not kept, as measured, or as predicted where nothing could be."""
+    at_floor: bool = False
+    """Nothing smaller is in the space."""
+    speedup: float = 0.0
+    """Measured / wanted frame rate on the device that is closest to its limit."""
+    measurements: int = 0
+
+
+def settle(chain: Chain, goals: Sequence[Goal]) -> Settled:
+    """Return the least thinned network that keeps every limit, measured where that is possible."""
+    tried: set[State] = set()
+    best: Settled | None = None
+    measurable = any(goal.measure for goal in goals)
+    while True:
+        found = _pick(chain, goals, tried, kept=best is not None and not best.broken)
+        if found is None:
+            assert best is not None
+            return best
+        if not measurable:
+            found.broken = _predicted_breaks(found.state, goals)
+            found.at_floor = found.at_floor and bool(found.broken)
+            return found
+        _measure(found, goals)
+        tried.add(found.state)
+        found.measurements = len(tried)
+        if found.at_floor and found.broken and (best is None or best.broken):
+            return found
+        found.at_floor = False
+        if best is None or _better(found, best):
+            best = found
+        best.measurements = len(tried)
+        if not best.broken and 1 + STEADY <= best.speedup <= OVERSHOOT - STEADY:
+            return best
+        if len(tried) == MAX_MEASUREMENTS or (not best.broken and found.index == 0):
+            return best
+
+
+def _pick(chain: Chain, goals: Sequence[Goal], tried: set[State], *, kept: bool) -> Settled | None:
+    """Return the next state to try; None where something is `kept` and nothing near is better."""
+
+    def good(state: State) -> bool:
+        return not any(
+            goal.limits.broken(goal.predict(state), goal.margin(bool(tried))) for goal in goals
+        )
+
+    def inside(state: State) -> bool:
+        loads = [goal.limits.load(goal.predict(state)) for goal in goals]
+        return max(loads) * (OVERSHOOT - STEADY) >= 1.0 and good(state)
+
+    index = chain.reach(good)
+    if index is None:
+        last = len(chain.states) - 1
+        if chain.states[last] not in tried:
+            return Settled(chain.states[last], last, at_floor=True)
+        return None
+    before = chain.states[max(0, index - 1)]
+    if all(goal.limits.fits_in(goal.predict(before)) for goal in goals):
+        fitted = fit(chain, index, good, inside, tried)
+        if fitted is not None:
+            return Settled(fitted.state, fitted.start, fitted.moves)
+        if kept:
+            return None
+    while chain.states[index] in tried:
+        index += 1
+        if index == len(chain.states) and not chain.extend():
+            return None
+    return Settled(chain.states[index], index)
+
+
+def _measure(found: Settled, goals: Sequence[Goal]) -> None:
+    """Measure a state wherever that is possible, and correct the predictions by it."""
+    load = 0.0
+    for goal in goals:
+        predicted = goal.predict(found.state)
+        measured = goal.measure(found.state) if goal.measure else None
+        found.measured.append(measured)
+        found.broken += goal.limits.broken(measured or predicted)
+        load = max(load, goal.limits.load(measured or predicted))
+        if measured is not None:
+            goal.prices.correct(found.state, measured)
+            print(
+                f"measured {measured.fps:.2f} FPS where {predicted.fps:.2f} was predicted on "
+                f"{goal.prices.table.conditions.device}",
+                file=sys.stderr,
+            )
+    found.speedup = 1.0 / load
+
+
+def _better(found: Settled, best: Settled) -> bool:
+    """Whether a measured state is the better answer: limits kept, then nearest to the window."""
+    if bool(found.broken) != bool(best.broken):
+        return not found.broken
+    middle = (1 + OVERSHOOT) / 2
+    return abs(found.speedup - middle) < abs(best.speedup - middle)
+
+
+def _predicted_breaks(state: State, goals: Sequence[Goal]) -> list[str]:
+    return [said for goal in goals for said in goal.limits.broken(goal.predict(state))]

@@ -1,0 +1,86 @@
+"""What a search thins: a trained supernet, or the prior where none is trained."""
+
+import hashlib
+import math
+import sys
+from dataclasses import dataclass, replace
+
+from latency_tables.devices import Target
+from supernet.checkpoint import load_weights, read_info
+from supernet.errors import UserError
+from supernet.supernet import SearchSpace, Supernet
+
+from .thinning import Logits, prior_logits
+from .workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the moves are ranked by: a trained supernet, or the prior without one."""
+
+    supernet: Supernet | None
+    logits: Logits
+    digest: str
+    """Of the supernet's weights."""
+
+    @property
+    def name(self) -> str:
+        """What the result calls it."""
+        return "supernet" if self.supernet is not None else "prior (no supernet trained)"
+
+
+def with_global_block(supernet: Supernet, target: Target) -> SearchSpace:
+    """Return the supernet's space with its global block decided: cw on CPUs (spec section 7)."""
+    if not supernet.space.global_choice:
+        return supernet.space
+    kind = "cw" if target.device.kind == "cpu" else supernet.best_global_block()
+    template = supernet.space.template.with_(global_block=kind)
+    return replace(supernet.space, template=template, global_choice=False)
+
+
+def check_fits(supernet: Supernet, space: SearchSpace, workspace: Workspace) -> None:
+    """Refuse to thin a supernet that was trained for something else than was asked for."""
+    own, asked = supernet.space.template, space.template
+    for what, mine, wanted in (
+        ("number of classes", own.num_classes, asked.num_classes),
+        ("widths", own.widths, asked.widths),
+    ):
+        if mine != wanted:
+            raise UserError(
+                f"the supernet in {workspace.supernet} has {what} {mine}, asked for is {wanted}: "
+                "use the data and options it was trained with, or another --out"
+            )
+
+
+def load_source(workspace: Workspace, space: SearchSpace) -> Source:
+    """Return the workspace's supernet and its logits, or the prior's where none is trained."""
+    supernet = load_supernet(workspace)
+    if supernet is None:
+        return Source(None, prior_logits(space), "")
+    logits = supernet.logits()
+    bad = [place for place, r in logits.items() if not all(map(math.isfinite, r))]
+    if bad:
+        raise UserError(
+            f"the supernet in {workspace.supernet} has r that is not finite at stage "
+            f"{bad[0][0]} position {bad[0][1]}: heat supernet --restart with a lower "
+            "--logit-learning-rate"
+        )
+    weights = (workspace.supernet / "weights.safetensors").read_bytes()
+    return Source(supernet, logits, hashlib.sha256(weights).hexdigest())
+
+
+def load_supernet(workspace: Workspace) -> Supernet | None:
+    """Return the workspace's supernet if one is trained to its end."""
+    path = workspace.supernet / "weights.safetensors"
+    if not path.exists():
+        return None
+    info = read_info(path)
+    if info.epoch < info.epochs:
+        print(
+            f"warning: the supernet stands at epoch {info.epoch} of {info.epochs} "
+            "(heat supernet --resume goes on)",
+            file=sys.stderr,
+        )
+    supernet = Supernet(SearchSpace.from_json(info.description, str(path)))
+    load_weights(path, supernet)
+    return supernet.eval()

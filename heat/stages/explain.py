@@ -1,0 +1,172 @@
+"""`heat thin --explain` and `--diff`: why a network looks as it does, in words and a picture."""
+
+import csv
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from supernet.architecture import Architecture
+from supernet.errors import UserError
+from supernet.supernet import SearchSpace
+
+from ..charts import draw_explanation
+from ..workspace import Workspace
+
+VERB = {
+    "LR": "deleted the least important position of the whole network",
+    "IR": "deleted the least important position of the least important stage",
+    "SR": "took shifted window attention from its first position",
+    "WMR": "took window attention from its first position",
+    "RR": "took RepCNN from a position",
+    "WR": "narrowed the stage by one head",
+    "LA": "gave a position back",
+    "OA": "gave an operator back",
+    "WA": "gave one head's width back",
+}
+"""What each kind of move does."""
+SHOWN = 5
+
+
+def explain(workspace: Workspace) -> dict[str, Any]:
+    """Tell on stderr and draw in `thin/explain.svg` how the last thinning went."""
+    result = workspace.need("thin", "heat thin --target-fps FPS")
+    trials = read_ledger(workspace.ledger)
+    chosen = [trial for trial in trials if trial["chosen"] == "1"]
+    space = SearchSpace.from_json(result["space"], "run.json")
+    lines = [*_start(space, result), *_moves(chosen), *_stages(space, result), *_close(trials)]
+    print("\n".join(lines), file=sys.stderr)
+    places = {
+        (int(stage), int(position)): value
+        for name, value in result["importance"].items()
+        for stage, position in [name.removeprefix("s").split("_")]
+    }
+    kept = {
+        (stage, position): letter
+        for stage, (positions, letters) in enumerate(
+            zip(result["positions"], result["blocks"], strict=True), 1
+        )
+        for position, letter in zip(positions, letters, strict=True)
+    }
+    steps = [(t["move"], int(t["stage"]), float(t["fps"])) for t in chosen]
+    picture = workspace.ledger.with_name("explain.svg")
+    draw_explanation(places, kept, steps, result["target_fps"], picture)
+    return {"moves": len(chosen), "rejected": len(trials) - len(chosen), "picture": str(picture)}
+
+
+def read_ledger(path: Path) -> list[dict[str, str]]:
+    """Read `thinning.csv`."""
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}: run heat thin again") from None
+    if rows and not {"move", "stage", "fps", "ms", "chosen", "ap_drop"} <= set(rows[0]):
+        raise UserError(f"{path} is no thinning ledger: run heat thin again")
+    return rows
+
+
+def _start(space: SearchSpace, result: dict[str, Any]) -> list[str]:
+    widths = " ".join(map(str, space.widths))
+    counts = " ".join(map(str, space.positions))
+    speed = result["measured_fps"] or result["predicted_fps"]
+    how = "measured" if result["measured_fps"] else result["source"]
+    return [
+        f"Asked for {result['target_fps']:g} FPS on {result['device']} ({result['runtime']}, "
+        f"{result['precision']}); the network runs at {speed:.1f} FPS ({how}).",
+        f"The search began with widths {widths} and {counts} positions, ranked by "
+        f"{result['ranked_by']}; what a move costs: {result['ap_drop_by']}.",
+    ]
+
+
+def _moves(chosen: list[dict[str, str]]) -> list[str]:
+    if not chosen:
+        return ["No move was needed: the whole supernet is fast enough."]
+    gained: dict[tuple[str, str], list[float]] = defaultdict(list)
+    lost: dict[tuple[str, str], float] = defaultdict(float)
+    before = None
+    for trial in chosen:
+        ms = float(trial["ms"])
+        key = (trial["move"], trial["stage"])
+        gained[key].append((before or ms) - ms)
+        lost[key] += float(trial["ap_drop"])
+        before = ms
+    lines = [f"{len(chosen)} moves were made, by stage:"]
+    for (kind, stage), times in sorted(gained.items(), key=lambda item: -sum(item[1])):
+        lines.append(
+            f"  S{stage} {len(times):3d} x {kind:3s} {VERB.get(kind, kind)}: {sum(times):.2f} ms "
+            f"saved, {lost[(kind, stage)]:.2f} lost"
+        )
+    return lines
+
+
+def _stages(space: SearchSpace, result: dict[str, Any]) -> list[str]:
+    lines = ["What is left:"]
+    for stage in (1, 2, 3, 4):
+        positions, letters = result["positions"][stage - 1], result["blocks"][stage - 1]
+        kept = ", ".join(
+            f"{position}:{letter} (M {result['importance'][f's{stage}_{position}']:.2f})"
+            for position, letter in zip(positions, letters, strict=True)
+        )
+        gone = sorted(
+            result["importance"][f"s{stage}_{position}"]
+            for position in range(space.positions[stage - 1])
+            if position not in positions
+        )
+        dropped = f"; dropped M {', '.join(f'{m:.2f}' for m in gone[:SHOWN])}" if gone else ""
+        dropped += " ..." if len(gone) > SHOWN else ""
+        lines.append(
+            f"  S{stage} width {result['widths'][stage - 1]} of {space.widths[stage - 1]}: "
+            f"{kept}{dropped}"
+        )
+    return lines
+
+
+def _close(trials: list[dict[str, str]]) -> list[str]:
+    """Name the last choice that was close."""
+    if not trials:
+        return []
+    last = trials[-1]["step"]
+    options = sorted(
+        (trial for trial in trials if trial["step"] == last), key=lambda t: float(t["ratio"])
+    )
+    if len(options) < 2:
+        return []
+    best, second = options[0], options[1]
+    return [
+        f"The last choice was {best['move']} in S{best['stage']} ({float(best['ratio']):.3g} lost "
+        f"per FPS gained) before {second['move']} in S{second['stage']} "
+        f"({float(second['ratio']):.3g})."
+    ]
+
+
+def compare(first: Path, second: Path) -> dict[str, Any]:
+    """Say what differs between two architectures."""
+    a, b = Architecture.load(first), Architecture.load(second)
+    lines, differing = [], []
+    for name, old, new in (
+        ("input size", a.input_size, b.input_size),
+        ("widths", a.widths, b.widths),
+        ("global block", a.global_block, b.global_block),
+        ("classes", a.num_classes, b.num_classes),
+        *((f"S{n}", x, y) for n, (x, y) in enumerate(zip(a.blocks, b.blocks, strict=True), 1)),
+    ):
+        if old != new:
+            differing.append(name)
+            lines.append(f"  {name}: {old} -> {new}")
+    macs = a.macs().total / 1e9, b.macs().total / 1e9
+    params = a.params_deployed() / 1e6, b.params_deployed() / 1e6
+    lines.append(
+        f"  GMACs: {macs[0]:.3f} -> {macs[1]:.3f} ({100 * (macs[1] / macs[0] - 1):+.1f} %)"
+    )
+    lines.append(
+        f"  parameters: {params[0]:.2f} M -> {params[1]:.2f} M "
+        f"({100 * (params[1] / params[0] - 1):+.1f} %)"
+    )
+    print("\n".join([f"{first} -> {second}", *lines]), file=sys.stderr)
+    return {
+        "same": not differing,
+        "differing": differing,
+        "gmacs": [round(value, 4) for value in macs],
+        "params_m": [round(value, 4) for value in params],
+    }

@@ -1,0 +1,76 @@
+"""`heat thin --targets`: one supernet serves a fleet, a network for each of its devices."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from supernet.errors import PromiseError, UserError
+
+from ..commands.forms import find_forms
+from ..limits import Limits
+from ..proxies import ApDropBy
+from ..workspace import Workspace
+from .thin import thin
+
+LIMITS = ("target_fps", "max_latency_ms", "percentile", "max_memory_mb", "max_size_mb")
+WHERE = ("device", "runtime", "precision", "threads", "input_size", "trust_table")
+
+
+def read_fleet(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the tables of a fleet file: a name each, a device, and at least one limit of speed."""
+    try:
+        fleet = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not fleet or not all(isinstance(values, dict) for values in fleet.values()):
+        raise UserError(
+            f'{path} needs a table for each network, as: [camera] device = "cpu" target_fps = 24'
+        )
+    for name, values in fleet.items():
+        unknown = sorted(set(values) - {*LIMITS, *WHERE})
+        if unknown:
+            known = ", ".join((*WHERE, *LIMITS))
+            raise UserError(f"{path} [{name}]: unknown {unknown[0]!r}, known are {known}")
+    return fleet
+
+
+def thin_fleet(
+    workspace: Workspace,
+    path: Path,
+    *,
+    space: str | None = None,
+    data: Path | None = None,
+    ap_drop: ApDropBy = "auto",
+) -> dict[str, Any]:
+    """Thin for every member into `fleet/NAME/`; raise `PromiseError` at the end if one fails."""
+    results: dict[str, Any] = {}
+    missed = []
+    for name, values in read_fleet(path).items():
+        limits = Limits(**{key: values[key] for key in LIMITS if key in values})
+        trust = bool(values.get("trust_table", False))
+        forms, found = find_forms(
+            workspace,
+            limits,
+            devices=[values["device"]] if "device" in values else [],
+            runtime=values.get("runtime"),
+            threads=values.get("threads"),
+            precision=values.get("precision"),
+            space=space,
+            input_size=values.get("input_size"),
+            data=data,
+            trust=trust,
+        )
+        try:
+            results[name] = thin(
+                workspace.member(name), forms, data=found, ap_drop=ap_drop, trust=trust
+            )
+        except PromiseError as error:
+            missed.append(f"{name}: {error}")
+            results[name] = error.result
+    result = {"fleet": results, "met": not missed}
+    workspace.record("fleet", result)
+    if missed:
+        raise PromiseError("; ".join(missed), result)
+    return result

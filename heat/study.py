@@ -1,0 +1,234 @@
+"""The same search as an Optuna study: same space, same table, same evaluator as the greedy one.
+
+A study's storage is shared by as many workers on as many machines as join it: a journal file, or a
+database (SQLite, PostgreSQL). What a killed worker was trying is tried again. The first trial of
+every study is the greedy result, so no study ends worse than that.
+"""
+
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from supernet.architecture import WIDTH_STEP
+from supernet.errors import UserError
+from supernet.progress import Progress
+from supernet.supernet import CANDIDATES, IDENTITY, SearchSpace
+
+from .journal import fingerprint
+from .search import Method
+from .thinning import Logits, Place, State, ThinningRules
+
+HEARTBEAT_S = 30
+STALE_AFTER_S = 300
+"""A trial of another machine without news for so long belongs to a killed worker."""
+RETRIES = 3
+WORKER = "worker"
+"""Trial attribute: host and process that tries it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a study minimises, and under which constraint."""
+
+    space: SearchSpace
+    logits: Logits
+    rules: ThinningRules
+    latency_ms: Callable[[State], float]
+    lost: Callable[[State], float]
+    """Accuracy lost against the full supernet, in points or a proxy's equivalent."""
+    max_ms: float
+    """Latency that a network must keep."""
+    evaluator: str
+    """Name of the evaluator, part of what a study is about."""
+
+    @property
+    def digest(self) -> str:
+        """Return what must be the same for a study to be joined."""
+        return fingerprint(
+            space=self.space.to_json(), evaluator=self.evaluator, max_ms=round(self.max_ms, 6)
+        )
+
+
+def encode(state: State, space: SearchSpace, logits: Logits) -> dict[str, Any]:
+    """Return the parameters of a state: four widths, and an operator for each position."""
+    values: dict[str, Any] = {f"width{stage}": width for stage, width in enumerate(state.widths, 1)}
+    for place in State.full(space).allowed:
+        live = place in state.allowed
+        operator = state.operator(place, logits) if live else IDENTITY
+        values[_name(place)] = CANDIDATES[operator]
+    return values
+
+
+def decode(values: Mapping[str, Any], space: SearchSpace, logits: Logits, floor: int = 1) -> State:
+    """Return the state of parameters; a stage left with too few positions keeps its likeliest."""
+    w1, w2, w3, w4 = (int(values[f"width{stage}"]) for stage in (1, 2, 3, 4))
+    allowed: dict[Place, tuple[int, ...]] = {}
+    every = list(State.full(space).allowed)
+    for place in every:
+        operator = CANDIDATES.index(values[_name(place)])
+        if operator != IDENTITY:
+            allowed[place] = (operator,)
+    for stage in (1, 2, 3, 4):
+        places = [place for place in every if place[0] == stage]
+        gone = [place for place in places if place not in allowed]
+        gone.sort(key=lambda place: max(logits[place][:IDENTITY]) - logits[place][IDENTITY])
+        while len(places) - len(gone) < floor:
+            place = gone.pop()
+            allowed[place] = (max(range(IDENTITY), key=lambda n: logits[place][n]),)
+    return State((w1, w2, w3, w4), allowed)
+
+
+def _name(place: Place) -> str:
+    return f"s{place[0]}_{place[1]}"
+
+
+def suggest(trial: optuna.Trial, problem: Problem) -> State:
+    """Draw a state."""
+    values: dict[str, Any] = {}
+    for stage, widest in enumerate(problem.space.widths, 1):
+        key = f"width{stage}"
+        values[key] = trial.suggest_int(key, problem.rules.min_width, widest, step=WIDTH_STEP)
+    for place in State.full(problem.space).allowed:
+        values[_name(place)] = trial.suggest_categorical(_name(place), CANDIDATES)
+    return decode(values, problem.space, problem.logits, problem.rules.min_blocks)
+
+
+def open_storage(url: str | None) -> optuna.storages.BaseStorage | None:
+    """Open a journal file (a path) or a database (a URL); None keeps the study in memory."""
+    if url is None:
+        return None
+    if "://" not in url:
+        path = Path(url)
+        if not path.parent.is_dir():
+            raise UserError(f"--study {url}: no folder {path.parent}")
+        backend = JournalFileBackend(str(path))
+        return optuna.storages.JournalStorage(backend)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+            return optuna.storages.RDBStorage(
+                url,
+                heartbeat_interval=HEARTBEAT_S,
+                grace_period=STALE_AFTER_S,
+                heartbeat_stale_trial_callback=retry,
+            )
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--study {url} cannot be opened: {reason}") from None
+
+
+def sampler_of(method: Method, seed: int) -> optuna.samplers.BaseSampler:
+    """Return Optuna's sampler of a method."""
+    if method == "nsga2":
+        return optuna.samplers.NSGAIISampler(seed=seed)
+    if method == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=False)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def search(
+    problem: Problem,
+    method: Method,
+    *,
+    trials: int,
+    starts: Sequence[State] = (),
+    storage: str | None = None,
+    seed: int = 0,
+    frontier: bool = False,
+) -> optuna.Study:
+    """Try networks until the study has so many finished trials, with whoever else has joined it.
+
+    `starts` are the first trials. NSGA-II minimises what is lost and milliseconds; the others what
+    is lost. The latency limit is a constraint, unless the whole `frontier` of both is searched.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    two = frontier or method == "nsga2"
+    opened = open_storage(storage)
+    name = f"heat-{method}{'-frontier' if frontier else ''}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(
+            storage=opened,
+            sampler=sampler_of(method, seed if storage is None else seed + os.getpid()),
+            study_name=name,
+            directions=["minimize"] * (2 if two else 1),
+            load_if_exists=True,
+        )
+    stands = study.user_attrs.get("problem")
+    if stands is None:
+        study.set_user_attr("problem", problem.digest)
+        for start in starts:
+            study.enqueue_trial(encode(start, problem.space, problem.logits))
+    elif stands != problem.digest:
+        raise UserError(
+            f"the study {name} in {storage} was made by another space, evaluator or limit: "
+            "use another --study"
+        )
+    _retry_killed(study)
+    with Progress(f"study {method}", trials, done=len(_finished(study))) as bar:
+
+        def objective(trial: optuna.Trial) -> float | tuple[float, float]:
+            trial.set_user_attr(WORKER, f"{socket.gethostname()}:{os.getpid()}")
+            state = suggest(trial, problem)
+            ms = problem.latency_ms(state)
+            if not frontier:
+                trial.set_constraint("latency", ms / problem.max_ms - 1.0)
+            lost = problem.lost(state)
+            trial.set_user_attr("ms", ms)
+            trial.set_user_attr("lost", lost)
+            return (lost, ms) if two else lost
+
+        while len(_finished(study)) < trials:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.optimize(objective, n_trials=1)
+            bar.advance()
+    return study
+
+
+def best_state(study: optuna.Study, problem: Problem) -> State | None:
+    """Return the least lossy network that keeps the latency; None if none does."""
+    kept = [t for t in _finished(study) if t.user_attrs["ms"] <= problem.max_ms]
+    if not kept:
+        return None
+    best = min(kept, key=lambda trial: (trial.user_attrs["lost"], trial.user_attrs["ms"]))
+    return decode(best.params, problem.space, problem.logits, problem.rules.min_blocks)
+
+
+def _finished(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def _retry_killed(study: optuna.Study) -> None:
+    """Queue again what killed workers were trying; a database does so by its heartbeat."""
+    host = socket.gethostname()
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        where, _, pid = str(trial.user_attrs.get(WORKER, "")).rpartition(":")
+        started = trial.datetime_start or datetime.now()
+        old = datetime.now() - started > timedelta(seconds=STALE_AFTER_S)
+        if old or (where == host and not _alive(int(pid))):
+            study.tell(trial.number, state=TrialState.FAIL)
+            params = trial.params or trial.system_attrs.get("fixed_params", {})
+            study.enqueue_trial(params)
+            print(f"trial {trial.number} of a killed worker is tried again", file=sys.stderr)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,74 @@
+"""Several processes under `torchrun`: who am I, and what do all of us agree on."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The processes that train one network together; alone, a group of one."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def all_agree(self, mine: bool) -> bool:
+        """Return whether every process says yes."""
+        if self.world == 1:
+            return mine
+        flag = torch.tensor(float(mine), device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MIN)
+        return bool(flag)
+
+    def mean(self, value: torch.Tensor) -> float:
+        """Return the mean of a number over the processes."""
+        value = value.detach().to(self.device, torch.float64)
+        if self.world > 1:
+            dist.all_reduce(value, dist.ReduceOp.SUM)
+        return float(value) / self.world
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Return the network to run forward: with averaged gradients where there are several.
+
+        A straight-through position runs one operator in each process, so some weights get no
+        gradient in a pass.
+        """
+        if self.world == 1:
+            return network
+        return DistributedDataParallel(network, find_unused_parameters=True)
+
+
+@contextmanager
+def joined() -> Iterator[Group]:
+    """Join the group that `torchrun` started: nccl where each process has a GPU, else gloo."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available()
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if world == 1:
+        yield Group(device=device)
+        return
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield Group(dist.get_rank(), world, device)
+    finally:
+        dist.destroy_process_group()

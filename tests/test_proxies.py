@@ -1,0 +1,148 @@
+"""Readings of a supernet's states, and the check that admits a proxy."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from heat.accuracy import Readings, split_held_out
+from heat.journal import Journal
+from heat.proxies import choose, judge, random_moves, spearman
+from heat.spaces import search_space
+from heat.thinning import State, ThinningRules
+from supernet.coco import DetectionSet, load_split
+from supernet.errors import UserError
+from supernet.evaluate import score_rows
+from supernet.fake_quant import simulate_int8
+from supernet.recalibrate import recalibrate
+from supernet.supernet import Supernet
+
+SPACE = search_space("micro", input_size=(96, 128), num_classes=4)
+
+
+@pytest.fixture(scope="module")
+def data(shapes: Path) -> DetectionSet:
+    return load_split(shapes, "train")
+
+
+@pytest.fixture(scope="module")
+def supernet() -> Supernet:
+    torch.manual_seed(0)
+    network = Supernet(SPACE).eval()
+    for _, mixture in network.mixtures():
+        torch.nn.init.normal_(mixture.r)
+        for parameter in mixture.operators.parameters():  # some branches begin as zero
+            torch.nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+@pytest.fixture
+def readings(supernet: Supernet, data: DetectionSet, tmp_path: Path) -> Readings:
+    journal = Journal(tmp_path / "readings.jsonl", "test")
+    return Readings(supernet, SPACE, data, supernet.logits(), journal)
+
+
+def test_a_state_differs_from_itself_in_nothing(readings: Readings) -> None:
+    full = State.full(SPACE)
+    assert readings.loss_rise(full, full) == 0.0
+    assert readings.distance(full, full) == pytest.approx(0.0, abs=1e-3)
+    assert readings.ap_drop(full, full) == 0.0
+
+
+def test_features_move_further_the_more_is_cut(readings: Readings) -> None:
+    full = State.full(SPACE)
+    narrow, narrower = full.narrower(4), full.narrower(4).narrower(4)
+    assert 0 < readings.distance(full, narrow) < readings.distance(full, narrower)
+    assert readings.distance(full, full.without((3, 0))) > 0
+
+
+def test_readings_are_kept(
+    supernet: Supernet, data: DetectionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kept.jsonl"
+    full = State.full(SPACE)
+    first = Readings(supernet, SPACE, data, supernet.logits(), Journal(path, "x")).loss(full)
+    again = Readings(supernet, SPACE, data, supernet.logits(), Journal(path, "x"))
+    monkeypatch.setattr(Readings, "_read", lambda *_: pytest.fail("read again"))
+    assert again.loss(full) == first
+
+
+def test_held_out_images_have_their_own_ground_truth(data: DetectionSet) -> None:
+    train, held = split_held_out(data)
+    assert len(train.records) + len(held.records) == len(data.records)
+    ids = {record.image_id for record in held.records}
+    assert {image["id"] for image in held.ground_truth["images"]} == ids
+    assert {note["image_id"] for note in held.ground_truth["annotations"]} <= ids
+    rows: list[dict[str, object]] = [
+        {
+            "image_id": note["image_id"],
+            "category_id": note["category_id"],
+            "bbox": note["bbox"],
+            "score": 0.9,
+        }
+        for note in held.ground_truth["annotations"]
+    ]
+    assert score_rows(rows, held).ap == pytest.approx(1.0)
+
+
+def test_random_moves_only_ever_thin() -> None:
+    torch.manual_seed(0)
+    logits = Supernet(SPACE).logits()
+    moves = random_moves(SPACE, logits, ThinningRules(), 40)
+    assert len(moves) == 40 and moves == random_moves(SPACE, logits, ThinningRules(), 40)
+    for before, after in moves:
+        assert sum(after.widths) <= sum(before.widths)
+        assert len(after.allowed) <= len(before.allowed)
+
+
+def test_spearman_by_hand() -> None:
+    assert spearman([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1.0)
+    assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)
+    assert spearman([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(0.8)
+    assert math.isnan(spearman([1, 2, 3], [0, 0, 0]))
+
+
+def test_a_proxy_is_judged_by_true_ap() -> None:
+    full = State.full(SPACE)
+    torch.manual_seed(0)
+    moves = random_moves(SPACE, Supernet(SPACE).logits(), ThinningRules(), 20)
+    truth = {pair[1]: float(index) for index, pair in enumerate(moves)}
+    drops = {
+        "loss": lambda before, after: truth[after] ** 3,
+        "mass": lambda before, after: -truth[after],
+        "ap": lambda before, after: truth[after],
+    }
+    loss, mass = judge(drops, moves)
+    assert full is not None
+    assert loss.admitted and loss.spearman == pytest.approx(1.0)
+    assert not mass.admitted and mass.spearman == pytest.approx(-1.0)
+
+
+def test_what_is_admitted_is_printed(
+    readings: Readings, supernet: Supernet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = choose("auto", readings, SPACE, supernet.logits(), ThinningRules())
+    said = capsys.readouterr().err
+    for proxy in ("loss", "features", "mass"):
+        assert f"proxy {proxy}: Spearman" in said
+    assert chosen.name in ("loss", "features", "mass", "ap")
+    assert len(chosen.verdicts) == 3
+    with pytest.raises(UserError, match="--ap-drop loss needs a trained supernet"):
+        choose("loss", None, SPACE, supernet.logits(), ThinningRules())
+    alone = choose("auto", None, SPACE, supernet.logits(), ThinningRules())
+    assert alone.name == "mass"
+
+
+def test_simulated_int8_is_near_and_not_equal(readings: Readings) -> None:
+    network = readings.network(State.full(SPACE))
+    images = torch.randint(0, 256, (4, 96, 128, 3), dtype=torch.uint8)
+    recalibrate(network, [images])
+    with torch.no_grad():
+        exact = network.deployed()(images)[0]
+        rounded = simulate_int8(network, [images])(images)[0]
+    difference = (exact - rounded).abs().max()
+    assert 0 < difference < 0.5 * exact.abs().max()
+    full = State.full(SPACE)
+    for precision in ("f32", "bf16", "int8"):
+        assert all(map(math.isfinite, readings.quality(full, precision)))

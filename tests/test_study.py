@@ -1,0 +1,151 @@
+"""The search as an Optuna study."""
+
+import gc
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+
+from heat.study import Problem, best_state, decode, encode, open_storage, search
+from heat.thinning import State, ThinningRules, removed_mass
+from supernet.errors import UserError
+from tests.toy_space import LOGITS, SPACE, chain_of, latency_ms
+
+
+def problem(max_ms: float = 30.0, delay_s: float = 0.0) -> Problem:
+    full = State.full(SPACE)
+
+    def lost(state: State) -> float:
+        time.sleep(delay_s)
+        return removed_mass(full, state, LOGITS)
+
+    return Problem(SPACE, LOGITS, ThinningRules(), latency_ms, lost, max_ms, "mass")
+
+
+def greedy(max_ms: float) -> State:
+    chain = chain_of()
+    index = chain.reach(lambda state: latency_ms(state) <= max_ms)
+    assert index is not None
+    return chain.states[index]
+
+
+def test_a_state_survives_its_parameters() -> None:
+    state = greedy(25.0)
+    values = encode(state, SPACE, LOGITS)
+    again = decode(values, SPACE, LOGITS)
+    assert again.architecture(SPACE, LOGITS) == state.architecture(SPACE, LOGITS)
+    assert again.positions() == state.positions()
+    empty = {key: "identity" if key[0] == "s" else value for key, value in values.items()}
+    assert [len(decode(empty, SPACE, LOGITS).live(stage)) for stage in (1, 2, 3, 4)] == [1] * 4
+
+
+@pytest.mark.parametrize("method", ["tpe", "nsga2", "random"])
+def test_a_study_is_never_worse_than_its_start(method: str) -> None:
+    own = problem()
+    start = greedy(own.max_ms)
+    study = search(own, method, trials=25, starts=[start])  # type: ignore[arg-type]
+    best = best_state(study, own)
+    assert best is not None and latency_ms(best) <= own.max_ms
+    plain = decode(encode(start, SPACE, LOGITS), SPACE, LOGITS)
+    assert own.lost(best) <= own.lost(plain)
+    assert len(study.trials) == 25
+
+
+def test_a_study_goes_on_and_others_are_refused(tmp_path: Path) -> None:
+    storage = str(tmp_path / "study.journal")
+    search(problem(), "random", trials=4, storage=storage)
+    study = search(problem(), "random", trials=7, storage=storage)
+    assert len(study.trials) == 7
+    with pytest.raises(UserError, match="made by another space, evaluator or limit"):
+        search(problem(max_ms=12.0), "random", trials=8, storage=storage)
+    with pytest.raises(UserError, match="no folder"):
+        open_storage(str(tmp_path / "absent" / "study.journal"))
+    with pytest.raises(UserError, match="cannot be opened"):
+        open_storage("nosuchdatabase://here/study")
+
+
+def work(storage: str, delay_s: float) -> None:
+    search(problem(delay_s=delay_s), "random", trials=12, storage=storage)
+
+
+@pytest.fixture(params=["journal", "sqlite", "postgresql"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgresql"))
+    return {
+        "journal": str(tmp_path / "study.journal"),
+        "sqlite": f"sqlite:///{tmp_path}/study.db",
+    }[request.param]
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[str]:
+    """Run a PostgreSQL server of our own; it refuses to run as root."""
+    pytest.importorskip("psycopg")
+    if not shutil.which("initdb") or not shutil.which("pg_ctl"):
+        pytest.skip("no PostgreSQL server is installed")
+    user = "nobody" if os.geteuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
+    if user:
+        shutil.chown(folder, user)
+
+    def run(*command: object) -> None:
+        log = folder / "log"
+        done = subprocess.run(
+            [str(part) for part in command], user=user, cwd=folder, capture_output=True, check=False
+        )
+        if done.returncode:
+            said = log.read_text() if log.exists() else done.stderr.decode()
+            pytest.skip(f"PostgreSQL does not start here: {said.strip()[-200:]}")
+
+    try:
+        data = folder / "data"
+        run("initdb", "--username=heat", "--auth=trust", "--no-sync", "-D", data)
+        settings = f"-k {folder} -h ''"
+        run("pg_ctl", "-D", data, "-l", folder / "log", "-w", "-o", settings, "start")
+        yield f"postgresql+psycopg://heat@/postgres?host={folder}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # studies keep their connections
+            gc.collect()
+        run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_workers_share_a_study_and_a_killed_ones_trial_is_retried(storage: str) -> None:
+    search(problem(), "random", trials=1, storage=storage)
+    context = multiprocessing.get_context("spawn")
+    doomed = context.Process(target=work, args=(storage, 60.0))
+    doomed.start()
+    opened = open_storage(storage)
+    study = optuna.load_study(study_name="heat-random", storage=opened)
+    deadline = time.monotonic() + 60
+    running = (optuna.trial.TrialState.RUNNING,)
+    while time.monotonic() < deadline:
+        now = study.get_trials(states=running)
+        if now and len(now[0].params) == len(encode(State.full(SPACE), SPACE, LOGITS)):
+            break
+        time.sleep(0.1)
+    assert doomed.pid is not None
+    os.kill(doomed.pid, signal.SIGKILL)
+    doomed.join()
+    killed = study.get_trials(states=running)[0]
+    workers = [context.Process(target=work, args=(storage, 0.0)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    finished = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    assert len(finished) >= 12
+    assert any(trial.params == killed.params for trial in finished)
+    assert study.trials[killed.number].state == optuna.trial.TrialState.FAIL
