@@ -29,7 +29,7 @@ from heat.workspace import Workspace
 from supernet.architecture import parse_size
 from supernet.atomic import write_text
 from supernet.coco import load_split
-from supernet.supernet import SearchConfig
+from supernet.supernet import SearchConfig, place_name
 from supernet.training import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "importance"
@@ -90,7 +90,7 @@ def main() -> None:
                 ]
                 rows.append(
                     {
-                        "position": f"s{place[0]}_{place[1]}",
+                        "position": place_name(place),
                         "importance": round(importance(full, place, source.logits), 5),
                         "ap_lost": round(mean(lost), 4),
                         "ap_lost_by_split": [round(value, 4) for value in lost],

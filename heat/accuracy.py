@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from supernet.coco import DetectionSet, Record
 from supernet.detector import Detector
 from supernet.errors import DataError
-from supernet.evaluate import score_rows
+from supernet.evaluate import Found, result_rows, score_rows
 from supernet.fake_quant import simulate_int8
 from supernet.inherit import inherit, kept_channels
 from supernet.letterbox import boxes_to_image, letterbox, read_image, scale_to_fit
 from supernet.loss import Target, detection_loss
+from supernet.operators.decode import Detections
 from supernet.recalibrate import recalibrate
 from supernet.supernet import SearchSpace, Supernet
 
@@ -167,25 +168,17 @@ class Readings:
             loss = detection_loss(logits, deltas, targets, network.decode)
             total += float(loss.total) * len(images)
             for found in network.decode(logits, deltas):
-                rows.extend(self._rows(next(records), found.boxes_xyxy, found.scores, found.labels))
+                record = next(records)
+                rows += result_rows(record, self._to_image(record, found), self._data)
         ap = score_rows(rows, self._data).ap
         return [total / self.images, 100.0 * max(0.0, ap)]
 
-    def _rows(
-        self, record: Record, boxes_xyxy: Tensor, scores: Tensor, labels: Tensor
-    ) -> Iterator[dict[str, object]]:
+    def _to_image(self, record: Record, found: Detections) -> Found:
+        """Return detections in pixels of the stored image."""
         stored = (record.height, record.width)
         scale = scale_to_fit(stored, self._space.template.input_size)
-        boxes = boxes_to_image(boxes_xyxy.numpy(), scale, stored)
-        for (x0, y0, x1, y1), score, label in zip(
-            boxes.tolist(), scores.tolist(), labels.tolist(), strict=True
-        ):
-            yield {
-                "image_id": record.image_id,
-                "category_id": self._data.category_ids[label],
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "score": score,
-            }
+        boxes = boxes_to_image(found.boxes_xyxy.numpy(), scale, stored)
+        return boxes, found.scores.numpy(), found.labels.numpy()
 
     def _distance(self, before: State, after: State) -> float:
         if before not in self._features:

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from supernet.architecture import WIDTH_STEP
 from supernet.errors import UserError
 from supernet.progress import Progress
-from supernet.supernet import CANDIDATES, IDENTITY, SearchSpace
+from supernet.supernet import CANDIDATES, IDENTITY, SearchSpace, place_name
 
 from .journal import fingerprint
 from .search import Method
@@ -65,7 +65,7 @@ def encode(state: State, space: SearchSpace, logits: Logits) -> dict[str, Any]:
     for place in State.full(space).allowed:
         live = place in state.allowed
         operator = state.operator(place, logits) if live else IDENTITY
-        values[_name(place)] = CANDIDATES[operator]
+        values[place_name(place)] = CANDIDATES[operator]
     return values
 
 
@@ -75,7 +75,7 @@ def decode(values: Mapping[str, Any], space: SearchSpace, logits: Logits, floor:
     allowed: dict[Place, tuple[int, ...]] = {}
     every = list(State.full(space).allowed)
     for place in every:
-        operator = CANDIDATES.index(values[_name(place)])
+        operator = CANDIDATES.index(values[place_name(place)])
         if operator != IDENTITY:
             allowed[place] = (operator,)
     for stage in (1, 2, 3, 4):
@@ -88,10 +88,6 @@ def decode(values: Mapping[str, Any], space: SearchSpace, logits: Logits, floor:
     return State((w1, w2, w3, w4), allowed)
 
 
-def _name(place: Place) -> str:
-    return f"s{place[0]}_{place[1]}"
-
-
 def suggest(trial: optuna.Trial, problem: Problem) -> State:
     """Draw a state."""
     values: dict[str, Any] = {}
@@ -99,7 +95,7 @@ def suggest(trial: optuna.Trial, problem: Problem) -> State:
         key = f"width{stage}"
         values[key] = trial.suggest_int(key, problem.rules.min_width, widest, step=WIDTH_STEP)
     for place in State.full(problem.space).allowed:
-        values[_name(place)] = trial.suggest_categorical(_name(place), CANDIDATES)
+        values[place_name(place)] = trial.suggest_categorical(place_name(place), CANDIDATES)
     return decode(values, problem.space, problem.logits, problem.rules.min_blocks)
 
 

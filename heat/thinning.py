@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 from supernet.architecture import LOCAL_OPERATORS, WIDTH_STEP, Architecture
-from supernet.supernet import CANDIDATES, IDENTITY, SearchSpace
+from supernet.supernet import CANDIDATES, IDENTITY, SearchSpace, place_name
 
 Place = tuple[int, int]
 """(stage from 1, position from 0)."""
@@ -150,6 +150,12 @@ def importance(state: State, place: Place, logits: Logits) -> float:
     peak = max(allowed)
     log_sum = peak + math.log(sum(math.exp(value - peak) for value in allowed))
     return math.exp(min(50.0, log_sum - r[IDENTITY]))
+
+
+def importances(space: SearchSpace, logits: Logits) -> dict[str, float]:
+    """Return M of every position of the whole supernet, by name."""
+    full = State.full(space)
+    return {place_name(place): importance(full, place, logits) for place in full.allowed}
 
 
 def stage_importance(state: State, stage: int, logits: Logits, rule: StageRule) -> float:

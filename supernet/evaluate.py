@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .coco import DetectionSet
+from .coco import DetectionSet, Record
 from .errors import DataError
 from .letterbox import Image, read_image
 from .progress import Progress
@@ -44,19 +44,26 @@ def evaluate(detect: Detect, data: DetectionSet, *, progress: bool = True) -> Me
             image = read_image(record.path, (record.height, record.width))
             if image is None:
                 raise DataError(f"cannot decode {record.path}: see heat data check")
-            for box, score, label in zip(*detect(image), strict=True):
-                x0, y0, x1, y1 = (float(side) for side in box)
-                rows.append(
-                    {
-                        "image_id": record.image_id,
-                        "category_id": data.category_ids[int(label)],
-                        "bbox": [x0, y0, x1 - x0, y1 - y0],
-                        "score": float(score),
-                    }
-                )
+            rows += result_rows(record, detect(image), data)
             if bar is not None:
                 bar.advance()
     return score_rows(rows, data)
+
+
+def result_rows(record: Record, found: Found, data: DetectionSet) -> list[dict[str, object]]:
+    """Return what was found on an image as COCO result rows."""
+    rows: list[dict[str, object]] = []
+    for box, score, label in zip(*found, strict=True):
+        x0, y0, x1, y1 = (float(side) for side in box)
+        rows.append(
+            {
+                "image_id": record.image_id,
+                "category_id": data.category_ids[int(label)],
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "score": float(score),
+            }
+        )
+    return rows
 
 
 def score_rows(rows: list[dict[str, object]], data: DetectionSet) -> Metrics:

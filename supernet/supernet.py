@@ -87,6 +87,11 @@ class SearchConfig:
     """Run one drawn operator a position (hard forward, soft gradient): less memory."""
 
 
+def place_name(place: tuple[int, int]) -> str:
+    """Return the name of a position, (stage, position), in results and checkpoints: `s3_7`."""
+    return f"s{place[0]}_{place[1]}"
+
+
 def temperature(epoch: int, epochs: int, config: SearchConfig) -> float:
     """Return `tau_e = start * (end / start) ** (e / (E - 1))`."""
     share = epoch / max(1, epochs - 1)
@@ -220,7 +225,7 @@ class Supernet(Detector):
 
     def named_logits(self) -> dict[str, tuple[float, ...]]:
         """Return r by names as `s3_7`, and the global block's where it is searched."""
-        found = {f"s{stage}_{position}": r for (stage, position), r in self.logits().items()}
+        found = {place_name(place): r for place, r in self.logits().items()}
         if self.space.global_choice:
             found["global"] = tuple(self.global_r.tolist())
         return found

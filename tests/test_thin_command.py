@@ -66,6 +66,8 @@ def test_the_frontier_holds_every_network_on_the_way(workspace: Path) -> None:
     assert speeds == sorted(speeds) and speeds[-1] > 1.5 * fps
     assert (workspace / "thin" / "frontier.svg").exists()
     assert 1.0 <= thinned["predicted_fps"] / thinned["target_fps"] < 1.3
+    code, _, errors = run("thin", "--target-fps", fps, "--frontier", "--search", "tpe", *far)
+    assert code == 2 and "leave out --search tpe" in errors
 
 
 def test_killed_and_started_again_it_goes_on_with_the_same_result(workspace: Path) -> None:

@@ -16,25 +16,8 @@ from heat.thinning import (
     stage_importance,
     thin_step,
 )
-from supernet.architecture import Architecture
-from supernet.supernet import CANDIDATES, SearchSpace
-
-SPACE = SearchSpace(
-    template=Architecture(widths=(96, 96, 160, 192), blocks=("RR", "RR", "RRRR", "RR")),
-    positions=(2, 2, 4, 2),
-)
-COST = {"R": 1.0, "W": 1.6, "S": 1.9}
-
-
-def latency_ms(state: State, logits: Logits) -> float:
-    """A synthetic table: every block and every width costs something."""
-    architecture = state.architecture(SPACE, logits)
-    blocks = sum(
-        COST[letter] * width / 32
-        for width, string in zip(architecture.widths, architecture.blocks, strict=True)
-        for letter in string
-    )
-    return 2.0 + blocks + sum(width / 16 for width in architecture.widths)
+from supernet.supernet import CANDIDATES
+from tests.toy_space import SPACE, latency_ms
 
 
 def random_logits(seed: int) -> Logits:

@@ -13,9 +13,9 @@ COST = {"R": 1.0, "W": 1.6, "S": 1.9}
 LOGITS = prior_logits(SPACE)
 
 
-def latency_ms(state: State) -> float:
+def latency_ms(state: State, logits: Logits = LOGITS) -> float:
     """A synthetic table: every block and every width costs something."""
-    architecture = state.architecture(SPACE, LOGITS)
+    architecture = state.architecture(SPACE, logits)
     blocks = sum(
         COST[letter] * width / 32
         for width, string in zip(architecture.widths, architecture.blocks, strict=True)

@@ -90,6 +90,8 @@ def thin(
     )
     if study is not None and search == "greedy":
         raise UserError("--study keeps an Optuna study: give --search tpe, nsga2 or random")
+    if frontier and search != "greedy":
+        raise UserError(f"--frontier is of the greedy search's chain: leave out --search {search}")
     forms, found = find_forms(
         workspace,
         limits,

@@ -106,9 +106,9 @@ def stacks_of(workspace: Workspace, setting: Setting) -> dict[str, float]:
 def show_supernet(workspace: Workspace) -> dict[str, Any]:
     """Draw and print what the selection logits became, and how important each position is."""
     from supernet.checkpoint import read_info
-    from supernet.supernet import CANDIDATES, SearchSpace
+    from supernet.supernet import CANDIDATES, SearchSpace, place_name
 
-    from ..thinning import State, importance
+    from ..thinning import State, importances
 
     path = workspace.supernet / "weights.safetensors"
     if not path.exists():
@@ -118,10 +118,9 @@ def show_supernet(workspace: Workspace) -> dict[str, Any]:
     if not history:
         raise UserError(f"{path} was trained by a HEAT that kept no logits: train it again")
     space = SearchSpace.from_json(info.description, str(path))
-    state = State.full(space)
     final = history[-1]["r"]
-    logits = {place: tuple(final[f"s{place[0]}_{place[1]}"]) for place in state.allowed}
-    weights = {f"s{p[0]}_{p[1]}": importance(state, p, logits) for p in state.allowed}
+    places = State.full(space).allowed
+    weights = importances(space, {place: tuple(final[place_name(place)]) for place in places})
     show_importance(weights, {name: final[name] for name in weights}, CANDIDATES)
     picture = draw_logits(
         [entry["epoch"] for entry in history],

@@ -30,7 +30,7 @@ from ..proxies import ApDropBy, Evaluator, choose
 from ..search import Chain, Method
 from ..settle import Goal, Settled, settle
 from ..source import Source, check_fits, load_source, with_global_block
-from ..thinning import Logits, State, ThinningRules, Trial, importance, weigh
+from ..thinning import Logits, State, ThinningRules, Trial, importances, weigh
 from ..workspace import Workspace
 from .measuring import measure_network
 from .profile import check_table, table_path, warn
@@ -331,6 +331,7 @@ def _result(
     predicted = goal.prices.cost(found.state)
     measured = found.measured[0] if found.measured else None
     first = table.predict_ms(architecture)
+    weights = importances(search.chain.space, search.chain.logits)
     where = find_table(workspace.tables, target, architecture.input_size, trust=trust)
     return {
         "target_fps": round(limits.fps, 4),
@@ -368,7 +369,7 @@ def _result(
         "blocks": list(architecture.blocks),
         "positions": found.state.positions(),
         "space": search.form.space.to_json(),
-        "importance": _importances(search),
+        "importance": {name: round(m, 4) for name, m in weights.items()},
         "ranked_by": source.name,
         "ap_drop_by": search.evaluator.meaning,
         "proxies": {v.proxy: _rounded(v.spearman, 3) for v in search.evaluator.verdicts},
@@ -389,15 +390,6 @@ def _result(
                 search.goals, found.measured or [None] * len(search.goals), strict=True
             )
         ],
-    }
-
-
-def _importances(search: _Search) -> dict[str, float]:
-    """Return M of every position of the whole supernet."""
-    full, logits = search.chain.states[0], search.chain.logits
-    return {
-        f"s{place[0]}_{place[1]}": round(importance(full, place, logits), 4)
-        for place in full.allowed
     }
 
 
