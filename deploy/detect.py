@@ -5,11 +5,12 @@
 
 import argparse
 import hashlib
+import itertools
 import json
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import numpy.typing as npt
 from supernet.errors import BundleError, DataError, HeatError
 from supernet.letterbox import Image, boxes_to_image, letterbox, read_image
 
+from .postprocess import Postprocess, unpad
 from .runtimes import open_session
+from .stream import Frame, Recorder, Source, is_video, run_stream
 
 CARD_FORMAT = 1
 """History of `card.json`: 1, the first."""
@@ -38,13 +41,30 @@ class Found:
     scores: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     latency_ms: float
-    """Time of the model itself: normalisation, network, decoding and NMS."""
+    """Time of the model itself: normalisation, network, and decoding and NMS if in the graph."""
+    preprocess_ms: float = 0.0
+    """Time of the resize."""
+    postprocess_ms: float = 0.0
+    """Time of what follows the model: boxes to the image, and decoding and NMS of a raw model."""
 
     def above(self, score: float) -> "Found":
         """Keep the objects of at least this score."""
         kept = self.scores >= score
-        boxes, labels = self.boxes_xyxy_px[kept], self.labels[kept]
-        return Found(boxes, self.scores[kept], labels, self.latency_ms)
+        return replace(
+            self,
+            boxes_xyxy_px=self.boxes_xyxy_px[kept],
+            scores=self.scores[kept],
+            labels=self.labels[kept],
+        )
+
+    def record(self, names: list[str]) -> dict[str, Any]:
+        """Return the objects for JSON."""
+        return {
+            "boxes_xyxy_px": [[round(float(v), 2) for v in b] for b in self.boxes_xyxy_px],
+            "scores": [round(float(value), 4) for value in self.scores],
+            "names": [names[int(label)] for label in self.labels],
+            "latency_ms": round(self.latency_ms, 3),
+        }
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -85,8 +105,17 @@ class Bundle:
         self.input_hw = (self.card["input"]["height"], self.card["input"]["width"])
         self.threads = threads or int(self.card["threads"])
         self._session = open_session(
-            self.card["runtime"], folder / self.card["model"], self.threads
+            self.card["runtime"],
+            folder / self.card["model"],
+            self.threads,
+            self.card["precision"],
+            "cuda" if self.card["runtime"] == "tensorrt" else "cpu",
         )
+        self._post: Callable[..., list[Any]] = lambda *outputs: list(outputs)
+        if self.card.get("raw"):
+            self._post = Postprocess(self.card["decode"], self.input_hw)
+        elif self.card.get("padded"):
+            self._post = unpad
 
     def detect(self, image: Image) -> Found:
         """Find objects in an RGB image [height, width, 3] uint8 of any size."""
@@ -94,15 +123,27 @@ class Bundle:
             raise DataError(
                 f"an RGB uint8 image [height, width, 3] is needed, got {image.dtype} {image.shape}"
             )
+        marks = [time.perf_counter()]
         pixels, scale = letterbox(image, self.input_hw)
-        start = time.perf_counter()
-        boxes, scores, labels = self._session.run({"image": pixels[None]})
-        elapsed_ms = (time.perf_counter() - start) * 1e3
-        return Found(boxes_to_image(boxes, scale, image.shape[:2]), scores, labels, elapsed_ms)
+        marks.append(time.perf_counter())
+        outputs = self._session.run({"image": pixels[None]})
+        marks.append(time.perf_counter())
+        boxes, scores, labels = self._post(*outputs)
+        boxes = boxes_to_image(boxes, scale, image.shape[:2])
+        marks.append(time.perf_counter())
+        before, model, after = (1e3 * (b - a) for a, b in itertools.pairwise(marks))
+        return Found(boxes, scores, labels, model, before, after)
 
 
 def image_paths(source: Path) -> list[Path]:
-    """Return the image files of a folder, or the one file."""
+    """Return the image files of a folder or a pattern (`shots/*.jpg`), or the one file."""
+    if any(sign in str(source) for sign in "*?[") and not source.exists():
+        root = Path(source.anchor or ".")
+        matching = sorted(root.glob(str(source.relative_to(root) if source.anchor else source)))
+        found = [path for path in matching if path.suffix.lower() in IMAGE_SUFFIXES]
+        if not found:
+            raise DataError(f"no image matches {source}")
+        return found
     if source.is_dir():
         found = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         if not found:
@@ -170,21 +211,44 @@ def detect_files(
             broken.append(str(path))
             continue
         found = bundle.detect(image).above(score)
-        records.append(
-            {
-                "file": str(path),
-                "boxes_xyxy_px": [[round(float(v), 2) for v in b] for b in found.boxes_xyxy_px],
-                "scores": [round(float(value), 4) for value in found.scores],
-                "names": [bundle.names[int(label)] for label in found.labels],
-                "latency_ms": round(found.latency_ms, 3),
-            }
-        )
+        records.append({"file": str(path), **found.record(bundle.names)})
         if save is not None:
             write_picture(save / f"{path.stem}.jpg", draw(image, found, bundle.names))
     if save is not None:
         text = json.dumps(records, indent=1) + "\n"
         _write_whole(save / "detections.json", text.encode())
     return records, broken
+
+
+def detect_stream(
+    bundle: Bundle,
+    source: str,
+    *,
+    score: float = SHOW_SCORE,
+    save: Path | None = None,
+    show: bool = False,
+    limit: int = 0,
+) -> dict[str, Any]:
+    """Run the bundle on a video file, a camera or a stream; return the JSON line.
+
+    With `save`, a video with boxes and a line of JSON for each frame are written there.
+    """
+    opened = Source(source)
+    stem = f"camera{source}" if source.isdigit() else Path(source.split("?")[0]).stem or "stream"
+    recorder = Recorder(save, stem, opened.fps, show=show) if save is not None else None
+
+    def finish(frame: Frame, found: Found) -> None:
+        if recorder is not None:
+            shown = found.above(score)
+            record = {"frame": frame.number, **shown.record(bundle.names)}
+            recorder.add(draw(frame.image, shown, bundle.names), record)
+
+    try:
+        tally = run_stream(opened, bundle.detect, finish, limit=limit)
+    finally:
+        if recorder is not None:
+            recorder.close()
+    return {"source": source, **tally.summary()}
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -197,18 +261,48 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def what_was_lost(result: dict[str, Any]) -> str:
+    """Say what was wrong with a stream's source; empty where nothing was."""
+    source, done = result["source"], result["frames"]
+    if result["ended"]:
+        return f"{source}: {result['ended']}: is it still there?"
+    if not done:
+        return f"{source} has no frame that can be decoded"
+    if result["broken"]:
+        return f"{source}: {result['broken']} frame(s) cannot be decoded; the other {done} are done"
+    return ""
+
+
 def main(arguments: list[str]) -> int:
-    """Run as a script: `python detect.py IMAGE|FOLDER`."""
+    """Run as a script: `python detect.py SOURCE`."""
     parser = argparse.ArgumentParser(description="Detect objects with this bundle.")
-    parser.add_argument("source", type=Path, help="an image or a folder of images")
+    parser.add_argument(
+        "source", help="image, folder, pattern, video file, camera number, or stream URL"
+    )
     parser.add_argument("--bundle", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--score", type=float, default=SHOW_SCORE, help="lowest score shown")
     parser.add_argument("--save", type=Path, help="folder for pictures with boxes")
+    parser.add_argument("--show", action="store_true", help="show a video while it runs")
+    parser.add_argument("--frames", type=int, default=0, help="end a video after so many")
     parser.add_argument("--threads", type=int, help="threads (default: the card's)")
     given = parser.parse_args(arguments)
     try:
         bundle = Bundle(given.bundle, given.threads)
-        paths = image_paths(given.source)
+        if is_video(given.source):
+            result = detect_stream(
+                bundle,
+                given.source,
+                score=given.score,
+                save=given.save,
+                show=given.show,
+                limit=given.frames,
+            )
+            print(json.dumps(result))
+            lost = what_was_lost(result)
+            if lost:
+                print(f"error: {lost}", file=sys.stderr)
+            return 2 if lost else 0
+        paths = image_paths(Path(given.source))
         records, broken = detect_files(bundle, paths, score=given.score, save=given.save)
     except HeatError as error:
         print(f"error: {error}", file=sys.stderr)

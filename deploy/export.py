@@ -7,22 +7,21 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from supernet.atomic import write_text
 from supernet.detector import Detector
-from supernet.errors import PromiseError, UserError
+from supernet.errors import UserError
 from supernet.letterbox import PAD_RGB, Image, letterbox
+from supernet.quantization import Quantization
 
 from .bench import Speed, measure_speed
 from .detect import CARD_FORMAT, file_hash
-from .parity import MAX_RAW_BOX_PX, MAX_SCORE, MIN_IOU, Parity, compare
-from .runtimes import open_session, runtime_version
+from .form import Form
+from .gate import Judge, check_ap, check_batch, check_executed, check_parity
+from .parity import MIN_IOU, Parity
+from .runtimes import runtime_version
 from .standalone import detect_script
-
-Format = Literal["onnx", "openvino"]
-
-RUNTIME_OF: dict[str, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,47 +31,40 @@ class Exported:
     folder: Path
     card: dict[str, Any]
     parity: Parity
-    speed: Speed
+    speed: Speed | None
+    """None where this machine cannot execute it."""
 
 
 def export_bundle(
     network: Detector,
     folder: Path,
+    form: Form,
     *,
-    format: Format,
     names: Sequence[str],
     images: Sequence[Image],
-    threads: int,
     facts: dict[str, Any],
+    plan: Quantization | None = None,
+    judge: Judge | None = None,
+    max_ap_drop: float = 1.0,
     measure: Callable[[Path], Speed] | None = None,
 ) -> Exported:
     """Write `folder` (model, card, detect.py) after checking it against torch on `images`.
 
-    `facts` go into the card as they are: training, predictions, device. `measure` times the model
+    `facts` go into the card as they are: training, predictions, device. `plan` says how INT8 is
+    rounded, `judge` scores torch and the artefact on labelled images, `measure` times the model
     file; without it the first image is detected on in bursts. The folder appears whole or not at
-    all. Raises `PromiseError` when the artefact does not agree with torch.
+    all. Raises `PromiseError` when the artefact does not agree with torch, loses more than
+    `max_ap_drop` points, or is executed in another precision.
     """
-    if format not in RUNTIME_OF:
-        raise UserError(f"--format {format}: one of {', '.join(RUNTIME_OF)}")
     if not images:
         raise UserError("export needs at least one image to compare with torch")
-    runtime = RUNTIME_OF[format]
-    version = runtime_version(runtime)
+    if form.precision == "int8" and plan is None and form.nncf is None:
+        raise UserError("INT8 is calibrated on images: give --data or --images")
+    version = runtime_version(form.runtime)
     architecture = network.architecture
-    height, width = architecture.input_size
-    preprocessing = {
-        "height": height,
-        "width": width,
-        "layout": "NHWC",
-        "dtype": "uint8",
-        "colour": "RGB",
-        "resize": "keep ratio, pad right and bottom",
-        "pad_rgb": list(PAD_RGB),
-        "normalisation": "in the graph",
-    }
     metadata = {
         "names": json.dumps(list(names)),
-        "input": json.dumps(preprocessing),
+        "input": json.dumps(_input_facts(architecture.input_size)),
         "architecture": architecture.to_json(),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -81,47 +73,51 @@ def export_bundle(
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     scratch.chmod(0o755)
     try:
-        onnx_bytes = network.to_onnx(metadata).SerializeToString()
-        model = _write_model(onnx_bytes, metadata, scratch, format)
-        session = open_session(runtime, model, threads)
-        raw_model = network.to_onnx(raw=True).SerializeToString()
-        parity = compare(network, session, open_session(runtime, raw_model, threads), images)
-        if not parity.passed:
-            raise PromiseError(
-                f"the {format} model disagrees with torch on {parity.images} images: "
-                f"{parity.unmatched} detections without partner, scores differ by "
-                f"{parity.worst_score:.2g} (allowed {MAX_SCORE:g}), boxes by "
-                f"{parity.worst_box_px:.2g} px (allowed {MAX_RAW_BOX_PX:g}); nothing was written"
-            )
-        if measure is not None:
+        graph = form.graph(network, plan, metadata)
+        model, typed = form.write(graph, scratch, metadata)
+        session = raw_session = form.open(graph, model)
+        if not form.raw:
+            raw_session = form.open(form.graph(network, plan, raw=True))
+        find, size = form.finder(session, network), architecture.input_size
+        parity = check_parity(network, form, find, raw_session, images, plan)
+        if form.dynamic_batch:
+            check_batch(session, images, size)
+        executed = check_executed(form, model, session, typed, images[0], size, plan)
+        accuracy = check_ap(network, find, judge, max_ap_drop, form)
+        speed = None
+        if form.runs_here and measure is not None:
             speed = measure(model)
-        else:
-            frame = letterbox(images[0], (height, width))[0][None]
-            speed = measure_speed(session, {"image": frame})
-        (scratch / "detect.py").write_text(detect_script(), encoding="utf-8")
+        elif form.runs_here:
+            speed = measure_speed(session, {"image": letterbox(images[0], size)[0][None]})
+        (scratch / "detect.py").write_text(detect_script(form.format), encoding="utf-8")
         card = {
             "format": CARD_FORMAT,
             "model": model.name,
-            "model_format": format,
-            "runtime": runtime,
+            "model_format": form.format,
+            "runtime": form.runtime,
             "runtime_version": version,
-            "precision": "f32",
-            "threads": threads,
+            "precision": form.precision,
+            "executed": executed,
+            "threads": form.threads,
             "names": list(names),
-            "input": preprocessing,
-            "outputs": {
-                "boxes_xyxy_px": "float32 [n, 4], n <= 100, pixels of the network input",
-                "scores": "float32 [n]",
-                "labels": "int64 [n], index into names",
-            },
+            "input": _input_facts(architecture.input_size),
+            "raw": form.raw,
+            "padded": form.padded,
+            "dynamic_batch": form.dynamic_batch,
+            "engine": form.engine.sidecar() if form.engine else None,
+            "outputs": RAW_OUTPUTS if form.raw else PADDED if form.padded else OUTPUTS,
+            "decode": network.decode.rule(),
             "architecture": json.loads(architecture.to_json()),
             "macs": architecture.macs().total,
             "params": architecture.params_deployed(),
-            "parity": asdict(parity) | {"min_iou": MIN_IOU, "against": "torch"},
-            "measured_ms": round(speed.ms, 4),
-            "measured_fps": round(speed.fps, 3),
-            "p50_ms": round(speed.p50_ms, 4),
-            "p95_ms": round(speed.p95_ms, 4),
+            "parity": asdict(parity)
+            | {"min_iou": MIN_IOU, "against": "torch", "in": form.checked_in},
+            "accuracy_check": accuracy,
+            "in_floating_point": sorted(plan.kept) if plan else None,
+            "measured_ms": round(speed.ms, 4) if speed else None,
+            "measured_fps": round(speed.fps, 3) if speed else None,
+            "p50_ms": round(speed.p50_ms, 4) if speed else None,
+            "p95_ms": round(speed.p95_ms, 4) if speed else None,
             "date": datetime.date.today().isoformat(),
             **facts,
             "files": {path.name: file_hash(path) for path in sorted(scratch.iterdir())},
@@ -133,24 +129,38 @@ def export_bundle(
     return Exported(folder, card, parity, speed)
 
 
+OUTPUTS = {
+    "boxes_xyxy_px": "float32 [n, 4], n <= 100, pixels of the network input",
+    "scores": "float32 [n]",
+    "labels": "int64 [n], index into names",
+}
+PADDED = {
+    "boxes_xyxy_px": "float32 [images, 100, 4], pixels of the network input",
+    "scores": "float32 [images, 100], 0 where nothing is",
+    "labels": "int64 [images, 100], index into names",
+}
+RAW_OUTPUTS = {
+    "scores": "float32 [anchors per cell, classes, cells], probabilities",
+    "deltas": "float32 [anchors per cell, 4 (dx, dy, dw, dh), rows, columns]",
+}
+
+
+def _input_facts(size: tuple[int, int]) -> dict[str, Any]:
+    return {
+        "height": size[0],
+        "width": size[1],
+        "layout": "NHWC",
+        "dtype": "uint8",
+        "colour": "RGB",
+        "resize": "keep ratio, pad right and bottom",
+        "pad_rgb": list(PAD_RGB),
+        "normalisation": "in the graph",
+    }
+
+
 def write_card(folder: Path, card: dict[str, Any]) -> None:
     """Write `card.json` atomically."""
     write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
-
-
-def _write_model(onnx_bytes: bytes, metadata: dict[str, str], folder: Path, format: Format) -> Path:
-    if format == "onnx":
-        path = folder / "model.onnx"
-        path.write_bytes(onnx_bytes)
-        return path
-    import openvino
-
-    path = folder / "model.xml"
-    model = openvino.Core().read_model(onnx_bytes)
-    for key, text in metadata.items():  # not carried over from the ONNX file
-        model.set_rt_info(text, ["heat", key])
-    openvino.save_model(model, str(path), compress_to_fp16=False)
-    return path
 
 
 def _swap(scratch: Path, folder: Path) -> None:

@@ -4,71 +4,45 @@ What can be tested without a GPU is: engines are built ahead of time with `tenso
 them was not, so far: no GPU was at hand when it was written.
 """
 
-import json
 import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from supernet.errors import BundleError, DeviceError, UserError
+from supernet.errors import BundleError, DeviceError
 
 from .cuda import Cuda
-from .runtimes import HEAVY, WallClock, import_runtime, profiled_precisions
-
-WORKSPACE_BYTES = 2**31
-
-
-def tensorrt() -> Any:
-    """Return `tensorrt`, or `tensorrt_rtx`, which has the same interface."""
-    for name in ("tensorrt", "tensorrt_rtx"):
-        try:
-            return import_runtime(name)
-        except UserError as error:
-            missing = error
-    raise missing
-
-
-def build_engine(model: bytes, *, capability: str = "") -> bytes:
-    """Build a serialised engine from an ONNX model; the model's own types are the precision.
-
-    `capability`, such as SM86, builds for another GPU than the one that is here, without any;
-    only `tensorrt_rtx` can.
-    """
-    trt = tensorrt()
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
-    flags = trt.NetworkDefinitionCreationFlag
-    # From TensorRT 11 every network is strongly typed and the flag is gone.
-    typed = 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
-    network = builder.create_network(typed)
-    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
-    if not parser.parse(model):
-        errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-        raise BundleError(f"TensorRT cannot parse the model: {errors[:300]}; export it again")
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if capability:
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
-    built = builder.build_serialized_network(network, config)
-    if built is None:
-        raise DeviceError("TensorRT built no engine for this GPU: see its message above")
-    return bytes(built)
+from .engine import (
+    ENGINE_SUFFIX,
+    build_engine,
+    layer_precisions,
+    message_log,
+    read_engine,
+    tensorrt,
+)
+from .runtimes import WallClock, import_runtime, profiled_precisions
 
 
 class TensorRtSession(WallClock):
     """A TensorRT engine, launched as a CUDA graph where its outputs have fixed sizes."""
 
     def __init__(self, model: bytes | Path, threads: int, precision: str = "f32") -> None:
-        """Build the engine from the model and allocate its tensors."""
-        trt = tensorrt()
+        """Load an engine, or build it from an ONNX model, and allocate its tensors."""
+        trt, _ = tensorrt()
+        if isinstance(model, Path) and model.suffix == ENGINE_SUFFIX:
+            engine = read_engine(model)
+        else:
+            data = model.read_bytes() if isinstance(model, Path) else model
+            engine = build_engine(data)[0]
         self._trt, self._cuda = trt, Cuda()
-        data = model.read_bytes() if isinstance(model, Path) else model
-        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        self._engine = runtime.deserialize_cuda_engine(build_engine(data))
+        self._log = message_log()
+        self._engine = trt.Runtime(self._log).deserialize_cuda_engine(engine)
+        if self._engine is None:
+            raise BundleError(
+                f"TensorRT cannot load the engine ({self._log.last}): export it again here"
+            )
         self._context = self._engine.create_execution_context()
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         is_input = trt.TensorIOMode.INPUT
@@ -86,6 +60,13 @@ class TensorRtSession(WallClock):
                 self._memory[name] = self._cuda.allocate(size)
                 self._context.set_tensor_address(name, self._memory[name])
         self._launch: Any = None
+
+    def declared(self) -> list[tuple[str, list[int], str]]:
+        """Return name, shape and type of every input."""
+        return [
+            (name, list(self._engine.get_tensor_shape(name)), str(self._dtype(name)))
+            for name in self._inputs
+        ]
 
     def _dtype(self, name: str) -> Any:
         return np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
@@ -129,26 +110,6 @@ class TensorRtSession(WallClock):
         inspector = self._engine.create_engine_inspector()
         form = self._trt.LayerInformationFormat.JSON
         return layer_precisions(inspector.get_engine_information(form))
-
-
-def layer_precisions(inspected: str) -> dict[str, int]:
-    """Count the heavy layers of an engine inspector's JSON by precision of their first output."""
-    found: Counter[str] = Counter()
-    for layer in json.loads(inspected).get("Layers", []):
-        if not isinstance(layer, dict):
-            continue
-        kind = f"{layer.get('LayerType', '')} {layer.get('Name', '')}".lower()
-        outputs = layer.get("Outputs") or [{}]
-        described = str(outputs[0].get("Format/Datatype", "")).lower()
-        if any(part in kind for part in HEAVY):
-            for word, name in (
-                ("int8", "int8"), ("fp16", "f16"), ("half", "f16"), ("bf16", "bf16"),
-                ("bfloat16", "bf16"), ("fp32", "f32"), ("float", "f32"),
-            ):  # fmt: skip
-                if word in described:
-                    found[name] += 1
-                    break
-    return dict(found)
 
 
 def _growing(trt: Any, cuda: Cuda) -> Any:

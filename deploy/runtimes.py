@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,10 @@ PIP_NAME = {
     "tensorrt_rtx": "tensorrt-rtx",
     "torch": "torch",
 }
+
+
+ALSO_NAMED = {"tensorrt_rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings")}
+"""Packages that hold a runtime too."""
 
 
 class Session(Protocol):
@@ -89,6 +94,10 @@ class OnnxRuntimeSession(WallClock):
         """Execute once."""
         return list(self.session.run(None, dict(inputs)))
 
+    def runner(self) -> Callable[[Mapping[str, Any]], list[Any]]:
+        """Return what one of several threads executes with."""
+        return self.run
+
 
 OPENVINO_HINT = {"f32": "f32", "bf16": "bf16", "f16": "f16", "int8": "f32"}
 """Precision of what is not quantised; OpenVINO's own default may be bfloat16."""
@@ -97,8 +106,10 @@ OPENVINO_HINT = {"f32": "f32", "bf16": "bf16", "f16": "f16", "int8": "f32"}
 class OpenVinoSession(WallClock):
     """OpenVINO on the CPU, in the precision asked for and no other."""
 
-    def __init__(self, model: bytes | Path, threads: int, precision: str = "f32") -> None:
-        """Compile the model for latency."""
+    def __init__(
+        self, model: bytes | Path, threads: int, precision: str = "f32", *, streams: int = 1
+    ) -> None:
+        """Compile the model for latency, or for the throughput of several streams."""
         openvino = import_runtime("openvino")
         core = openvino.Core()
         network = core.read_model(model if isinstance(model, bytes) else str(model))
@@ -108,15 +119,23 @@ class OpenVinoSession(WallClock):
             {
                 "INFERENCE_PRECISION_HINT": OPENVINO_HINT[precision],
                 "INFERENCE_NUM_THREADS": threads,
-                "PERFORMANCE_HINT": "LATENCY",
-                "NUM_STREAMS": "1",
+                "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+                "NUM_STREAMS": str(streams),
             },
         )
         self._request = self.compiled.create_infer_request()
 
     def run(self, inputs: Mapping[str, Any]) -> list[Any]:
         """Execute once."""
-        results = self._request.infer(dict(inputs), share_inputs=True)
+        return self._run(self._request, inputs)
+
+    def runner(self) -> Callable[[Mapping[str, Any]], list[Any]]:
+        """Return what one of several threads executes with: a request of its own."""
+        request = self.compiled.create_infer_request()
+        return lambda inputs: self._run(request, inputs)
+
+    def _run(self, request: Any, inputs: Mapping[str, Any]) -> list[Any]:
+        results = request.infer(dict(inputs), share_inputs=True)
         return [results[output].copy() for output in self.compiled.outputs]
 
 
@@ -153,6 +172,16 @@ def open_session(
         raise BundleError(f"{runtime} cannot load {what}: {reason}; export it again") from error
 
 
+def open_crowd(
+    runtime: str, model: Path, requests: int, precision: str = "f32"
+) -> "OnnxRuntimeSession | OpenVinoSession":
+    """Load a model for several requests at once, each on a thread of its own."""
+    open_session(runtime, model, 1, precision)  # refuses what is no model, by name
+    if runtime == "openvino":
+        return OpenVinoSession(model, requests, precision, streams=requests)
+    return OnnxRuntimeSession(model, 1, precision)
+
+
 def runtime_version(runtime: str) -> str:
     """Return the installed version of a runtime."""
     if runtime not in PIP_NAME:
@@ -171,10 +200,11 @@ def installed_runtimes() -> dict[str, str | None]:
     """Return the version of every runtime HEAT knows, None where it is not installed."""
     found: dict[str, str | None] = {}
     for runtime, package in PIP_NAME.items():
-        try:
-            found[runtime] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[runtime] = None
+        found[runtime] = None
+        for name in (package, *ALSO_NAMED.get(runtime, ())):
+            with suppress(importlib.metadata.PackageNotFoundError):
+                found[runtime] = importlib.metadata.version(name)
+                break
     return found
 
 
@@ -186,6 +216,9 @@ def _runtimes(device: str) -> dict[str, Callable[[bytes | Path, int, str], Sessi
     found = globals().get("GPU_RUNTIMES") or importlib.import_module("deploy.gpu").GPU_RUNTIMES
     return dict(found)
 
+
+ROUNDS_OUTPUTS = frozenset({"onnxruntime"})
+"""Runtimes that compute a convolution in INT8 only where its output is rounded again."""
 
 HEAVY = ("conv", "matmul", "gemm", "fullyconnected")
 """Parts of node names that do the multiply-adds."""

@@ -11,16 +11,18 @@ from types import ModuleType
 
 from supernet import errors, letterbox
 
-from . import detect, runtimes
+from . import cuda, detect, engine, gpu, postprocess, runtimes, stream
 
-PARTS = (errors, letterbox, runtimes, detect)
+PARTS = (errors, letterbox, runtimes, postprocess, stream, detect)
 """In the order in which they need each other."""
+GPU_PARTS = (errors, letterbox, runtimes, cuda, engine, gpu, postprocess, stream, detect)
+"""The same for TensorRT."""
 
 OURS = ("heat", "supernet", "latency_tables", "deploy")
 
 HEADER = '''"""Detects objects with the model in this folder.
 
-    python detect.py IMAGE|FOLDER --save DIR
+    python detect.py IMAGE|FOLDER|PATTERN|VIDEO|CAMERA|URL --save DIR
 
 Needs numpy, opencv-python-headless and the runtime named in card.json. Made by heat export.
 """
@@ -32,9 +34,9 @@ if __name__ == "__main__":
 """
 
 
-def detect_script() -> str:
-    """Return the text of a bundle's `detect.py`."""
-    return join(PARTS, HEADER, FOOTER)
+def detect_script(format: str = "onnx") -> str:
+    """Return the text of the `detect.py` of a bundle of that format."""
+    return join(GPU_PARTS if format == "tensorrt" else PARTS, HEADER, FOOTER)
 
 
 def join(modules: Sequence[ModuleType], header: str, footer: str) -> str:

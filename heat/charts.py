@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from deploy.side_by_side import Lap
 from latency_tables.curves import block_curves
 from latency_tables.table import LatencyTable
 from supernet.atomic import replacing
@@ -57,6 +58,21 @@ def draw_bars(axis: Axes, values: Sequence[tuple[str, float]]) -> None:
     bars = axis.barh([name for name, _ in ordered], [value for _, value in ordered])
     axis.bar_label(bars, fmt="%.0f", padding=3)
     axis.margins(x=0.1)
+
+
+def draw_race(laps: Sequence[Lap], title: str, path: Path) -> Path:
+    """Draw the median latency of models that were timed in turns, with their 95th percentile."""
+    figure = Figure(figsize=(7.5, 1.2 + 0.4 * len(laps)), layout="constrained")
+    axis = figure.subplots()
+    ordered = sorted(laps, key=lambda lap: -lap.p50_ms)
+    names, medians = [lap.name for lap in ordered], [lap.p50_ms for lap in ordered]
+    tails = [[0.0] * len(ordered), [lap.p95_ms - lap.p50_ms for lap in ordered]]
+    bars = axis.barh(names, medians, xerr=tails, error_kw={"elinewidth": 0.8, "capsize": 2})
+    axis.bar_label(bars, fmt="%.1f", padding=6)
+    axis.set(xlabel="milliseconds, median and 95th percentile")
+    axis.margins(x=0.15)
+    figure.suptitle(title, fontsize=10)
+    return save(figure, path)
 
 
 def draw_residuals(points: Sequence[tuple[float, float]], title: str, path: Path) -> Path:

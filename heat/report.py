@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
 from deploy.detect import Bundle, draw, read_card
-from deploy.export import RUNTIME_OF
+from deploy.form import RUNTIME_OF
 from latency_tables.curves import block_curves
 from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture

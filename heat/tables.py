@@ -29,6 +29,31 @@ def _console() -> Console:
     return Console(stderr=True, width=None if sys.stderr.isatty() else 120)
 
 
+def print_race(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print models that were timed in turns."""
+    table = Table(title="side by side, batch 1")
+    crowd = "throughput_fps" in rows[0]
+    table.add_column("model")
+    for column in ("runtime", "p50 ms", "p95", "p99", "FPS", "x first", "peak MiB", "start ms"):
+        table.add_column(column, justify="right")
+    if crowd:
+        table.add_column(f"FPS, {rows[0]['streams']} streams", justify="right")
+    for row in rows:
+        cells = [
+            row["model"],
+            f"{row['runtime']} {row['precision']} x{row['threads']}",
+            f"{row['p50_ms']:.2f}",
+            f"{row['p95_ms']:.2f}",
+            f"{row['p99_ms']:.2f}",
+            f"{row['fps']:.1f}",
+            f"{row['times_first']:.2f}",
+            f"{row['peak_mb']:.0f}",
+            f"{row['start_ms']:.0f}",
+        ]
+        table.add_row(*cells, *([f"{row['throughput_fps']:.1f}"] if crowd else []))
+    _console().print(table)
+
+
 def describe_architecture(architecture: Architecture) -> None:
     """Print every place of a network with its map, multiply-adds and parameters."""
     height, width = architecture.input_size

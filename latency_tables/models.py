@@ -9,9 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from deploy.runtimes import ROUNDS_OUTPUTS
 from supernet.architecture import Architecture
 from supernet.detector import Detector
-from supernet.onnx_graph import GraphWriter, Precision
+from supernet.onnx_graph import GraphWriter, Precision, Uncalibrated
 from supernet.operators import OPERATORS, Unit
 from supernet.operators.convbn import ConvBN, fold
 from supernet.operators.head import Head
@@ -101,7 +102,7 @@ def write(probe: ProbeModel, setting: Setting = PLAIN) -> Model:
     inputs = net.shapes()
     if setting.runtime == "torch":
         return Model(b"", inputs, net)
-    graph = GraphWriter("probe", cast(Precision, setting.graph_precision))
+    graph = GraphWriter("probe", cast(Precision, setting.graph_precision), _rounding(setting))
 
     def call(name: str, *values: Any) -> Any:
         graph.scope(name)
@@ -124,8 +125,15 @@ def write_network(architecture: Architecture, setting: Setting = PLAIN, *, seed:
     image = {"image": ((1, *architecture.input_size, 3), "uint8")}
     if setting.runtime == "torch":
         return Model(b"", image, network.deployed())
-    model = network.to_onnx(precision=cast(Precision, setting.graph_precision))
+    model = network.to_onnx(
+        precision=cast(Precision, setting.graph_precision), rounding=_rounding(setting)
+    )
     return Model(model.SerializeToString(), image)
+
+
+def _rounding(setting: Setting) -> Uncalibrated:
+    """Return the rounding of the form that the runtime executes in INT8."""
+    return Uncalibrated(outputs=setting.runtime in ROUNDS_OUTPUTS)
 
 
 def random_network(architecture: Architecture, *, seed: int = 0) -> Detector:

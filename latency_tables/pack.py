@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from deploy import bench, cuda, gpu, runtimes
+from deploy import bench, cuda, engine, gpu, runtimes
 from deploy.standalone import join
 from supernet import errors
 from supernet.architecture import Architecture, Entry
@@ -40,7 +40,7 @@ from .probes import terms
 from .profile import add_rows, set_checks, spend
 from .table import LatencyTable
 
-PARTS = (errors, runtimes, cuda, gpu, bench, machine, measure, batch, lock, fresh, probe)
+PARTS = (errors, runtimes, cuda, engine, gpu, bench, machine, measure, batch, lock, fresh, probe)
 """In the order in which they need each other."""
 
 HEADER = '"""HEAT\'s probe, made by heat profile --pack."""\n'

@@ -12,7 +12,7 @@ import onnx
 from torch import Tensor, nn
 
 from .architecture import Architecture
-from .onnx_graph import GraphWriter, Precision, Value
+from .onnx_graph import GraphWriter, Precision, Rounding, Value
 from .operators import OPERATORS, Unit
 from .operators.convbn import fold
 from .operators.decode import Decode, Detections
@@ -85,6 +85,22 @@ class Detector(nn.Module):
 
         return self.wire(call, image_BHW3)  # type: ignore[no-any-return]
 
+    def parts(self, image_BHW3: Tensor) -> dict[str, Tensor]:
+        """Run and return every part's results by `place.0`, `place.1`, in the order of execution.
+
+        The head's are not those of the exported graph, whose scores are probabilities.
+        """
+        found: dict[str, Tensor] = {}
+
+        def call(place: str, *inputs: Tensor) -> Any:
+            results = self.units[place](*inputs)
+            parts = results if isinstance(results, tuple) else (results,)
+            found.update({f"{place}.{i}": part for i, part in enumerate(parts)})
+            return results
+
+        self.wire(call, image_BHW3)
+        return found
+
     def detect(self, image_BHW3: Tensor) -> list[Detections]:
         """Run and decode; boxes in pixels of the network input."""
         logits, deltas = self(image_BHW3)
@@ -109,25 +125,48 @@ class Detector(nn.Module):
         *,
         raw: bool = False,
         precision: Precision = "f32",
+        rounding: Rounding | None = None,
+        expose: bool = False,
+        padded: bool = False,
+        batch: int = 1,
+        opset: int | None = None,
     ) -> onnx.ModelProto:
-        """Write the deployed graph of batch 1, from uint8 image to boxes in pixels.
+        """Write the deployed graph, from uint8 image to boxes in pixels.
 
-        With `raw` the outputs are the head's scores and deltas, without decoding and NMS.
+        With `raw` the outputs are the head's scores and deltas, without decoding and NMS; those of
+        `padded` have fixed shapes (see `Decode.emit`), as a batch needs it.
+        `rounding` is that of int8, by the names of convolutions in the folded network. With
+        `expose` every part's results are outputs too, named `place.0`, `place.1`.
         """
         network = self.deployed()
-        graph = GraphWriter(precision=precision)
+        for name, module in network.units.named_modules():
+            if isinstance(module, nn.Conv2d):
+                module.heat_name = name  # a copy of it, with a factor folded in, has it too
+        graph = GraphWriter(precision=precision, rounding=rounding, opset=opset)
+
+        exposed: list[tuple[str, Value, str]] = []
 
         def call(place: str, *inputs: Value) -> Any:
             graph.scope(place)
-            return cast(Unit, network.units[place]).emit(graph, *inputs)
+            results = cast(Unit, network.units[place]).emit(graph, *inputs)
+            if expose:
+                exposed.extend(named(place, results))
+            return results
+
+        def named(place: str, results: Any) -> list[tuple[str, Value, str]]:
+            parts = results if isinstance(results, tuple) else (results,)
+            return [(f"{place}.{i}", part, "float32") for i, part in enumerate(parts)]
 
         height, width = self.architecture.input_size
-        scores, deltas = network.wire(call, graph.input("image", (1, height, width, 3), "uint8"))
+        scores, deltas = network.wire(
+            call, graph.input("image", (batch, height, width, 3), "uint8")
+        )
         if raw:
-            return graph.model(
-                [("scores", scores, "float32"), ("deltas", deltas, "float32")], metadata
-            )
-        boxes, scores, labels = call("decode", scores, deltas)
+            outputs = [("scores", scores, "float32"), ("deltas", deltas, "float32")]
+            return graph.model([*outputs, *exposed], metadata)
+        graph.scope("decode")
+        decode = network.decode
+        boxes, scores, labels = decode.emit(graph, scores, deltas, padded=padded or batch > 1)
         outputs = [
             ("boxes_xyxy_px", boxes, "float32"),
             ("scores", scores, "float32"),

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +64,15 @@ def result_rows(record: Record, found: Found, data: DetectionSet) -> list[dict[s
             }
         )
     return rows
+
+
+def check_names(names: Sequence[str], data: DetectionSet) -> None:
+    """Refuse data whose classes are not a model's."""
+    if tuple(names) != data.names:
+        raise DataError(
+            f"{data.annotation_path} has classes {', '.join(data.names[:5])} ..., the model has "
+            f"{', '.join(names[:5])} ...: evaluate on the data it was trained for"
+        )
 
 
 def score_rows(rows: list[dict[str, object]], data: DetectionSet) -> Metrics:

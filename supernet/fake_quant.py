@@ -1,54 +1,53 @@
 """INT8 simulated in torch: what a network loses when weights and inputs are rounded to 8 bits."""
 
 from collections.abc import Iterable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .detector import Detector
-
-LEVELS = 127
+from .quantization import LEVELS, Quantization, calibrate, convolutions
 
 
 class _Rounded(nn.Module):
-    """A convolution or linear layer whose weights and inputs are rounded to 8 bits."""
+    """A convolution whose weights and inputs are rounded to 8 bits."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Conv2d, limit: float, output_limit: float | None) -> None:
         super().__init__()
         self.layer = layer
-        weight = cast(Tensor, layer.weight).detach()
-        scale = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True) / LEVELS
-        scale = scale.clamp(min=1e-12)
-        cast(nn.Parameter, layer.weight).data = (weight / scale).round() * scale
-        self.largest = 0.0
-        self.watching = True
+        weight = layer.weight.detach()
+        scale = weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12) / LEVELS
+        layer.weight.data = (weight / scale).round() * scale
+        self.step = limit / LEVELS
+        self.output_step = None if output_limit is None else output_limit / LEVELS
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.watching:
-            self.largest = max(self.largest, float(x.abs().max()))
-        else:
-            scale = max(self.largest, 1e-12) / LEVELS
-            x = (x / scale).round().clamp(-LEVELS, LEVELS) * scale
-        return cast(Tensor, self.layer(x))
+        y: Tensor = self.layer(_rounded(x, self.step))
+        return y if self.output_step is None else _rounded(y, self.output_step)
+
+
+def _rounded(x: Tensor, step: float) -> Tensor:
+    return (x / step).round().clamp(-LEVELS - 1, LEVELS) * step
 
 
 @torch.no_grad()
-def simulate_int8(network: Detector, image_batches: Iterable[Tensor]) -> Detector:
-    """Return a folded copy with symmetric 8-bit weights per channel and inputs per tensor.
+def simulate_int8(
+    network: Detector, image_batches: Iterable[Tensor], plan: Quantization | None = None
+) -> Detector:
+    """Return a folded copy that rounds as `heat export --precision int8` does.
 
-    The inputs' ranges are the largest magnitudes on `image_batches`, uint8 [B, H, W, 3].
+    Without a plan all convolutions are rounded, over their ranges on `image_batches`, uint8
+    [B, H, W, 3].
     """
     copy = network.deployed()
-    found: list[_Rounded] = []
-    for parent in list(copy.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d | nn.Linear):
-                rounded = _Rounded(child)
-                setattr(parent, name, rounded)
-                found.append(rounded)
-    for images in image_batches:
-        copy(images)
-    for rounded in found:
-        rounded.watching = False
+    plan = plan or calibrate(copy, image_batches)
+    for name, layer in convolutions(copy).items():
+        limit = plan.limit(name)
+        if limit is not None:
+            path, _, last = name.rpartition(".")
+            setattr(
+                copy.units.get_submodule(path),
+                last,
+                _Rounded(layer, limit, plan.output_limit(name)),
+            )
     return copy

@@ -5,16 +5,17 @@ what is deployed. There is no tracing: a node appears because an operator's `emi
 Shapes are static and known while writing.
 
 In precision int8 every convolution's input and weight pass through QuantizeLinear and
-DequantizeLinear (symmetric, weights per output channel), which runtimes fuse into int8 kernels. In
-f16 and bf16 the tensors themselves have that type, except where an operator asks for full
-precision: normalisation of the image, norms of channel-wise attention, decoding.
+DequantizeLinear (symmetric, weights per output channel), which runtimes fuse into int8 kernels;
+a `Rounding` says over which range, and which convolutions are left alone. In f16 and bf16 the
+tensors themselves have that type, except where an operator asks for full precision: normalisation
+of the image, norms of channel-wise attention, decoding.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -23,22 +24,24 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from .errors import HeatError
+from .errors import HeatError, UserError
 
 Array = npt.NDArray[Any]
 
 OPSET = 20
 """First opset with Gelu as one node."""
-IR_VERSION = 9
-"""Oldest IR that carries opset 20, so that older runtimes load the file."""
-BF16_OPSET, BF16_IR_VERSION = 22, 10
+OLDEST_OPSET = 17
+"""Runtimes that do not know opset 20 get Gelu as five nodes."""
+BF16_OPSET = 22
 """First opset whose convolutions take bfloat16."""
+IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
+"""Oldest IR that carries an opset, so that older runtimes load the file."""
 
-FORMS_VERSION = 1
+FORMS_VERSION = 2
 """Raised whenever an operator's deployed nodes change: latencies measured before are then stale."""
 
 ACTIVATION_RANGE = 4.0
-"""Largest activation of an int8 graph where no calibration says otherwise."""
+"""Largest activation of an int8 graph that was not calibrated: for timing only."""
 
 Precision = Literal["f32", "f16", "bf16", "int8"]
 
@@ -49,6 +52,41 @@ _HALF = {
 """Types of the tensors of half-precision graphs."""
 
 _DTYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int64": TensorProto.INT64}
+
+
+class Rounding(Protocol):
+    """How convolutions of an int8 graph are rounded, by their names, `place.path`."""
+
+    def limit(self, name: str) -> float | None:
+        """Return the magnitude of the input that becomes 127; None keeps floating point."""
+
+    def output_limit(self, name: str) -> float | None:
+        """Return the same of the output, for runtimes that fuse only what is rounded again."""
+
+    @property
+    def whole_bias(self) -> bool:
+        """Whether biases are whole numbers too: ONNX Runtime needs it, TensorRT refuses it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Uncalibrated:
+    """The same range everywhere: for timing only."""
+
+    outputs: bool = False
+    """Whether outputs are rounded again."""
+
+    def limit(self, name: str) -> float | None:
+        """Return a range that means nothing."""
+        return ACTIVATION_RANGE
+
+    def output_limit(self, name: str) -> float | None:
+        """Return it of the output, if that is rounded."""
+        return ACTIVATION_RANGE if self.outputs else None
+
+    @property
+    def whole_bias(self) -> bool:
+        """Round biases where outputs are rounded."""
+        return self.outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +100,22 @@ class Value:
 class GraphWriter:
     """Collects nodes and constants, then makes a checked `ModelProto`."""
 
-    def __init__(self, name: str = "heat", precision: Precision = "f32") -> None:
-        """Start an empty graph."""
+    def __init__(
+        self,
+        name: str = "heat",
+        precision: Precision = "f32",
+        rounding: Rounding | None = None,
+        opset: int | None = None,
+    ) -> None:
+        """Start an empty graph; `rounding` is that of precision int8."""
+        least, usual = (BF16_OPSET,) * 2 if precision == "bf16" else (OLDEST_OPSET, OPSET)
+        self._opset = opset or usual
+        if not least <= self._opset <= max(IR_VERSIONS):
+            raise UserError(f"--opset {opset}: {least} to {max(IR_VERSIONS)} for {precision}")
         self._name = name
         self._precision = precision
-        self._quantized: dict[str, Value] = {}
+        self._rounding = rounding or Uncalibrated()
+        self._quantized: dict[tuple[str, float], Value] = {}
         self._in_full = precision not in _HALF
         self._full_names: set[str] = set()
         self._nodes: list[onnx.NodeProto] = []
@@ -86,10 +135,22 @@ class GraphWriter:
         self._full_names.add(name)
         return self.working(value) if dtype == "float32" else value
 
+    @property
+    def half(self) -> bool:
+        """Whether the graph's own precision is f16 or bf16."""
+        return self._precision in _HALF
+
     @contextmanager
     def full_precision(self) -> Iterator[None]:
         """Let constants and results in this block be float32, whatever the graph's precision."""
         before, self._in_full = self._in_full, True
+        yield
+        self._in_full = before
+
+    @contextmanager
+    def own_precision(self) -> Iterator[None]:
+        """Let constants and results in this block be of the graph's precision again."""
+        before, self._in_full = self._in_full, not self.half
         yield
         self._in_full = before
 
@@ -161,13 +222,15 @@ class GraphWriter:
             (height + 2 * ph - kh) // sh + 1,
             (width + 2 * pw - kw) // sw + 1,
         )
-        if self._precision == "int8":
-            inputs = [self._fake_quantized(x), self._int8_weight(module.weight)]
+        name = str(getattr(module, "heat_name", ""))
+        limit = self._rounding.limit(name) if self._precision == "int8" else None
+        if limit is not None:
+            inputs = self._int8_inputs(x, module, limit)
         else:
             inputs = [x, self.const(module.weight)]
-        if module.bias is not None:
-            inputs.append(self.const(module.bias))
-        return self.op(
+            if module.bias is not None:
+                inputs.append(self.const(module.bias))
+        y = self.op(
             "Conv",
             inputs,
             shape,
@@ -176,25 +239,46 @@ class GraphWriter:
             pads=[ph, pw, ph, pw],
             group=module.groups,
         )
+        output_limit = self._rounding.output_limit(name) if limit is not None else None
+        return y if output_limit is None else self._fake_quantized(y, output_limit)
 
-    def _fake_quantized(self, x: Value) -> Value:
-        """Append QuantizeLinear and DequantizeLinear behind a value, once a value."""
-        if x.name not in self._quantized:
-            scale = self.scalar(ACTIVATION_RANGE / 127)
-            zero = self.const(np.array(0, dtype=np.int8))
-            whole = self.op("QuantizeLinear", [x, scale, zero], x.shape)
-            self._quantized[x.name] = self.op("DequantizeLinear", [whole, scale, zero], x.shape)
-        return self._quantized[x.name]
+    def _int8_inputs(self, x: Value, conv: nn.Conv2d, limit: float) -> list[Value]:
+        """Return a convolution's input, kernel and bias, rounded and dequantized.
 
-    def _int8_weight(self, weight: Tensor) -> Value:
-        """Store a kernel as int8 with one scale for each output channel, and dequantize it."""
-        kernel = weight.detach().cpu().numpy()
+        A whole bias has the scale of the products, so that integer kernels can add it.
+        """
+        kernel = conv.weight.detach().cpu().numpy()
         largest = np.abs(kernel).reshape(len(kernel), -1).max(1)
         scale = np.maximum(largest / 127, np.finfo(np.float32).tiny).astype(np.float32)
         whole = np.rint(kernel / scale.reshape(-1, 1, 1, 1)).astype(np.int8)
-        zero = np.zeros(len(kernel), dtype=np.int8)
+        inputs = [self._fake_quantized(x, limit), self._dequantized(whole, scale)]
+        if conv.bias is not None and not self._rounding.whole_bias:
+            inputs.append(self.const(conv.bias))
+        elif conv.bias is not None:
+            product = np.maximum(scale * np.float32(limit / 127), np.finfo(np.float32).tiny)
+            bias = conv.bias.detach().cpu().numpy().astype(np.float64) / product
+            edge = np.iinfo(np.int32)
+            whole_bias = np.rint(np.clip(bias, edge.min, edge.max)).astype(np.int32)
+            inputs.append(self._dequantized(whole_bias, product))
+        return inputs
+
+    def _dequantized(self, whole: Array, scale: Array) -> Value:
+        """Store whole numbers with one scale for each output channel, and dequantize them."""
+        zero = np.zeros(len(whole), dtype=whole.dtype)
         inputs = [self.const(whole), self.const(scale), self.const(zero)]
-        return self.op("DequantizeLinear", inputs, kernel.shape, axis=0)
+        return self.op("DequantizeLinear", inputs, whole.shape, axis=0)
+
+    def _fake_quantized(self, x: Value, limit: float) -> Value:
+        """Append QuantizeLinear, once a value and range, and DequantizeLinear.
+
+        Every reader has a DequantizeLinear of its own: runtimes fuse none that is shared.
+        """
+        scale = self.scalar(limit / 127)
+        zero = self.const(np.array(0, dtype=np.int8))
+        key = (x.name, limit)
+        if key not in self._quantized:
+            self._quantized[key] = self.op("QuantizeLinear", [x, scale, zero], x.shape)
+        return self.op("DequantizeLinear", [self._quantized[key], scale, zero], x.shape)
 
     def unary(self, kind: str, x: Value, **attrs: Any) -> Value:
         """Append an elementwise node of one input (Relu, Gelu, HardSwish, Sigmoid, ...)."""
@@ -204,6 +288,21 @@ class GraphWriter:
                 y = self.op(kind, [x], x.shape, **attrs)
             return self.working(y)
         return self.op(kind, [x], x.shape, **attrs)
+
+    def gelu(self, x: Value) -> Value:
+        """Append the exact Gelu: one node, or before opset 20 x / 2 * (1 + erf(x / sqrt 2))."""
+        if self._opset >= OPSET:
+            return self.unary("Gelu", x)
+        error = self.unary("Erf", self.binary("Mul", x, self.scalar(math.sqrt(0.5))))
+        half = self.binary("Mul", x, self.scalar(0.5))
+        return self.binary("Mul", half, self.add(error, self.scalar(1.0)))
+
+    def norm_l2(self, x: Value) -> Value:
+        """Append the L2 norms over the last axis, which stays."""
+        shape = (*x.shape[:-1], 1)
+        if self._opset >= 18:
+            return self.op("ReduceL2", [x, self.ints(-1)], shape, keepdims=1)
+        return self.op("ReduceL2", [x], shape, axes=[-1], keepdims=1)
 
     def binary(self, kind: str, a: Value, b: Value) -> Value:
         """Append an elementwise node of two inputs with broadcasting (Add, Mul, ...)."""
@@ -250,12 +349,12 @@ class GraphWriter:
         return self.transpose(x, *range(rank - 2), rank - 1, rank - 2)
 
     def pad_right_bottom(self, x: Value, height: int, width: int) -> Value:
-        """Append a zero Pad of an NCHW map to the given size, if it is smaller."""
-        batch, channels, h, w = x.shape
+        """Append a zero Pad of an NHWC map to the given size, if it is smaller."""
+        batch, h, w, channels = x.shape
         if (h, w) == (height, width):
             return x
-        pads = self.ints(0, 0, 0, 0, 0, 0, height - h, width - w)
-        return self.op("Pad", [x, pads], (batch, channels, height, width))
+        pads = self.ints(0, 0, 0, 0, 0, height - h, width - w, 0)
+        return self.op("Pad", [x, pads], (batch, height, width, channels))
 
     def roll(self, x: Value, axis: int, by: int) -> Value:
         """Append what `torch.roll(x, by, axis)` does: two slices and a Concat."""
@@ -307,11 +406,10 @@ class GraphWriter:
             shape = [side if side >= 0 else "detections" for side in value.shape]
             infos.append(helper.make_tensor_value_info(name, _DTYPES[dtype], shape))
         graph = helper.make_graph(self._nodes, self._name, self._inputs, infos, self._initializers)
-        bf16 = self._precision == "bf16"
         model = helper.make_model(
             graph,
-            ir_version=BF16_IR_VERSION if bf16 else IR_VERSION,
-            opset_imports=[helper.make_opsetid("", BF16_OPSET if bf16 else OPSET)],
+            ir_version=IR_VERSIONS[self._opset],
+            opset_imports=[helper.make_opsetid("", self._opset)],
             producer_name="heat",
         )
         if metadata:

@@ -16,12 +16,14 @@ from latency_tables.machine import detect_cpu
 from tests.command_line import SMALL, fails, run
 
 OPTIONS = {
+    "bench": "models runtime precision threads rounds throughput picture",
     "build": "data target_fps device runtime threads minutes format space input_size seed out",
     "describe": "what input_size",
-    "detect": "bundle source score save threads",
+    "detect": "bundle source score save show frames json threads",
     "devices": "",
     "eval": "data split bundle out",
-    "export": "format device threads images data out",
+    "export": "format precision raw dynamic_batch opset max_ap_drop device gpu quantizer threads "
+    "images data out",
     "profile": "device runtime precision threads input_size space data host host_python pack "
     "unpack estimate few_shot compare show out",
     "report": "data out",

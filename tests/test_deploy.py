@@ -14,7 +14,8 @@ import torch
 
 import heat
 from deploy.detect import Bundle, detect_files, draw, image_paths
-from deploy.export import Exported, Format, export_bundle
+from deploy.export import Exported, export_bundle
+from deploy.form import Form, Format
 from deploy.parity import compare, match_detections
 from deploy.runtimes import open_session
 from deploy.standalone import detect_script
@@ -23,7 +24,9 @@ from supernet.architecture import Architecture
 from supernet.detector import Detector
 from supernet.errors import BundleError, DataError, PromiseError, UserError
 from supernet.letterbox import Image, letterbox, read_image
-from supernet.operators.decode import Detections
+from supernet.onnx_graph import GraphWriter
+from supernet.operators.decode import Detections, nms
+from supernet.operators.suppress import ROUNDS, survivors
 from supernet.shapes import draw as draw_shapes
 
 NO_TORCH = (
@@ -51,9 +54,69 @@ def network(unit: Architecture) -> Detector:
 
 def export(network: Detector, folder: Path, images: list[Image], format: Format) -> Exported:
     return export_bundle(
-        network, folder, format=format, names=["a", "b", "c"], images=images, threads=1,
+        network, folder, Form(format=format), names=["a", "b", "c"], images=images,
         facts={"trained": False, "target_fps": None},
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+@pytest.mark.parametrize("raw", [False, True])
+def test_any_number_of_images_at_once(
+    network: Detector, tmp_path: Path, images: list[Image], format: Format, raw: bool
+) -> None:
+    form = Form(format=format, dynamic_batch=True, raw=raw)
+    done = export_bundle(
+        network, tmp_path / "bundle", form, names=["a", "b", "c"], images=images,
+        facts={"trained": False, "target_fps": None},
+    )  # fmt: skip
+    assert done.card["dynamic_batch"] and done.parity.matched > 0
+    model = done.folder / done.card["model"]
+    session = open_session(done.card["runtime"], model, 1)
+    pixels = np.stack([letterbox(image, (96, 128))[0] for image in images])
+    together = session.run({"image": pixels})
+    for index in range(len(images)):
+        alone = session.run({"image": pixels[index : index + 1]})
+        for many, one in zip(together, alone, strict=True):
+            np.testing.assert_allclose(many[index], one[0], rtol=1e-3, atol=1e-2)
+    found = Bundle(done.folder).detect(images[0])
+    with torch.no_grad():
+        expected = network.deployed().detect(torch.from_numpy(pixels[:1]))[0]
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+
+
+def test_older_tools_get_an_older_opset(network: Detector, images: list[Image]) -> None:
+    pixels = letterbox(images[0], (96, 128))[0][None]
+    usual = open_session("onnxruntime", network.to_onnx(raw=True).SerializeToString(), 1)
+    for padded in (False, True):
+        old = network.to_onnx(opset=17, padded=padded)
+        assert old.opset_import[0].version == 17 and old.ir_version == 8
+        assert not {"Gelu"} & {node.op_type for node in old.graph.node}
+    session = open_session(
+        "onnxruntime", network.to_onnx(raw=True, opset=17).SerializeToString(), 1
+    )
+    for ours, theirs in zip(
+        session.run({"image": pixels}), usual.run({"image": pixels}), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    with pytest.raises(UserError, match="--opset 16: 17 to 22 for f32"):
+        network.to_onnx(opset=16)
+
+
+def test_suppression_without_nms_settles_chains(network: Detector) -> None:
+    """Boxes in a row, each over its neighbours: every second one survives, as with NMS."""
+    count = ROUNDS + 1
+    x0 = torch.arange(count) * 2.0
+    boxes = torch.stack([x0, torch.zeros(count), x0 + 10, torch.full((count,), 10.0)], 1)
+    graph = GraphWriter()
+    best = graph.input("best", (1, count))
+    corners = [graph.input(f"corner{i}", (1, count)) for i in range(4)]
+    alive = survivors(graph, best, corners, iou=0.6, threshold=0.05)
+    model = graph.model([("alive", alive, "float32")]).SerializeToString()
+    scores = np.linspace(0.9, 0.1, count, dtype=np.float32)[None]
+    feeds = {f"corner{i}": boxes[:, i].numpy()[None] for i in range(4)} | {"best": scores}
+    found = open_session("onnxruntime", model, 1).run(feeds)[0][0]
+    kept = nms(boxes, 0.6, count)
+    assert np.flatnonzero(found).tolist() == kept.tolist()
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
@@ -244,14 +307,14 @@ def test_near_ties_are_no_disagreement(network: Detector, images: list[Image]) -
         reference = network.decode(*network.deployed()(torch.from_numpy(pixels)))[0]
     boxes, scores, labels = map(torch.from_numpy, ours.run({"image": pixels}))
     assert match_detections(reference, (boxes, scores, labels))[1] > 0
-    assert compare(network, ours, raw, images).passed  # type: ignore[arg-type]
+    assert compare(network, ours.run, raw, images).passed  # type: ignore[arg-type]
 
 
 def test_parity_on_sizes_of_other_shape(network: Detector, images: list[Image]) -> None:
     tall = [np.ascontiguousarray(np.rot90(image)) for image in images[:2]]
     session = open_session("onnxruntime", network.to_onnx().SerializeToString(), 1)
     raw = open_session("onnxruntime", network.to_onnx(raw=True).SerializeToString(), 1)
-    assert compare(network, session, raw, tall).passed
+    assert compare(network, session.run, raw, tall).passed
 
 
 def test_files_that_are_no_image_do_not_stop_the_rest(
@@ -317,7 +380,7 @@ def test_lettered_picture_is_read_back(tmp_path: Path, images: list[Image]) -> N
 def test_parity_is_a_value(network: Detector, images: list[Image]) -> None:
     session = open_session("onnxruntime", network.to_onnx().SerializeToString(), 1)
     raw = open_session("onnxruntime", network.to_onnx(raw=True).SerializeToString(), 1)
-    parity = compare(network, session, raw, images)
+    parity = compare(network, session.run, raw, images)
     assert parity.passed
     assert not replace(parity, unmatched=1).passed
     assert not replace(parity, max_score=0.01).passed

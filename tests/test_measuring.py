@@ -196,20 +196,23 @@ def test_torch_runs_what_is_deployed(unit: Architecture) -> None:
 
 def test_engines_are_built_without_a_gpu() -> None:
     """Real TensorRT engines for another GPU, where its package is installed."""
-    pytest.importorskip("tensorrt_rtx")
-    from deploy.gpu import build_engine
+    pytest.importorskip("tensorrt_rtx_bindings")
+    from deploy.engine import build_engine
 
     for precision in ("f32", "f16", "bf16", "int8"):
         for op in ("repcnn", "wmsa", "cw", "fuse"):
             template = TINY.with_(blocks=("RWS", "", "", ""))
             entry = next(e for e in template.entries().values() if e.op == op)
-            probe = write(next(iter(terms(entry))), replace(ORT, precision=precision))
-            assert len(build_engine(probe.onnx, capability="SM89")) > 1000
+            probe = write(
+                next(iter(terms(entry))), replace(ORT, runtime="tensorrt", precision=precision)
+            )
+            data, precisions = build_engine(probe.onnx, capability="SM89")
+            assert len(data) > 1000 and precision in precisions
 
 
 def test_engine_precisions_are_counted() -> None:
     """The inspector's text is made up in its form: running one needs a GPU."""
-    from deploy.gpu import layer_precisions
+    from deploy.engine import layer_precisions
 
     layers = [
         {"LayerType": "CaskConvolution", "Outputs": [{"Format/Datatype": "Row major FP16"}]},

@@ -7,7 +7,18 @@ from cyclopts import Parameter
 
 from ..workspace import DEFAULT, Workspace
 from .find import find_data, find_target, last_target, named_space
-from .options import Data, DeviceName, Format, Out, Result, Runtime, Size, Space, Threads
+from .options import (
+    Data,
+    DeviceName,
+    Format,
+    Out,
+    PrecisionName,
+    Result,
+    Runtime,
+    Size,
+    Space,
+    Threads,
+)
 
 
 def train(
@@ -106,9 +117,19 @@ def evaluate(
 def export(
     *,
     format: Format = "onnx",
+    precision: Annotated[
+        PrecisionName | None,
+        Parameter(help="What the runtime shall execute; that of the thinning by default."),
+    ] = None,
+    raw: bool = False,
+    dynamic_batch: bool = False,
+    opset: int | None = None,
+    max_ap_drop: float = 1.0,
     device: Annotated[
         str | None, Parameter(help="Device; that of the thinning by default.")
     ] = None,
+    gpu: str | None = None,
+    quantizer: Literal["heat", "nncf"] = "heat",
     threads: Threads = None,
     images: Annotated[
         Path | None, Parameter(help="Pictures on which the export is compared with torch.")
@@ -119,25 +140,70 @@ def export(
     """Write a bundle that runs without torch, compared with torch and timed.
 
     Args:
-        format: onnx for ONNX Runtime, openvino for OpenVINO.
+        format: onnx for ONNX Runtime, openvino for OpenVINO, tensorrt for NVIDIA GPUs.
+        raw: End the graph at the head's maps, for accelerators without NMS; detect.py does the
+            rest.
+        dynamic_batch: Any number of images at once; outputs are padded to 100 objects each.
+        opset: ONNX opset for older tools, 17 at least; 20 by default.
+        gpu: Compute capability of the GPU that an engine is for, 8.9 for instance; the GPU that is
+            here by default. Another's is built ahead of time, by TensorRT for RTX, and not run.
+        quantizer: What makes int8: HEAT, which keeps parts in floating point where they cost AP,
+            or NNCF (OpenVINO only, an extra).
+        max_ap_drop: Points of AP that a lower precision may lose on labelled data; in int8, parts
+            stay in floating point until it is kept.
     """
-    from deploy.export import RUNTIME_OF
+    from deploy.engine import gpu_here
+    from deploy.form import RUNTIME_OF
+    from supernet.errors import UserError
 
+    from ..stages.export import Wish
     from ..stages.export import export as run
 
+    if gpu is not None and format != "tensorrt":
+        raise UserError(f"--gpu says what an engine is for: --format tensorrt, not {format}")
     workspace = Workspace(out)
     runtime = RUNTIME_OF[format]
     thinned = workspace.stage("thin")
     if device is None and thinned is not None and not thinned["here"]:
         # Thinned by a table for a device that is not here: checked and timed on this machine.
         device = "cpu"
-    target = last_target(workspace, device, runtime, threads, "f32", stages=("thin", "profile"))
+    if precision is None:
+        same = thinned is not None and thinned["runtime"] == runtime
+        precision = thinned["precision"] if thinned is not None and same else "f32"
+    stages = ("thin", "profile")
+    if gpu is not None:
+        # Its graph is checked here; a GPU is not needed.
+        target = last_target(workspace, "cpu", "onnxruntime", threads, "f32", stages=stages)
+    else:
+        if device is None and format == "tensorrt":
+            device = "cuda" if gpu_here() else "cpu"  # where there is none it is said how
+        target = last_target(workspace, device, runtime, threads, precision, stages=stages)
     trained = workspace.stage("train")
     data = data or (Path(trained["data"]) if trained else None)
     found = None
     if images is None and data is not None and (data.is_dir() or trained is None):
         found = find_data(workspace, data, "val")
-    return run(workspace, target, format=format, data=found, images=images)
+    calibration = None
+    if found is not None and precision == "int8" and data is not None:
+        calibration = find_data(workspace, data, "train")
+    wish = Wish(
+        format=format,
+        precision=precision,
+        raw=raw,
+        dynamic_batch=dynamic_batch,
+        opset=opset,
+        gpu=gpu,
+        quantizer=quantizer,
+        max_ap_drop=max_ap_drop,
+    )
+    return run(
+        workspace,
+        target,
+        wish,
+        data=found,
+        calibration=calibration,
+        images=images,
+    )
 
 
 def build(
@@ -165,7 +231,7 @@ def build(
         format: onnx for ONNX Runtime, openvino for OpenVINO.
         seed: Seed of initialisation, order and augmentation.
     """
-    from deploy.export import RUNTIME_OF
+    from deploy.form import RUNTIME_OF
     from supernet.architecture import parse_size
 
     from ..stages.build import build as run

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 Result = dict[str, Any]
-Format = Literal["onnx", "openvino"]
+Format = Literal["onnx", "openvino", "tensorrt"]
 RuntimeName = Literal["onnxruntime", "openvino", "tensorrt", "torch"]
 SpaceName = Literal["micro", "mini", "midi", "base", "large"]
 

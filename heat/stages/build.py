@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from deploy.export import RUNTIME_OF, Format
+from deploy.form import RUNTIME_OF, Format
 from latency_tables.devices import Target
 from supernet.architecture import Architecture
 from supernet.coco import DetectionSet
@@ -27,7 +27,7 @@ from ..plan import (
 from ..proxies import ApDropBy
 from ..workspace import Workspace
 from .evaluate import evaluate_bundle
-from .export import export
+from .export import Wish, export
 from .profile import profile
 from .supernet import train_supernet
 from .thin import Form, thin
@@ -81,7 +81,7 @@ def build(
     config = TrainConfig(epochs=epochs, seed=seed)
     train(workspace, data, architecture, config, from_supernet=True, resume=True)
     _step("export")
-    exported = export(workspace, target, format=format, data=val)
+    exported = export(workspace, target, Wish(format=format), data=val)
     _step("eval")
     metrics = evaluate_bundle(workspace, workspace.bundle(format), val)
     _step("report")

@@ -1,89 +1,202 @@
 """`heat export`: write the bundle, checked against torch and timed against the prediction."""
 
 import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 
-from deploy.export import RUNTIME_OF, Format, export_bundle
-from latency_tables.batch import Setting
+from deploy.build_engine import plan_engine
+from deploy.export import Exported, export_bundle
+from deploy.form import Form, Format
+from deploy.gate import Judge, artefact_detect, torch_detect
+from deploy.quantize import CALIBRATION_IMAGES, quantize
+from deploy.runtimes import ROUNDS_OUTPUTS
 from latency_tables.devices import Target
 from supernet.architecture import Architecture
 from supernet.checkpoint import load_weights, read_info
 from supernet.coco import DetectionSet
 from supernet.detector import Detector
-from supernet.errors import DataError, PromiseError
-from supernet.letterbox import Image, read_image
+from supernet.errors import DataError, PromiseError, UserError
+from supernet.evaluate import check_names, evaluate
+from supernet.letterbox import Image, letterbox, read_image
+from supernet.onnx_graph import Precision
+from supernet.quantization import Quantization
 from supernet.shapes import draw
 
 from ..workspace import Workspace
 from .measuring import measure_bundle
 from .profile import warn
 
+Quantizer = Literal["heat", "nncf"]
 PARITY_IMAGES = 20
+BATCH = 8
 MAX_MEASUREMENTS = 3
 RATIO_BOUNDS = (0.9, 1.1)
 """Allowed measured / predicted frame rate."""
-WRITTEN = "f32"
-"""Precision that bundles are written in."""
+JUDGED_IMAGES = 200
+"""Labelled images on which torch and the artefact are scored."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wish:
+    """What is to be exported."""
+
+    format: Format = "onnx"
+    precision: Precision | None = None
+    """That of the target where it is None."""
+    raw: bool = False
+    dynamic_batch: bool = False
+    opset: int | None = None
+    gpu: str | None = None
+    """Compute capability of an engine for a GPU that is not here."""
+    quantizer: Quantizer = "heat"
+    max_ap_drop: float = 1.0
+
+    def form(self, target: Target, pixels: Sequence[Image], timings: Path) -> Form:
+        """Return the form, calibrated on images of the network's size; refuse what cannot be."""
+        precision = self.precision or cast(Precision, target.precision)
+        if precision != "int8" and self.quantizer != "heat":
+            raise UserError(
+                f"--quantizer {self.quantizer} makes int8, not {precision}: --precision int8"
+            )
+        return Form(
+            format=self.format,
+            precision=precision,
+            raw=self.raw,
+            dynamic_batch=self.dynamic_batch,
+            opset=self.opset,
+            threads=target.threads,
+            engine=plan_engine(precision, self.gpu) if self.format == "tensorrt" else None,
+            nncf=np.stack(pixels) if self.quantizer == "nncf" else None,
+            timings=timings,
+        )
 
 
 def export(
     workspace: Workspace,
     target: Target,
+    wish: Wish,
     *,
-    format: Format,
     data: DetectionSet | None = None,
+    calibration: DetectionSet | None = None,
     images: Path | None = None,
 ) -> dict[str, Any]:
-    """Export what is trained, or, marked as such, what is not.
+    """Export what is trained, or, marked as such, what is not, and check it on the target.
 
-    The images for the comparison with torch are the user's, the data's, or drawn shapes. Raises
-    `PromiseError` when the artefact disagrees with torch, misses the target, or runs at another
-    speed than predicted.
+    The images for the comparison with torch are the user's, the data's, or drawn shapes; INT8 is
+    calibrated on `calibration`, else on those. Raises `PromiseError` when the artefact disagrees
+    with torch, loses more AP on labelled data than it may, is executed in another precision, misses
+    the target, or runs at another speed than predicted.
     """
-    from supernet.version import __version__
-
     warn(target)
     network, names, training = load_network(workspace)
     thinned = workspace.stage("thin") or {}
-    same = _same_conditions(thinned, network.architecture, target, format)
+    size = network.architecture.input_size
+    pictures = _pictures(data, images)
+    samples: list[Image] = []
+    if (wish.precision or target.precision) == "int8":
+        if data is None and images is None:
+            raise UserError("INT8 is calibrated on images: give --data or --images")
+        samples = _pictures(calibration, None, CALIBRATION_IMAGES) if calibration else pictures
+    pixels = [letterbox(image, size)[0] for image in samples]
+    form = wish.form(target, pixels, workspace.root / "tensorrt-timings.cache")
+    same = _same_conditions(thinned, network.architecture, target, form)
     predicted = float(thinned["predicted_fps"]) if same else None
     target_fps = float(thinned["target_fps"]) if same else None
-    setting = Setting(runtime=RUNTIME_OF[format], precision=WRITTEN, threads=target.threads)
-    size = network.architecture.input_size
+    setting = replace(target.setting, runtime=form.runtime, precision=form.precision)
     reference_ms = float(thinned["reference_ms"]) if same else 0.0
-    pictures = _pictures(data, images)
-    facts = {
-        "heat": __version__,
-        "device": target.name,
-        "device_model": target.detected.model,
-        "trained": training is not None,
-        "training": training,
-        "ranked_by": thinned.get("ranked_by"),
-        "target_fps": target_fps,
-        "predicted_fps": predicted,
-        "held_out_error": thinned.get("held_out_error") if same else None,
-        "thinned_for": _thinned_for(thinned),
-    }
+    judge = _judge(data, names) if data is not None and training is not None else None
+    plan = None
+    if form.precision == "int8" and form.nncf is None:
+        plan = quantized(network, form, pixels, judge, wish.max_ap_drop)
+    facts = _facts(target, form, thinned, training, same=same)
     for attempt in range(MAX_MEASUREMENTS):
         done = export_bundle(
             network,
-            workspace.bundle(format),
-            format=format,
+            workspace.bundle(form.format),
+            form,
             names=names,
             images=pictures,
-            threads=target.threads,
             facts=facts,
+            plan=plan,
+            judge=judge,
+            max_ap_drop=wish.max_ap_drop,
             measure=lambda model: measure_bundle(model, setting, size, reference_ms),
         )
-        broken = broken_promises(done.speed.fps, predicted, target_fps)
+        broken = broken_promises(done.speed.fps, predicted, target_fps) if done.speed else ""
         if not broken:
             break
         print(f"warning: measurement {attempt + 1}: {broken}", file=sys.stderr)
-    if thinned and not thinned["here"]:
+    _tell(form, done, thinned, training)
+    result = {
+        "bundle": str(done.folder),
+        "format": form.format,
+        "precision": done.card["precision"],
+        "executed": done.card["executed"],
+        "raw": form.raw,
+        "accuracy_check": done.card["accuracy_check"],
+        "in_floating_point": done.card["in_floating_point"],
+        "parity_max_box_px": done.parity.worst_box_px,
+        "parity_max_score": done.parity.worst_score,
+        "parity_images": done.parity.images,
+        "parity_matched": done.parity.matched,
+        "predicted_fps": predicted,
+        "target_fps": target_fps,
+        "measured_fps": round(done.speed.fps, 3) if done.speed else None,
+        "measured_fps_now": round(1000.0 / done.speed.p50_ms, 3) if done.speed else None,
+        "ratio": round(done.speed.fps / predicted, 4) if done.speed and predicted else None,
+        "engine": done.card["engine"],
+        "trained": training is not None,
+        "threads": target.threads,
+        "runtime": done.card["runtime"],
+    }
+    workspace.record(f"export-{form.format}", result)
+    if broken:
+        raise PromiseError(f"{broken}; the bundle in {done.folder} says so", result)
+    return result
+
+
+def _facts(
+    target: Target,
+    form: Form,
+    thinned: dict[str, Any],
+    training: dict[str, Any] | None,
+    *,
+    same: bool,
+) -> dict[str, Any]:
+    """Return what the card says of training and promises; `same` as `_same_conditions`."""
+    from supernet.version import __version__
+
+    return {
+        "heat": __version__,
+        "device": target.name if form.runs_here else None,
+        "device_model": target.detected.model if form.runs_here else None,
+        "trained": training is not None,
+        "training": training,
+        "ranked_by": thinned.get("ranked_by"),
+        "target_fps": float(thinned["target_fps"]) if same else None,
+        "predicted_fps": float(thinned["predicted_fps"]) if same else None,
+        "held_out_error": thinned.get("held_out_error") if same else None,
+        "thinned_for": _thinned_for(thinned),
+    }
+
+
+def _tell(
+    form: Form, done: Exported, thinned: dict[str, Any], training: dict[str, Any] | None
+) -> None:
+    """Print what must not be overlooked."""
+    if form.engine is not None and done.speed is None:
+        print(
+            f"warning: the engine is for compute capability {form.engine.capability}, which is not "
+            "here: its graph agrees with torch in ONNX Runtime, the engine itself was NOT RUN",
+            file=sys.stderr,
+        )
+    if thinned and not thinned["here"] and done.speed:
         print(
             f"thinned for {thinned['device']} by a table: {thinned['predicted_fps']:.1f} FPS there "
             f"are {thinned['source'].upper()}; {done.speed.fps:.1f} FPS were measured here",
@@ -91,27 +204,6 @@ def export(
         )
     if training is None:
         print("warning: this network is UNTRAINED: heat train makes it detect", file=sys.stderr)
-    result = {
-        "bundle": str(done.folder),
-        "format": format,
-        "precision": done.card["precision"],
-        "parity_max_box_px": done.parity.worst_box_px,
-        "parity_max_score": done.parity.worst_score,
-        "parity_images": done.parity.images,
-        "parity_matched": done.parity.matched,
-        "predicted_fps": predicted,
-        "target_fps": target_fps,
-        "measured_fps": round(done.speed.fps, 3),
-        "measured_fps_now": round(1000.0 / done.speed.p50_ms, 3),
-        "ratio": round(done.speed.fps / predicted, 4) if predicted else None,
-        "trained": training is not None,
-        "threads": target.threads,
-        "runtime": done.card["runtime"],
-    }
-    workspace.record(f"export-{format}", result)
-    if broken:
-        raise PromiseError(f"{broken}; the bundle in {done.folder} says so", result)
-    return result
 
 
 def _thinned_for(thinned: dict[str, Any]) -> dict[str, Any] | None:
@@ -142,13 +234,15 @@ def broken_promises(fps: float, predicted: float | None, target_fps: float | Non
 
 
 def _same_conditions(
-    thinned: dict[str, Any], architecture: Architecture, target: Target, format: Format
+    thinned: dict[str, Any], architecture: Architecture, target: Target, form: Form
 ) -> bool:
     """Say whether the thinning's prediction is about this network, runtime and thread count."""
     return (
         bool(thinned)
-        and (thinned["runtime"], thinned["threads"]) == (RUNTIME_OF[format], target.threads)
-        and thinned["precision"] == target.precision == WRITTEN
+        and not (form.raw or form.dynamic_batch)
+        and form.runs_here
+        and (thinned["runtime"], thinned["threads"]) == (form.runtime, target.threads)
+        and thinned["precision"] == form.precision
         and thinned["model"] == target.detected.model
         and tuple(thinned["widths"]) == architecture.widths
         and tuple(thinned["blocks"]) == architecture.blocks
@@ -187,17 +281,58 @@ def load_network(workspace: Workspace) -> tuple[Detector, list[str], dict[str, A
     return Detector(thinned).eval(), names, None
 
 
-def _pictures(data: DetectionSet | None, folder: Path | None) -> list[Image]:
+def quantized(
+    network: Detector,
+    form: Form,
+    samples: Sequence[Image],
+    judge: Judge | None,
+    max_ap_drop: float,
+) -> Quantization:
+    """Return how a network is rounded to 8 bits without losing more AP than it may.
+
+    `samples` have the size of the network's input.
+    """
+    pixels = torch.from_numpy(np.stack(samples))
+    exact = judge(torch_detect(network)) if judge else 0.0
+
+    def lost(plan: Quantization) -> float:
+        if judge is None:
+            return 0.0
+        graph = form.graph(network, plan)
+        with tempfile.TemporaryDirectory() as folder:
+            session = form.open(graph, form.write(graph, Path(folder))[0])
+            return exact - judge(artefact_detect(network, form.finder(session, network)))
+
+    if judge is None:
+        print(
+            "warning: no labelled data or no training: what INT8 loses is not known (--data)",
+            file=sys.stderr,
+        )
+    batches = [pixels[i : i + BATCH] for i in range(0, len(pixels), BATCH)]
+    rounded = form.runtime in ROUNDS_OUTPUTS
+    return quantize(network, batches, lost, max_ap_drop, outputs=rounded)[0]
+
+
+def _judge(data: DetectionSet, names: list[str]) -> Judge:
+    """Return what scores a detector on some labelled images, in points of AP."""
+    check_names(names, data)
+    part = data.of(data.records[:JUDGED_IMAGES])
+    return lambda detect: 100.0 * max(0.0, evaluate(detect, part).ap)
+
+
+def _pictures(
+    data: DetectionSet | None, folder: Path | None, count: int = PARITY_IMAGES
+) -> list[Image]:
     if folder is not None:
         from deploy.detect import image_paths
 
-        found = [read_image(path) for path in image_paths(folder)[:PARITY_IMAGES]]
+        found = [read_image(path) for path in image_paths(folder)[:count]]
     elif data is not None:
-        records = data.records[:PARITY_IMAGES]
+        records = data.records[:count]
         found = [read_image(record.path, (record.height, record.width)) for record in records]
     else:
         rng = np.random.default_rng(0)
-        found = [draw(rng)[0] for _ in range(PARITY_IMAGES)]
+        found = [draw(rng)[0] for _ in range(count)]
     pictures = [image for image in found if image is not None]
     if not pictures:
         raise DataError(f"none of the images in {folder or data} can be decoded")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ..architecture import Macs
 from ..onnx_graph import GraphWriter, Value
 from .base import Operator, same_shape
-from .convbn import ConvBN, DropPath, FeedForward, Gelu, conv_params
+from .convbn import ConvBN, DropPath, FeedForward, Gelu, conv_params, split_conv
 
 HEAD = 32
 EPS = 1e-6
@@ -67,26 +67,37 @@ class ChannelBlock(nn.Module):
 
     def emit(self, graph: GraphWriter, x: Value) -> Value:
         """Write the deployed block."""
-        _, D, H, W = x.shape
-        qkv = graph.conv(x, self.qkv)
+        B, D, H, W = x.shape
+        N = (self.heads,) if B == 1 else (B, self.heads)
+        # Three convolutions rather than one and a Split, which OpenVINO executes by copying.
         q, k, v = (
-            graph.reshape(part, self.heads, HEAD, H * W) for part in graph.split(qkv, 1, (D,) * 3)
+            graph.reshape(graph.conv(x, part), *N, HEAD, H * W) for part in split_conv(self.qkv, 3)
         )
         with graph.full_precision():  # sums over thousands of tokens overflow float16
-            norm_q, norm_k = (
-                graph.op("ReduceL2", [full, graph.ints(2)], (self.heads, HEAD, 1), keepdims=1)
-                for full in (graph.full(q), graph.full(k))
-            )
-            norms = graph.matmul(norm_q, graph.swap(norm_k))
-            norms = graph.binary("Max", norms, graph.scalar(EPS))
-            factor = graph.binary("Div", graph.const(self.temp), norms)
-            scores = graph.matmul(graph.full(q), graph.swap(graph.full(k)))
-            scores = graph.working(graph.binary("Mul", scores, factor))
+            norm_q, norm_k = (graph.norm_l2(graph.full(x)) for x in (q, k))
+        scores = self._emit_cosines(graph, q, k, norm_q, norm_k)
         mixed = graph.matmul(graph.unary("Softmax", scores, axis=-1), v)
-        mixed = graph.unary("HardSwish", graph.reshape(mixed, 1, D, H, W))
+        mixed = graph.unary("HardSwish", graph.reshape(mixed, B, D, H, W))
         x = graph.add(x, graph.conv(mixed, self.proj))
         x = graph.add(x, self.lpi.emit(graph, x))
         return graph.add(x, self.ffn.emit(graph, x))
+
+    def _emit_cosines(
+        self, graph: GraphWriter, q: Value, k: Value, norm_q: Value, norm_k: Value
+    ) -> Value:
+        """Return the products of all channels, over their norms, times the temperature."""
+        if graph.half:  # the products must not grow: normalised first
+            with graph.full_precision():
+                q, k = (
+                    graph.binary("Div", graph.full(x), graph.binary("Max", norm, graph.scalar(EPS)))
+                    for x, norm in ((q, norm_q), (k, norm_k))
+                )
+            cosines = graph.matmul(graph.working(q), graph.swap(graph.working(k)))
+            return graph.binary("Mul", cosines, graph.const(self.temp))
+        norms = graph.binary("Mul", norm_q, graph.swap(norm_k))
+        norms = graph.binary("Max", norms, graph.scalar(EPS))
+        factor = graph.binary("Div", graph.const(self.temp), norms)
+        return graph.binary("Mul", graph.matmul(q, graph.swap(k)), factor)
 
 
 def macs_of(d: int, cells: int) -> Macs:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architecture import Macs
+from ..errors import HeatError
 from ..onnx_graph import GraphWriter, Value
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -72,6 +73,19 @@ def conv_from(weight: Tensor, bias: Tensor, stride: int = 1, groups: int = 1) ->
     return conv
 
 
+def split_conv(conv: nn.Module, count: int) -> list[nn.Conv2d]:
+    """Return convolutions that each compute an equal part of a folded one's outputs, in order."""
+    if not isinstance(conv, nn.Conv2d) or conv.bias is None:
+        raise HeatError(f"{type(conv).__name__} is not a folded convolution: fold() first")
+    parts = []
+    for weight, bias in zip(conv.weight.chunk(count), conv.bias.chunk(count), strict=True):
+        part = conv_from(weight, bias, conv.stride[0], conv.groups)
+        # What is known of one by its name is known of all.
+        part.heat_name = str(getattr(conv, "heat_name", ""))  # type: ignore[assignment]
+        parts.append(part)
+    return parts
+
+
 def fold(module: Module) -> Module:
     """Return a deep copy in evaluation mode with every foldable part in its deployed form."""
     clone = copy.deepcopy(module).eval()
@@ -89,11 +103,11 @@ def _fold_children(module: nn.Module) -> None:
 
 
 class Gelu(nn.GELU):
-    """Exact GELU with its one-node deployed form."""
+    """Exact GELU."""
 
     def emit(self, graph: GraphWriter, x: Value) -> Value:
-        """Write one Gelu node."""
-        return graph.unary("Gelu", x)
+        """Write it as the opset allows."""
+        return graph.gelu(x)
 
 
 class FeedForward(nn.Module):

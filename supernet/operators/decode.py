@@ -7,6 +7,7 @@ Shape suffixes: B batch, A anchors per cell, K classes, L = h * w cells, M = A *
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from ..architecture import Entry
 from ..boxes import iou_matrix
 from ..onnx_graph import Array, GraphWriter, Value
 from .base import Operator, no_macs, no_params
+from .suppress import as_float, survivors
 
 STRIDE = 32
 MAX_SHIFT_PX = 32.0
@@ -99,36 +101,45 @@ class Decode(nn.Module):
         kept = nms(shifted, nms_iou, KEEP)
         return Detections(boxes[kept], scores[kept], labels[kept])
 
+    def rule(self) -> dict[str, Any]:
+        """Return all that decoding needs, for programs without HEAT."""
+        return {
+            "stride": STRIDE,
+            "anchor_sizes": list(self.sizes),
+            "anchor_offset": self.offset,
+            "max_shift_px": MAX_SHIFT_PX,
+            "max_log_growth": MAX_LOG_GROWTH,
+            "score_threshold": SCORE_THRESHOLD,
+            "pre_nms": PRE_NMS,
+            "nms_iou": NMS_IOU,
+            "keep": KEEP,
+        }
+
     def _class_offset(self) -> float:
         """Return a distance that no clipped box crosses, so that one NMS serves all classes."""
         return float(max(self.image_size) + 1)
 
-    def emit(self, graph: GraphWriter, scores: Value, deltas: Value) -> tuple[Value, Value, Value]:
-        """Write decode and NMS; outputs boxes [n, 4], scores [n], labels [n], n <= 100."""
+    def emit(
+        self, graph: GraphWriter, scores: Value, deltas: Value, *, padded: bool = False
+    ) -> tuple[Value, Value, Value]:
+        """Write decode and NMS; outputs boxes [n, 4], scores [n], labels [n], n <= 100.
+
+        `padded` outputs have fixed shapes, [B, 100, 4], [B, 100] and [B, 100], and a score of 0
+        where nothing is: for batches, and for runtimes without NMS.
+        """
         scores, deltas = graph.full(scores), graph.full(deltas)
         with graph.full_precision():
-            return self._emit(graph, scores, deltas)
+            write = self._emit_padded if padded else self._emit
+            return write(graph, scores, deltas)
 
     def _emit(self, graph: GraphWriter, scores: Value, deltas: Value) -> tuple[Value, Value, Value]:
-        A, K, L = scores.shape
-        boxes = self._emit_boxes(graph, deltas, L)
-        count = min(PRE_NMS, A * K * L)
-        best, index = graph.op_many(
-            "TopK",
-            [graph.reshape(scores, A * K * L), graph.ints(count)],
-            [(count,)] * 2,
-            axis=0,
-        )
-        cells, block = graph.ints(L), graph.ints(K * L)
-        labels = graph.binary("Mod", graph.binary("Div", index, cells), graph.ints(K))
-        anchor = graph.add(
-            graph.binary("Mul", graph.binary("Div", index, block), cells),
-            graph.binary("Mod", index, cells),
-        )
+        boxes = self._emit_boxes(graph, deltas)
+        best, labels, anchor = self._candidates(graph, scores)
+        (count,) = best.shape
         picked = graph.op("Gather", [boxes, anchor], (count, 4), axis=0)
         offsets = graph.binary(
             "Mul",
-            graph.op("Cast", [graph.reshape(labels, count, 1)], (count, 1), to=1),
+            as_float(graph, graph.reshape(labels, count, 1)),
             graph.scalar(self._class_offset()),
         )
         selected = graph.op(
@@ -149,19 +160,75 @@ class Decode(nn.Module):
             graph.op("Gather", [labels, column], (-1,), axis=0),
         )
 
-    def _emit_boxes(self, graph: GraphWriter, deltas: Value, L: int) -> Value:
-        A = len(self.sizes)
+    def _emit_padded(
+        self, graph: GraphWriter, scores: Value, deltas: Value
+    ) -> tuple[Value, Value, Value]:
+        """Write decode and NMS by products of matrices, without shapes that depend on values."""
+        A, K, L = scores.shape[-3:]
+        B = math.prod(scores.shape[:-3])
+        boxes = graph.reshape(self._emit_boxes(graph, deltas), B, A * L, 4)
+        best, labels, anchor = self._candidates(graph, graph.reshape(scores, B, A, K, L))
+        count = best.shape[1]
+        picked = self._rows(graph, boxes, anchor, 4)
+        apart = graph.binary("Mul", as_float(graph, labels), graph.scalar(self._class_offset()))
+        corners = [
+            graph.add(graph.reshape(corner, B, count), apart)
+            for corner in graph.split(picked, 2, (1,) * 4)
+        ]
+        alive = survivors(graph, best, corners, iou=NMS_IOU, threshold=SCORE_THRESHOLD)
+        alive = graph.binary("Mul", best, alive)
+        kept = min(KEEP, count)
+        found, rank = graph.op_many("TopK", [alive, graph.ints(kept)], [(B, kept)] * 2, axis=1)
+        return (
+            self._rows(graph, picked, rank, 4),
+            found,
+            graph.op("GatherElements", [labels, rank], (B, kept), axis=1),
+        )
+
+    @staticmethod
+    def _candidates(graph: GraphWriter, scores: Value) -> tuple[Value, Value, Value]:
+        """Return scores, labels and anchors of the best, best first, [n], or [B, n] of a batch."""
+        *batch, A, K, L = scores.shape
+        count = min(PRE_NMS, A * K * L)
+        best, index = graph.op_many(
+            "TopK",
+            [graph.reshape(scores, *batch, A * K * L), graph.ints(count)],
+            [(*batch, count)] * 2,
+            axis=len(batch),
+        )
+        cells, block = graph.ints(L), graph.ints(K * L)
+        labels = graph.binary("Mod", graph.binary("Div", index, cells), graph.ints(K))
+        anchor = graph.add(
+            graph.binary("Mul", graph.binary("Div", index, block), cells),
+            graph.binary("Mod", index, cells),
+        )
+        return best, labels, anchor
+
+    @staticmethod
+    def _rows(graph: GraphWriter, table: Value, index: Value, columns: int) -> Value:
+        """Return rows of each image's table [B, m, columns] by index [B, n]."""
+        B, n = index.shape
+        wide = graph.op(
+            "Expand", [graph.reshape(index, B, n, 1), graph.ints(1, 1, columns)], (B, n, columns)
+        )
+        return graph.op("GatherElements", [table, wide], (B, n, columns), axis=1)
+
+    def _emit_boxes(self, graph: GraphWriter, deltas: Value) -> Value:
+        """Return boxes clipped to the image, [A * L, 4], or [B, A * L, 4] of a batch."""
+        A, _, L = deltas.shape[-3:]
+        batch = deltas.shape[:-3]
+        axis = len(batch) + 1
         h, w = (-(-side // STRIDE) for side in self.image_size)
         anchors = make_anchors(h, w, self.sizes, self.offset).reshape(A, L, 3)
         centre = graph.const(np.ascontiguousarray(anchors[..., :2].transpose(0, 2, 1)))
         side = graph.const(np.ascontiguousarray(anchors[..., 2:].transpose(0, 2, 1)))
-        xy, wh = graph.split(deltas, 1, (2, 2))
+        xy, wh = graph.split(deltas, axis, (2, 2))
         shift = self._clip(graph, graph.binary("Mul", xy, side), MAX_SHIFT_PX)
         growth = graph.unary("Exp", self._clip(graph, wh, MAX_LOG_GROWTH))
         half = graph.binary("Mul", graph.binary("Mul", growth, side), graph.scalar(0.5))
         centre = graph.add(centre, shift)
-        corners = graph.concat([graph.binary("Sub", centre, half), graph.add(centre, half)], 1)
-        boxes = graph.reshape(graph.transpose(corners, 0, 2, 1), A * L, 4)
+        corners = graph.concat([graph.binary("Sub", centre, half), graph.add(centre, half)], axis)
+        boxes = graph.reshape(graph.swap(corners), *batch, A * L, 4)
         height, width = self.image_size
         limit = graph.const(np.array([width, height] * 2, dtype=np.float32))
         return graph.binary("Min", graph.binary("Max", boxes, graph.scalar(0.0)), limit)

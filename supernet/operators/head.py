@@ -69,13 +69,19 @@ class Head(nn.Module):
         return c + o - normaliser, deltas
 
     def emit(self, graph: GraphWriter, t_cls: Value, t_reg: Value) -> tuple[Value, Value]:
-        """Write the convolutions; scores leave as sigmoid(c) * sigmoid(o) [A, K, hw]."""
-        _, _, h, w = t_cls.shape
+        """Write the convolutions; scores leave as sigmoid(c) * sigmoid(o) [A, K, hw].
+
+        Of a batch both results have it as their first axis.
+        """
+        B, _, h, w = t_cls.shape
         A, K = self.num_anchors, self.num_classes
+        each = (A,) if B == 1 else (B, A)
         c = graph.unary("Sigmoid", graph.conv(t_cls, self.cls))
         o = graph.unary("Sigmoid", graph.conv(t_reg, self.obj))
-        scores = graph.binary("Mul", graph.reshape(c, A, K, h * w), graph.reshape(o, A, 1, h * w))
-        return scores, graph.reshape(graph.conv(t_reg, self.box), A, 4, h * w)
+        scores = graph.binary(
+            "Mul", graph.reshape(c, *each, K, h * w), graph.reshape(o, *each, 1, h * w)
+        )
+        return scores, graph.reshape(graph.conv(t_reg, self.box), *each, 4, h * w)
 
 
 def _maps(entry: Entry, channels: tuple[int, ...]) -> tuple[Shape, ...]:

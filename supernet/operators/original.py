@@ -3,15 +3,17 @@
 Shape suffixes: B batch, D channels, N heads, E = 32 channels of a head, T tokens, M kept tokens.
 """
 
+import copy
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..architecture import Macs
 from ..onnx_graph import GraphWriter, Value
 from .base import Operator, same_shape
-from .convbn import ConvBN, DropPath, FeedForward, conv_params
+from .convbn import ConvBN, DropPath, FeedForward, conv_params, split_conv
 
 HEAD = 32
 
@@ -69,35 +71,43 @@ class OriginalBlock(nn.Module):
         """Write the deployed block with a static number of kept tokens."""
         if self.score is None:
             return self._emit_dense(graph, x)
-        _, D, H, W = x.shape
+        B, D, H, W = x.shape
         keep = kept_tokens(H * W, self.sparsity)
         gate = graph.unary("Sigmoid", graph.conv(x, self.score))
         gate, index = graph.op_many(
             "TopK",
-            [graph.reshape(gate, 1, 1, H * W), graph.ints(keep)],
-            [(1, 1, keep)] * 2,
+            [graph.reshape(gate, B, 1, H * W), graph.ints(keep)],
+            [(B, 1, keep)] * 2,
             axis=2,
         )
-        index = graph.op("Expand", [index, graph.ints(1, D, keep)], (1, D, keep))
-        tokens = graph.reshape(x, 1, D, H * W)
-        kept = graph.op("GatherElements", [tokens, index], (1, D, keep), axis=2)
-        block = self._emit_dense(graph, graph.reshape(kept, 1, D, keep, 1))
-        change = graph.binary("Sub", graph.reshape(block, 1, D, keep), kept)
+        index = graph.op("Expand", [index, graph.ints(1, D, 1)], (B, D, keep))
+        tokens = graph.reshape(x, B, D, H * W)
+        kept = graph.op("GatherElements", [tokens, index], (B, D, keep), axis=2)
+        block = self._emit_dense(graph, graph.reshape(kept, B, D, keep, 1))
+        change = graph.binary("Sub", graph.reshape(block, B, D, keep), kept)
         mixed = graph.add(kept, graph.binary("Mul", gate, change))
-        out = graph.op("ScatterElements", [tokens, index, mixed], (1, D, H * W), axis=2)
-        return graph.reshape(out, 1, D, H, W)
+        out = graph.op("ScatterElements", [tokens, index, mixed], (B, D, H * W), axis=2)
+        return graph.reshape(out, B, D, H, W)
 
     def _emit_dense(self, graph: GraphWriter, x: Value) -> Value:
-        _, D, H, W = x.shape
-        qkv = graph.conv(x, self.qkv)
+        B, D, H, W = x.shape
+        # Three convolutions rather than one and a Split, which OpenVINO executes by copying.
         q, k, v = (
-            graph.reshape(part, self.heads, HEAD, H * W) for part in graph.split(qkv, 1, (D,) * 3)
+            graph.reshape(graph.conv(x, part), B * self.heads, HEAD, H * W)
+            for part in split_conv(self._scaled_qkv(), 3)
         )
-        q = graph.binary("Mul", q, graph.scalar(HEAD**-0.5))
         attention = graph.unary("Softmax", graph.matmul(graph.swap(q), k), axis=-1)
-        mixed = graph.reshape(graph.matmul(v, graph.swap(attention)), 1, D, H, W)
+        mixed = graph.reshape(graph.matmul(v, graph.swap(attention)), B, D, H, W)
         x = graph.add(x, graph.conv(graph.unary("HardSwish", mixed), self.proj))
         return graph.add(x, self.ffn.emit(graph, x))
+
+    def _scaled_qkv(self) -> nn.Module:
+        qkv = copy.deepcopy(self.qkv)
+        assert isinstance(qkv, nn.Conv2d) and qkv.bias is not None, "fold() first"
+        with torch.no_grad():
+            for part in (qkv.weight, qkv.bias):
+                part[: qkv.out_channels // 3] *= HEAD**-0.5
+        return qkv
 
 
 def macs_of(d: int, cells: int, sparsity: float = 0.0) -> Macs:

@@ -113,7 +113,8 @@ class WindowBlock(nn.Module):
 
     def attend(self, qkv_BCHW: Tensor) -> Tensor:
         """Return the attended values [B, D, H, W] of the projected map."""
-        B, _, H, W = qkv_BCHW.shape
+        B = qkv_BCHW.shape[0]
+        H, W = map(int, qkv_BCHW.shape[2:])  # numbers also where a graph is traced
         N, shift = self.heads, shift_of(H, W, self.shifted)
         tall, wide = padded(H), padded(W)
         x = F.pad(qkv_BCHW, (0, wide - W, 0, tall - H))
@@ -137,29 +138,34 @@ class WindowBlock(nn.Module):
 
     def emit(self, graph: GraphWriter, x: Value) -> Value:
         """Write the deployed block: q's scale folded into its rows, bias and mask constant."""
-        _, d, H, W = x.shape
+        B, d, H, W = x.shape
         N, shift = self.heads, shift_of(H, W, self.shifted)
         tall, wide = padded(H), padded(W)
         rows, columns = tall // WINDOW, wide // WINDOW
-        y = graph.conv(x, self._scaled_qkv())
+        # Channels last: runtimes keep them so around 1x1 convolutions, and windows are then runs.
+        y = graph.transpose(graph.conv(x, self._scaled_qkv()), 0, 2, 3, 1)
         y = graph.pad_right_bottom(y, tall, wide)
-        for axis in (2, 3) if shift else ():
+        for axis in (1, 2) if shift else ():
             y = graph.roll(y, axis, -shift)
-        y = graph.reshape(y, N, HEAD, rows, WINDOW, columns, WINDOW)
-        y = graph.reshape(graph.transpose(y, 2, 4, 0, 1, 3, 5), rows * columns, N, HEAD, TOKENS)
-        q, k, v = graph.split(y, 2, (KEY, KEY, VALUE))
-        scores = graph.matmul(graph.swap(q), k)
-        for term in self._constants(H, W, shift):
+        y = graph.reshape(y, B * rows, WINDOW, columns, WINDOW, N, HEAD)
+        y = graph.reshape(graph.transpose(y, 0, 2, 4, 1, 3, 5), B * rows * columns, N, TOKENS, HEAD)
+        q, k, v = graph.split(y, 3, (KEY, KEY, VALUE))
+        scores = graph.matmul(q, graph.swap(k))
+        for term in self._constants(H, W, shift, merge=B == 1):
+            if len(term) > 1 and B > 1:  # one for each window, and the images share it
+                scores = graph.reshape(scores, B, rows * columns, N, TOKENS, TOKENS)
             scores = graph.add(scores, graph.const(term))
-        attention = graph.unary("Softmax", scores, axis=-1)
-        out = graph.matmul(v, graph.swap(attention))
-        out = graph.reshape(out, rows, columns, N, VALUE, WINDOW, WINDOW)
-        out = graph.reshape(graph.transpose(out, 2, 3, 0, 4, 1, 5), 1, d, tall, wide)
-        for axis in (2, 3) if shift else ():
+        if B > 1:
+            scores = graph.reshape(scores, B * rows * columns, N, TOKENS, TOKENS)
+        out = graph.matmul(graph.unary("Softmax", scores, axis=-1), v)
+        out = graph.reshape(out, B * rows, columns, N, WINDOW, WINDOW, VALUE)
+        out = graph.reshape(graph.transpose(out, 0, 3, 1, 4, 2, 5), B, tall, wide, d)
+        for axis in (1, 2) if shift else ():
             out = graph.roll(out, axis, shift)
-        for axis, (side, whole) in enumerate(((H, tall), (W, wide)), 2):
+        for axis, (side, whole) in enumerate(((H, tall), (W, wide)), 1):
             if side != whole:
                 out = graph.slice(out, axis, 0, side)
+        out = graph.transpose(out, 0, 3, 1, 2)
         projected = graph.conv(graph.unary("HardSwish", out), self.proj)
         x = graph.add(x, projected)
         return graph.add(x, self.ffn.emit(graph, x))
@@ -172,13 +178,13 @@ class WindowBlock(nn.Module):
             qkv.bias.view(self.heads, HEAD)[:, :KEY] *= KEY**-0.5
         return qkv
 
-    def _constants(self, height: int, width: int, shift: int) -> list[Array]:
+    def _constants(self, height: int, width: int, shift: int, *, merge: bool) -> list[Array]:
         bias_1NTT: Array = self.position_bias().detach().cpu().numpy()[None]
         mask = attention_mask(height, width, shift)
         if mask is None:
             return [bias_1NTT]
         mask_G1TT = mask[:, None]
-        if mask.shape[0] * bias_1NTT.size <= MAX_MERGED_BIAS:
+        if merge and mask.shape[0] * bias_1NTT.size <= MAX_MERGED_BIAS:
             return [bias_1NTT + mask_G1TT]
         return [bias_1NTT, mask_G1TT]
 

@@ -1,0 +1,199 @@
+"""TensorRT engines: building them, what stands beside them, and loading them again.
+
+Two packages with one interface: `tensorrt` (10 and 11), which builds for the GPU that is here, and
+`tensorrt_rtx`, which also builds ahead of time for others, but has no NMS. Every network is
+strongly typed: the graph's own types are the precision, INT8 is the graph's QuantizeLinear.
+
+Needs TensorRT only; the `detect.py` of a TensorRT bundle and every probe carry this file's text.
+"""
+
+import importlib
+import json
+import subprocess
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from supernet.errors import BundleError, DeviceError, UserError
+
+from .runtimes import HEAVY
+
+WORKSPACE_BYTES = 2**31
+ENGINE_SUFFIX = ".engine"
+
+TENSORRT_MODULES = {
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt_rtx",
+    "tensorrt_rtx_bindings": "tensorrt_rtx",  # the wheels without NVIDIA's wrapper
+}
+"""Modules with TensorRT's interface and the package of each, the first choice first."""
+
+
+def tensorrt() -> tuple[Any, str]:
+    """Return TensorRT's module and its package: `tensorrt`, or `tensorrt_rtx` in its place."""
+    for module, package in TENSORRT_MODULES.items():
+        with suppress(ImportError):
+            return importlib.import_module(module), package
+    raise UserError(
+        "TensorRT is not installed: pip install 'heatdetr[tensorrt]', or 'heatdetr[rtx]' to build "
+        "for other machines"
+    )
+
+
+def message_log() -> Any:
+    """Return a logger that keeps TensorRT's last error in `last` and prints nothing."""
+    trt, _ = tensorrt()
+
+    class MessageLog(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = "no message"
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.last = " ".join(message.split())[:300]
+
+    return MessageLog()
+
+
+def build_engine(
+    model: bytes, *, capability: str = "", cache: Path | None = None
+) -> tuple[bytes, dict[str, int]]:
+    """Build a serialised engine from an ONNX model; the model's own types are the precision.
+
+    Also returns how many heavy layers have each precision. `capability`, such as SM86, builds for
+    another GPU than the one that is here, without any; only `tensorrt_rtx` can. `cache` is a file
+    of kernel timings that later builds start from.
+    """
+    trt, _ = tensorrt()
+    log = message_log()
+    builder = trt.Builder(log)
+    flags = trt.NetworkDefinitionCreationFlag
+    # From TensorRT 11 every network is strongly typed and the flag is gone.
+    typed = 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
+    network = builder.create_network(typed)
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(model):
+        errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+        raise BundleError(f"TensorRT cannot parse the model: {errors[:300]}; export it again")
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if hasattr(trt.BuilderFlag, "TF32"):
+        config.clear_flag(trt.BuilderFlag.TF32)  # f32 is f32
+    if capability:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
+    timings = None
+    if cache is not None and hasattr(config, "create_timing_cache"):  # not in TensorRT for RTX
+        timings = config.create_timing_cache(cache.read_bytes() if cache.exists() else b"")
+        config.set_timing_cache(timings, False)
+    built = builder.build_serialized_network(network, config)
+    if built is None:
+        raise DeviceError(f"TensorRT built no engine: {log.last}; try another --precision")
+    if cache is not None and timings is not None:
+        temporary = cache.with_name(f".{cache.name}.tmp")
+        temporary.write_bytes(bytes(timings.serialize()))
+        temporary.replace(cache)
+    return bytes(built), typed_precisions(network)
+
+
+def typed_precisions(network: Any) -> dict[str, int]:
+    """Return how many heavy layers of a parsed network are typed in each precision.
+
+    A strongly typed network is built in these types and no others.
+    """
+    trt, _ = tensorrt()
+    names = {trt.float32: "f32", trt.float16: "f16", trt.bfloat16: "bf16"}
+    heavy = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    rounded = {
+        layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.DEQUANTIZE
+    }
+    found: Counter[str] = Counter()
+    for layer in layers:
+        if layer.type in heavy:
+            kind = layer.get_output(0).dtype
+            int8 = layer.get_input(0).name in rounded
+            found["int8" if int8 else names.get(kind, str(kind))] += 1
+    return dict(found)
+
+
+def layer_precisions(inspected: str) -> dict[str, int]:
+    """Count the heavy layers of an engine inspector's JSON by precision of their first output."""
+    found: Counter[str] = Counter()
+    for layer in json.loads(inspected).get("Layers", []):
+        if not isinstance(layer, dict):
+            continue
+        kind = f"{layer.get('LayerType', '')} {layer.get('Name', '')}".lower()
+        outputs = layer.get("Outputs") or [{}]
+        described = str(outputs[0].get("Format/Datatype", "")).lower()
+        if any(part in kind for part in HEAVY):
+            for word, name in (
+                ("int8", "int8"), ("fp16", "f16"), ("half", "f16"), ("bf16", "bf16"),
+                ("bfloat16", "bf16"), ("fp32", "f32"), ("float", "f32"),
+            ):  # fmt: skip
+                if word in described:
+                    found[name] += 1
+                    break
+    return dict(found)
+
+
+def gpu_here() -> tuple[str, str] | None:
+    """Return name and compute capability of the first GPU, None where there is none."""
+    command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    lines = done.stdout.strip().splitlines()
+    if not lines or "," not in lines[0]:
+        return None
+    name, _, capability = lines[0].rpartition(",")
+    return name.strip(), capability.strip()
+
+
+def sidecar_of(engine: Path) -> Path:
+    """Return where the facts of an engine stand: beside it."""
+    return engine.with_name(f"{engine.name}.json")
+
+
+def read_engine(path: Path) -> bytes:
+    """Read an engine; one of another GPU or TensorRT is refused by name."""
+    sidecar = sidecar_of(path)
+    try:
+        facts = json.loads(sidecar.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{sidecar} or its engine cannot be read ({error}): export it") from None
+    _, package = tensorrt()
+    check_sidecar(facts, package, tensorrt_version(), gpu_here())
+    return data
+
+
+def tensorrt_version() -> str:
+    """Return the version of the TensorRT that is used."""
+    return str(tensorrt()[0].__version__)
+
+
+def check_sidecar(
+    facts: dict[str, Any], package: str, version: str, gpu: tuple[str, str] | None
+) -> None:
+    """Refuse, by name, an engine of another GPU or TensorRT."""
+    if (package, version) != (facts["package"], facts["version"]):
+        raise UserError(
+            f"the engine was built by {facts['package']} {facts['version']}, here is {package} "
+            f"{version}: export it again here, or pip install "
+            f"{facts['package'].replace('_', '-')}=={facts['version']}"
+        )
+    wanted = f"compute capability {facts['compute_capability']}"
+    wanted += f" ({facts['gpu']})" if facts["gpu"] else ""
+    if gpu is None:
+        raise DeviceError(f"the engine is for {wanted}, here is no NVIDIA GPU: run it there")
+    # Tactics are chosen on one GPU: another of the same capability may run it, slowly.
+    if facts["compute_capability"] != gpu[1] or (facts["gpu"] and facts["gpu"] != gpu[0]):
+        raise DeviceError(
+            f"the engine is for {wanted}, here is {gpu[0]} ({gpu[1]}): heat export --format "
+            "tensorrt on this machine"
+        )

@@ -1,0 +1,163 @@
+"""In which form a network is exported: format, precision, what the graph ends with, which GPU."""
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from supernet.detector import Detector
+from supernet.errors import UserError
+from supernet.onnx_batch import free_batch
+from supernet.onnx_graph import Array, Precision
+from supernet.quantization import Quantization
+
+from .build_engine import Plan
+from .nncf_int8 import quantize_with_nncf
+from .postprocess import Find, Postprocess, unpad
+from .runtimes import Session, open_session
+
+Format = Literal["onnx", "openvino", "tensorrt"]
+
+RUNTIME_OF: dict[str, str] = {
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+}
+
+MODEL_FILES = {"onnx": "model.onnx", "openvino": "model.xml", "tensorrt": "model.engine"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """In which form a network is exported."""
+
+    format: Format = "onnx"
+    precision: Precision = "f32"
+    """What the runtime shall execute."""
+    raw: bool = False
+    """The graph ends at the head's maps: decoding and NMS are left to `detect.py`."""
+    dynamic_batch: bool = False
+    """Any number of images at once; the outputs are then padded."""
+    opset: int | None = None
+    """ONNX opset, 17 at least; the one that the target takes by default."""
+    threads: int = 1
+    engine: Plan | None = None
+    """For which GPU, of format tensorrt."""
+    nncf: Array | None = field(default=None, compare=False, repr=False)
+    """Images [B, H, W, 3] on which NNCF quantizes, in place of HEAT's own INT8."""
+    timings: Path | None = None
+    """File of kernel timings that builds of engines share."""
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.format not in RUNTIME_OF:
+            raise UserError(f"--format {self.format}: one of {', '.join(RUNTIME_OF)}")
+        if (self.engine is not None) != (self.format == "tensorrt"):
+            raise UserError(f"--format {self.format} and an engine's GPU do not go together")
+        if self.dynamic_batch and self.engine is not None:
+            raise UserError("--dynamic-batch: an engine is built for one image at a time")
+        if self.nncf is not None and (self.format, self.precision) != ("openvino", "int8"):
+            raise UserError(
+                "--quantizer nncf: for --format openvino --precision int8, not --format "
+                f"{self.format} --precision {self.precision}"
+            )
+        if self.precision == "bf16" and not self.runs_here:
+            raise UserError(
+                "--precision bf16: nothing but the GPU can check it; export there, or in f16"
+            )
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this machine can execute the artefact; else ONNX Runtime checks its graph."""
+        return self.engine is None or self.engine.here
+
+    @property
+    def runtime(self) -> str:
+        """Runtime that the artefact is for."""
+        return RUNTIME_OF[self.format]
+
+    @property
+    def checked_in(self) -> str:
+        """Runtime that is compared with torch."""
+        return self.runtime if self.runs_here else "onnxruntime"
+
+    @property
+    def written(self) -> Precision:
+        """Precision of the ONNX model.
+
+        An f32 model is quantized by NNCF, and computed in bf16 by OpenVINO, when asked to.
+        """
+        later = self.format == "openvino" and (self.precision != "int8" or self.nncf is not None)
+        return "f32" if later else self.precision
+
+    @property
+    def padded(self) -> bool:
+        """Whether the outputs have fixed shapes: of batches, and of runtimes without NMS."""
+        return self.dynamic_batch or (self.engine is not None and not self.engine.has_nms)
+
+    def graph(
+        self,
+        network: Detector,
+        plan: Quantization | None,
+        metadata: dict[str, str] | None = None,
+        *,
+        raw: bool | None = None,
+    ) -> bytes:
+        """Return the ONNX model of a network; `raw` in place of the form's own."""
+        sizes = (2, 3) if self.dynamic_batch else (1,)
+        models = [
+            network.to_onnx(
+                metadata,
+                raw=self.raw if raw is None else raw,
+                precision=self.written,
+                rounding=plan,
+                padded=self.padded,
+                batch=size,
+                opset=self.opset or (self.engine.opset if self.engine else None),
+            )
+            for size in sizes
+        ]
+        model = free_batch(*models) if self.dynamic_batch else models[0]
+        return bytes(model.SerializeToString())
+
+    def write(
+        self, graph: bytes, folder: Path, metadata: dict[str, str] | None = None
+    ) -> tuple[Path, dict[str, int]]:
+        """Write an ONNX model as the format's file; also return an engine's typed precisions."""
+        path = folder / MODEL_FILES[self.format]
+        if self.engine is not None:
+            return path, self.engine.build(graph, path, self.timings)
+        if self.format == "onnx":
+            path.write_bytes(graph)
+            return path, {}
+        import openvino
+
+        model = openvino.Core().read_model(graph)
+        if self.nncf is not None:
+            model = quantize_with_nncf(model, self.nncf)
+        for key, text in (metadata or {}).items():  # not carried over from the ONNX file
+            model.set_rt_info(text, ["heat", key])
+        openvino.save_model(model, str(path), compress_to_fp16=False)
+        return path, {}
+
+    def open(self, graph: bytes, artefact: Path | None = None) -> Session:
+        """Load the artefact; without one, or where it cannot run here, its ONNX model."""
+        if not self.runs_here:
+            return open_session("onnxruntime", graph, self.threads, self.precision)
+        device = "cpu" if self.engine is None else "cuda"
+        if artefact is None and self.nncf is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                return self.open(graph, self.write(graph, Path(folder))[0])
+        return open_session(self.runtime, artefact or graph, self.threads, self.precision, device)
+
+    def finder(self, session: Session, network: Detector) -> Find:
+        """Return what gives boxes, scores and labels of one image, whatever the graph ends with."""
+        post = Postprocess(network.decode.rule(), network.architecture.input_size)
+
+        def find(pixels: dict[str, Any]) -> list[Any]:
+            outputs = session.run(pixels)
+            if self.raw:
+                return post(*outputs)
+            return unpad(*outputs) if self.padded else outputs
+
+        return find

@@ -1,0 +1,157 @@
+"""What an artefact must pass before its bundle appears: torch's results, AP, executed precision."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from supernet.detector import Detector
+from supernet.errors import PromiseError
+from supernet.evaluate import Detect, Found
+from supernet.letterbox import Image, boxes_to_image, letterbox
+from supernet.quantization import Quantization
+
+from .diverge import first_divergence
+from .form import Form
+from .parity import Parity, compare
+from .postprocess import Find
+from .runtimes import Session, dominant, executed_precision
+
+Judge = Callable[[Detect], float]
+"""Scores what detects, in points of AP."""
+
+MIN_EXECUTED = 0.75
+"""Share of the quantised convolutions that the runtime must execute in INT8."""
+
+
+def check_parity(
+    network: Detector,
+    form: Form,
+    find: Find,
+    raw_session: Session,
+    images: Sequence[Image],
+    plan: Quantization | None,
+) -> Parity:
+    """Compare with torch on every image; a failure names the first part that differs."""
+    parity = compare(network, find, raw_session, images, form.precision)
+    if parity.passed:
+        return parity
+    allowed = parity.allowed
+    raise PromiseError(
+        f"the {form.format} model in {form.precision} disagrees with torch on {parity.images} "
+        f"images: {parity.unmatched} of {parity.matched + parity.unmatched} detections without "
+        f"partner (allowed {allowed.unmatched:.0%}), scores differ by {parity.worst_score:.2g} "
+        f"(allowed {allowed.score:g}), boxes by {parity.worst_box_px:.2g} px (allowed "
+        f"{allowed.raw_box_px:g}); nothing was written; {_where(network, form, images, plan)}"
+    )
+
+
+def _where(
+    network: Detector, form: Form, images: Sequence[Image], plan: Quantization | None
+) -> str:
+    found = first_divergence(
+        network,
+        images[0],
+        form.checked_in,
+        form.threads,
+        written=form.written,
+        executed=form.precision,
+        rounding=plan,
+    )
+    if found is None:
+        return "no part before the head differs"
+    return f"the first part that differs is {found.place} (by {found.error:.1%})"
+
+
+def check_batch(session: Session, images: Sequence[Image], size: tuple[int, int]) -> None:
+    """Fail where two images at once give something else than one after the other."""
+    pixels = [letterbox(image, size)[0][None] for image in (images[0], images[-1])]
+    together = session.run({"image": np.concatenate(pixels)})
+    for index, one in enumerate(pixels):
+        alone = session.run({"image": one})
+        for both, single in zip(together, alone, strict=True):
+            if not np.allclose(both[index], single[0], rtol=1e-3, atol=1e-2):
+                raise PromiseError(
+                    f"image {index + 1} of a batch gives something else than alone (by "
+                    f"{np.abs(both[index] - single[0]).max():.2g}); nothing was written"
+                )
+
+
+def check_executed(
+    form: Form,
+    model: Path,
+    session: Session,
+    typed: dict[str, int],
+    image: Image,
+    size: tuple[int, int],
+    plan: Quantization | None,
+) -> dict[str, int]:
+    """Return what the runtime executes, or fail where it is not what was asked for.
+
+    It is read back from the runtime; of an engine that cannot run here it is what its layers are
+    typed as, from which a strongly typed engine cannot depart.
+    """
+    feeds = {"image": letterbox(image, size)[0][None]}
+    if not form.runs_here:
+        executed = typed
+    elif form.engine is not None:
+        executed = session.executed(feeds)  # type: ignore[attr-defined]
+    else:
+        executed = executed_precision(form.runtime, model, form.threads, form.precision, feeds)
+    said = ", ".join(f"{count} in {name}" for name, count in executed.items())
+    if plan is not None:
+        wanted = sum(plan.limit(name) is not None for name in plan.ranges)
+        if executed.get("int8", 0) < MIN_EXECUTED * wanted:
+            raise PromiseError(
+                f"{wanted} convolutions were written in int8, {form.runtime} executes {said}: "
+                "export another --precision or --format; nothing was written"
+            )
+    elif dominant(executed) != form.precision:
+        raise PromiseError(
+            f"{form.precision} was asked for, {form.runtime} executes {said} on this machine: "
+            "export another --precision or --format; nothing was written"
+        )
+    return executed
+
+
+def check_ap(
+    network: Detector, find: Find, judge: Judge | None, max_ap_drop: float, form: Form
+) -> dict[str, Any] | None:
+    """Score torch and the artefact on the same labelled images; fail where too much is lost."""
+    if judge is None:
+        return None
+    exact, ours = judge(torch_detect(network)), judge(artefact_detect(network, find))
+    if exact - ours > max_ap_drop:
+        raise PromiseError(
+            f"the {form.format} model in {form.precision} loses {exact - ours:.2f} points of AP "
+            f"({exact:.2f} in torch, {ours:.2f} here; --max-ap-drop {max_ap_drop:g}); nothing was "
+            "written"
+        )
+    return {"torch_ap": round(exact, 3), "ap": round(ours, 3), "drop": round(exact - ours, 3)}
+
+
+def torch_detect(network: Detector) -> Detect:
+    """Return torch's side of the comparison."""
+    folded = network.deployed()
+
+    @torch.no_grad()
+    def detect(image: Image) -> Found:
+        pixels, scale = letterbox(image, folded.architecture.input_size)
+        found = folded.detect(torch.from_numpy(pixels)[None])[0]
+        boxes = boxes_to_image(found.boxes_xyxy.numpy(), scale, image.shape[:2])
+        return boxes, found.scores.numpy(), found.labels.numpy().astype(np.int64)
+
+    return detect
+
+
+def artefact_detect(network: Detector, find: Find) -> Detect:
+    """Return the artefact's side of the comparison."""
+
+    def detect(image: Image) -> Found:
+        pixels, scale = letterbox(image, network.architecture.input_size)
+        boxes, scores, labels = find({"image": pixels[None]})
+        return boxes_to_image(boxes, scale, image.shape[:2]), scores, labels
+
+    return detect

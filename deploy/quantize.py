@@ -1,0 +1,102 @@
+"""Accuracy-aware INT8: the parts that cost accuracy stay in floating point.
+
+Each latency entry is rounded alone to see how much the head's maps change; in that order as few as
+possible are kept in floating point until the artefact's accuracy is within what may be lost.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from supernet.detector import Detector
+from supernet.errors import PromiseError
+from supernet.fake_quant import simulate_int8
+from supernet.progress import Progress
+from supernet.quantization import Quantization, calibrate, place_of
+
+CALIBRATION_IMAGES = 64
+SENSITIVITY_IMAGES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One artefact that was tried."""
+
+    kept: tuple[str, ...]
+    """Entries in floating point."""
+    lost: float
+    """What it loses against floating point, in points."""
+
+
+def quantize(
+    network: Detector,
+    batches: Sequence[Tensor],
+    lost: Callable[[Quantization], float],
+    max_drop: float,
+    *,
+    outputs: bool = False,
+) -> tuple[Quantization, list[Attempt]]:
+    """Return the plan with the fewest entries in floating point that loses at most `max_drop`.
+
+    `batches` are images uint8 [B, H, W, 3] of the kind that will be seen; `lost` builds the
+    artefact of a plan and says how many points it loses. With `outputs` those of convolutions are
+    rounded too. Raises `PromiseError` where rounding any
+    single entry already loses too much.
+    """
+    folded = network.deployed()
+    with Progress("calibrate", 2) as bar:
+        plan = calibrate(folded, batches, outputs=outputs)
+        bar.advance()
+        order = by_sensitivity(folded, plan, batches[0][:SENSITIVITY_IMAGES])
+        bar.advance()
+    attempts: list[Attempt] = []
+
+    def attempt(count: int) -> bool:
+        attempts.append(Attempt(tuple(order[:count]), lost(plan.keeping(order[:count]))))
+        print_attempt(attempts[-1], max_drop)
+        return attempts[-1].lost <= max_drop
+
+    too_few, enough = -1, 0
+    while not attempt(enough):
+        too_few, enough = enough, min(len(order), max(1, 2 * enough))
+        if enough == too_few or enough == len(order):
+            raise PromiseError(
+                f"INT8 loses {attempts[-1].lost:.2f} points with {too_few} of {len(order)} parts "
+                f"in floating point, --max-ap-drop {max_drop:g} allows less: more images with "
+                "--data, or another --precision"
+            )
+    while enough - too_few > 1:
+        middle = (enough + too_few) // 2
+        if attempt(middle):
+            enough = middle
+        else:
+            too_few = middle
+    return plan.keeping(order[:enough]), attempts
+
+
+def print_attempt(attempt: Attempt, max_drop: float) -> None:
+    """Tell what was tried."""
+    kept = ", ".join(attempt.kept) or "nothing"
+    verdict = "kept" if attempt.lost <= max_drop else "too much"
+    print(
+        f"int8 with {kept} in floating point: {attempt.lost:+.2f} points lost ({verdict})",
+        file=sys.stderr,
+    )
+
+
+@torch.no_grad()
+def by_sensitivity(folded: Detector, plan: Quantization, images: Tensor) -> list[str]:
+    """Return the entries with convolutions, those whose rounding alone changes most first."""
+    places = sorted({place_of(name) for name in plan.ranges})
+    exact = folded(images)
+    changes = {}
+    for place in places:
+        alone = plan.keeping(set(places) - {place})
+        rounded = simulate_int8(folded, [], alone)(images)
+        changes[place] = sum(
+            float((a - b).norm() / b.norm()) for a, b in zip(rounded, exact, strict=True)
+        )
+    return sorted(places, key=lambda place: -changes[place])

@@ -1,0 +1,268 @@
+"""Times models side by side: a process for each, in turns, so that all meet the same machine.
+
+    python -m deploy.side_by_side FILE RUNTIME PRECISION THREADS alone|crowd
+
+is one such process: it loads the model, says so, and obeys lines on stdin. Needs numpy and the
+runtime only.
+"""
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from supernet.errors import HeatError, UserError
+
+from .runtimes import OnnxRuntimeSession, OpenVinoSession, Session, open_crowd, open_session
+
+ROUNDS = 15
+TURN_SECONDS = 0.4
+"""Time that each model has in each round."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entrant:
+    """A model file and how it is executed."""
+
+    name: str
+    model: Path
+    runtime: str
+    precision: str = "f32"
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Lap:
+    """What one model did, beside the others."""
+
+    name: str
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    rounds_ms: tuple[float, ...]
+    """Median of each round; ratios of two models are those of the same round."""
+    runs: int
+    start_ms: float
+    """From opening the file to the first result."""
+    peak_mb: float
+    """Peak resident memory of its process, MiB."""
+
+    @property
+    def fps(self) -> float:
+        """Frames per second at the median."""
+        return 1000.0 / self.p50_ms
+
+
+def ratio(one: Lap, other: Lap) -> float:
+    """Return how many times longer `one` takes than `other`: the median over the rounds."""
+    return statistics.median(a / b for a, b in zip(one.rounds_ms, other.rounds_ms, strict=True))
+
+
+def race(
+    entrants: Sequence[Entrant], *, rounds: int = ROUNDS, turn_seconds: float = TURN_SECONDS
+) -> list[Lap]:
+    """Time models in turns, each in a process of its own, in the order given.
+
+    Raises what the runtime says where a model cannot be loaded or run.
+    """
+    with ExitStack() as stack:
+        racers = [stack.enter_context(_racer(entrant)) for entrant in entrants]
+        samples: list[list[list[float]]] = [[] for _ in entrants]
+        for number in range(rounds):
+            order = range(len(racers)) if number % 2 == 0 else reversed(range(len(racers)))
+            for index in order:
+                samples[index].append(racers[index].ask("run", turn_seconds)["ms"])
+        return [
+            _lap(entrant, racer, racer.ask("end"), turns)
+            for entrant, racer, turns in zip(entrants, racers, samples, strict=True)
+        ]
+
+
+def _lap(entrant: Entrant, racer: "_Racer", last: dict[str, Any], turns: list[list[float]]) -> Lap:
+    every = np.array([ms for turn in turns for ms in turn])
+    p50, p95, p99 = (float(value) for value in np.percentile(every, (50, 95, 99)))
+    medians = tuple(statistics.median(turn) for turn in turns)
+    return Lap(entrant.name, p50, p95, p99, medians, len(every), racer.start_ms, last["peak_mb"])
+
+
+class _Racer:
+    """The other end of a process that runs one model."""
+
+    def __init__(self, entrant: Entrant, process: subprocess.Popen[str]) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        self._name, self._process = entrant.name, process
+        self._to: IO[str] = process.stdin
+        self._from: IO[str] = process.stdout
+        self.start_ms: float = self._answer()["start_ms"]
+
+    def ask(self, *words: object) -> dict[str, Any]:
+        self._to.write(" ".join(map(str, words)) + "\n")
+        self._to.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._from.readline()
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError:
+            self._process.wait()
+            raise HeatError(f"{self._name}: its process died ({line.strip()[-200:]})") from None
+        if "error" in answer:
+            raise UserError(f"{self._name}: {answer['error']}")
+        return answer
+
+
+@contextmanager
+def _racer(entrant: Entrant, mode: str = "alone") -> Iterator[_Racer]:
+    command = [
+        sys.executable, "-m", "deploy.side_by_side",
+        str(entrant.model), entrant.runtime, entrant.precision, str(entrant.threads), mode,
+    ]  # fmt: skip
+    home = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH")) if part)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    try:
+        yield _Racer(entrant, process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def inputs_of(session: Session) -> dict[str, Any]:
+    """Draw inputs for a model from what it says of them; unknown sides are 1."""
+    rng = np.random.default_rng(0)
+    feeds = {}
+    for name, shape, kind in _declared(session):
+        if "float" not in kind and "f32" not in kind:
+            dtype = np.int64 if "64" in kind else np.uint8
+            feeds[name] = rng.integers(0, 256, shape).astype(dtype)
+        else:
+            feeds[name] = rng.random(shape, dtype=np.float32)
+    return feeds
+
+
+def _declared(session: Session) -> list[tuple[str, list[int], str]]:
+    if isinstance(session, OnnxRuntimeSession):
+        return [
+            (i.name, [side if isinstance(side, int) else 1 for side in i.shape], i.type)
+            for i in session.session.get_inputs()
+        ]
+    if isinstance(session, OpenVinoSession):
+        return [
+            (
+                port.get_any_name(),
+                [side.get_length() if side.is_static else 1 for side in port.partial_shape],
+                port.element_type.get_type_name(),
+            )
+            for port in session.compiled.inputs
+        ]
+    found: list[tuple[str, list[int], str]] = session.declared()  # type: ignore[attr-defined]
+    return found
+
+
+def own_peak_mb() -> float:
+    """Return the peak resident memory of this process in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"), re.M)
+        if found:
+            return int(found[1]) / 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def run_for(session: Session, feeds: dict[str, Any], seconds: float) -> list[float]:
+    """Run at least once, and until the time is up; return the milliseconds of each run."""
+    samples: list[float] = []
+    stop = time.perf_counter() + seconds
+    while not samples or time.perf_counter() < stop:
+        samples.append(session.timed(feeds))
+    return samples
+
+
+def throughput(entrant: Entrant, cores: int, *, seconds: float = 5.0) -> float:
+    """Return frames per second where as many requests as `cores` are in flight at once.
+
+    The model has the machine to itself, in a process of its own.
+    """
+    crowd = replace(entrant, threads=cores)
+    with _racer(crowd, "crowd") as racer:
+        return float(racer.ask("run", seconds)["fps"])
+
+
+def crowd_fps(session: Any, feeds: dict[str, Any], requests: int, seconds: float) -> float:
+    """Run a session from several threads at once; return frames per second."""
+    done = [0] * requests
+    start = time.perf_counter()
+    stop = start + seconds
+
+    def work(index: int) -> None:
+        run = session.runner()
+        while time.perf_counter() < stop:
+            run(feeds)
+            done[index] += 1
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(requests)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(done) / (time.perf_counter() - start)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Load a model and obey: `run SECONDS`, `end`."""
+    model, runtime, precision, threads, mode = arguments
+    try:
+        start = time.perf_counter()
+        crowd = mode == "crowd"
+        opened = open_crowd if crowd else open_session
+        if runtime == "tensorrt" and not crowd:
+            session = open_session(runtime, Path(model), int(threads), precision, "cuda")
+        else:
+            session = opened(runtime, Path(model), int(threads), precision)
+        feeds = inputs_of(session)
+        session.run(feeds)
+        _say({"start_ms": (time.perf_counter() - start) * 1e3})
+        run_for(session, feeds, 0.0)
+        for line in sys.stdin:
+            verb, *rest = line.split()
+            if verb == "end":
+                _say({"peak_mb": own_peak_mb()})
+                break
+            if crowd:
+                _say({"fps": crowd_fps(session, feeds, int(threads), float(rest[0]))})
+                continue
+            session.run(feeds)  # caches hold what the others left there
+            _say({"ms": run_for(session, feeds, float(rest[0]))})
+    except HeatError as error:
+        _say({"error": str(error)})
+        return error.exit_code
+    return 0
+
+
+def _say(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,129 @@
+"""INT8: ranges, the plan, and that the artefact rounds as the simulation does."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deploy.diverge import first_divergence
+from deploy.form import Form
+from deploy.quantize import by_sensitivity, quantize
+from deploy.runtimes import executed_precision, open_session
+from latency_tables.models import randomise
+from supernet.architecture import Architecture
+from supernet.detector import Detector
+from supernet.errors import PromiseError, UserError
+from supernet.fake_quant import simulate_int8
+from supernet.letterbox import Image
+from supernet.operators.repcnn import ConvRelu
+from supernet.quantization import BINS, Quantization, best_range, calibrate, place_of
+from supernet.shapes import draw
+
+
+@pytest.fixture
+def network(unit: Architecture) -> Detector:
+    torch.manual_seed(0)
+    network = Detector(unit.with_(input_size=(96, 128))).eval()
+    randomise(network)
+    return network
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image]:
+    rng = np.random.default_rng(3)
+    return [draw(rng)[0][:96, :128] for _ in range(4)]
+
+
+@pytest.fixture(scope="module")
+def batch(pictures: list[Image]) -> torch.Tensor:
+    padded = [np.zeros((96, 128, 3), np.uint8) for _ in pictures]
+    for canvas, picture in zip(padded, pictures, strict=True):
+        canvas[: picture.shape[0], : picture.shape[1]] = picture
+    return torch.from_numpy(np.stack(padded))
+
+
+def test_outliers_are_clipped_and_even_values_are_not() -> None:
+    even = best_range(1.0, torch.ones(BINS, dtype=torch.float64))
+    assert even.limit == 1.0 and even.error < 1e-4
+    counts = torch.zeros(BINS, dtype=torch.float64)
+    counts[: BINS // 4] = 1000.0
+    counts[-1] = 1.0  # one far away
+    assert best_range(8.0, counts).limit < 8.0
+    assert best_range(0.0, torch.zeros(BINS, dtype=torch.float64)).limit > 0
+
+
+def test_the_artefact_rounds_as_the_simulation_does(network: Detector, batch: torch.Tensor) -> None:
+    plan = calibrate(network.deployed(), [batch])
+    logits, deltas = simulate_int8(network, [], plan)(batch[:1])
+    model = network.to_onnx(raw=True, precision="int8", rounding=plan).SerializeToString()
+    scores, theirs = open_session("onnxruntime", model, 1).run({"image": batch[:1].numpy()})
+    assert np.abs(scores - logits[0].detach().sigmoid().flatten(2).numpy()).max() < 0.02
+    assert np.abs(theirs - deltas[0].detach().flatten(2).numpy()).max() < 0.1
+
+
+@pytest.mark.parametrize(("runtime", "outputs"), [("openvino", False), ("onnxruntime", True)])
+def test_int8_is_what_the_runtime_executes(
+    network: Detector, batch: torch.Tensor, runtime: str, outputs: bool
+) -> None:
+    plan = calibrate(network.deployed(), [batch], outputs=outputs)
+    model = network.to_onnx(raw=True, precision="int8", rounding=plan).SerializeToString()
+    feeds = {"image": batch[:1].numpy()}
+    found = executed_precision(runtime, model, 1, "int8", feeds)
+    assert found["int8"] >= 0.75 * len(plan.ranges)
+    kept = plan.keeping({place_of(name) for name in plan.ranges})
+    model = network.to_onnx(raw=True, precision="int8", rounding=kept).SerializeToString()
+    assert "int8" not in executed_precision(runtime, model, 1, "int8", feeds)
+
+
+def test_as_few_parts_as_possible_stay_in_floating_point(
+    network: Detector, batch: torch.Tensor
+) -> None:
+    plan = calibrate(network.deployed(), [batch])
+    order = by_sensitivity(network.deployed(), plan, batch)
+    assert sorted(order) == sorted({place_of(name) for name in plan.ranges})
+    needed = set(order[:3])
+
+    def lost(plan: Quantization) -> float:
+        return 0.5 * len(needed - plan.kept)
+
+    found, attempts = quantize(network, [batch], lost, max_drop=0.1)
+    assert found.kept == needed
+    assert attempts[0].kept == () and attempts[0].lost == 1.5
+    found, attempts = quantize(network, [batch], lost, max_drop=2.0)
+    assert not found.kept and len(attempts) == 1
+    with pytest.raises(PromiseError, match="INT8 loses"):
+        quantize(network, [batch], lambda plan: 5.0, max_drop=1.0)
+
+
+def test_the_first_part_that_differs_is_named(
+    network: Detector, pictures: list[Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for runtime in ("onnxruntime", "openvino"):
+        assert first_divergence(network, pictures[0], runtime, 1) is None
+    monkeypatch.setattr(ConvRelu, "emit", lambda self, graph, x: graph.conv(x, self.conv))
+    found = first_divergence(network, pictures[0], "onnxruntime", 1)
+    assert found is not None and found.place == "s1_0" and found.error > 0.1
+
+
+def test_nncf_is_an_extra(
+    network: Detector, batch: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = Form(format="openvino", precision="int8", nncf=batch.numpy())
+    graph = form.graph(network, None)
+    if importlib.util.find_spec("nncf") is not None:
+        model, _ = form.write(graph, tmp_path)
+        feeds = {"image": batch[:1].numpy()}
+        assert executed_precision("openvino", model, 1, "int8", feeds)["int8"] > 0
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(UserError, match=r"pip install 'heatdetr\[nncf\]'"):
+        form.write(graph, tmp_path)
+
+
+def test_a_plan_is_about_names_of_the_folded_network(network: Detector, tmp_path: Path) -> None:
+    plan = calibrate(network.deployed(), [torch.zeros(1, 96, 128, 3, dtype=torch.uint8)])
+    assert "stem" in {place_of(name) for name in plan.ranges}
+    assert plan.limit("stem.conv1") is not None and plan.output_limit("stem.conv1") is None
+    assert plan.keeping(["stem"]).limit("stem.conv1") is None
