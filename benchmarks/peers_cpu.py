@@ -3,16 +3,18 @@
     python benchmarks/peers_cpu.py --input-size 640x640 --runtime openvino --precision f32 \
         --peers DIR --name openvino-f32-640x640
 
-All models run in one interleaved race, batch 1, each in a process of its own, with random weights
-and without NMS or top-k (`peers.py` writes the peers' files). Multiply-adds are counted from the
-graphs, the same way for all: convolutions and matrix products. The ceiling is what a large matrix
-product reaches in the same runtime and precision, in the same race. The last line is one JSON
-object; with --name it is also written to benchmarks/results/peers/.
+All models run in interleaved races, batch 1, each in a process of its own, with random weights and
+without NMS or top-k (`peers.py` writes the peers' files). Where a process lays its memory makes a
+network some percent faster or slower: of several races, with new processes, the medians count.
+Multiply-adds are counted from the graphs, the same way for all: convolutions and matrix products.
+The ceiling is what a large matrix product reaches in the same runtime, precision and race. The last
+line is one JSON object; with --name it is also written to benchmarks/results/peers/.
 """
 
 import argparse
 import json
 import math
+import statistics
 import sys
 import tempfile
 import time
@@ -101,20 +103,35 @@ def ours(architecture: Architecture, setting: Setting) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def row(lap: Lap, macs: int, ceiling: Lap) -> dict[str, Any]:
-    """Return what the result says of a model."""
-    share = (macs / GEMM**3) / ratio(lap, ceiling)
-    return {
-        "model": lap.name,
-        "ms": round(lap.p50_ms, 3),
-        "p95_ms": round(lap.p95_ms, 3),
-        "gmacs": round(macs / 1e9, 3),
-        "ms_per_gmac": round(lap.p50_ms / macs * 1e9, 3),
-        "ceiling_share": round(share, 4),
-        "rss_mb": round(lap.peak_mb, 1),
-        "start_ms": round(lap.start_ms, 1),
-        "runs": lap.runs,
+def row(races: list[list[Lap]], index: int, macs: dict[str, int]) -> dict[str, Any]:
+    """Return what the result says of a model: medians over the races."""
+    laps = [laps[index] for laps in races]
+    name = laps[0].name
+    ms = statistics.median(lap.p50_ms for lap in laps)
+    found = {
+        "model": name,
+        "ms": round(ms, 3),
+        "ms_of_each_race": [round(lap.p50_ms, 3) for lap in laps],
+        "p95_ms": round(statistics.median(lap.p95_ms for lap in laps), 3),
+        "gmacs": round(macs[name] / 1e9, 3),
+        "ms_per_gmac": round(ms / macs[name] * 1e9, 3),
+        "ceiling_share": round(
+            statistics.median(
+                macs[name] / GEMM**3 / ratio(laps[index], laps[-1]) for laps in races
+            ),
+            4,
+        ),
+        "rss_mb": round(max(lap.peak_mb for lap in laps), 1),
+        "start_ms": round(statistics.median(lap.start_ms for lap in laps), 1),
+        "runs": sum(lap.runs for lap in laps),
     }
+    detr = next((i for i, lap in enumerate(races[0]) if lap.name == "detr-r50"), None)
+    if detr is not None:
+        per_mac = macs["detr-r50"] / macs[name]
+        found["against_detr_r50_by_mac"] = round(
+            statistics.median(ratio(laps[index], laps[detr]) * per_mac for laps in races), 4
+        )
+    return found
 
 
 def main() -> None:
@@ -128,7 +145,8 @@ def main() -> None:
     parser.add_argument("--thinned", type=Path, nargs="*", default=[], help="architecture.json")
     parser.add_argument("--peers", type=Path, help="folder of ONNX files that peers.py wrote")
     parser.add_argument("--only", default="", help="peers to run, separated by commas")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=6, help="turns of a model in each race")
+    parser.add_argument("--races", type=int, default=3, help="each with processes of its own")
     parser.add_argument("--name")
     options = parser.parse_args()
     size = parse_size(options.input_size)
@@ -155,27 +173,26 @@ def main() -> None:
                 files[name], macs[name] = path, count_macs(path)
         files["gemm"] = Path(scratch) / "gemm.onnx"
         files["gemm"].write_bytes(gemm())
-        laps = race(
-            [
-                Entrant(
-                    name=name,
-                    model=path,
-                    runtime=options.runtime,
-                    precision=options.precision,
-                    threads=options.threads,
-                )
-                for name, path in files.items()
-            ],
-            rounds=options.rounds,
-        )
-    ceiling = laps[-1]
-    rows = [row(lap, macs[lap.name], ceiling) for lap in laps[:-1]]
+        entrants = [
+            Entrant(
+                name=name,
+                model=path,
+                runtime=options.runtime,
+                precision=options.precision,
+                threads=options.threads,
+            )
+            for name, path in files.items()
+        ]
+        races = [race(entrants, rounds=options.rounds) for _ in range(options.races)]
+    rows = [row(races, index, macs) for index in range(len(entrants) - 1)]
     for one in rows:
         print(json.dumps(one), file=sys.stderr)
+    ceiling_ms = statistics.median(laps[-1].p50_ms for laps in races)
     device = resolve("cpu", runtime=options.runtime, threads=options.threads)
     result = {
         "models": rows,
-        "ceiling_gmacs_per_s": round(GEMM**3 / ceiling.p50_ms / 1e6, 1),
+        "ceiling_gmacs_per_s": round(GEMM**3 / ceiling_ms / 1e6, 1),
+        "races": options.races,
         **asdict(conditions_of(device, size)),
         "precision": options.precision,
         "date": time.strftime("%Y-%m-%d"),
