@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from deploy.bench import own_peak_mb
 from heat.spaces import search_space
-from latency_tables.fresh import own_peak_mb
 from supernet.architecture import parse_size
 from supernet.atomic import write_text
 from supernet.loss import Target, detection_loss

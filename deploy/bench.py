@@ -1,9 +1,12 @@
-"""Measures the frame rate of a deployed model, from uint8 image to boxes, batch 1."""
+"""Measures a deployed model: frame rate from uint8 image to boxes, batch 1, and peak memory."""
 
+import re
 import statistics
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .runtimes import Session
@@ -49,3 +52,16 @@ def measure_speed(
         statistics.median(every),
         every[min(len(every) - 1, round(0.95 * len(every)))],
     )
+
+
+def own_peak_mb() -> float:
+    """Return the peak resident memory of this process in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"), re.M)
+        if found:
+            return int(found[1]) / 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 1024)

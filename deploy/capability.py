@@ -1,7 +1,6 @@
 """Which TensorRT runs on which NVIDIA GPU, and in which precisions.
 
 From NVIDIA's support matrices of TensorRT 8.5 to 11 and TensorRT for RTX 1.x.
-
 """
 
 from collections.abc import Mapping

@@ -109,7 +109,6 @@ class Bundle:
             folder / self.card["model"],
             self.threads,
             self.card["precision"],
-            "cuda" if self.card["runtime"] == "tensorrt" else "cpu",
         )
         self._post: Callable[..., list[Any]] = lambda *outputs: list(outputs)
         if self.card.get("raw"):

@@ -144,11 +144,10 @@ class Form:
         """Load the artefact; without one, or where it cannot run here, its ONNX model."""
         if not self.runs_here:
             return open_session("onnxruntime", graph, self.threads, self.precision)
-        device = "cpu" if self.engine is None else "cuda"
         if artefact is None and self.nncf is not None:
             with tempfile.TemporaryDirectory() as folder:
                 return self.open(graph, self.write(graph, Path(folder))[0])
-        return open_session(self.runtime, artefact or graph, self.threads, self.precision, device)
+        return open_session(self.runtime, artefact or graph, self.threads, self.precision)
 
     def finder(self, session: Session, network: Detector) -> Find:
         """Return what gives boxes, scores and labels of one image, whatever the graph ends with."""

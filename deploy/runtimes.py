@@ -151,12 +151,13 @@ def open_session(
     model: bytes | Path,
     threads: int,
     precision: str = "f32",
-    device: str = "cpu",
+    device: str | None = None,
 ) -> Session:
     """Load a model file or its bytes; an unreadable model is a `BundleError`.
 
-    `device` is cpu or cuda.
+    `device` is cpu or cuda; without it TensorRT runs on cuda and everything else on the CPU.
     """
+    device = device or ("cuda" if runtime == "tensorrt" else "cpu")
     runtimes = _runtimes(device)
     if runtime not in runtimes:
         raise UserError(f"unknown runtime {runtime!r} on {device}: one of {', '.join(runtimes)}")
@@ -176,7 +177,7 @@ def open_crowd(
     runtime: str, model: Path, requests: int, precision: str = "f32"
 ) -> "OnnxRuntimeSession | OpenVinoSession":
     """Load a model for several requests at once, each on a thread of its own."""
-    open_session(runtime, model, 1, precision)  # refuses what is no model, by name
+    open_session(runtime, model, 1, precision, "cpu")  # refuses what is no model, by name
     if runtime == "openvino":
         return OpenVinoSession(model, requests, precision, streams=requests)
     return OnnxRuntimeSession(model, 1, precision)

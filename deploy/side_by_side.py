@@ -8,7 +8,6 @@ runtime only.
 
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import numpy as np
 
 from supernet.errors import HeatError, UserError
 
+from .bench import own_peak_mb
 from .runtimes import OnnxRuntimeSession, OpenVinoSession, Session, open_crowd, open_session
 
 ROUNDS = 15
@@ -177,19 +177,6 @@ def _declared(session: Session) -> list[tuple[str, list[int], str]]:
     return found
 
 
-def own_peak_mb() -> float:
-    """Return the peak resident memory of this process in MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"), re.M)
-        if found:
-            return int(found[1]) / 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 1024)
-
-
 def run_for(session: Session, feeds: dict[str, Any], seconds: float) -> list[float]:
     """Run at least once, and until the time is up; return the milliseconds of each run."""
     samples: list[float] = []
@@ -236,10 +223,7 @@ def main(arguments: Sequence[str]) -> int:
         start = time.perf_counter()
         crowd = mode == "crowd"
         opened = open_crowd if crowd else open_session
-        if runtime == "tensorrt" and not crowd:
-            session = open_session(runtime, Path(model), int(threads), precision, "cuda")
-        else:
-            session = opened(runtime, Path(model), int(threads), precision)
+        session = opened(runtime, Path(model), int(threads), precision)
         feeds = inputs_of(session)
         session.run(feeds)
         _say({"start_ms": (time.perf_counter() - start) * 1e3})

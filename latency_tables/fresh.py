@@ -9,7 +9,6 @@ percent slower than in its own.
 """
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from deploy.bench import own_peak_mb
 from supernet.errors import HeatError
 
 from .batch import REFERENCE, Bench, Model, NetworkResult, Setting, load
@@ -81,19 +81,6 @@ def fresh_main(arguments: Sequence[str]) -> int:
         job.session.run(job.feeds)
     print(own_peak_mb())
     return 0
-
-
-def own_peak_mb() -> float:
-    """Return the peak resident memory of this process in MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"), re.M)
-        if found:
-            return int(found[1]) / 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

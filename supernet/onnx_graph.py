@@ -116,7 +116,7 @@ class GraphWriter:
         self._precision = precision
         self._rounding = rounding or Uncalibrated()
         self._quantized: dict[tuple[str, float], Value] = {}
-        self._in_full = precision not in _HALF
+        self._in_full = not self.half
         self._full_names: set[str] = set()
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
@@ -156,14 +156,14 @@ class GraphWriter:
 
     def full(self, x: Value) -> Value:
         """Append a Cast to float32 where a value is not."""
-        if self._precision not in _HALF or x.name in self._full_names:
+        if not self.half or x.name in self._full_names:
             return x
         with self.full_precision():
             return self.op("Cast", [x], x.shape, to=TensorProto.FLOAT)
 
     def working(self, x: Value) -> Value:
         """Append a Cast to the graph's precision where a float value is not of it."""
-        if self._precision not in _HALF or x.name not in self._full_names:
+        if not self.half or x.name not in self._full_names:
             return x
         before, self._in_full = self._in_full, False
         y = self.op("Cast", [x], x.shape, to=_HALF[self._precision][1])

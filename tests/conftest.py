@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from latency_tables.models import randomise
 from supernet.architecture import Architecture
+from supernet.detector import Detector
 from supernet.shapes import make_shapes
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -47,6 +49,14 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def unit() -> Architecture:
     return UNIT
+
+
+@pytest.fixture
+def network(unit: Architecture) -> Detector:
+    torch.manual_seed(0)
+    network = Detector(unit.with_(input_size=(96, 128))).eval()
+    randomise(network)
+    return network
 
 
 def shared(name: str) -> Path:

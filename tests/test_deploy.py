@@ -19,8 +19,6 @@ from deploy.form import Form, Format
 from deploy.parity import compare, match_detections
 from deploy.runtimes import open_session
 from deploy.standalone import detect_script
-from latency_tables.models import randomise
-from supernet.architecture import Architecture
 from supernet.detector import Detector
 from supernet.errors import BundleError, DataError, PromiseError, UserError
 from supernet.letterbox import Image, letterbox, read_image
@@ -42,14 +40,6 @@ NO_TORCH = (
 def images() -> list[Image]:
     rng = np.random.default_rng(3)
     return [draw_shapes(rng)[0] for _ in range(4)]
-
-
-@pytest.fixture
-def network(unit: Architecture) -> Detector:
-    torch.manual_seed(0)
-    network = Detector(unit.with_(input_size=(96, 128))).eval()
-    randomise(network)
-    return network
 
 
 def export(network: Detector, folder: Path, images: list[Image], format: Format) -> Exported:

@@ -12,8 +12,7 @@ from deploy.detect import Bundle
 from deploy.engine import build_engine, check_sidecar, gpu_here, read_engine
 from deploy.export import export_bundle
 from deploy.form import Form
-from latency_tables.models import randomise
-from supernet.architecture import Architecture, preset
+from supernet.architecture import preset
 from supernet.detector import Detector
 from supernet.errors import BundleError, DeviceError, HeatError, UserError
 from supernet.letterbox import Image, letterbox
@@ -65,14 +64,6 @@ def test_an_engine_of_another_machine_is_refused_by_name() -> None:
         check_sidecar(facts | {"version": "10.3.0"}, "tensorrt", "10.4.0", ("Tesla V100", "7.0"))
     ahead = facts | {"package": "tensorrt_rtx", "compute_capability": "8.9", "gpu": None}
     check_sidecar(ahead, "tensorrt_rtx", "10.4.0", ("NVIDIA L4", "8.9"))
-
-
-@pytest.fixture
-def network(unit: Architecture) -> Detector:
-    torch.manual_seed(0)
-    network = Detector(unit.with_(input_size=(96, 128))).eval()
-    randomise(network)
-    return network
 
 
 @pytest.fixture

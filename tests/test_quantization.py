@@ -12,8 +12,6 @@ from deploy.diverge import first_divergence
 from deploy.form import Form
 from deploy.quantize import by_sensitivity, quantize
 from deploy.runtimes import executed_precision, open_session
-from latency_tables.models import randomise
-from supernet.architecture import Architecture
 from supernet.detector import Detector
 from supernet.errors import PromiseError, UserError
 from supernet.fake_quant import simulate_int8
@@ -21,14 +19,6 @@ from supernet.letterbox import Image
 from supernet.operators.repcnn import ConvRelu
 from supernet.quantization import BINS, Quantization, best_range, calibrate, place_of
 from supernet.shapes import draw
-
-
-@pytest.fixture
-def network(unit: Architecture) -> Detector:
-    torch.manual_seed(0)
-    network = Detector(unit.with_(input_size=(96, 128))).eval()
-    randomise(network)
-    return network
 
 
 @pytest.fixture(scope="module")

@@ -32,21 +32,21 @@ def bench(
         [_entrant(path, runtime=runtime, precision=precision, threads=threads) for path in models]
     )
     laps = race(entrants, rounds=rounds)
-    cores = detect_cpu().cores
+    machine = detect_cpu()
     rows = []
     for entrant, lap in zip(entrants, laps, strict=True):
         row = _row(entrant, lap, laps[0])
         if crowd:
-            row["throughput_fps"] = round(throughput(entrant, cores), 2)
-            row["streams"] = cores
+            row["throughput_fps"] = round(throughput(entrant, machine.cores), 2)
+            row["streams"] = machine.cores
         rows.append(row)
     print_race(rows)
     if picture is not None:
         from ..charts import draw_race
 
-        draw_race(laps, f"{detect_cpu().model}, batch 1", picture)
+        draw_race(laps, f"{machine.model}, batch 1", picture)
         print(f"drawn in {picture}", file=sys.stderr)
-    return {"models": rows, "machine": detect_cpu().model, "rounds": rounds}
+    return {"models": rows, "machine": machine.model, "rounds": rounds}
 
 
 def _entrant(

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
+from deploy.bench import Speed
 from deploy.build_engine import plan_engine
 from deploy.export import Exported, export_bundle
 from deploy.form import Form, Format
@@ -115,23 +116,30 @@ def export(
     if form.precision == "int8" and form.nncf is None:
         plan = quantized(network, form, pixels, judge, wish.max_ap_drop)
     facts = _facts(target, form, thinned, training, same=same)
-    for attempt in range(MAX_MEASUREMENTS):
-        done = export_bundle(
-            network,
-            workspace.bundle(form.format),
-            form,
-            names=names,
-            images=pictures,
-            facts=facts,
-            plan=plan,
-            judge=judge,
-            max_ap_drop=wish.max_ap_drop,
-            measure=lambda model: measure_bundle(model, setting, size, reference_ms),
-        )
-        broken = broken_promises(done.speed.fps, predicted, target_fps) if done.speed else ""
-        if not broken:
-            break
-        print(f"warning: measurement {attempt + 1}: {broken}", file=sys.stderr)
+    broken = ""
+
+    def measure(model: Path) -> Speed:
+        nonlocal broken
+        for attempt in range(MAX_MEASUREMENTS):
+            speed = measure_bundle(model, setting, size, reference_ms)
+            broken = broken_promises(speed.fps, predicted, target_fps)
+            if not broken:
+                break
+            print(f"warning: measurement {attempt + 1}: {broken}", file=sys.stderr)
+        return speed
+
+    done = export_bundle(
+        network,
+        workspace.bundle(form.format),
+        form,
+        names=names,
+        images=pictures,
+        facts=facts,
+        plan=plan,
+        judge=judge,
+        max_ap_drop=wish.max_ap_drop,
+        measure=measure,
+    )
     _tell(form, done, thinned, training)
     result = {
         "bundle": str(done.folder),
