@@ -25,7 +25,7 @@ import onnx
 import torch
 from torch import nn
 
-from deploy.runtimes import OPENVINO_HINT, OnnxRuntimeSession
+from deploy.runtimes import CHANNELS_LAST, OPENVINO_HINT, OnnxRuntimeSession
 from deploy.side_by_side import Entrant, race, ratio
 from latency_tables.devices import resolve
 from latency_tables.models import random_network
@@ -126,7 +126,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = {"plain": Path(folder) / "plain.onnx", "heat": Path(folder) / "heat.onnx"}
         plain_export(network, size, files["plain"])
-        files["heat"].write_bytes(network.to_onnx(raw=True).SerializeToString())
+        model = network.to_onnx(raw=True, channels_last=options.runtime in CHANNELS_LAST)
+        files["heat"].write_bytes(model.SerializeToString())
         if options.before:
             files["before"] = options.before
         laps = race(

@@ -27,6 +27,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from deploy.runtimes import CHANNELS_LAST
 from deploy.side_by_side import Entrant, Lap, race, ratio
 from latency_tables.batch import Setting
 from latency_tables.devices import resolve
@@ -99,7 +100,11 @@ def ours(architecture: Architecture, setting: Setting) -> bytes:
     """Return a network of random weights, without NMS, in the setting's precision."""
     network = Detector(architecture).eval()
     randomise(network)
-    model = network.to_onnx(raw=True, precision=setting.graph_precision)
+    model = network.to_onnx(
+        raw=True,
+        precision=setting.graph_precision,
+        channels_last=setting.runtime in CHANNELS_LAST,
+    )
     return bytes(model.SerializeToString())
 
 

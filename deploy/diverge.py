@@ -9,7 +9,7 @@ from supernet.detector import Detector
 from supernet.letterbox import Image, letterbox
 from supernet.onnx_graph import Precision, Rounding
 
-from .runtimes import open_session
+from .runtimes import CHANNELS_LAST, open_session
 
 TOLERANCE = {"f32": 1e-3, "f16": 0.05, "bf16": 0.1, "int8": 0.3}
 """Largest norm of a part's difference over the norm of what torch computes."""
@@ -43,7 +43,13 @@ def first_divergence(
     The graph is written again with every part's result as an output, in precision `written`, and
     run in precision `executed`. The head is left out: its scores are compared elsewhere.
     """
-    model = network.to_onnx(raw=True, precision=written, rounding=rounding, expose=True)
+    model = network.to_onnx(
+        raw=True,
+        precision=written,
+        rounding=rounding,
+        expose=True,
+        channels_last=runtime in CHANNELS_LAST,
+    )
     names = [output.name for output in model.graph.output]
     session = open_session(runtime, model.SerializeToString(), threads, executed)
     pixels = letterbox(image, network.architecture.input_size)[0][None]

@@ -14,7 +14,7 @@ from supernet.quantization import Quantization
 from .build_engine import Plan
 from .nncf_int8 import quantize_with_nncf
 from .postprocess import Find, Postprocess, unpad
-from .runtimes import Session, open_session
+from .runtimes import CHANNELS_LAST, Session, open_session
 
 Format = Literal["onnx", "openvino", "tensorrt"]
 
@@ -114,6 +114,7 @@ class Form:
                 padded=self.padded,
                 batch=size,
                 opset=self.opset or (self.engine.opset if self.engine else None),
+                channels_last=self.runtime in CHANNELS_LAST,
             )
             for size in sizes
         ]

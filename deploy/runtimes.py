@@ -221,6 +221,9 @@ def _runtimes(device: str) -> dict[str, Callable[[bytes | Path, int, str], Sessi
 ROUNDS_OUTPUTS = frozenset({"onnxruntime"})
 """Runtimes that compute a convolution in INT8 only where its output is rounded again."""
 
+CHANNELS_LAST = frozenset({"openvino"})
+"""Runtimes that are faster where tokens keep their channels innermost; ONNX Runtime is slower."""
+
 HEAVY = ("conv", "matmul", "gemm", "fullyconnected")
 """Parts of node names that do the multiply-adds."""
 

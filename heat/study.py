@@ -214,7 +214,10 @@ def _retry_killed(study: optuna.Study) -> None:
         started = trial.datetime_start or datetime.now()
         old = datetime.now() - started > timedelta(seconds=STALE_AFTER_S)
         if old or (where == host and not _alive(int(pid))):
-            study.tell(trial.number, state=TrialState.FAIL)
+            try:
+                study.tell(trial.number, state=TrialState.FAIL)
+            except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+                continue  # another worker was quicker
             params = trial.params or trial.system_attrs.get("fixed_params", {})
             study.enqueue_trial(params)
             print(f"trial {trial.number} of a killed worker is tried again", file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from deploy.runtimes import ROUNDS_OUTPUTS
+from deploy.runtimes import CHANNELS_LAST, ROUNDS_OUTPUTS
 from supernet.architecture import Architecture
 from supernet.detector import Detector
 from supernet.onnx_graph import GraphWriter, Precision, Uncalibrated
@@ -102,7 +102,12 @@ def write(probe: ProbeModel, setting: Setting = PLAIN) -> Model:
     inputs = net.shapes()
     if setting.runtime == "torch":
         return Model(b"", inputs, net)
-    graph = GraphWriter("probe", cast(Precision, setting.graph_precision), _rounding(setting))
+    graph = GraphWriter(
+        "probe",
+        cast(Precision, setting.graph_precision),
+        _rounding(setting),
+        channels_last=setting.runtime in CHANNELS_LAST,
+    )
 
     def call(name: str, *values: Any) -> Any:
         graph.scope(name)
@@ -126,7 +131,9 @@ def write_network(architecture: Architecture, setting: Setting = PLAIN, *, seed:
     if setting.runtime == "torch":
         return Model(b"", image, network.deployed())
     model = network.to_onnx(
-        precision=cast(Precision, setting.graph_precision), rounding=_rounding(setting)
+        precision=cast(Precision, setting.graph_precision),
+        rounding=_rounding(setting),
+        channels_last=setting.runtime in CHANNELS_LAST,
     )
     return Model(model.SerializeToString(), image)
 

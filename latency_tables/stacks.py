@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from deploy.runtimes import CHANNELS_LAST
 from supernet.architecture import Entry
 from supernet.onnx_graph import GraphWriter, Precision, Value
 from supernet.operators import OPERATORS, Unit
@@ -36,7 +37,7 @@ class Setup:
     """Height and width in cells: stride 16 of a 448x448 image."""
 
 
-def stack_models(setup: Setup, precision: Precision) -> dict[str, Model]:
+def stack_models(setup: Setup, setting: Setting) -> dict[str, Model]:
     """Return every stack as an ONNX model."""
     blocks = {
         "RepCNN": ["repcnn"],
@@ -48,14 +49,14 @@ def stack_models(setup: Setup, precision: Precision) -> dict[str, Model]:
         "HOD": ["repcnn"] * 4 + ["wmsa", "swmsa"] * 3 + ["cw"] * 2,
     }
     models = {
-        name: _write(_our_layers(operators, setup), setup, precision)
+        name: _write(_our_layers(operators, setup), setup, setting)
         for name, operators in blocks.items()
     }
     for name, windows in (("DeiT", False), ("Swin", True)):
         for norm in ("LN", "BN"):
             layers = _token_layers(setup, windows=windows, layer_norm=norm == "LN")
-            models[f"{name}-{norm}"] = _write(layers, setup, precision, tokens=True)
-    models["RepCNN, branches"] = _write(_branched_layers(setup), setup, precision)
+            models[f"{name}-{norm}"] = _write(layers, setup, setting, tokens=True)
+    models["RepCNN, branches"] = _write(_branched_layers(setup), setup, setting)
     return models
 
 
@@ -63,9 +64,13 @@ Layer = Callable[[GraphWriter, Value], Value]
 
 
 def _write(
-    layers: Sequence[Layer], setup: Setup, precision: Precision, *, tokens: bool = False
+    layers: Sequence[Layer], setup: Setup, setting: Setting, *, tokens: bool = False
 ) -> Model:
-    graph = GraphWriter("stack", precision)
+    graph = GraphWriter(
+        "stack",
+        cast(Precision, setting.graph_precision),
+        channels_last=setting.runtime in CHANNELS_LAST,
+    )
     shape = (setup.side**2, setup.width) if tokens else (1, setup.width, setup.side, setup.side)
     x = graph.input("x", shape)
     for layer in layers:
@@ -167,6 +172,6 @@ def _token_layers(setup: Setup, *, windows: bool, layer_norm: bool) -> list[Laye
 def measure_stacks(setting: Setting, setup: Setup | None = None) -> dict[str, float]:
     """Return milliseconds of every stack on this machine, all interleaved."""
     setup = setup or Setup()
-    models = stack_models(setup, cast(Precision, setting.graph_precision))
+    models = stack_models(setup, setting)
     jobs = {name: load(model, setting) for name, model in models.items()}
     return {name: timing.ms for name, timing in time_jobs(jobs).items()}

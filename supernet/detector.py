@@ -130,6 +130,7 @@ class Detector(nn.Module):
         padded: bool = False,
         batch: int = 1,
         opset: int | None = None,
+        channels_last: bool = False,
     ) -> onnx.ModelProto:
         """Write the deployed graph, from uint8 image to boxes in pixels.
 
@@ -137,12 +138,15 @@ class Detector(nn.Module):
         `padded` have fixed shapes (see `Decode.emit`), as a batch needs it.
         `rounding` is that of int8, by the names of convolutions in the folded network. With
         `expose` every part's results are outputs too, named `place.0`, `place.1`.
+        `channels_last` is how some runtimes compute fastest (see `GraphWriter`).
         """
         network = self.deployed()
         for name, module in network.units.named_modules():
             if isinstance(module, nn.Conv2d):
                 module.heat_name = name  # a copy of it, with a factor folded in, has it too
-        graph = GraphWriter(precision=precision, rounding=rounding, opset=opset)
+        graph = GraphWriter(
+            precision=precision, rounding=rounding, opset=opset, channels_last=channels_last
+        )
 
         exposed: list[tuple[str, Value, str]] = []
 

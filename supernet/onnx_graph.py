@@ -37,7 +37,7 @@ BF16_OPSET = 22
 IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
 """Oldest IR that carries an opset, so that older runtimes load the file."""
 
-FORMS_VERSION = 2
+FORMS_VERSION = 3
 """Raised whenever an operator's deployed nodes change: latencies measured before are then stale."""
 
 ACTIVATION_RANGE = 4.0
@@ -106,12 +106,18 @@ class GraphWriter:
         precision: Precision = "f32",
         rounding: Rounding | None = None,
         opset: int | None = None,
+        channels_last: bool = False,
     ) -> None:
-        """Start an empty graph; `rounding` is that of precision int8."""
+        """Start an empty graph; `rounding` is that of precision int8.
+
+        Where maps become tokens, those of a `channels_last` graph keep their channels innermost,
+        as runtimes that compute convolutions channels last have them in memory.
+        """
         least, usual = (BF16_OPSET,) * 2 if precision == "bf16" else (OLDEST_OPSET, OPSET)
         self._opset = opset or usual
         if not least <= self._opset <= max(IR_VERSIONS):
             raise UserError(f"--opset {opset}: {least} to {max(IR_VERSIONS)} for {precision}")
+        self.channels_last = channels_last
         self._name = name
         self._precision = precision
         self._rounding = rounding or Uncalibrated()
@@ -297,12 +303,13 @@ class GraphWriter:
         half = self.binary("Mul", x, self.scalar(0.5))
         return self.binary("Mul", half, self.add(error, self.scalar(1.0)))
 
-    def norm_l2(self, x: Value) -> Value:
-        """Append the L2 norms over the last axis, which stays."""
-        shape = (*x.shape[:-1], 1)
+    def norm_l2(self, x: Value, axis: int) -> Value:
+        """Append the L2 norms over an axis, which stays."""
+        shape = list(x.shape)
+        shape[axis] = 1
         if self._opset >= 18:
-            return self.op("ReduceL2", [x, self.ints(-1)], shape, keepdims=1)
-        return self.op("ReduceL2", [x], shape, axes=[-1], keepdims=1)
+            return self.op("ReduceL2", [x, self.ints(axis)], shape, keepdims=1)
+        return self.op("ReduceL2", [x], shape, axes=[axis], keepdims=1)
 
     def binary(self, kind: str, a: Value, b: Value) -> Value:
         """Append an elementwise node of two inputs with broadcasting (Add, Mul, ...)."""

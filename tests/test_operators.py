@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from deploy.runtimes import open_session
+from deploy.runtimes import CHANNELS_LAST, open_session
 from latency_tables.models import randomise
 from supernet.architecture import Entry
 from supernet.onnx_graph import GraphWriter
@@ -99,7 +99,7 @@ def test_closed_forms_match_the_module(entry: Entry) -> None:
 def test_emitted_form_equals_torch(entry: Entry, runtime: str) -> None:
     module, inputs = make(entry)
     folded = fold(nn.ModuleList([module]))[0]
-    graph = GraphWriter()
+    graph = GraphWriter(channels_last=runtime in CHANNELS_LAST)
     values = [graph.input(f"x{i}", tuple(x.shape)) for i, x in enumerate(inputs)]
     emitted = folded.emit(graph, *values)
     emitted = list(emitted) if isinstance(emitted, tuple) else [emitted]

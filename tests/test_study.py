@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -15,7 +16,16 @@ from pathlib import Path
 import optuna
 import pytest
 
-from heat.study import Problem, best_state, decode, encode, open_storage, search
+from heat.study import (
+    WORKER,
+    Problem,
+    _retry_killed,
+    best_state,
+    decode,
+    encode,
+    open_storage,
+    search,
+)
 from heat.thinning import State, ThinningRules, removed_mass
 from supernet.errors import UserError
 from tests.toy_space import LOGITS, SPACE, chain_of, latency_ms
@@ -119,6 +129,23 @@ def postgresql() -> Iterator[str]:
         run("pg_ctl", "-D", data, "-m", "immediate", "stop")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_of_two_workers_one_retries_a_killed_ones_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both saw it running; the slower one finds it told already and goes on."""
+    found = optuna.create_study(storage=open_storage(str(tmp_path / "study.journal")))
+    trial = found.ask()
+    trial.suggest_float("x", 0, 1)
+    trial.set_user_attr(WORKER, f"{socket.gethostname()}:{2**22 + 1}")
+    seen = found.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+    monkeypatch.setattr(found, "get_trials", lambda **_: seen)
+    for _ in range(2):
+        _retry_killed(found)
+    monkeypatch.undo()
+    waiting = found.get_trials(states=(optuna.trial.TrialState.WAITING,))
+    assert len(waiting) == 1
 
 
 def test_workers_share_a_study_and_a_killed_ones_trial_is_retried(storage: str) -> None:

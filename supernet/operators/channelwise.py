@@ -3,6 +3,9 @@
 Shape suffixes: B batch, D channels, N heads, E = 32 channels of a head, T tokens.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -66,38 +69,52 @@ class ChannelBlock(nn.Module):
         return x_BDHW + self.drop_path(self.ffn(x_BDHW))  # type: ignore[no-any-return]
 
     def emit(self, graph: GraphWriter, x: Value) -> Value:
-        """Write the deployed block."""
+        """Write the deployed block; heads are [B, N, T, E] in a channels-last graph, else BNET."""
         B, D, H, W = x.shape
-        N = (self.heads,) if B == 1 else (B, self.heads)
         # Three convolutions rather than one and a Split, which OpenVINO executes by copying.
-        q, k, v = (
-            graph.reshape(graph.conv(x, part), *N, HEAD, H * W) for part in split_conv(self.qkv, 3)
-        )
+        q, k, v = (self._heads(graph, graph.conv(x, part)) for part in split_conv(self.qkv, 3))
         with graph.full_precision():  # sums over thousands of tokens overflow float16
-            norm_q, norm_k = (graph.norm_l2(graph.full(x)) for x in (q, k))
-        scores = self._emit_cosines(graph, q, k, norm_q, norm_k)
-        mixed = graph.matmul(graph.unary("Softmax", scores, axis=-1), v)
-        mixed = graph.unary("HardSwish", graph.reshape(mixed, B, D, H, W))
-        x = graph.add(x, graph.conv(mixed, self.proj))
+            over_tokens = -2 if graph.channels_last else -1
+            norm_q, norm_k = (graph.norm_l2(graph.full(part), over_tokens) for part in (q, k))
+        scores = graph.unary("Softmax", self._emit_cosines(graph, q, k, norm_q, norm_k), axis=-1)
+        if graph.channels_last:
+            mixed = graph.transpose(graph.matmul(v, graph.swap(scores)), 0, 2, 1, 3)
+            mixed = graph.transpose(graph.reshape(mixed, B, H, W, D), 0, 3, 1, 2)
+        else:
+            mixed = graph.reshape(graph.matmul(scores, v), B, D, H, W)
+        x = graph.add(x, graph.conv(graph.unary("HardSwish", mixed), self.proj))
         x = graph.add(x, self.lpi.emit(graph, x))
         return graph.add(x, self.ffn.emit(graph, x))
+
+    def _heads(self, graph: GraphWriter, x: Value) -> Value:
+        """Return a map by heads."""
+        B, _, H, W = x.shape
+        if graph.channels_last:
+            x = graph.reshape(graph.transpose(x, 0, 2, 3, 1), B, H * W, self.heads, HEAD)
+            return graph.transpose(x, 0, 2, 1, 3)
+        N = (self.heads,) if B == 1 else (B, self.heads)
+        return graph.reshape(x, *N, HEAD, H * W)
 
     def _emit_cosines(
         self, graph: GraphWriter, q: Value, k: Value, norm_q: Value, norm_k: Value
     ) -> Value:
         """Return the products of all channels, over their norms, times the temperature."""
+
+        def outer(a: Value, b: Value, product: Callable[[Value, Value], Value]) -> Value:
+            return product(graph.swap(a), b) if graph.channels_last else product(a, graph.swap(b))
+
         if graph.half:  # the products must not grow: normalised first
             with graph.full_precision():
                 q, k = (
                     graph.binary("Div", graph.full(x), graph.binary("Max", norm, graph.scalar(EPS)))
                     for x, norm in ((q, norm_q), (k, norm_k))
                 )
-            cosines = graph.matmul(graph.working(q), graph.swap(graph.working(k)))
+            cosines = outer(graph.working(q), graph.working(k), graph.matmul)
             return graph.binary("Mul", cosines, graph.const(self.temp))
-        norms = graph.binary("Mul", norm_q, graph.swap(norm_k))
+        norms = outer(norm_q, norm_k, partial(graph.binary, "Mul"))
         norms = graph.binary("Max", norms, graph.scalar(EPS))
         factor = graph.binary("Div", graph.const(self.temp), norms)
-        return graph.binary("Mul", graph.matmul(q, graph.swap(k)), factor)
+        return graph.binary("Mul", outer(q, k, graph.matmul), factor)
 
 
 def macs_of(d: int, cells: int) -> Macs:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..architecture import Entry, Macs
 from ..onnx_graph import Array, GraphWriter, Value
 from .base import Operator, same_shape
-from .convbn import ConvBN, DropPath, FeedForward, conv_params
+from .convbn import ConvBN, DropPath, FeedForward, conv_from, conv_params
 
 WINDOW = 7
 TOKENS = WINDOW * WINDOW
@@ -143,13 +143,10 @@ class WindowBlock(nn.Module):
         tall, wide = padded(H), padded(W)
         rows, columns = tall // WINDOW, wide // WINDOW
         # Channels last: runtimes keep them so around 1x1 convolutions, and windows are then runs.
-        y = graph.transpose(graph.conv(x, self._scaled_qkv()), 0, 2, 3, 1)
-        y = graph.pad_right_bottom(y, tall, wide)
-        for axis in (1, 2) if shift else ():
-            y = graph.roll(y, axis, -shift)
-        y = graph.reshape(y, B * rows, WINDOW, columns, WINDOW, N, HEAD)
-        y = graph.reshape(graph.transpose(y, 0, 2, 4, 1, 3, 5), B * rows * columns, N, TOKENS, HEAD)
-        q, k, v = graph.split(y, 3, (KEY, KEY, VALUE))
+        q, k, v = (
+            self._emit_windows(graph, graph.conv(x, part), tall, wide, shift)
+            for part in self._parts()
+        )
         scores = graph.matmul(q, graph.swap(k))
         for term in self._constants(H, W, shift, merge=B == 1):
             if len(term) > 1 and B > 1:  # one for each window, and the images share it
@@ -169,6 +166,32 @@ class WindowBlock(nn.Module):
         projected = graph.conv(graph.unary("HardSwish", out), self.proj)
         x = graph.add(x, projected)
         return graph.add(x, self.ffn.emit(graph, x))
+
+    def _emit_windows(
+        self, graph: GraphWriter, y: Value, tall: int, wide: int, shift: int
+    ) -> Value:
+        """Return a projected map as windows [G, N, T, channels of a head]."""
+        B, channels, _, _ = y.shape
+        N, rows, columns = self.heads, tall // WINDOW, wide // WINDOW
+        y = graph.pad_right_bottom(graph.transpose(y, 0, 2, 3, 1), tall, wide)
+        for axis in (1, 2) if shift else ():
+            y = graph.roll(y, axis, -shift)
+        y = graph.reshape(y, B * rows, WINDOW, columns, WINDOW, N, channels // N)
+        y = graph.transpose(y, 0, 2, 4, 1, 3, 5)
+        return graph.reshape(y, B * rows * columns, N, TOKENS, channels // N)
+
+    def _parts(self) -> list[nn.Conv2d]:
+        """Return q's, k's and v's convolution, of a folded one's rows."""
+        qkv = self._scaled_qkv()
+        assert isinstance(qkv, nn.Conv2d) and qkv.bias is not None
+        rows = torch.arange(qkv.out_channels).view(self.heads, HEAD)
+        parts = []
+        for some in torch.split(rows, [KEY, KEY, VALUE], 1):
+            index = some.flatten()
+            part = conv_from(qkv.weight[index], qkv.bias[index], 1, 1)
+            part.heat_name = str(getattr(qkv, "heat_name", ""))  # type: ignore[assignment]
+            parts.append(part)
+        return parts
 
     def _scaled_qkv(self) -> nn.Module:
         qkv = copy.deepcopy(self.qkv)
