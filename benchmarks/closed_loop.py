@@ -15,16 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from result import here, tell
+
 from heat.charts import draw_targets
 from heat.settle import OVERSHOOT
-from latency_tables.devices import resolve
-from latency_tables.store import conditions_of
 from supernet.architecture import parse_size
-from supernet.atomic import write_text
 
 RESULTS = Path(__file__).parent / "results" / "closed-loop"
 FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
@@ -84,7 +82,6 @@ def main() -> None:
             row["seconds"] = round(time.monotonic() - started, 1)
             rows.append(row)
             print(json.dumps(row), file=sys.stderr, flush=True)
-    device = resolve("cpu", runtime=options.runtime, threads=options.threads)
     result = {
         **{
             verdict: [row["target"] for row in rows if row["verdict"] == verdict]
@@ -95,14 +92,12 @@ def main() -> None:
         "targets": [row["target"] for row in rows],
         "space": options.space,
         "rows": rows,
-        **asdict(conditions_of(device, parse_size(options.input_size))),
-        "date": time.strftime("%Y-%m-%d"),
+        **here(options.runtime, options.threads, parse_size(options.input_size)),
     }
     if options.name:
-        write_text(RESULTS / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
         points = [(row["target"], row["measured"]) for row in rows if row["measured"]]
         draw_targets(points, f"{options.name}: deployed", RESULTS / f"{options.name}.svg")
-    print(json.dumps(result))
+    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,16 @@ depends on the hardware. The last line is one JSON object.
 """
 
 import argparse
-import json
-import time
 from pathlib import Path
 from typing import Any
+
+from result import tell
 
 from deploy.runtimes import runtime_version
 from heat.charts import draw_stacks
 from latency_tables.batch import Setting
 from latency_tables.machine import detect_cpu
 from latency_tables.stacks import LAYERS, Setup, measure_stacks
-from supernet.atomic import write_text
 
 RESULTS = Path(__file__).parent / "results" / "congestions"
 PLACES = (
@@ -89,11 +88,8 @@ def main() -> None:
         "threads": options.threads,
         "width": setup.width,
         "side": setup.side,
-        "date": time.strftime("%Y-%m-%d"),
     }
-    if options.write:
-        write_text(RESULTS / "result.json", json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    tell(result, RESULTS / "result.json" if options.write else None)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ with these errors, and the estimated tables are written. The last line is one JS
 """
 
 import argparse
-import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result import tell
 
 from heat.spaces import search_space
 from latency_tables.devices import Figures, declared, find_device
@@ -33,7 +32,6 @@ from latency_tables.plan import space_entries
 from latency_tables.store import SHIPPED
 from latency_tables.table import LatencyTable
 from supernet.architecture import preset
-from supernet.atomic import write_text
 
 RESULT = Path(__file__).parent / "results" / "estimate-error.json"
 FEW = 10
@@ -162,7 +160,6 @@ def main() -> None:
         "summary": summary,
         "tables": found,
         "paper_v100": paper,
-        "date": time.strftime("%Y-%m-%d"),
     }
     if options.write:
         shipped.save()
@@ -170,8 +167,7 @@ def main() -> None:
         every = space_entries(space.template, space.widths, oa=True)
         for name in SHIPPED_DEVICES:
             estimated_table(declared(name), (448, 448), every, shipped).save(SHIPPED)
-        write_text(RESULT, json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    tell(result, RESULT if options.write else None)
 
 
 if __name__ == "__main__":

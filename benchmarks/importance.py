@@ -13,10 +13,11 @@ agree with a reading better than the reading does with itself. The last line is 
 import argparse
 import json
 import tempfile
-import time
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from result import tell
 
 from heat.accuracy import Readings
 from heat.charts import draw_importance
@@ -27,10 +28,10 @@ from heat.stages.supernet import train_supernet
 from heat.thinning import State, importance
 from heat.workspace import Workspace
 from supernet.architecture import parse_size
-from supernet.atomic import write_text
 from supernet.coco import load_split
+from supernet.recipes import TrainConfig
 from supernet.supernet import SearchConfig, place_name
-from supernet.training import TrainConfig
+from supernet.training import Running
 
 RESULTS = Path(__file__).parent / "results" / "importance"
 
@@ -68,7 +69,7 @@ def main() -> None:
                 frozen_share=options.frozen_share,
             )
             config = TrainConfig(epochs=options.epochs, seed=seed)
-            train_supernet(workspace, train, space, config, search, resume=True)
+            train_supernet(workspace, train, space, config, search, running=Running(resume=True))
             source = load_source(workspace, space)
             assert source.supernet is not None
             readings = [
@@ -118,13 +119,11 @@ def main() -> None:
         "data": options.data.name,
         "settings": {k: v for k, v in vars(options).items() if k not in ("data", "out", "name")},
         "seeds": seeds,
-        "date": time.strftime("%Y-%m-%d"),
     }
     if options.name:
-        write_text(RESULTS / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
         points = [(r["importance"], r["ap_lost"], s["seed"]) for s in seeds for r in s["positions"]]
         draw_importance(points, RESULTS / f"{options.name}.svg")
-    print(json.dumps(result))
+    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,15 @@ process of its own, and are scored on the whole val split. The last line is one 
 """
 
 import argparse
-import json
 import subprocess
 import sys
-import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from result import here, tell
+
 from deploy.detect import Bundle, read_card
 from deploy.side_by_side import Entrant, race, ratio
-from latency_tables.devices import resolve
-from latency_tables.store import conditions_of
-from supernet.atomic import write_text
 from supernet.coco import load_split
 from supernet.evaluate import Found, evaluate
 from supernet.letterbox import Image
@@ -84,7 +80,6 @@ def main() -> None:
         ]
     )
     size = (cards["f32"]["input"]["height"], cards["f32"]["input"]["width"])
-    device = resolve("cpu", runtime=options.runtime, threads=options.threads)
     result: dict[str, Any] = {
         "ratio": round(ratio(full, small), 3),
         "ap_drop": round(points["f32"] - points["int8"], 3),
@@ -95,13 +90,10 @@ def main() -> None:
         "network": cards["f32"]["architecture"]["name"],
         "gmacs": round(cards["f32"]["macs"] / 1e9, 3),
         "data": options.data.name,
-        **asdict(conditions_of(device, size)),
+        **here(options.runtime, options.threads, size),
         "precision": "f32 against int8",
-        "date": time.strftime("%Y-%m-%d"),
     }
-    if options.name:
-        write_text(RESULTS / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ The last line is one JSON object.
 
 import argparse
 import csv
-import json
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result import tell
 
 from heat.charts import draw_residuals
 from heat.spaces import search_space
@@ -38,7 +38,6 @@ from latency_tables.plan import Checks, check_networks, space_entries
 from latency_tables.profile import FRESH_COMMAND, calibrate, fill
 from latency_tables.store import open_table
 from supernet.architecture import Architecture, parse_size
-from supernet.atomic import write_text
 from supernet.progress import Progress
 from supernet.supernet import SearchSpace
 
@@ -165,7 +164,6 @@ def main() -> None:
         "unstable_rows": round(table.unstable, 4),
         "memory_held_out_error": table.memory.held_out_error if table.memory else None,
         "disturbances": disturbances(table.facts),
-        "date": time.strftime("%Y-%m-%d"),
     }
     if options.name:
         RESULTS.mkdir(parents=True, exist_ok=True)
@@ -173,13 +171,12 @@ def main() -> None:
             writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        write_text(RESULTS / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
         draw_residuals(
             [(row["predicted_ms"], row["measured_at_table_speed_ms"]) for row in rows],
             f"{options.name}: median error {100 * result['median_error']:.1f} %",
             RESULTS / f"{options.name}.svg",
         )
-    print(json.dumps(result))
+    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
 
 
 if __name__ == "__main__":

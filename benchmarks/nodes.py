@@ -13,25 +13,21 @@ import contextlib
 import json
 import sys
 import tempfile
-import time
 import warnings
 from collections import defaultdict
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from result import here, tell
 from torch import nn
 
 from deploy.runtimes import CHANNELS_LAST, OPENVINO_HINT, OnnxRuntimeSession
 from deploy.side_by_side import Entrant, race, ratio
-from latency_tables.devices import resolve
 from latency_tables.models import random_network
-from latency_tables.store import conditions_of
 from supernet.architecture import parse_size, preset
-from supernet.atomic import write_text
 from supernet.detector import Detector
 
 RESULTS = Path(__file__).parent / "results" / "nodes"
@@ -163,17 +159,13 @@ def main() -> None:
                     if ms >= 0.01
                 },
             }
-    device = resolve("cpu", runtime=options.runtime, threads=options.threads)
     result = {
         "network": options.preset,
         "graphs": graphs,
-        **asdict(conditions_of(device, size)),
+        **here(options.runtime, options.threads, size),
         "precision": options.precision,
-        "date": time.strftime("%Y-%m-%d"),
     }
-    if options.name:
-        write_text(RESULTS / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
 
 
 if __name__ == "__main__":

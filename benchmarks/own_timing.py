@@ -16,18 +16,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from result import here, tell
+
 from deploy.runtimes import OnnxRuntimeSession
 from deploy.side_by_side import Entrant, inputs_of, race, run_for
-from latency_tables.devices import resolve
 from latency_tables.models import random_network
-from latency_tables.store import conditions_of
 from supernet.architecture import parse_size, preset
-from supernet.atomic import write_text
 
 RESULTS = Path(__file__).parent / "results" / "own-timing"
 SECONDS = 6.0
@@ -96,17 +93,13 @@ def main() -> None:
                 )
                 for _ in range(options.turns)
             ]
-            device = resolve("cpu", runtime=runtime, threads=options.threads)
             result["runtimes"][runtime] = {
                 "heat_bench_ms": round(statistics.median(ours for ours, _ in pairs), 3),
                 "own_tool_ms": round(statistics.median(theirs for _, theirs in pairs), 3),
                 "ratio": round(statistics.median(ours / theirs for ours, theirs in pairs), 4),
-                **asdict(conditions_of(device, size)),
+                **here(runtime, options.threads, size),
             }
-    result["date"] = time.strftime("%Y-%m-%d")
-    if options.name:
-        write_text(RESULTS / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
 
 
 if __name__ == "__main__":

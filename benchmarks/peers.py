@@ -17,6 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+Builder = Callable[..., nn.Module]
+"""Makes a network of random weights for an input size, and a number of classes."""
+
 
 class Raw(nn.Module):
     """A transformers detector that returns its logits and boxes."""
@@ -32,7 +35,7 @@ class Raw(nn.Module):
         return found.logits, found.pred_boxes
 
 
-def detr_r50(size: tuple[int, int]) -> nn.Module:
+def detr_r50(size: tuple[int, int], classes: int = 80) -> nn.Module:
     """DETR with a ResNet-50."""
     from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
@@ -41,14 +44,15 @@ def detr_r50(size: tuple[int, int]) -> nn.Module:
         use_pretrained_backbone=False,
         backbone=None,
         backbone_config=ResNetConfig(out_features=["stage4"]),
+        num_labels=classes,
     )
     return Raw(DetrForObjectDetection(config))
 
 
-def rt_detr(depth: int) -> Callable[[tuple[int, int]], nn.Module]:
+def rt_detr(depth: int) -> Builder:
     """RT-DETR with a ResNet-vd of 18 or 50 layers, as its authors configure them."""
 
-    def build(size: tuple[int, int]) -> nn.Module:
+    def build(size: tuple[int, int], classes: int = 80) -> nn.Module:
         from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
 
         if depth == 18:
@@ -64,18 +68,19 @@ def rt_detr(depth: int) -> Callable[[tuple[int, int]], nn.Module]:
                 hidden_expansion=0.5,
                 decoder_layers=3,
                 anchor_image_size=list(size),
+                num_labels=classes,
             )
         else:
-            config = RTDetrConfig(anchor_image_size=list(size))
+            config = RTDetrConfig(anchor_image_size=list(size), num_labels=classes)
         return Raw(RTDetrForObjectDetection(config))
 
     return build
 
 
-def d_fine(kind: str) -> Callable[[tuple[int, int]], nn.Module]:
+def d_fine(kind: str) -> Builder:
     """D-FINE-N or -S, as its authors configure them."""
 
-    def build(size: tuple[int, int]) -> nn.Module:
+    def build(size: tuple[int, int], classes: int = 80) -> nn.Module:
         from transformers import DFineConfig, DFineForObjectDetection, HGNetV2Config
 
         nano = kind == "n"
@@ -109,13 +114,14 @@ def d_fine(kind: str) -> Callable[[tuple[int, int]], nn.Module]:
             depth_mult=0.5 if nano else 0.34,
             decoder_layers=3,
             anchor_image_size=list(size),
+            num_labels=classes,
         )
         return Raw(DFineForObjectDetection(config))
 
     return build
 
 
-def yolos_tiny(size: tuple[int, int]) -> nn.Module:
+def yolos_tiny(size: tuple[int, int], classes: int = 80) -> nn.Module:
     """YOLOS with a DeiT-tiny."""
     from transformers import YolosConfig, YolosForObjectDetection
 
@@ -125,17 +131,18 @@ def yolos_tiny(size: tuple[int, int]) -> nn.Module:
         num_hidden_layers=12,
         intermediate_size=768,
         image_size=list(size),
+        num_labels=classes,
     )
     return Raw(YolosForObjectDetection(config))
 
 
-def yolo(name: str) -> Callable[[tuple[int, int]], nn.Module]:
+def yolo(name: str) -> Builder:
     """YOLO11 of ultralytics, its head in export form."""
 
-    def build(size: tuple[int, int]) -> nn.Module:
+    def build(size: tuple[int, int], classes: int = 80) -> nn.Module:
         from ultralytics.nn.tasks import DetectionModel
 
-        model = DetectionModel(f"{name}.yaml", verbose=False).eval().fuse()
+        model = DetectionModel(f"{name}.yaml", nc=classes, verbose=False).eval().fuse()
         head = model.model[-1]
         head.export, head.format = True, "onnx"
         return model
@@ -143,7 +150,7 @@ def yolo(name: str) -> Callable[[tuple[int, int]], nn.Module]:
     return build
 
 
-PEERS: dict[str, Callable[[tuple[int, int]], nn.Module]] = {
+PEERS: dict[str, Builder] = {
     "detr-r50": detr_r50,
     "rt-detr-r18": rt_detr(18),
     "rt-detr-r50": rt_detr(50),

@@ -17,8 +17,6 @@ import math
 import statistics
 import sys
 import tempfile
-import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +24,13 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+from result import here, tell
 
 from deploy.runtimes import CHANNELS_LAST
 from deploy.side_by_side import Entrant, Lap, race, ratio
 from latency_tables.batch import Setting
-from latency_tables.devices import resolve
 from latency_tables.models import randomise
-from latency_tables.store import conditions_of
 from supernet.architecture import Architecture, parse_size, preset
-from supernet.atomic import write_text
 from supernet.detector import Detector
 
 RESULTS = Path(__file__).parent / "results" / "peers"
@@ -193,18 +189,14 @@ def main() -> None:
     for one in rows:
         print(json.dumps(one), file=sys.stderr)
     ceiling_ms = statistics.median(laps[-1].p50_ms for laps in races)
-    device = resolve("cpu", runtime=options.runtime, threads=options.threads)
     result = {
         "models": rows,
         "ceiling_gmacs_per_s": round(GEMM**3 / ceiling_ms / 1e6, 1),
         "races": options.races,
-        **asdict(conditions_of(device, size)),
+        **here(options.runtime, options.threads, size),
         "precision": options.precision,
-        "date": time.strftime("%Y-%m-%d"),
     }
-    if options.name:
-        write_text(RESULTS / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
 
 
 if __name__ == "__main__":

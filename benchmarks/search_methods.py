@@ -12,7 +12,6 @@ Without --run the prior ranks and the importance mass is what is lost. The last 
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from optuna import Study
 from optuna._hypervolume import compute_hypervolume
 from optuna.trial import TrialState
+from result import tell
 
 from heat.accuracy import Readings
 from heat.charts import draw_fronts
@@ -34,7 +34,6 @@ from heat.study import Problem, decode, encode, search
 from heat.thinning import State, ThinningRules
 from heat.workspace import Workspace
 from latency_tables.table import LatencyTable
-from supernet.atomic import write_text
 from supernet.coco import load_split
 
 RESULTS = Path(__file__).parent / "results" / "search-methods"
@@ -146,13 +145,11 @@ def main() -> None:
         "seconds": round(time.monotonic() - started, 1),
         "table": options.table.name,
         "space": options.space if readings is None else "the supernet's",
-        "date": time.strftime("%Y-%m-%d"),
     }
     if options.name:
-        write_text(RESULTS / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
         fronts = {method: runs[0] for method, runs in found.items()}
         draw_fronts(fronts, evaluator.meaning, RESULTS / f"{options.name}.svg")
-    print(json.dumps(result))
+    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
 
 
 if __name__ == "__main__":

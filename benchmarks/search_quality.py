@@ -13,15 +13,14 @@ import json
 import multiprocessing
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from result import here, tell
 
 from heat.charts import draw_rivals
 from heat.limits import Limits
@@ -37,13 +36,13 @@ from heat.workspace import Workspace
 from latency_tables.devices import Target, resolve
 from latency_tables.networks import random_architecture
 from latency_tables.profile import fill
-from latency_tables.store import conditions_of, open_table
+from latency_tables.store import open_table
 from latency_tables.table import LatencyTable
 from supernet.architecture import WIDTH_STEP, Architecture, parse_size
-from supernet.atomic import write_text
 from supernet.coco import load_split
+from supernet.recipes import TrainConfig
 from supernet.supernet import SearchConfig, SearchSpace
-from supernet.training import TrainConfig
+from supernet.training import Running
 
 RESULTS = Path(__file__).parent / "results" / "search-quality"
 TRIES = 60
@@ -115,7 +114,7 @@ def score(
     workspace = Workspace(folder)
     architecture.save(workspace.architecture)
     config = TrainConfig(epochs=options.epochs, seed=seed)
-    train(workspace, data, architecture, config, from_supernet=False, resume=True)
+    train(workspace, data, architecture, config, from_supernet=False, running=Running(resume=True))
     return 100.0 * float(evaluate_checkpoint(workspace, val)["ap"])
 
 
@@ -130,7 +129,7 @@ def rivals_of(
     workspace = Workspace(root)
     search = SearchConfig(logit_learning_rate=options.logit_learning_rate)
     config = TrainConfig(epochs=options.supernet_epochs, seed=seed)
-    train_supernet(workspace, data, space, config, search, resume=True)
+    train_supernet(workspace, data, space, config, search, running=Running(resume=True))
     form = Form(space, (target,), (Limits(target_fps=options.fps),))
     kept = workspace.stage("thin")
     if kept is None or kept["target_fps"] != options.fps:
@@ -195,8 +194,6 @@ def main() -> None:
                 }
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-    target = resolve("cpu", runtime=options.runtime, threads=options.threads)
-    conditions = asdict(conditions_of(target, parse_size(options.input_size)))
     by_seed = [
         {
             kind: [r["ap"] for r in rows if (r["seed"], r["kind"]) == (seed, kind)]
@@ -212,14 +209,12 @@ def main() -> None:
         "data": options.data.name,
         "fps": options.fps,
         "settings": {k: v for k, v in vars(options).items() if k not in ("data", "out", "name")},
-        **conditions,
-        "date": time.strftime("%Y-%m-%d"),
+        **here(options.runtime, options.threads, parse_size(options.input_size)),
     }
     if options.name:
-        write_text(RESULTS / f"{options.name}.json", json.dumps(result, indent=1) + "\n")
         points = [(r["kind"], r["seed"], r["fps"], r["ap"]) for r in rows]
         draw_rivals(points, options.fps, RESULTS / f"{options.name}.svg")
-    print(json.dumps(result))
+    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,16 @@ took before the first step is subtracted from its peak. The last line is one JSO
 """
 
 import argparse
-import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
+from result import tell
 
 from deploy.bench import own_peak_mb
 from heat.spaces import search_space
 from supernet.architecture import parse_size
-from supernet.atomic import write_text
 from supernet.loss import Target, detection_loss
 from supernet.supernet import SearchConfig, Supernet
 
@@ -74,11 +72,8 @@ def main() -> None:
         "input_size": options.input_size,
         "batch_size": options.batch_size,
         "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
     }
-    if options.write:
-        write_text(RESULTS, json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    tell(result, RESULTS if options.write else None)
 
 
 if __name__ == "__main__":

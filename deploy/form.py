@@ -14,7 +14,7 @@ from supernet.quantization import Quantization
 from .build_engine import Plan
 from .nncf_int8 import quantize_with_nncf
 from .postprocess import Find, Postprocess, unpad
-from .runtimes import CHANNELS_LAST, Session, open_session
+from .runtimes import CHANNELS_LAST, Session, open_session, openvino_core
 
 Format = Literal["onnx", "openvino", "tensorrt"]
 
@@ -133,7 +133,7 @@ class Form:
             return path, {}
         import openvino
 
-        model = openvino.Core().read_model(graph)
+        model = openvino_core().read_model(graph)
         if self.nncf is not None:
             model = quantize_with_nncf(model, self.nncf)
         for key, text in (metadata or {}).items():  # not carried over from the ONNX file

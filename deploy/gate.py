@@ -135,13 +135,14 @@ def check_ap(
 def torch_detect(network: Detector) -> Detect:
     """Return torch's side of the comparison."""
     folded = network.deployed()
+    device = next(folded.parameters()).device
 
     @torch.no_grad()
     def detect(image: Image) -> Found:
         pixels, scale = letterbox(image, folded.architecture.input_size)
-        found = folded.detect(torch.from_numpy(pixels)[None])[0]
-        boxes = boxes_to_image(found.boxes_xyxy.numpy(), scale, image.shape[:2])
-        return boxes, found.scores.numpy(), found.labels.numpy().astype(np.int64)
+        found = folded.detect(torch.from_numpy(pixels)[None].to(device))[0]
+        boxes = boxes_to_image(found.boxes_xyxy.cpu().numpy(), scale, image.shape[:2])
+        return boxes, found.scores.cpu().numpy(), found.labels.cpu().numpy().astype(np.int64)
 
     return detect
 

@@ -43,14 +43,18 @@ class Postprocess:
         """Return boxes xyxy [n, 4] in pixels of the network input, scores [n], labels [n]."""
         _, classes, cells = scores_AKL.shape[-3:]  # a batch of one has an axis more
         flat = scores_AKL.reshape(-1)
-        count = min(self.rule["pre_nms"], flat.size)
+        nms_iou = self.rule["nms_iou"]  # None: the head says each object once
+        count = min(self.rule["keep" if nms_iou is None else "pre_nms"], flat.size)
         best = np.argpartition(-flat, count - 1)[:count]
-        best = best[flat[best] > self.rule["score_threshold"]]
+        if nms_iou is not None:
+            best = best[flat[best] > self.rule["score_threshold"]]
         best = best[np.lexsort((best, -flat[best]))]
         labels = best // cells % classes
         boxes = self._boxes(deltas_A4hw.reshape(-1, 4, cells), best, classes * cells)
         apart = boxes + labels[:, None] * (self._limit.max() + 1)
-        kept = nms(apart, self.rule["nms_iou"], self.rule["keep"])
+        kept = np.arange(len(best))
+        if nms_iou is not None:
+            kept = nms(apart, nms_iou, self.rule["keep"])
         return [boxes[kept], flat[best][kept].astype(np.float32), labels[kept].astype(np.int64)]
 
     def _boxes(self, deltas_A4L: Numbers, index: Numbers, per_anchor: int) -> Numbers:

@@ -4,6 +4,7 @@ Needs numpy and the runtime only; every bundle's `detect.py` and every probe car
 text.
 """
 
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -103,6 +104,16 @@ OPENVINO_HINT = {"f32": "f32", "bf16": "bf16", "f16": "f16", "int8": "f32"}
 """Precision of what is not quantised; OpenVINO's own default may be bfloat16."""
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """Return the process's one `openvino.Core`; it is never released.
+
+    The CPU plugin gives the thread that loads it a signal stack, and unmaps it when the last core
+    is gone, from whatever thread: the next Ctrl-C would crash the process (OpenVINO 2026.4).
+    """
+    return import_runtime("openvino").Core()
+
+
 class OpenVinoSession(WallClock):
     """OpenVINO on the CPU, in the precision asked for and no other."""
 
@@ -110,8 +121,7 @@ class OpenVinoSession(WallClock):
         self, model: bytes | Path, threads: int, precision: str = "f32", *, streams: int = 1
     ) -> None:
         """Compile the model for latency, or for the throughput of several streams."""
-        openvino = import_runtime("openvino")
-        core = openvino.Core()
+        core = openvino_core()
         network = core.read_model(model if isinstance(model, bytes) else str(model))
         self.compiled = core.compile_model(
             network,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from supernet.aligned import training_loss
 from supernet.coco import DetectionSet, Record
 from supernet.detector import Detector
 from supernet.errors import DataError
@@ -18,7 +19,7 @@ from supernet.evaluate import Found, result_rows, score_rows
 from supernet.fake_quant import simulate_int8
 from supernet.inherit import inherit, kept_channels
 from supernet.letterbox import boxes_to_image, letterbox, read_image, scale_to_fit
-from supernet.loss import Target, detection_loss
+from supernet.loss import Target
 from supernet.operators.decode import Detections
 from supernet.recalibrate import recalibrate
 from supernet.supernet import SearchSpace, Supernet
@@ -165,7 +166,7 @@ class Readings:
             with torch.autocast("cpu", half, enabled=half is not None):
                 logits, deltas = network(images)
             logits, deltas = logits.float(), deltas.float()
-            loss = detection_loss(logits, deltas, targets, network.decode)
+            loss = training_loss((logits, deltas), targets, network.decode, "uniform")
             total += float(loss.total) * len(images)
             for found in network.decode(logits, deltas):
                 record = next(records)

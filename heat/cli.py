@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError
 from supernet.errors import HeatError, PromiseError
 from supernet.version import __version__
 
-from .commands import data, images, look, models, search, thinning
+from .commands import data, images, look, models, search, thinning, training
 
 app = App(
     name="heat",
@@ -24,9 +24,10 @@ app = App(
 )
 app.command(models.build)
 app.command(search.profile)
+app.command(training.pretrain)
 app.command(search.supernet)
 app.command(thinning.thin)
-app.command(models.train)
+app.command(training.train)
 app.command(models.evaluate, name="eval")
 app.command(models.export)
 app.command(images.detect)

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 
 from latency_tables.devices import Target
+from supernet.aligned import training_loss
 from supernet.coco import DetectionSet, Record
 from supernet.detector import Detector
-from supernet.loss import detection_loss
+from supernet.feed import feed
+from supernet.optimise import autocast_type
+from supernet.recipes import TrainConfig
 from supernet.supernet import SearchSpace
-from supernet.training import TrainConfig, batches, uses_bf16
 
 from .spaces import SPACES, search_space
 from .stages.measuring import measure_network
@@ -77,15 +79,15 @@ def step_seconds(network: Detector, data: DetectionSet) -> float:
     """Return the seconds that one image costs in training, measured on two steps."""
     config = TrainConfig()
     few = replace(data, records=data.records[: 2 * config.batch_size])
-    autocast = uses_bf16(config.precision)
+    dtype = autocast_type(config.precision, torch.device("cpu"))
     best = float("inf")
     network.train()
     for _ in range(2):
-        for images, targets in batches(few, network.architecture.input_size, config, 0):
+        for images, targets in feed(few, network.architecture.input_size, config, range(1)):
             start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                logits, deltas = network(images)
-            loss = detection_loss(logits.float(), deltas.float(), targets, network.decode)
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                outputs = network(images)
+            loss = training_loss(outputs, targets, network.decode, config.assign)
             loss.total.backward()  # type: ignore[no-untyped-call]
             best = min(best, (time.perf_counter() - start) / len(images))
     return best

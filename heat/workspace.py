@@ -51,6 +51,11 @@ class Workspace:
         return (self.parent or self.root) / "supernet"
 
     @property
+    def pretrain(self) -> Path:
+        """Folder of the pretrained backbone."""
+        return self.root / "pretrain"
+
+    @property
     def train(self) -> Path:
         """Folder of the detector's checkpoint."""
         return self.root / "train"

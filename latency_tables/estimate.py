@@ -33,7 +33,7 @@ from .conditions import Conditions
 from .costs import FLOAT_BYTES, HIDDEN, MIB
 from .devices import Figures, Target
 from .models import write
-from .probes import ProbeModel
+from .probes import ENDS, ProbeModel
 from .table import LatencyTable, Row
 
 EFFICIENCIES = Path(__file__).parent / "efficiencies.json"
@@ -73,7 +73,7 @@ def ideal_parts(entry: Entry, figures: Figures, setting: Setting) -> Parts:
 
 def _narrow(entry: Entry) -> Entry:
     """Return the entry at its narrowest: the number of nodes does not depend on the widths."""
-    if entry.op in ("preprocess", "head", "decode"):
+    if entry.op in ("preprocess", "head", *ENDS):
         return entry
     d_in = 3 if entry.op == "stem" else 32
     return replace(entry, d_in=d_in, d_out=32)

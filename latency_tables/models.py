@@ -19,7 +19,7 @@ from supernet.operators.head import Head
 from supernet.operators.repcnn import ConvRelu
 
 from .batch import Model, Setting, Shapes
-from .probes import ProbeModel, decode_of
+from .probes import ENDS, ProbeModel, decode_of
 
 PLAIN = Setting(runtime="onnxruntime", precision="f32", threads=1)
 """What a model is written for where nothing else is said."""
@@ -44,9 +44,10 @@ class ProbeNet(nn.Module):
             units[f"unit{index}"] = _cap(entry.d_in) if is_cap else OPERATORS[entry.op].build(entry)
         if probe.kind == "preprocessed":
             units["preprocess"] = OPERATORS["preprocess"].build(entry)
-        if probe.kind == "decoded":
-            units["decode"] = OPERATORS["decode"].build(decode_of(entry))
-        if probe.kind in ("sandwich", "decoded") and entry.op != "stem":
+        if probe.kind in ENDS.values():
+            end = decode_of(entry, probe.kind)
+            units["decode"] = OPERATORS[end.op].build(end)
+        if probe.kind in ("sandwich", *ENDS.values()) and entry.op != "stem":
             for index, (channels, _, _) in enumerate(OPERATORS[entry.op].inputs(entry)):
                 units[f"before{index}"] = _cap(channels)
         if probe.kind in ("sandwich", "preprocessed") and entry.op != "head":
@@ -66,7 +67,7 @@ class ProbeNet(nn.Module):
         else:
             shapes = OPERATORS[entry.op].inputs(entry)
         # Decoding alone takes the head's maps, which have no batch axis in the deployed graph.
-        batch = () if entry.op == "decode" else (1,)
+        batch = () if entry.op in ENDS else (1,)
         return {f"x{i}": ((*batch, *shape), "float32") for i, shape in enumerate(shapes)}
 
     def wire(self, call: Any, *inputs: Any) -> list[Any]:
@@ -81,7 +82,7 @@ class ProbeNet(nn.Module):
             inputs = (call("preprocess", inputs[0]),)
         results = call("unit0", *(self._capped(call, "before", inputs)))
         outputs = list(results) if isinstance(results, tuple) else [results]
-        if kind == "decoded":
+        if kind in ENDS.values():
             return list(call("decode", *outputs))
         return list(self._capped(call, "after", outputs))
 
@@ -116,7 +117,7 @@ def write(probe: ProbeModel, setting: Setting = PLAIN) -> Model:
     outputs = net.wire(
         call, *(graph.input(name, shape, dtype) for name, (shape, dtype) in inputs.items())
     )
-    decodes = "decode" in (probe.entry.op, *net.units)
+    decodes = probe.entry.op in ENDS or "decode" in net.units
     named = [
         (f"y{index}", value, "int64" if decodes and index == 2 else "float32")
         for index, value in enumerate(outputs)

@@ -18,7 +18,10 @@ from supernet.operators import OPERATORS
 
 KEEPS_SHAPE = ("repcnn", "wmsa", "swmsa", "cw", "oa")
 
-Kind = Literal["cap", "chain", "sandwich", "preprocessed", "decoded", "alone"]
+ENDS: dict[str, "Kind"] = {"decode": "decoded", "top_k": "picked"}
+"""Operators that end a network, and the probes that are a head and one of them."""
+
+Kind = Literal["cap", "chain", "sandwich", "preprocessed", "decoded", "picked", "alone"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +56,9 @@ def terms(entry: Entry) -> dict[ProbeModel, float]:
     if entry.op == "preprocess":
         stem = Entry("stem", 1, 3, 32, entry.h, entry.w)
         return {ProbeModel("preprocessed", stem): 1.0, ProbeModel("sandwich", stem): -1.0}
-    if entry.op == "decode":
+    if entry.op in ENDS:
         head = head_of(entry)
-        return {ProbeModel("decoded", head): 1.0, ProbeModel("sandwich", head): -1.0}
+        return {ProbeModel(ENDS[entry.op], head): 1.0, ProbeModel("sandwich", head): -1.0}
     operator = OPERATORS[entry.op]
     total: dict[ProbeModel, float] = {ProbeModel("sandwich", entry): 1.0}
 
@@ -83,6 +86,7 @@ def head_of(decode: Entry) -> Entry:
     )
 
 
-def decode_of(head: Entry) -> Entry:
-    """Return the decode entry behind a head entry."""
-    return Entry("decode", 32, 0, 6, head.h, head.w, head.extra, head.anchors)
+def decode_of(head: Entry, kind: str) -> Entry:
+    """Return the entry behind a head entry in a probe of a kind among `ENDS`."""
+    op = next(op for op, ends in ENDS.items() if ends == kind)
+    return Entry(op, head.stride, 0, 6, head.h, head.w, head.extra, head.anchors)

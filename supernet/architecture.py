@@ -17,6 +17,10 @@ from .errors import UserError
 GlobalBlock = Literal["cw", "oa"]
 """Channel-wise attention, or original self-attention, in S4, SAM_4, SCM and TCM."""
 
+HeadKind = Literal["nms", "one-to-one"]
+"""How detections are picked: class-wise NMS (the paper), or the best alone, of a head that was
+trained to say each object once."""
+
 WIDTH_STEP = 32
 """Head width; every stage width is a multiple of it (spec section 1)."""
 
@@ -95,6 +99,10 @@ class Architecture:
     """Sides in pixels of the square anchors of each cell."""
     anchor_offset: float = 0.0
     """Anchor centre within its cell, in cells: 0 is the corner (ancestors), 0.5 the middle."""
+    output_stride: int = 32
+    """Pixels between the cells that objects are found in: 32 (the paper), or 16 for small ones."""
+    head: HeadKind = "nms"
+    """What the deployed graph ends with."""
     input_size: tuple[int, int] = (448, 448)
     """Height and width of the network input in pixels, multiples of 32."""
 
@@ -115,6 +123,10 @@ class Architecture:
             raise UserError("at least one class and one anchor size needed")
         if self.t1_blocks < 0 or self.t2_blocks < 0:
             raise UserError("t1_blocks and t2_blocks must not be negative")
+        if self.output_stride not in (16, 32):
+            raise UserError(f"output stride {self.output_stride}: 16 or 32 needed")
+        if self.head not in ("nms", "one-to-one"):
+            raise UserError(f"head {self.head!r}: nms or one-to-one needed")
         if any(side < 32 or side % 32 for side in self.input_size):
             height, width = self.input_size
             raise UserError(
@@ -165,14 +177,18 @@ class Architecture:
         put("scm_ffn2", "ffn2", 16, d4, d4)
         put_global("scm_global1", g4, 32, d4)
         put("scm_up4", "up4", 32, d4, d4)
-        put_global("scm_global2", g4, 32, d4)
+        last = self.output_stride
+        if last == 16:
+            put("scm_up3", "up4", 16, d4, d4)
+        put_global("scm_global2", g4, last, d4)
         # T1's blocks are dense under token sparsity: the paper sparsifies single-width tokens.
-        put("tcm_t1", f"t1_{g4}", 32, d4, d4, extra=float(self.t1_blocks))
+        put("tcm_t1", f"t1_{g4}", last, d4, d4, extra=float(self.t1_blocks))
         for index in range(self.t2_blocks):
-            put_global(f"tcm_t2_{index}", g4, 32, d4)
+            put_global(f"tcm_t2_{index}", g4, last, d4)
         shape: dict[str, Any] = {"extra": float(self.num_classes), "anchors": self.num_anchors}
-        put("head", "head", 32, d4, self.num_anchors * (self.num_classes + 5), **shape)
-        put("decode", "decode", 32, self.num_anchors * (self.num_classes + 5), 6, **shape)
+        outputs = self.num_anchors * (self.num_classes + 5)
+        put("head", "head", last, d4, outputs, **shape)
+        put("decode", "decode" if self.head == "nms" else "top_k", last, outputs, 6, **shape)
         return out
 
     def macs(self) -> Macs:
@@ -224,6 +240,11 @@ class Architecture:
     def with_(self, **changes: Any) -> Self:
         """Return a copy with some fields replaced."""
         return replace(self, **changes)
+
+    def with_stride(self, output_stride: int) -> Self:
+        """Return a copy with another output stride and as many anchors, the smallest one cell."""
+        sizes = tuple(output_stride * 2**index for index in range(self.num_anchors))
+        return self.with_(output_stride=output_stride, anchor_sizes=sizes)
 
 
 def map_sizes(input_size: tuple[int, int]) -> dict[int, tuple[int, int]]:

@@ -8,7 +8,7 @@ file of its own beside it (`supernet.training`).
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
@@ -20,7 +20,7 @@ from .errors import CheckpointError
 FORMAT_VERSION = 1
 """History of the header: 1, the first."""
 
-Kind = Literal["detector", "supernet"]
+Kind = Literal["detector", "supernet", "backbone"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class CheckpointInfo:
 
     kind: Kind
     description: str
-    """JSON of the architecture (detector) or of the search space (supernet)."""
+    """JSON of the architecture (detector, backbone) or of the search space (supernet)."""
     names: tuple[str, ...]
     """Class names, by class index."""
     epoch: int
@@ -63,9 +63,8 @@ def read_info(path: Path) -> CheckpointInfo:
         version = int(header["format"])
         if version != FORMAT_VERSION:
             raise CheckpointError(f"{path}: format {version}, this HEAT reads {FORMAT_VERSION}")
-        kind: Kind = "supernet" if header["kind"] == "supernet" else "detector"
         return CheckpointInfo(
-            kind=kind,
+            kind=cast(Kind, header["kind"]),
             description=header["description"],
             names=tuple(json.loads(header["names"])),
             epoch=int(header["epoch"]),

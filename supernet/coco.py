@@ -1,7 +1,8 @@
 """Reads detection sets in COCO format: `annotations/instances_<split>.json` beside `<split>/`.
 
-The official naming (`train2017`) is understood too. Nothing is skipped silently: every problem is
-kept with the place where it stands, for `heat data check` and for the log of each run.
+The official naming (`train2017`) is understood too, and sets in YOLO format (`supernet.yolo`).
+Nothing is skipped silently: every problem is kept with the place where it stands, for `heat data
+check` and for the log of each run.
 """
 
 import json
@@ -14,8 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import DataError
+from .yolo import read_yolo, yolo_file, yolo_splits
 
 Boxes = npt.NDArray[np.float32]
+
+MIN_BOXES_TO_JUDGE = 8
+"""Fewer boxes say nothing about their convention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +84,14 @@ def splits_of(root: Path) -> tuple[str, ...]:
     """Return the splits that have an annotation file."""
     if not root.is_dir():
         raise DataError(f"no data folder at {root}: give --data DIR (make one: heat data shapes)")
+    yolo = yolo_file(root)
+    if yolo is not None:
+        return yolo_splits(yolo)
     stems = sorted((root / "annotations").glob("instances_*.json"))
     if not stems:
         raise DataError(
-            f"{root} has no annotations/instances_<split>.json: a COCO-format folder is needed"
+            f"{root} has no annotations/instances_<split>.json (COCO format) and no data.yaml "
+            "(YOLO format): one of them is needed"
         )
     return tuple(path.stem.removeprefix("instances_") for path in stems)
 
@@ -99,9 +108,15 @@ def resolve_split(root: Path, split: str) -> str:
 def load_split(root: Path, split: str) -> DetectionSet:
     """Read one split; raise `DataError` for files that cannot be used at all."""
     name = resolve_split(root, split)
-    path = root / "annotations" / f"instances_{name}.json"
-    raw = _read_json(path)
     problems: list[Problem] = []
+    yolo = yolo_file(root)
+    if yolo is not None:
+        path = yolo
+        raw = read_yolo(yolo, name, lambda *facts: problems.append(Problem(*facts)))
+    else:
+        path = root / "annotations" / f"instances_{name}.json"
+        raw = _read_json(path)
+    _refuse_corners(raw, path)
     categories = sorted(raw["categories"], key=lambda category: int(category["id"]))
     ids = tuple(int(category["id"]) for category in categories)
     if len(set(ids)) != len(ids) or not ids:
@@ -147,6 +162,30 @@ def _read_json(path: Path) -> dict[str, Any]:
             if not isinstance(item, dict) or any(name not in item for name in needed):
                 raise DataError(f"{path}: {key}[{index}] lacks one of {', '.join(needed)}")
     return raw  # type: ignore[no-any-return]
+
+
+def _refuse_corners(raw: dict[str, Any], path: Path) -> None:
+    """Refuse boxes that are corners (x1, y1, x2, y2) where COCO needs (x, y, width, height).
+
+    Read as widths, most of them would leave their pictures; read as corners, none does.
+    """
+    sizes = {image["id"]: (image["width"], image["height"]) for image in raw["images"]}
+    outside = total = 0
+    for item in raw["annotations"]:
+        try:
+            x, y, w, h = (float(value) for value in item["bbox"])
+            width, height = sizes[item["image_id"]]
+        except (KeyError, TypeError, ValueError):
+            continue
+        if not (x < w <= width + 1 and y < h <= height + 1):
+            return
+        total += 1
+        outside += x + w > width + 1 or y + h > height + 1
+    if total >= MIN_BOXES_TO_JUDGE and outside > total / 4:
+        raise DataError(
+            f"{path}: boxes look like corners (x1, y1, x2, y2), {outside} of {total} would leave "
+            "their pictures; COCO's bbox is (x, y, width, height)"
+        )
 
 
 def _boxes_by_image(

@@ -33,7 +33,7 @@ class Detector(nn.Module):
             {
                 place: OPERATORS[entry.op].build(entry)
                 for place, entry in architecture.entries().items()
-                if entry.op != "decode"
+                if place != "decode"
             }
         )
         self.units["decode"] = Decode(
@@ -41,15 +41,23 @@ class Detector(nn.Module):
             architecture.num_classes,
             architecture.input_size,
             architecture.anchor_offset,
+            stride=architecture.output_stride,
+            nms=architecture.head == "nms",
         )
+
+        self.many = None
+        if architecture.head == "one-to-one":
+            head = architecture.entries()["head"]
+            self.many = OPERATORS["head"].build(head)
+            """A head with many answers to an object, which only training needs."""
 
     @property
     def decode(self) -> Decode:
         """The decoding rule of this network."""
         return cast(Decode, self.units["decode"])
 
-    def wire(self, call: Call, image: Any) -> Any:
-        """Connect the units from the raw image to the head's two maps."""
+    def wire_backbone(self, call: Call, image: Any) -> tuple[Any, Any, Any, Any]:
+        """Connect the units from the raw image to l1, l2, p3 and l4, at strides 8, 16, 32, 64."""
         blocks = [len(string) for string in self.architecture.blocks]
 
         def stage(number: int, x: Any) -> Any:
@@ -57,33 +65,47 @@ class Detector(nn.Module):
                 x = call(f"s{number}_{position}", x)
             return call(f"s{number}_global", x)
 
-        def sam(number: int, fine: Any, coarse: Any) -> Any:
-            return call(f"sam{number}_global", call(f"sam{number}_fuse", fine, coarse))
-
         h1 = stage(1, call("stem", call("preprocess", image)))
         h2 = stage(2, call("down12", h1))
-        l1 = sam(2, h1, h2)
+        l1 = self._wire_sam(call, 2, h1, h2)
         p2, x = call("down23", l1)
         h3 = stage(3, x)
-        l2 = sam(3, p2, h3)
+        l2 = self._wire_sam(call, 3, p2, h3)
         p3, x = call("down34", l2)
-        l4 = stage(4, x)
-        l3 = sam(4, p3, l4)
+        return l1, l2, p3, stage(4, x)
+
+    def wire(self, call: Call, image: Any) -> Any:
+        """Connect the units from the raw image to the head's two maps."""
+        l1, l2, p3, l4 = self.wire_backbone(call, image)
+        l3 = self._wire_sam(call, 4, p3, l4)
         s1 = call("scm_ffn1", call("scm_lat1", l1), call("scm_lat2", l2))
         s3 = call("scm_global1", call("scm_ffn2", s1, l3))
-        s_out = call("scm_global2", call("scm_up4", s3, l4))
+        s_out = call("scm_up4", s3, l4)
+        if self.architecture.output_stride == 16:
+            s_out = call("scm_up3", s1, s_out)
+        s_out = call("scm_global2", s_out)
         t_cls, t_reg = call("tcm_t1", s_out)
         for index in range(self.architecture.t2_blocks):
             t_reg = call(f"tcm_t2_{index}", t_reg)
         return call("head", t_cls, t_reg)
 
-    def forward(self, image_BHW3: Tensor) -> tuple[Tensor, Tensor]:
-        """Map uint8 RGB images to (class logits [B, A, K, h, w], deltas [B, A, 4, h, w])."""
+    def _wire_sam(self, call: Call, number: int, fine: Any, coarse: Any) -> Any:
+        return call(f"sam{number}_global", call(f"sam{number}_fuse", fine, coarse))
+
+    def forward(self, image_BHW3: Tensor) -> tuple[Tensor, ...]:
+        """Map uint8 RGB images to (class logits [B, A, K, h, w], deltas [B, A, 4, h, w]).
+
+        In training a one-to-one network returns the same two of its one-to-many head too.
+        """
+        more: tuple[Tensor, ...] = ()
 
         def call(place: str, *inputs: Tensor) -> Any:
+            nonlocal more
+            if place == "head" and self.many is not None and self.training:
+                more = self.many(*inputs)
             return self.units[place](*inputs)
 
-        return self.wire(call, image_BHW3)  # type: ignore[no-any-return]
+        return (*self.wire(call, image_BHW3), *more)
 
     def parts(self, image_BHW3: Tensor) -> dict[str, Tensor]:
         """Run and return every part's results by `place.0`, `place.1`, in the order of execution.
@@ -103,7 +125,7 @@ class Detector(nn.Module):
 
     def detect(self, image_BHW3: Tensor) -> list[Detections]:
         """Run and decode; boxes in pixels of the network input."""
-        logits, deltas = self(image_BHW3)
+        logits, deltas = self(image_BHW3)[:2]
         return self.decode(logits, deltas)  # type: ignore[no-any-return]
 
     def set_drop_path(self, rate: float) -> None:

@@ -55,6 +55,11 @@ class Group:
         return DistributedDataParallel(network, find_unused_parameters=True)
 
 
+def first_process() -> bool:
+    """Return whether `torchrun` started this process first, or not at all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def joined() -> Iterator[Group]:
     """Join the group that `torchrun` started: nccl where each process has a GPU, else gloo."""

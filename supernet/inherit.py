@@ -43,6 +43,8 @@ def inherit(supernet: Supernet, architecture: Architecture, positions: Positions
     streams = _streams(source, architecture)
     for place, unit in network.units.items():
         _copy_unit(place, source[place], unit, streams)
+    if network.many is not None and supernet.many is not None:
+        _copy_unit("head", supernet.many, network.many, streams)
     return network
 
 

@@ -17,6 +17,14 @@ Image = npt.NDArray[np.uint8]
 PAD_RGB = (124, 116, 104)
 """ImageNet's mean colour: close to zero after normalisation."""
 
+_FLAGS = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+"""How to decode a picture that many times smaller."""
+
 
 def scale_to_fit(image_hw: tuple[int, int], input_hw: tuple[int, int]) -> float:
     """Return the factor from image pixels to network pixels."""
@@ -45,22 +53,34 @@ def boxes_to_image(boxes_xyxy: Any, scale: float, image_hw: tuple[int, int]) -> 
     return np.clip(np.asarray(boxes_xyxy, dtype=np.float32) / scale, 0, limit)
 
 
-def read_image(path: Path, expected_hw: tuple[int, int] | None = None) -> Image | None:
+def read_image(
+    path: Path, expected_hw: tuple[int, int] | None = None, shrink: int = 1
+) -> Image | None:
     """Decode an image file as RGB, or return None if it cannot be decoded.
 
     EXIF rotation is applied, unless only the unrotated pixels have the expected height and width
-    (annotations of the stored image).
+    (annotations of the stored image). `shrink` 2, 4 or 8 decodes that many times smaller, which is
+    as many times quicker for JPEG files.
     """
     try:
         data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
     except OSError:
         return None
-    pixels = _decode(data, cv2.IMREAD_COLOR)
-    if pixels is not None and expected_hw is not None and pixels.shape[:2] != expected_hw:
-        stored = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if stored is not None and stored.shape[:2] == expected_hw:
+    pixels = _decode(data, _FLAGS[shrink])
+    if pixels is None or expected_hw is None:
+        return pixels
+    if not _has_size(pixels, expected_hw, shrink):
+        stored = _decode(data, _FLAGS[shrink] | cv2.IMREAD_IGNORE_ORIENTATION)
+        if stored is not None and _has_size(stored, expected_hw, shrink):
             return stored
     return pixels
+
+
+def _has_size(image: Image, expected_hw: tuple[int, int], shrink: int) -> bool:
+    return all(
+        have in (side // shrink, -(-side // shrink))
+        for have, side in zip(image.shape[:2], expected_hw, strict=True)
+    )
 
 
 def _decode(data: npt.NDArray[np.uint8], flags: int) -> Image | None:

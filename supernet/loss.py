@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +21,10 @@ class Target:
 
     boxes_xyxy: Tensor
     labels: Tensor
+
+    def to(self, device: torch.device) -> "Target":
+        """Return it on a device."""
+        return Target(self.boxes_xyxy.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True, slots=True)

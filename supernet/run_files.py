@@ -1,95 +1,107 @@
-"""The files of a training run: averaged weights, and the state to resume from."""
+"""The files of a training run: averaged weights, the state to resume from, curves, events."""
 
+import csv
 import io
 import json
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
-from .atomic import write_bytes
+from .atomic import write_bytes, write_text
 from .checkpoint import CheckpointInfo, save_checkpoint
-from .coco import DetectionSet
-from .detector import Detector
-from .errors import CheckpointError
-from .supernet import Supernet
-
-if TYPE_CHECKING:
-    from .training import Averaged, TrainConfig
+from .errors import CheckpointError, UserError
+from .optimise import Averaged
+from .recipes import TrainConfig
+from .task import Task
 
 
 class RunFiles:
-    """The files of one training run."""
+    """The files of one training run, and where it stands."""
 
     def __init__(
         self,
         folder: Path,
-        network: Detector,
+        network: nn.Module,
         optimizer: torch.optim.Optimizer,
-        average: "Averaged",
-        config: "TrainConfig",
-        data: DetectionSet,
+        average: Averaged,
+        config: TrainConfig,
+        task: Task,
+        *,
+        writes: bool = True,
+        tensorboard: bool = False,
     ) -> None:
-        """Name the files in `folder`; nothing is read or written yet."""
+        """Name the files in `folder`; nothing is read or written yet.
+
+        Of several processes all keep count of epochs and steps, and one `writes`.
+        """
+        self.writes = writes
         self.checkpoint = folder / "weights.safetensors"
         self.state = folder / "state.pt"
+        self.metrics = folder / "metrics.csv"
+        self.events = folder / "events.jsonl"
         self.network, self.optimizer, self.average = network, optimizer, average
-        self.config, self.data = config, data
+        self.config, self.task = config, task
+        self.board = _board(folder) if tensorboard and writes else None
+        self.epoch = 0
+        """Epochs finished."""
+        self.steps = 0
+        """Steps done of the next one."""
+        self.sums: dict[str, float] = {}
+        """Sums of the losses of those steps."""
         self.skipped = 0
         self.history: list[dict[str, Any]] = []
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what must be the same for a run to be resumed."""
         return {
-            "config": json.loads(json.dumps(asdict(self.config))),
-            "names": list(self.data.names),
-            "images": len(self.data.records),
-            "what": self._description(),
+            "config": json.loads(json.dumps(self.config.lasting())),
+            "names": list(self.task.names),
+            "images": self.task.num_images,
+            "what": self.task.description,
         }
 
-    def _choices(self) -> dict[str, Any]:
-        """Return the selection logits of a supernet, to be drawn over time."""
-        if not isinstance(self.network, Supernet):
-            return {}
-        return {"r": {place: list(r) for place, r in self.network.named_logits().items()}}
+    def finish(self, epoch: int, facts: dict[str, float]) -> None:
+        """Count an epoch, and write the averaged weights and the state after it."""
+        self.epoch, self.steps, self.sums = epoch, 0, {}
+        if not self.writes:
+            return
+        row = {"epoch": epoch, **facts}
+        self.history.append({**row, **self.task.traces()})
+        self._save_weights()
+        self.save_state()
+        self._save_curves()
+        self.event("epoch", **row)
+        for key, value in facts.items():
+            if self.board is not None:
+                self.board.add_scalar(key, value, epoch)
 
-    def _description(self) -> str:
-        if isinstance(self.network, Supernet):
-            return self.network.space.to_json()
-        return self.network.architecture.to_json()
+    def event(self, name: str, **facts: Any) -> None:
+        """Append a line to the log."""
+        if not self.writes:
+            return
+        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": name, **facts}
+        try:
+            self.events.parent.mkdir(parents=True, exist_ok=True)
+            with self.events.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.events}: {error.strerror}") from None
 
-    def save(self, epoch: int, losses: dict[str, float], rate: float) -> None:
-        """Write the averaged weights and the state to resume from."""
-        self.history.append({"epoch": epoch, **losses, **self._choices()})
-        facts = {
-            "data": self.data.root.name,
-            "split": self.data.split,
-            "images": len(self.data.records),
-            "images_per_second": round(rate, 2),
-            "skipped_steps": self.skipped,
-            "history": self.history,
-            "config": asdict(self.config),
-            "torch": torch.__version__,
-        }
-        if isinstance(self.network, Supernet):
-            facts |= self.network.facts()
-        info = CheckpointInfo(
-            kind="supernet" if isinstance(self.network, Supernet) else "detector",
-            description=self._description(),
-            names=self.data.names,
-            epoch=epoch,
-            epochs=self.config.epochs,
-            facts=facts,
-        )
-        raw = self.network.state_dict()
-        save_checkpoint(
-            self.checkpoint, self.average.weights if self.config.ema_decay else raw, info
-        )
+    def save_state(self) -> None:
+        """Write what is needed to go on from here."""
+        if not self.writes:
+            return
         state = {
             "fingerprint": self.fingerprint(),
-            "epoch": epoch,
-            "network": raw,
+            "epoch": self.epoch,
+            "epochs": self.config.epochs,
+            "steps": self.steps,
+            "sums": self.sums,
+            "network": self.network.state_dict(),
             "average": self.average.weights,
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
@@ -99,10 +111,12 @@ class RunFiles:
         torch.save(state, buffer)
         write_bytes(self.state, buffer.getvalue())
 
-    def first_epoch(self, *, resume: bool, restart: bool) -> int:
-        """Load the last finished epoch, if it is to be used; return how many are finished."""
+    def load(self, *, resume: bool, restart: bool) -> None:
+        """Take up the run that stands in the folder, if it is to be used."""
         if restart or not self.state.exists():
-            return 0
+            if self.writes:
+                self.events.unlink(missing_ok=True)
+            return
         try:
             state = torch.load(self.state, weights_only=True)
             fingerprint = state["fingerprint"]
@@ -115,6 +129,11 @@ class RunFiles:
                 f"{self.state} belongs to other settings, data or architecture: "
                 "--restart replaces it, another --out keeps it"
             )
+        if state["epoch"] > self.config.epochs:
+            raise CheckpointError(
+                f"{self.state} stands at epoch {state['epoch']}, past --epochs "
+                f"{self.config.epochs}: --restart begins again"
+            )
         if not resume and state["epoch"] < self.config.epochs:
             raise CheckpointError(
                 f"{self.state} stands at epoch {state['epoch']} of {self.config.epochs}: "
@@ -124,4 +143,43 @@ class RunFiles:
         self.average.weights = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.skipped = state["history"], state["skipped"]
-        return int(state["epoch"])
+        self.epoch, self.steps, self.sums = state["epoch"], state["steps"], state["sums"]
+        if self.epoch < self.config.epochs:
+            self.event("resume", epoch=self.epoch, steps=self.steps, epochs=self.config.epochs)
+
+    def _save_weights(self) -> None:
+        rates = [row["images_per_second"] for row in self.history if "images_per_second" in row]
+        facts = {
+            **self.task.facts(),
+            "images_per_second": rates[-1] if rates else 0.0,
+            "skipped_steps": self.skipped,
+            "history": self.history,
+            "config": asdict(self.config),
+            "torch": torch.__version__,
+        }
+        info = CheckpointInfo(
+            kind=self.task.kind,
+            description=self.task.description,
+            names=self.task.names,
+            epoch=self.epoch,
+            epochs=self.config.epochs,
+            facts=facts,
+        )
+        weights = self.average.weights if self.config.ema_decay else self.network.state_dict()
+        save_checkpoint(self.checkpoint, weights, info)
+
+    def _save_curves(self) -> None:
+        columns = list(dict.fromkeys(key for row in self.history for key in row if key != "r"))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(self.history)
+        write_text(self.metrics, text.getvalue())
+
+
+def _board(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard needs it: pip install tensorboard") from None
+    return SummaryWriter(str(folder))

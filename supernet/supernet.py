@@ -186,7 +186,7 @@ class Supernet(Detector):
                     }
                     self.units[place] = GlobalMixture(blocks)
 
-    def forward(self, image_BHW3: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image_BHW3: Tensor) -> tuple[Tensor, ...]:
         """Draw the global choice once for the pass, then run as a detector."""
         if self.space.global_choice:
             noise = draw_noise(self.global_r, self.config.noise) if self.training else 0.0

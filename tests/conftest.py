@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,12 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _alike() -> Iterator[None]:
+    """Let no test depend on what another left: its random numbers, its number of threads."""
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -120,7 +120,7 @@ def test_broken_annotation_files(tmp_path: Path, content: str, message: str) -> 
 def test_folders_that_are_no_data(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no data folder"):
         load_split(tmp_path / "nowhere", "train")
-    with pytest.raises(DataError, match="COCO-format"):
+    with pytest.raises(DataError, match="COCO format"):
         load_split(tmp_path, "train")
 
 
@@ -210,3 +210,11 @@ def test_evaluation_maps_boxes_and_classes(shapes: Path) -> None:
     assert evaluate(detect, data, progress=False).ap == pytest.approx(1.0)
     nothing = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
     assert evaluate(lambda image: nothing, data, progress=False).ap == 0.0
+
+
+def test_corners_in_place_of_sides_are_refused(tmp_path: Path) -> None:
+    boxes = [box(5 + i, 4 + i, 45 + i, 30 + i) for i in range(10)]
+    with pytest.raises(DataError, match=r"look like corners .* 6 of 10 would leave"):
+        load_split(write_set(tmp_path / "a", boxes), "train")
+    right = [box(5 + i, 4 + i, 20, 15) for i in range(10)]
+    assert load_split(write_set(tmp_path / "b", right), "train").problems == ()

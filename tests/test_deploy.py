@@ -27,6 +27,7 @@ from supernet.operators.decode import Detections, nms
 from supernet.operators.suppress import ROUNDS, survivors
 from supernet.shapes import draw as draw_shapes
 
+ROOT = Path(__file__).resolve().parents[1]
 NO_TORCH = (
     "import sys\n"
     "class Refuse:\n"
@@ -107,6 +108,31 @@ def test_suppression_without_nms_settles_chains(network: Detector) -> None:
     found = open_session("onnxruntime", model, 1).run(feeds)[0][0]
     kept = nms(boxes, 0.6, count)
     assert np.flatnonzero(found).tolist() == kept.tolist()
+
+
+def test_a_signal_after_openvino_is_survived(network: Detector, tmp_path: Path) -> None:
+    """OpenVINO takes back the signal stack it lent a thread when its last user goes in another."""
+    model = tmp_path / "model.onnx"
+    model.write_bytes(network.to_onnx().SerializeToString())
+    program = (
+        "import os, signal, sys, threading\n"
+        "from pathlib import Path\n"
+        "from deploy.runtimes import OpenVinoSession\n"
+        "held = [OpenVinoSession(Path(sys.argv[1]), 1)]\n"
+        "thread = threading.Thread(target=held.clear)\n"
+        "thread.start()\n"
+        "thread.join()\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('survived'))\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(model)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert (done.returncode, done.stdout) == (0, "survived\n"), done.stderr
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])

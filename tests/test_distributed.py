@@ -21,7 +21,9 @@ def supernet(
     asked = ["--data", data, "--space", "micro", "--input-size", "96x128", "--epochs", 2]
     asked += ["--batch-size", batch_size, "--train-precision", "f32", "--out", out, *more]
     command = [*start, "heat", "supernet", *map(str, asked)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -40,11 +42,11 @@ def test_a_run_is_resumed_on_another_number_of_processes(shapes: Path, tmp_path:
     program = (
         f"{stop}"
         "import heat.cli\n"
-        "save = t.RunFiles.save\n"
-        "def once(self, epoch, losses, rate):\n"
-        "    save(self, epoch, losses, rate)\n"
+        "finish = t.RunFiles.finish\n"
+        "def once(self, epoch, facts):\n"
+        "    finish(self, epoch, facts)\n"
         "    raise KeyboardInterrupt\n"
-        "t.RunFiles.save = once\n"
+        "t.RunFiles.finish = once\n"
         "import sys\n"
         "sys.exit(heat.cli.main(sys.argv[1:]))\n"
     )

@@ -104,11 +104,11 @@ def test_focal_loss_by_hand() -> None:
 
 
 def test_anchors_are_anchor_major_at_cell_corners() -> None:
-    rows = make_anchors(2, 3, (32, 64), 0.0)
+    rows = make_anchors(2, 3, (32, 64), 0.0, 32)
     assert rows.shape == (12, 3)
     assert rows[1].tolist() == [32.0, 0.0, 32.0]
     assert rows[6].tolist() == [0.0, 0.0, 64.0]
-    assert make_anchors(1, 1, (32,), 0.5)[0].tolist() == [16.0, 16.0, 32.0]
+    assert make_anchors(1, 1, (32,), 0.5, 32)[0].tolist() == [16.0, 16.0, 32.0]
 
 
 def test_decode_bounds_shift_and_growth() -> None:

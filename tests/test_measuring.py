@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,7 +31,7 @@ from latency_tables.profile import FRESH_COMMAND, calibrate, fill, open_bench
 from latency_tables.stacks import Setup, measure_stacks
 from latency_tables.store import conditions_of, open_table
 from latency_tables.table import LatencyTable, Row
-from supernet.architecture import Architecture
+from supernet.architecture import Architecture, Entry
 from supernet.detector import Detector
 from supernet.errors import DeviceError, TableError, UserError
 from supernet.operators import OPERATORS
@@ -54,14 +55,20 @@ def test_a_table_of_another_runtime_version_is_refused(tmp_path: Path, unit: Arc
     assert open_table(tmp_path, target, (128, 192), trust=True).rows
 
 
+def entry_of(template: Architecture, op: str) -> Entry:
+    """Return a place of an operator, in the template or one of its variants."""
+    variants: list[dict[str, Any]] = [{}, {"global_block": "oa"}, {"head": "one-to-one"}]
+    entries = [e for more in variants for e in template.with_(**more).entries().values()]
+    return next(entry for entry in entries if entry.op == op)
+
+
 @pytest.mark.parametrize("op", OPERATORS)
 def test_every_probe_is_a_model(op: str) -> None:
     """Each operator's probes build, and those of one entry share their caps."""
     template = Architecture(
         widths=(32, 32, 64, 64), blocks=("R", "W", "S", "R"), input_size=(64, 96), num_classes=2
     )
-    oa = template.with_(global_block="oa").entries().values()
-    entry = next(e for e in [*template.entries().values(), *oa] if e.op == op)
+    entry = entry_of(template, op)
     assert sum(terms(entry).values()) == pytest.approx(
         {"stem": 1.0, "head": 0.0}.get(op, 0.0), abs=1e-9
     )
@@ -247,11 +254,9 @@ def test_torch_and_onnx_probes_are_the_same_network(op: str) -> None:
     """One wiring, two forms: the ONNX model computes what the torch module does."""
     from deploy.runtimes import open_session
 
-    template = TINY.with_(blocks=("R", "W", "S", "R"))
-    oa = template.with_(global_block="oa").entries().values()
-    entry = next(e for e in [*template.entries().values(), *oa] if e.op == op)
+    entry = entry_of(TINY.with_(blocks=("R", "W", "S", "R")), op)
     for probe in terms(entry):
-        if probe.kind == "decoded" or op in ("decode", "head"):
+        if probe.kind == "decoded" or op in ("decode", "top_k", "head"):
             continue  # the head's maps leave torch as logits, the graph as probabilities
         net = ProbeNet(probe)
         feeds = feeds_of(net.shapes())

@@ -1,3 +1,5 @@
+import csv
+import json
 import signal
 import subprocess
 import sys
@@ -5,18 +7,25 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
+import supernet.task as task
 import supernet.training as training
 from supernet.architecture import Architecture
 from supernet.atomic import replacing
+from supernet.augment import AugmentConfig
 from supernet.checkpoint import load_weights, read_info
-from supernet.coco import DetectionSet, load_split
+from supernet.coco import DetectionSet, Record, load_split
 from supernet.detector import Detector
 from supernet.errors import CheckpointError, DataError, HeatError, UserError
+from supernet.optimise import rate_factor
+from supernet.recipes import RECIPES, TrainConfig, recipe
+from supernet.run_files import RunFiles
 from supernet.supernet import SearchSpace, Supernet
-from supernet.training import TrainConfig, fit, rate_factor
+from supernet.training import Running, fit
 
 CONFIG = TrainConfig(epochs=2, batch_size=4, precision="f32", warmup_steps=2)
 
@@ -68,9 +77,125 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         fit(Detector(small), data, CONFIG, tmp_path / "cut", on_epoch=stop)
     with pytest.raises(CheckpointError, match="--resume goes on"):
         fit(Detector(small), data, CONFIG, tmp_path / "cut")
-    fit(Detector(small), data, CONFIG, tmp_path / "cut", resume=True)
+    fit(Detector(small), data, CONFIG, tmp_path / "cut", Running(resume=True))
     one, two = (weights(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_killed_within_an_epoch(
+    data: DetectionSet, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit-exact too where the state was saved in the middle of an epoch, with workers."""
+    monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
+    config = replace(
+        CONFIG, batch_size=2, drop_path=0.3, accumulate=2, augment=AugmentConfig(mosaic=0.5)
+    )
+    torch.manual_seed(1)
+    fit(Detector(small), data, config, tmp_path / "whole")
+
+    class KilledError(Exception):
+        pass
+
+    real = RunFiles.save_state
+
+    def once(self: RunFiles) -> None:
+        real(self)
+        if (self.epoch, self.steps) == (1, 1):
+            raise KilledError
+
+    torch.manual_seed(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFiles, "save_state", once)
+        with pytest.raises(KilledError):
+            fit(Detector(small), data, config, tmp_path / "cut")
+    again = Running(resume=True, workers=1)
+    fit(Detector(small), data, config, tmp_path / "cut", again)
+    one, two = (weights(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_finished_run_can_become_longer(
+    data: DetectionSet, small: Architecture, tmp_path: Path
+) -> None:
+    fit(Detector(small), data, CONFIG, tmp_path)
+    longer = replace(CONFIG, epochs=3)
+    with pytest.raises(CheckpointError, match="epoch 2 of 3: --resume goes on"):
+        fit(Detector(small), data, longer, tmp_path)
+    assert fit(Detector(small), data, longer, tmp_path, Running(resume=True)).epochs == 3
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[2]["classes"]) > 0 and float(rows[2]["memory_mb"]) > 0
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["epoch", "epoch", "resume", "epoch"]
+    with pytest.raises(CheckpointError, match="past --epochs 2"):
+        fit(Detector(small), data, CONFIG, tmp_path, Running(resume=True))
+
+
+def test_averaged_weights_are_judged(
+    data: DetectionSet, small: Architecture, tmp_path: Path
+) -> None:
+    seen: list[Detector] = []
+
+    def judge(network: Detector) -> dict[str, float]:
+        seen.append(network)
+        return {"ap": 0.5}
+
+    fit(
+        Detector(small),
+        data,
+        replace(CONFIG, epochs=3),
+        tmp_path,
+        Running(judge=judge, judge_every=2),
+    )
+    assert len(seen) == 2 and not seen[1].training
+    saved = weights(tmp_path / "weights.safetensors")
+    assert all(torch.equal(saved[key], value) for key, value in seen[1].state_dict().items())
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    assert [row["ap"] for row in rows] == ["", "0.5", "0.5"]
+
+
+def test_memory_that_does_not_suffice(
+    data: DetectionSet, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Detector.forward
+
+    def scarce(self: Detector, images: torch.Tensor) -> object:
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, images)
+
+    monkeypatch.setattr(Detector, "forward", scarce)
+    config = replace(CONFIG, batch_size=8)
+    with pytest.raises(HeatError, match="--batch-size 8: 2 fits, and with --accumulate 4"):
+        fit(Detector(small), data, config, tmp_path)
+
+
+def test_pictures_of_any_kind_train(small: Architecture, tmp_path: Path) -> None:
+    """A very large one, one with thousands of boxes, one without any."""
+    rng = np.random.default_rng(0)
+    records = []
+    for index, (size, boxes) in enumerate((((4000, 6000), 3), ((300, 400), 3000), ((40, 30), 0))):
+        path = tmp_path / f"{index}.jpg"
+        coarse = rng.integers(0, 255, (size[0] // 10, size[1] // 10, 3)).astype(np.uint8)
+        cv2.imwrite(str(path), cv2.resize(coarse, size[::-1]))
+        low = rng.uniform(0, 0.7, (boxes, 2))
+        corners = np.hstack([low, low + 0.2]) * np.tile(size[::-1], 2)
+        labels = rng.integers(0, 4, boxes)
+        records.append(Record(index, path, *size, corners.astype(np.float32), labels))
+    names = ("a", "b", "c", "d")
+    data = DetectionSet(tmp_path, "train", tmp_path / "x", names, (0, 1, 2, 3), tuple(records))
+    config = replace(CONFIG, epochs=1, augment=AugmentConfig(mosaic=0.5))
+    for assign in ("uniform", "aligned"):
+        done = fit(Detector(small), data, replace(config, assign=assign), tmp_path / assign)
+        assert done.skipped_steps == 0
+
+
+def test_recipes() -> None:
+    assert recipe("small", epochs=30).plain_epochs == 10
+    assert recipe("small", epochs=None, batch_size=4) == replace(RECIPES["small"], batch_size=4)
+    assert RECIPES["3x"].schedule == "3x" and RECIPES["3x"].learning_rate == 1e-4
+    with pytest.raises(UserError, match="--recipe long"):
+        recipe("long")
 
 
 def test_a_finished_run_stands(data: DetectionSet, small: Architecture, tmp_path: Path) -> None:
@@ -79,7 +204,7 @@ def test_a_finished_run_stands(data: DetectionSet, small: Architecture, tmp_path
     assert fit(Detector(small), data, CONFIG, tmp_path).stood
     assert (tmp_path / "weights.safetensors").read_bytes() == before
     with pytest.raises(CheckpointError, match="other settings"):
-        fit(Detector(small), data, replace(CONFIG, seed=1), tmp_path, resume=True)
+        fit(Detector(small), data, replace(CONFIG, seed=1), tmp_path, Running(resume=True))
 
 
 def test_supernet_trains_and_keeps_its_logits(
@@ -103,7 +228,7 @@ def test_truncated_files_are_named(data: DetectionSet, small: Architecture, tmp_
     with pytest.raises(CheckpointError, match=r"weights\.safetensors is truncated"):
         read_info(tmp_path / "weights.safetensors")
     with pytest.raises(CheckpointError, match=r"state\.pt is truncated"):
-        fit(Detector(small), data, CONFIG, tmp_path, resume=True)
+        fit(Detector(small), data, CONFIG, tmp_path, Running(resume=True))
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         read_info(tmp_path / "none.safetensors")
 
@@ -139,11 +264,9 @@ def test_steps_without_finite_loss_are_skipped(
 def test_endless_nan_stops_the_run(
     data: DetectionSet, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = training.detection_loss
+    real = task.training_loss
     monkeypatch.setattr(
-        training,
-        "detection_loss",
-        lambda *a: replace(real(*a), classes=torch.tensor(float("nan"))),
+        task, "training_loss", lambda *a: replace(real(*a), classes=torch.tensor(float("nan")))
     )
     monkeypatch.setattr(training, "MAX_BAD_STEPS", 2)
     with pytest.raises(HeatError, match="without a finite loss"):
@@ -234,4 +357,5 @@ def test_a_full_disk_leaves_the_last_epoch_whole(
     with pytest.raises(UserError, match="No space left on device"):
         fit(Detector(small), data, CONFIG, tmp_path)
     assert read_info(tmp_path / "weights.safetensors").epoch == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.pt", "weights.safetensors"]
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["events.jsonl", "metrics.csv", "state.pt", "weights.safetensors"]

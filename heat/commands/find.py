@@ -9,6 +9,7 @@ from ..workspace import Workspace
 
 if TYPE_CHECKING:
     from latency_tables.devices import Target
+    from supernet.architecture import Architecture, HeadKind
     from supernet.coco import DetectionSet
     from supernet.supernet import SearchSpace
 
@@ -83,6 +84,22 @@ def thin_target(
     return last_target(*asked, stages=stages)
 
 
+def find_architecture(name: str) -> "Architecture":
+    """Return a preset by name, or what a file describes."""
+    from supernet.architecture import Architecture, preset
+
+    return Architecture.load(Path(name)) if name.endswith(".json") else preset(name)
+
+
+def ending_in(
+    architecture: "Architecture", output_stride: str | None, head: "HeadKind | None"
+) -> "Architecture":
+    """Return an architecture with another output stride and head, where they are asked for."""
+    if output_stride is not None:
+        architecture = architecture.with_stride(int(output_stride))
+    return architecture if head is None else architecture.with_(head=head)
+
+
 def find_data(workspace: Workspace, root: Path | None, split: str) -> "DetectionSet":
     """Load a split of the folder given, or of the last training; say what is wrong in it."""
     from supernet.coco import load_split
@@ -111,6 +128,8 @@ def find_space(
     *,
     stages: tuple[str, ...] = ("profile",),
     default: str = "large",
+    output_stride: str | None = None,
+    head: "HeadKind | None" = None,
 ) -> "SearchSpace":
     """Return the space asked for, or that of the first of the stages that ran, or the default."""
     from supernet.architecture import parse_size
@@ -124,9 +143,11 @@ def find_space(
             changes["input_size"] = parse_size(input_size)
         if classes is not None:
             changes["num_classes"] = classes
-        return replace(space, template=space.template.with_(**changes))
-    size = parse_size(input_size or "448x448")
-    return named_space(name or default, size, classes or 80)
+        space = replace(space, template=space.template.with_(**changes))
+    else:
+        size = parse_size(input_size or "448x448")
+        space = named_space(name or default, size, classes or 80)
+    return replace(space, template=ending_in(space.template, output_stride, head))
 
 
 def named_space(name: str, size: tuple[int, int], classes: int) -> "SearchSpace":

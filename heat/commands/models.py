@@ -1,4 +1,4 @@
-"""Commands that make and judge a model: train, eval, export, build."""
+"""Commands that judge and deploy a model: eval, export; and build, which does everything."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,76 +19,6 @@ from .options import (
     Space,
     Threads,
 )
-
-
-def train(
-    *,
-    data: Path,
-    architecture: Annotated[
-        str | None, Parameter(help="Preset or architecture.json; the thinned one by default.")
-    ] = None,
-    input_size: Size = None,
-    epochs: int = 36,
-    batch_size: int = 8,
-    learning_rate: float = 1e-3,
-    schedule: Literal["cosine", "1x", "3x"] = "cosine",
-    drop_path: float = 0.0,
-    precision: Literal["auto", "f32", "bf16"] = "auto",
-    inherit: bool = False,
-    seed: int = 0,
-    resume: bool = False,
-    restart: bool = False,
-    out: Out = DEFAULT,
-) -> Result:
-    """Train the thinned architecture.
-
-    Args:
-        data: COCO-format folder with a train split.
-        epochs: Passes over the training split.
-        batch_size: Images per step.
-        learning_rate: Peak AdamW step.
-        schedule: Cosine, or the paper's stepped 1x / 3x.
-        drop_path: Largest stochastic depth rate.
-        precision: bf16 autocast where the CPU has it (auto), always, or never.
-        inherit: Start from the supernet's weights instead of from scratch.
-        seed: Seed of initialisation, order and augmentation.
-        resume: Go on with an unfinished run.
-        restart: Begin again, replacing what stands.
-    """
-    from supernet.architecture import Architecture, parse_size, preset
-    from supernet.training import TrainConfig
-
-    from ..stages.train import train as run
-
-    workspace = Workspace(out)
-    train_set = find_data(workspace, data, "train")
-    if architecture is None:
-        workspace.need("thin", "heat thin --target-fps FPS, or give --architecture")
-        chosen = Architecture.load(workspace.architecture)
-    elif architecture.endswith(".json"):
-        chosen = Architecture.load(Path(architecture))
-    else:
-        chosen = preset(architecture)
-    if input_size is not None:
-        chosen = chosen.with_(input_size=parse_size(input_size))
-    config = TrainConfig(
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        schedule=schedule,
-        drop_path=drop_path,
-        precision=precision,
-        seed=seed,
-    )
-    return run(
-        workspace,
-        train_set,
-        chosen,
-        config,
-        from_supernet=inherit,
-        resume=resume,
-        restart=restart,
-    )
 
 
 def evaluate(

@@ -8,7 +8,20 @@ from supernet.errors import UserError
 
 from ..workspace import DEFAULT, Workspace
 from .find import find_data, find_space, find_target
-from .options import Data, DeviceName, Out, Precision, Result, Runtime, Size, Space, Threads
+from .options import (
+    Backbone,
+    Data,
+    DeviceName,
+    HeadName,
+    Out,
+    OutputStride,
+    Precision,
+    Result,
+    Runtime,
+    Size,
+    Space,
+    Threads,
+)
 
 
 def profile(
@@ -19,6 +32,8 @@ def profile(
     threads: Threads = None,
     input_size: Size = None,
     space: Space = None,
+    output_stride: OutputStride = None,
+    head: HeadName = None,
     data: Data = None,
     host: str | None = None,
     host_python: str = "python3",
@@ -63,7 +78,15 @@ def profile(
     elsewhere = estimate or pack is not None or host is not None
     target = find_target(device, runtime, threads, precision, elsewhere=elsewhere)
     classes = find_data(workspace, data, "train").num_classes if data is not None else None
-    chosen = find_space(workspace, space, input_size, classes, stages=("supernet", "profile"))
+    chosen = find_space(
+        workspace,
+        space,
+        input_size,
+        classes,
+        stages=("supernet", "profile"),
+        output_stride=output_stride,
+        head=head,
+    )
     if estimate:
         from ..stages.estimate import estimate_table
 
@@ -86,6 +109,8 @@ def supernet(
     data: Data = None,
     space: Space = None,
     input_size: Size = None,
+    output_stride: OutputStride = None,
+    head: HeadName = None,
     epochs: int = 12,
     batch_size: int = 8,
     accumulate: int = 1,
@@ -96,6 +121,7 @@ def supernet(
     noise: Literal["gumbel", "uniform"] = "gumbel",
     straight_through: bool = False,
     global_block: Literal["cw", "oa", "search"] = "cw",
+    backbone: Backbone = None,
     seed: int = 0,
     resume: bool = False,
     restart: bool = False,
@@ -130,14 +156,23 @@ def supernet(
         return show_supernet(Workspace(out))
     if data is None:
         raise UserError("which data? give --data DIR (a small set: heat data shapes)")
+    from supernet.recipes import TrainConfig
     from supernet.supernet import SearchConfig
-    from supernet.training import TrainConfig
+    from supernet.training import Running
 
     from ..stages.supernet import train_supernet
 
     workspace = Workspace(out)
     train_set = find_data(workspace, data, "train")
-    chosen = find_space(workspace, space, input_size, train_set.num_classes, default="midi")
+    chosen = find_space(
+        workspace,
+        space,
+        input_size,
+        train_set.num_classes,
+        default="midi",
+        output_stride=output_stride,
+        head=head,
+    )
     if global_block != "cw":
         block: Literal["cw", "oa"] = "oa" if global_block == "oa" else "cw"
         chosen = replace(
@@ -157,6 +192,7 @@ def supernet(
     search = SearchConfig(
         noise=noise, straight_through=straight_through, logit_learning_rate=logit_learning_rate
     )
+    running = Running(resume=resume, restart=restart)
     return train_supernet(
-        workspace, train_set, chosen, config, search, resume=resume, restart=restart
+        workspace, train_set, chosen, config, search, backbone=backbone, running=running
     )

@@ -10,8 +10,9 @@ from supernet.architecture import Architecture
 from supernet.coco import DetectionSet
 from supernet.detector import Detector
 from supernet.errors import UserError
+from supernet.recipes import TrainConfig
 from supernet.supernet import SearchConfig, SearchSpace, Supernet
-from supernet.training import TrainConfig
+from supernet.training import Running
 
 from ..limits import Limits
 from ..plan import (
@@ -70,7 +71,7 @@ def build(
     _step("supernet")
     config = TrainConfig(epochs=plan["supernet_epochs"], seed=seed)
     search = SearchConfig(logit_learning_rate=SHORT_RUN_LOGIT_RATE)
-    train_supernet(workspace, data, chosen, config, search, resume=True)
+    train_supernet(workspace, data, chosen, config, search, running=Running(resume=True))
     _step("thin")
     if not _stands(workspace, "thin", target_fps=target_fps, met=True):
         ap_drop: ApDropBy = "auto" if minutes >= PROXY_MINUTES else "mass"
@@ -79,7 +80,7 @@ def build(
     architecture = Architecture.load(workspace.architecture)
     epochs = _train_epochs(workspace, architecture, data, minutes)
     config = TrainConfig(epochs=epochs, seed=seed)
-    train(workspace, data, architecture, config, from_supernet=True, resume=True)
+    train(workspace, data, architecture, config, from_supernet=True, running=Running(resume=True))
     _step("export")
     exported = export(workspace, target, Wish(format=format), data=val)
     _step("eval")

@@ -1,6 +1,6 @@
 """`heat eval`: COCO average precision of a bundle, or of the torch checkpoint."""
 
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,18 @@ from deploy.detect import Bundle
 from deploy.export import write_card
 from deploy.gate import torch_detect
 from supernet.coco import DetectionSet
-from supernet.evaluate import Found, Metrics, check_names, evaluate
+from supernet.evaluate import (
+    Detect,
+    Found,
+    Metrics,
+    check_names,
+    confusion_matrix,
+    found_rows,
+    score,
+)
 from supernet.letterbox import Image
 
+from ..learning import draw_confusion, draw_precision
 from ..workspace import Workspace
 from .export import load_network
 
@@ -24,35 +33,36 @@ def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> d
         found = bundle.detect(image)
         return found.boxes_xyxy_px, found.scores, found.labels
 
-    metrics = evaluate(detect, data)
-    accuracy = {**_rounded(metrics), "data": data.root.name, "split": data.split}
+    result = _scored(workspace, detect, data, str(folder), bundle.card["runtime"])
+    keys = [entry.name for entry in fields(Metrics)]
+    accuracy = {**{key: result[key] for key in keys}, "data": data.root.name, "split": data.split}
     write_card(folder, {**bundle.card, "accuracy": accuracy})
-    return _recorded(workspace, metrics, data, str(folder), bundle.card["runtime"])
+    return result
 
 
 def evaluate_checkpoint(workspace: Workspace, data: DetectionSet) -> dict[str, Any]:
     """Score the workspace's network in torch."""
     network, names, _ = load_network(workspace)
     check_names(names, data)
-    metrics = evaluate(torch_detect(network), data)
-    return _recorded(workspace, metrics, data, str(workspace.train), "torch")
+    return _scored(workspace, torch_detect(network), data, str(workspace.train), "torch")
 
 
-def _rounded(metrics: Metrics) -> dict[str, Any]:
-    return {
-        key: round(value, 5) if isinstance(value, float) else value
-        for key, value in asdict(metrics).items()
-    }
-
-
-def _recorded(
-    workspace: Workspace, metrics: Metrics, data: DetectionSet, model: str, runtime: str
+def _scored(
+    workspace: Workspace, detect: Detect, data: DetectionSet, model: str, runtime: str
 ) -> dict[str, Any]:
+    """Score, draw what was found right and wrong, and record it."""
+    rows = found_rows(detect, data)
+    scores = score(rows, data)
+    folder = workspace.root / "eval"
+    counts = confusion_matrix(rows, data)
     result = {
-        **_rounded(metrics),
+        **scores.metrics.rounded(),
         "data": str(data.root),
         "split": data.split,
         "scored": model,
         "runtime": runtime,
+        "scored_by": scores.by,
+        "precision_picture": str(draw_precision(scores, data.names, folder / "precision.svg")),
+        "confusion_picture": str(draw_confusion(counts, data.names, folder / "confusion.svg")),
     }
     return workspace.record("eval", result)

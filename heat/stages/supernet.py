@@ -1,15 +1,18 @@
 """`heat supernet`: train the Gumbel-softmax supernet once."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from supernet.coco import DetectionSet
+from supernet.recipes import TrainConfig
 from supernet.supernet import SearchConfig, SearchSpace, Supernet
-from supernet.training import TrainConfig, fit
+from supernet.training import Running, fit
 
 from ..accuracy import split_held_out
 from ..workspace import Workspace
+from .train import start_from
 
 
 def train_supernet(
@@ -19,14 +22,15 @@ def train_supernet(
     config: TrainConfig,
     search: SearchConfig,
     *,
-    resume: bool = False,
-    restart: bool = False,
+    backbone: Path | None = None,
+    running: Running | None = None,
 ) -> dict[str, Any]:
     """Train the supernet on all training images but those kept out to read losses on."""
     torch.manual_seed(config.seed)
     network = Supernet(space, search)
+    loaded = start_from(backbone, network)
     part, _ = split_held_out(data)
-    done = fit(network, part, config, workspace.supernet, resume=resume, restart=restart)
+    done = fit(network, part, config, workspace.supernet, running)
     before = workspace.stage("supernet")
     if done.stood and before is not None:
         return before
@@ -34,6 +38,7 @@ def train_supernet(
         **done.facts(),
         "images": len(part.records),
         "data": str(data.root),
+        "backbone": loaded,
         "space": space.to_json(),
         "logits": {
             f"s{stage}_{position}": [round(value, 4) for value in values]

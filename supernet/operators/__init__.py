@@ -28,6 +28,7 @@ OPERATORS: Mapping[str, Operator] = {
     "t1_oa": aggregation.T1_OA,
     "head": head.HEAD,
     "decode": decode.DECODE,
+    "top_k": decode.TOP_K,
 }
 
 __all__ = ["OPERATORS", "Operator", "Unit"]

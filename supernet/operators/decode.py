@@ -1,5 +1,7 @@
 """Anchors, box decoding, and class-wise NMS: from head maps to boxes in pixels (spec section 5).
 
+A one-to-one head says each object once: there the best are taken as they are, without NMS.
+
 One rule in two forms: `Decode.forward` in torch for training and evaluation, `Decode.emit` inside
 the exported graph. Anchors are ordered anchor-major: index `a * h * w + cell`.
 Shape suffixes: B batch, A anchors per cell, K classes, L = h * w cells, M = A * L anchors.
@@ -19,7 +21,6 @@ from ..onnx_graph import Array, GraphWriter, Value
 from .base import Operator, no_macs, no_params
 from .suppress import as_float, survivors
 
-STRIDE = 32
 MAX_SHIFT_PX = 32.0
 MAX_LOG_GROWTH = math.log(1000 / 16)
 SCORE_THRESHOLD = 0.05
@@ -40,10 +41,10 @@ class Detections:
     """Class indices, [N] int64."""
 
 
-def make_anchors(h: int, w: int, sizes: tuple[int, ...], offset: float) -> Array:
+def make_anchors(h: int, w: int, sizes: tuple[int, ...], offset: float, stride: int) -> Array:
     """Return anchors (cx, cy, side) in pixels, [A * h * w, 3] float32."""
     y, x = np.meshgrid(np.arange(h) + offset, np.arange(w) + offset, indexing="ij")
-    centres = np.stack([x.ravel(), y.ravel()], 1) * STRIDE
+    centres = np.stack([x.ravel(), y.ravel()], 1) * stride
     rows = [np.column_stack([centres, np.full(h * w, side)]) for side in sizes]
     return np.concatenate(rows).astype(np.float32)
 
@@ -52,23 +53,35 @@ class Decode(nn.Module):
     """Head maps to detections."""
 
     def __init__(
-        self, sizes: tuple[int, ...], num_classes: int, image_size: tuple[int, int], offset: float
+        self,
+        sizes: tuple[int, ...],
+        num_classes: int,
+        image_size: tuple[int, int],
+        offset: float,
+        *,
+        stride: int = 32,
+        nms: bool = True,
     ) -> None:
         """Fix the anchors and the image (height, width) that boxes are clipped to."""
         super().__init__()
+        self.stride, self.nms = stride, nms
         self.sizes, self.num_classes, self.offset = sizes, num_classes, offset
         self.image_size = image_size
 
+    def anchors(self, h: int, w: int) -> Array:
+        """Return the anchors (cx, cy, side), [M, 3]."""
+        return make_anchors(h, w, self.sizes, self.offset, self.stride)
+
     def anchors_xyxy(self, h: int, w: int) -> Tensor:
         """Return the anchor boxes, [M, 4]."""
-        rows = torch.from_numpy(make_anchors(h, w, self.sizes, self.offset))
+        rows = torch.from_numpy(self.anchors(h, w))
         half = rows[:, 2:] / 2
         return torch.cat([rows[:, :2] - half, rows[:, :2] + half], 1)
 
     def boxes(self, deltas_BA4hw: Tensor) -> Tensor:
         """Decode deltas to boxes, [B, M, 4] xyxy, not clipped."""
         B, _, _, h, w = deltas_BA4hw.shape
-        anchors = make_anchors(h, w, self.sizes, self.offset)
+        anchors = self.anchors(h, w)
         rows_M3 = torch.from_numpy(anchors).to(deltas_BA4hw)
         deltas_BM4 = deltas_BA4hw.flatten(3).transpose(2, 3).reshape(B, -1, 4)
         side = rows_M3[:, 2:]
@@ -92,11 +105,14 @@ class Decode(nn.Module):
         """Return the detections among scores [A, K, L] and clipped boxes [M, 4] of one image."""
         _, K, L = scores_AKL.shape
         flat = scores_AKL.flatten()
-        scores, index = flat.topk(min(PRE_NMS, flat.numel()))
-        index = index[scores > SCORE_THRESHOLD]
-        scores = scores[scores > SCORE_THRESHOLD]
+        scores, index = flat.topk(min(PRE_NMS if self.nms else KEEP, flat.numel()))
+        if self.nms:
+            index = index[scores > SCORE_THRESHOLD]
+            scores = scores[scores > SCORE_THRESHOLD]
         labels = index // L % K
         boxes = boxes_M4[index // (K * L) * L + index % L]
+        if not self.nms:
+            return Detections(boxes, scores, labels)
         shifted = boxes + labels[:, None] * self._class_offset()
         kept = nms(shifted, nms_iou, KEEP)
         return Detections(boxes[kept], scores[kept], labels[kept])
@@ -104,14 +120,14 @@ class Decode(nn.Module):
     def rule(self) -> dict[str, Any]:
         """Return all that decoding needs, for programs without HEAT."""
         return {
-            "stride": STRIDE,
+            "stride": self.stride,
             "anchor_sizes": list(self.sizes),
             "anchor_offset": self.offset,
             "max_shift_px": MAX_SHIFT_PX,
             "max_log_growth": MAX_LOG_GROWTH,
             "score_threshold": SCORE_THRESHOLD,
             "pre_nms": PRE_NMS,
-            "nms_iou": NMS_IOU,
+            "nms_iou": NMS_IOU if self.nms else None,
             "keep": KEEP,
         }
 
@@ -123,6 +139,8 @@ class Decode(nn.Module):
         self, graph: GraphWriter, scores: Value, deltas: Value, *, padded: bool = False
     ) -> tuple[Value, Value, Value]:
         """Write decode and NMS; outputs boxes [n, 4], scores [n], labels [n], n <= 100.
+
+        Without NMS n is 100 always.
 
         `padded` outputs have fixed shapes, [B, 100, 4], [B, 100] and [B, 100], and a score of 0
         where nothing is: for batches, and for runtimes without NMS.
@@ -137,6 +155,8 @@ class Decode(nn.Module):
         best, labels, anchor = self._candidates(graph, scores)
         (count,) = best.shape
         picked = graph.op("Gather", [boxes, anchor], (count, 4), axis=0)
+        if not self.nms:
+            return picked, best, labels
         offsets = graph.binary(
             "Mul",
             as_float(graph, graph.reshape(labels, count, 1)),
@@ -170,6 +190,8 @@ class Decode(nn.Module):
         best, labels, anchor = self._candidates(graph, graph.reshape(scores, B, A, K, L))
         count = best.shape[1]
         picked = self._rows(graph, boxes, anchor, 4)
+        if not self.nms:
+            return picked, best, labels
         apart = graph.binary("Mul", as_float(graph, labels), graph.scalar(self._class_offset()))
         corners = [
             graph.add(graph.reshape(corner, B, count), apart)
@@ -185,11 +207,10 @@ class Decode(nn.Module):
             graph.op("GatherElements", [labels, rank], (B, kept), axis=1),
         )
 
-    @staticmethod
-    def _candidates(graph: GraphWriter, scores: Value) -> tuple[Value, Value, Value]:
+    def _candidates(self, graph: GraphWriter, scores: Value) -> tuple[Value, Value, Value]:
         """Return scores, labels and anchors of the best, best first, [n], or [B, n] of a batch."""
         *batch, A, K, L = scores.shape
-        count = min(PRE_NMS, A * K * L)
+        count = min(PRE_NMS if self.nms else KEEP, A * K * L)
         best, index = graph.op_many(
             "TopK",
             [graph.reshape(scores, *batch, A * K * L), graph.ints(count)],
@@ -218,8 +239,8 @@ class Decode(nn.Module):
         A, _, L = deltas.shape[-3:]
         batch = deltas.shape[:-3]
         axis = len(batch) + 1
-        h, w = (-(-side // STRIDE) for side in self.image_size)
-        anchors = make_anchors(h, w, self.sizes, self.offset).reshape(A, L, 3)
+        h, w = (-(-side // self.stride) for side in self.image_size)
+        anchors = self.anchors(h, w).reshape(A, L, 3)
         centre = graph.const(np.ascontiguousarray(anchors[..., :2].transpose(0, 2, 1)))
         side = graph.const(np.ascontiguousarray(anchors[..., 2:].transpose(0, 2, 1)))
         xy, wh = graph.split(deltas, axis, (2, 2))
@@ -252,18 +273,24 @@ def nms(boxes_xyxy: Tensor, iou_threshold: float, keep: int) -> Tensor:
     return torch.tensor(kept, dtype=torch.int64, device=boxes_xyxy.device)
 
 
-def _build(entry: Entry) -> Decode:
-    sizes = tuple(STRIDE * 2**index for index in range(entry.anchors))
-    return Decode(sizes, int(entry.extra), (entry.h * STRIDE, entry.w * STRIDE), 0.0)
+def _operator(*, nms: bool) -> Operator:
+    def build(entry: Entry) -> Decode:
+        stride = entry.stride
+        sizes = tuple(stride * 2**index for index in range(entry.anchors))
+        image = (entry.h * stride, entry.w * stride)
+        return Decode(sizes, int(entry.extra), image, 0.0, stride=stride, nms=nms)
+
+    return Operator(
+        build,
+        no_macs,
+        no_params,
+        lambda entry: (
+            (entry.anchors, int(entry.extra), entry.h * entry.w),
+            (entry.anchors, 4, entry.h * entry.w),
+        ),
+        lambda entry: ((0, 4, 1), (0, 1, 1), (0, 1, 1)),
+    )
 
 
-DECODE = Operator(
-    _build,
-    no_macs,
-    no_params,
-    lambda entry: (
-        (entry.anchors, int(entry.extra), entry.h * entry.w),
-        (entry.anchors, 4, entry.h * entry.w),
-    ),
-    lambda entry: ((0, 4, 1), (0, 1, 1), (0, 1, 1)),
-)
+DECODE = _operator(nms=True)
+TOP_K = _operator(nms=False)

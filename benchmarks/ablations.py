@@ -1,0 +1,302 @@
+"""What each part of network and recipe is worth: AP without it, short runs on small data.
+
+    python benchmarks/ablations.py --data bccd --work DIR --name bccd
+    python benchmarks/ablations.py --set recipe --data bccd --work DIR --epochs 60 --name bccd
+
+Each variant is trained with every seed by the same recipe and scored on val; what is finished
+stands, what is missing is trained on the next call. Parts that are left out take their
+multiply-adds with them, which are told. The last line is one JSON object; with --name it goes to
+benchmarks/results/parts/ or recipe/.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from frontier import OURS
+from result import tell
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import supernet.aligned
+import supernet.loss
+from deploy.gate import torch_detect
+from supernet.architecture import Architecture, parse_size
+from supernet.atomic import write_text
+from supernet.boxes import giou_pairs, iou_matrix
+from supernet.coco import DetectionSet, load_split
+from supernet.detector import Call, Detector
+from supernet.evaluate import found_rows, score_rows
+from supernet.loss import Loss, Target
+from supernet.matching import IGNORED, match
+from supernet.onnx_graph import Array
+from supernet.operators.channelwise import ChannelBlock
+from supernet.operators.convbn import ConvBN
+from supernet.operators.decode import Decode, make_anchors
+from supernet.recipes import recipe
+from supernet.training import Running, fit
+
+RESULTS = Path(__file__).parent / "results"
+BASE = OURS["heat-s"]
+
+
+class First(nn.Module):
+    """SAM's joint without its coarse input."""
+
+    def __init__(self, align: nn.Module) -> None:
+        """Keep the convolution."""
+        super().__init__()
+        self.align = align
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """Ignore the coarse map."""
+        return self.align(fine)  # type: ignore[no-any-return]
+
+
+class Twice(nn.Module):
+    """TCM's split without TCM: both tasks see the same map."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the map twice."""
+        return x, x
+
+
+class WithoutSam(Detector):
+    """No semantics from the coarser stage: only the convolutions that set the widths."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        """Replace the three joints and their global blocks."""
+        super().__init__(architecture)
+        for stage in (2, 3, 4):
+            fuse = self.units[f"sam{stage}_fuse"]
+            self.units[f"sam{stage}_fuse"] = First(fuse.align)  # type: ignore[arg-type]
+            self.units[f"sam{stage}_global"] = nn.Identity()
+
+
+class WithoutTcm(Detector):
+    """The head directly behind SCM."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        """Replace TCM."""
+        super().__init__(architecture)
+        self.units["tcm_t1"] = Twice()
+        for index in range(architecture.t2_blocks):
+            self.units[f"tcm_t2_{index}"] = nn.Identity()
+
+
+class LevelDecode(Decode):
+    """Anchors of three levels in a row, one for each cell."""
+
+    def anchors(self, h: int, w: int) -> Array:
+        """Return the anchors of strides 16, 32 and 64; the size of the map says nothing."""
+        import numpy as np
+
+        height, width = self.image_size
+        rows = [
+            make_anchors(-(-height // s), -(-width // s), (2 * s, 4 * s), self.offset, s)
+            for s in (16, 32, 64)
+        ]
+        return np.concatenate(rows)
+
+
+class MultiLevel(Detector):
+    """Three levels with TCM and head in common, as RetinaNet has it, in place of SCM's one."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        """Add a lateral and a global block for each level."""
+        super().__init__(architecture.with_(anchor_sizes=(32, 64)))
+        _, _, d3, d4 = architecture.widths
+        self.laterals = nn.ModuleList(ConvBN(d, d4) for d in (d3, d4, d4))
+        self.mixers = nn.ModuleList(ChannelBlock(d4) for _ in range(3))
+        for place in [place for place in self.units if place.startswith("scm_")]:
+            del self.units[place]
+        self.units["decode"] = LevelDecode(
+            (1,), architecture.num_classes, architecture.input_size, architecture.anchor_offset
+        )
+
+    def wire(self, call: Call, image: Any) -> Any:
+        """Run TCM and head on each level, and join what they say."""
+        _, l2, p3, l4 = self.wire_backbone(call, image)
+        l3 = self._wire_sam(call, 4, p3, l4)
+        logits, deltas = [], []
+        for x, lateral, mixer in zip((l2, l3, l4), self.laterals, self.mixers, strict=True):
+            t_cls, t_reg = call("tcm_t1", mixer(lateral(x)))
+            for index in range(self.architecture.t2_blocks):
+                t_reg = call(f"tcm_t2_{index}", t_reg)
+            c, b = call("head", t_cls, t_reg)  # [B, A, K, h, w]
+            logits.append(c.flatten(3).transpose(1, 2).flatten(2))
+            deltas.append(b.flatten(3).transpose(1, 2).flatten(2))
+        return torch.cat(logits, 2)[:, None, :, None], torch.cat(deltas, 2)[:, None, :, None]
+
+
+def quality_loss(
+    logits_BAKhw: Tensor, deltas_BA4hw: Tensor, targets: Sequence[Target], decode: Decode
+) -> Loss:
+    """Match as `detection_loss` does, but let positives learn the IoU of the box they give.
+
+    Zhang et al. 2021, VarifocalNet.
+    """
+    B, _, K, h, w = logits_BAKhw.shape
+    anchors_M4 = decode.anchors_xyxy(h, w)
+    predicted_BM4 = decode.boxes(deltas_BA4hw)
+    logits_BMK = logits_BAKhw.flatten(3).transpose(2, 3).reshape(B, -1, K)
+    classes, boxes, positives = logits_BMK.new_zeros(()), deltas_BA4hw.sum() * 0.0, 0
+    for logits_MK, predicted_M4, target in zip(logits_BMK, predicted_BM4, targets, strict=True):
+        found = match(anchors_M4, predicted_M4.detach(), target.boxes_xyxy, target.labels)
+        hit_NM = iou_matrix(target.boxes_xyxy, predicted_M4.detach())
+        wanted_M = hit_NM.new_zeros(len(logits_MK)).scatter_reduce(
+            0, found.anchors_P, hit_NM[found.boxes_P, found.anchors_P], "amax"
+        )
+        valid_M = found.targets_M != IGNORED
+        positive_MK = F.one_hot(found.targets_M.clamp_min(0), K) * (found.targets_M >= 0).unsqueeze(
+            1
+        )
+        wanted_MK = positive_MK * wanted_M[:, None]
+        scores_MK = logits_MK.detach().sigmoid()
+        weight_MK = torch.where(positive_MK > 0, wanted_MK, 0.75 * scores_MK**2)
+        cross_MK = F.binary_cross_entropy_with_logits(logits_MK, wanted_MK, reduction="none")
+        classes = classes + (weight_MK * cross_MK)[valid_M].sum()
+        overlap_P = giou_pairs(predicted_M4[found.anchors_P], target.boxes_xyxy[found.boxes_P])
+        boxes = boxes + (1 - overlap_P).sum()
+        positives += len(found.anchors_P)
+    divisor = max(1, positives)
+    return Loss(classes / divisor, boxes / divisor, positives)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What is changed."""
+
+    build: Callable[[Architecture], Detector] = Detector
+    stride: int = 32
+    shape: Mapping[str, Any] = field(default_factory=dict)
+    """Of the architecture."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Of the recipe."""
+    augment: Mapping[str, Any] = field(default_factory=dict)
+    """Of its augmentation."""
+    k: int = 4
+    """Of the matching."""
+    loss: Any = supernet.loss.detection_loss
+
+
+PARTS = {
+    "base": Variant(),
+    "without SAM": Variant(build=WithoutSam),
+    "without TCM": Variant(build=WithoutTcm),
+    "multi-level": Variant(build=MultiLevel),
+    "WMSA in S1": Variant(shape={"blocks": ("W", *BASE.blocks[1:])}),
+    "self-attention": Variant(shape={"global_block": "oa"}),
+    "self-attention, sparsity 0.18": Variant(shape={"global_block": "oa", "token_sparsity": 0.18}),
+    "k = 8": Variant(k=8),
+    "cells of 16 pixels": Variant(stride=16),
+}
+"""The paper's ablations, at this scale."""
+FINE = partial(Variant, stride=16)
+RECIPES = {
+    "recipe small": FINE(),
+    "k = 8": FINE(k=8),
+    "anchors in the middle of cells": FINE(shape={"anchor_offset": 0.5}),
+    "aligned assignment": FINE(shape={"anchor_offset": 0.5}, training={"assign": "aligned"}),
+    "scores learn the IoU": FINE(loss=quality_loss),
+    "learning rate 2e-3": FINE(training={"learning_rate": 2e-3}),
+    "learning rate 5e-4": FINE(training={"learning_rate": 5e-4}),
+    "no mosaic": FINE(augment={"mosaic": 0.0}),
+    "mosaic always": FINE(augment={"mosaic": 1.0}),
+    "zoom 0.4 to 1.8": FINE(augment={"scale": (0.4, 1.8)}),
+    "no zoom": FINE(augment={"scale": (1.0, 1.0)}),
+    "flips upside down too": FINE(augment={"flip_vertical": 0.5}),
+    "colours as they are": FINE(
+        augment={"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+    ),
+    "no averaged weights": FINE(training={"ema_decay": 0.0}),
+    "drop path 0.1": FINE(training={"drop_path": 0.1}),
+    "batches of 16": FINE(training={"batch_size": 16}),
+    "rare classes more often": FINE(training={"balanced": True}),
+}
+"""Changes of the recipe for training from scratch on small data."""
+SETS = {"parts": PARTS, "recipe": RECIPES}
+
+
+def train(
+    variant: Variant, seed: int, data: DetectionSet, val: DetectionSet, folder: Path,
+    options: argparse.Namespace,
+) -> dict[str, Any]:  # fmt: skip
+    """Train a variant and score it."""
+    size = parse_size(options.input_size)
+    torch.manual_seed(seed)
+    shape = BASE.with_(input_size=size, num_classes=data.num_classes).with_stride(variant.stride)
+    network = variant.build(shape.with_(**variant.shape))
+    config = recipe("small", epochs=options.epochs, seed=seed, **variant.training)
+    config = replace(config, augment=replace(config.augment, **variant.augment))
+    supernet.loss.match = partial(match, k=variant.k)
+    supernet.aligned.detection_loss = variant.loss
+    start = time.monotonic()
+    fit(network, data, config, folder, Running(resume=True))
+    metrics = score_rows(found_rows(torch_detect(network.eval()), val, progress=False), val)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.deployed()(torch.zeros(1, *size, 3, dtype=torch.uint8))
+    return {
+        "ap": round(100 * metrics.ap, 2),
+        "ap50": round(100 * metrics.ap50, 2),
+        "gmacs": round(counter.get_total_flops() / 2e9, 3),
+        "seconds": round(time.monotonic() - start),
+    }
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--set", choices=SETS, default="parts")
+    parser.add_argument("--input-size", default="320x320")
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--only", help="variants, with commas between them")
+    parser.add_argument("--name")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    data, val = load_split(options.data, "train"), load_split(options.data, "val")
+    variants = SETS[options.set]
+    done: dict[str, dict[str, Any]] = {}
+    for seed in options.seeds.split(","):
+        for name in options.only.split(",") if options.only else variants:
+            folder = options.work / f"{name.replace(' ', '-')}-{seed}"
+            file = folder.with_name(f"{folder.name}.json")
+            if not file.exists():
+                print(f"== {name}, seed {seed}", file=sys.stderr, flush=True)
+                found = train(variants[name], int(seed), data, val, folder, options)
+                write_text(file, json.dumps(found))
+            done.setdefault(name, {})[seed] = json.loads(file.read_text())
+    rows = [
+        {
+            "variant": name,
+            "ap": round(statistics.mean(run["ap"] for run in runs.values()), 2),
+            "ap_by_seed": {seed: run["ap"] for seed, run in runs.items()},
+            "ap50": round(statistics.mean(run["ap50"] for run in runs.values()), 2),
+            "gmacs": next(iter(runs.values()))["gmacs"],
+        }
+        for name, runs in done.items()
+    ]
+    result = {
+        "data": options.data.name,
+        "input_size": options.input_size,
+        "epochs": options.epochs,
+        "variants": sorted(rows, key=lambda row: -row["ap"]),
+        "torch": torch.__version__,
+    }
+    tell(result, RESULTS / options.set / f"{options.name}.json" if options.name else None)
+
+
+if __name__ == "__main__":
+    main()

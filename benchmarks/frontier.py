@@ -1,0 +1,218 @@
+"""AP against latency of networks trained from scratch on the same data, beside their peers.
+
+    python benchmarks/frontier.py --data DIR --work DIR --peers-python peers/bin/python \
+        --input-size 320x320 --epochs 150 --minutes 30 --name bccd
+
+HEAT's networks are trained by `--recipe small`, peers by their own recipes (`train_peer.py`, in an
+environment of its own), one after another; what is finished stands, and what was interrupted goes
+on. All see the same number of images, unless --minutes ends a peer's training first; the images
+seen are told. AP is that of the val split after the last epoch, by one evaluator. Latency is that
+of the networks without NMS or top-k, in one interleaved race in ONNX Runtime. The last line is one
+JSON object; with --name it goes to benchmarks/results/frontier-NAME.json, and a picture beside it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from peers_cpu import count_macs
+from result import here, tell
+
+from deploy.gate import torch_detect
+from deploy.side_by_side import Entrant, race
+from heat.charts import save
+from supernet.architecture import Architecture, parse_size
+from supernet.checkpoint import load_weights, read_info
+from supernet.coco import DetectionSet, load_split
+from supernet.detector import Detector
+from supernet.evaluate import found_rows, score_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results"
+
+OURS = {
+    "heat-xs": Architecture(
+        name="heat-xs",
+        widths=(32, 32, 64, 64),
+        blocks=("R", "R", "RS", "R"),
+        t1_blocks=1,
+        t2_blocks=1,
+    ),
+    "heat-s": Architecture(
+        name="heat-s",
+        widths=(32, 64, 96, 96),
+        blocks=("R", "RR", "RSW", "W"),
+        t1_blocks=1,
+        t2_blocks=1,
+    ),
+    "heat-m": Architecture(
+        name="heat-m",
+        widths=(64, 64, 128, 128),
+        blocks=("RR", "RS", "RSWS", "WS"),
+        t1_blocks=1,
+        t2_blocks=2,
+    ),
+    "heat-l": Architecture(
+        name="heat-l",
+        widths=(96, 96, 160, 160),
+        blocks=("RR", "RS", "RSRSWS", "RS"),
+        t1_blocks=1,
+        t2_blocks=2,
+    ),
+}
+"""HEAT at four speeds; each is trained with cells of 16 pixels."""
+OURS["heat-s-one-to-one"] = OURS["heat-s"].with_(name="heat-s-one-to-one", head="one-to-one")
+PEERS = ("yolo11n", "yolo26n", "rt-detr-r18", "d-fine-n", "detr-r50", "yolos-tiny")
+
+
+def train_ours(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Train one of our networks, or go on with it; leave its graph and its detections."""
+    folder = options.work / name
+    size = parse_size(options.input_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "architecture.json"
+    OURS[name].with_(input_size=size).with_stride(16).save(file)
+    command = [
+        sys.executable, "-m", "heat", "train", "--data", options.data, "--architecture", file,
+        "--recipe", "small", "--epochs", options.epochs, "--batch-size", options.batch_size,
+        "--eval-every", 10, "--seed", options.seed, "--resume", "--out", folder,
+        *options.train,
+    ]  # fmt: skip
+    if not (folder / "facts.json").exists():
+        run([str(part) for part in command])
+        weights = folder / "train" / "weights.safetensors"
+        info = read_info(weights)
+        network = Detector(Architecture.from_json(info.description))
+        load_weights(weights, network)
+        network.eval()
+        data = load_split(options.data, "val")
+        (folder / "rows.json").write_text(json.dumps(found_rows(torch_detect(network), data)))
+        graph = network.to_onnx(raw=True)
+        (folder / "model.onnx").write_bytes(graph.SerializeToString())
+        stage = json.loads((folder / "run.json").read_text())["stages"]["train"]
+        facts = {
+            "images_seen": stage["images"] * stage["epochs"],
+            "seconds": round(stage["images"] * stage["epochs"] / stage["images_per_second"]),
+            "batch_size": options.batch_size,
+            "seed": options.seed,
+        }
+        (folder / "facts.json").write_text(json.dumps(facts))
+    return json.loads((folder / "facts.json").read_text())  # type: ignore[no-any-return]
+
+
+def train_peer(name: str, options: argparse.Namespace) -> dict[str, Any] | None:
+    """Train a peer in its own environment; None where it cannot be."""
+    folder = options.work / name
+    if not (folder / "facts.json").exists():
+        if options.peers_python is None:
+            return None
+        command = [
+            options.peers_python, ROOT / "benchmarks" / "train_peer.py", name, "--data",
+            options.data.resolve(), "--input-size", options.input_size, "--epochs", options.epochs,
+            "--minutes", options.minutes, "--batch-size", options.batch_size,
+            "--seed", options.seed, "--out", folder.resolve(),
+        ]  # fmt: skip
+        try:
+            run([str(part) for part in command], PYTHONPATH=str(ROOT), YOLO_OFFLINE="1")
+        except subprocess.CalledProcessError as error:
+            print(f"{name} left out: exit code {error.returncode}", file=sys.stderr)
+            return None
+    return json.loads((folder / "facts.json").read_text())  # type: ignore[no-any-return]
+
+
+def run(command: list[str], **environment: str) -> None:
+    """Run a command, what it prints on stderr."""
+    print(" ".join(command), file=sys.stderr, flush=True)
+    subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, **environment})
+
+
+def scored(name: str, options: argparse.Namespace, data: DetectionSet) -> dict[str, Any]:
+    """Return what a trained model's detections are worth."""
+    rows = json.loads((options.work / name / "rows.json").read_text())
+    metrics = asdict(score_rows(rows, data))
+    keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    return {key: round(metrics[key], 4) for key in keys}
+
+
+def draw(models: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Draw AP against milliseconds, ours joined."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = figure.subplots()
+    ours = sorted((m["ms"], m["ap"]) for m in models if m["model"].startswith("heat-"))
+    axis.plot(*zip(*ours, strict=True), marker="o", color="tab:red", label="HEAT")
+    for model in models:
+        if not model["model"].startswith("heat-"):
+            axis.scatter(model["ms"], model["ap"], color="tab:blue")
+        axis.annotate(
+            model["model"], (model["ms"], model["ap"]), xytext=(5, 4), textcoords="offset points",
+            fontsize=8,
+        )  # fmt: skip
+    axis.set_xscale("log")
+    axis.set(xlabel="milliseconds, one CPU thread", ylabel="AP on val", ylim=(0, None), title=title)
+    axis.grid(alpha=0.3)
+    save(figure, path)
+
+
+def parser_of(text: str | None) -> argparse.ArgumentParser:
+    """Return a parser of how networks are trained."""
+    parser = argparse.ArgumentParser(description=text)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="trained models are kept here")
+    parser.add_argument("--input-size", default="320x320")
+    parser.add_argument("--epochs", type=int, default=150)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name")
+    parser.add_argument("train", nargs="*", help="more options of heat train, after --")
+    return parser
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--peers-python", help="Python of the peers' environment")
+    parser.add_argument("--only", default=",".join((*OURS, *PEERS)))
+    parser.add_argument("--minutes", type=float, default=30.0, help="of a peer's training, at most")
+    parser.add_argument("--rounds", type=int, default=20)
+    options = parser.parse_args()
+    data = load_split(options.data, "val")
+    done = {}
+    for name in options.only.split(","):
+        facts = train_ours(name, options) if name in OURS else train_peer(name, options)
+        if facts is not None:
+            done[name] = facts
+    laps = race(
+        [
+            Entrant(name=name, model=options.work / name / "model.onnx", runtime="onnxruntime")
+            for name in done
+        ],
+        rounds=options.rounds,
+    )
+    models = [
+        {
+            "model": lap.name,
+            **scored(lap.name, options, data),
+            "ms": round(lap.p50_ms, 3),
+            "gmacs": round(count_macs(options.work / lap.name / "model.onnx") / 1e9, 3),
+            **done[lap.name],
+        }
+        for lap in laps
+    ]
+    models.sort(key=lambda model: -model["ap"])
+    conditions = here("onnxruntime", 1, parse_size(options.input_size))
+    result = {"data": options.data.name, "models": models, **conditions}
+    if options.name:
+        title = f"{options.data.name} at {options.input_size}, from scratch"
+        draw(models, title, RESULTS / f"frontier-{options.name}.svg")
+    tell(result, RESULTS / f"frontier-{options.name}.json" if options.name else None)
+
+
+if __name__ == "__main__":
+    main()

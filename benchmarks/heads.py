@@ -1,0 +1,65 @@
+"""What a head without NMS gains and loses: `--head one-to-one` beside `--head nms`.
+
+    python benchmarks/heads.py --data DIR --work DIR --input-size 320x320 --epochs 150 --name bccd
+
+Trains heat-s with either head, as `frontier.py` does and in the same folders, scores both on val,
+and times the deployed graphs, decoding included, on the pictures of val in turns: what NMS costs
+depends on what is found. The last line is one JSON object; with --name it goes to
+benchmarks/results/heads-NAME.json.
+"""
+
+import statistics
+import time
+
+from frontier import RESULTS, parser_of, scored, train_ours
+from result import here, tell
+
+from deploy.runtimes import open_session
+from supernet.architecture import Architecture, parse_size
+from supernet.checkpoint import load_weights, read_info
+from supernet.coco import load_split
+from supernet.detector import Detector
+from supernet.letterbox import letterbox, read_image
+
+HEADS = {"nms": "heat-s", "one-to-one": "heat-s-one-to-one"}
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    size = parse_size(options.input_size)
+    data = load_split(options.data, "val")
+    heads, graphs = {}, {}
+    for head, name in HEADS.items():
+        facts = train_ours(name, options)
+        heads[head] = {"model": name, **scored(name, options, data), **facts, "ms": {}}
+        weights = options.work / name / "train" / "weights.safetensors"
+        network = Detector(Architecture.from_json(read_info(weights).description))
+        load_weights(weights, network)
+        graphs[head] = network.eval().to_onnx().SerializeToString()
+    pictures = []
+    for record in data.records:
+        image = read_image(record.path, (record.height, record.width))
+        assert image is not None
+        pictures.append(letterbox(image, size)[0][None])
+    result = {"data": options.data.name, "heads": heads}
+    for runtime in ("onnxruntime", "openvino"):
+        sessions = {head: open_session(runtime, graph, options.threads)
+                    for head, graph in graphs.items()}  # fmt: skip
+        seconds: dict[str, list[float]] = {head: [] for head in sessions}
+        for number, picture in enumerate(pictures * 3):
+            for head, session in sessions.items():
+                start = time.perf_counter()
+                session.run({"image": picture})
+                if number:
+                    seconds[head].append(time.perf_counter() - start)
+        for head, times in seconds.items():
+            heads[head]["ms"][runtime] = round(1e3 * statistics.median(times), 3)
+        result[runtime] = here(runtime, options.threads, size)
+    tell(result, RESULTS / f"heads-{options.name}.json" if options.name else None)
+
+
+if __name__ == "__main__":
+    main()

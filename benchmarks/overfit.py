@@ -1,0 +1,130 @@
+"""Can the network learn 16 pictures by heart? If not, loss, matching and decoding disagree.
+
+    python benchmarks/overfit.py --data coco_tiny --name coco_tiny
+
+Trains on the first 16 pictures of the training split, among them some with crowds, without any
+augmentation, and scores on the same pictures: all objects, the medium and large ones (more than
+32x32 pixels in the stored picture), and the small ones; with cells of 32 and of 16 pixels. The last
+line is one JSON object; with --name it goes to benchmarks/results/overfit-NAME.json.
+"""
+
+import argparse
+import contextlib
+import copy
+import io
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from result import tell
+
+from deploy.gate import torch_detect
+from supernet.architecture import Architecture, parse_size, preset
+from supernet.augment import AugmentConfig
+from supernet.coco import DetectionSet, load_split
+from supernet.detector import Detector
+from supernet.evaluate import found_rows
+from supernet.recipes import TrainConfig
+from supernet.training import Running, fit
+
+RESULTS = Path(__file__).parent / "results"
+IMAGES = 16
+CROWDS = 2
+STILL = AugmentConfig(
+    flip=0, scale=(1.0, 1.0), shift=0, shifted=0, brightness=0, contrast=0, saturation=0
+)
+AREAS = {"all": (0, 1e10), "medium and large": (32**2, 1e10), "small": (0, 32**2)}
+
+
+def chosen(data: DetectionSet) -> DetectionSet:
+    """Return 16 pictures with objects, at least two of them with crowds."""
+    crowded = {a["image_id"] for a in data.ground_truth["annotations"] if a.get("iscrowd")}
+    with_objects = [record for record in data.records if len(record.labels)]
+    first = [record for record in with_objects if record.image_id in crowded][:CROWDS]
+    rest = [record for record in with_objects if record not in first]
+    return data.of([*first, *rest[: IMAGES - len(first)]])
+
+
+def scores(rows: list[dict[str, Any]], data: DetectionSet) -> dict[str, dict[str, float]]:
+    """Return AP and AP50 by size of the objects."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = copy.deepcopy(data.ground_truth)
+        truth.createIndex()
+        scoring = COCOeval(truth, truth.loadRes(rows), "bbox")
+        scoring.params.areaRng = [list(area) for area in AREAS.values()]
+        scoring.params.areaRngLbl = list(AREAS)
+        scoring.evaluate()
+        scoring.accumulate()
+    found = {}
+    for index, name in enumerate(AREAS):
+        precision = scoring.eval["precision"][:, :, :, index, -1]
+        half = precision[0][precision[0] > -1]
+        found[name] = {
+            "ap": round(float(precision[precision > -1].mean()), 4),
+            "ap50": round(float(half.mean()), 4),
+        }
+    return found
+
+
+def learn(architecture: Architecture, data: DetectionSet, options: argparse.Namespace) -> Any:
+    """Train on some pictures and score on them."""
+    torch.manual_seed(0)
+    network = Detector(architecture)
+    config = TrainConfig(
+        epochs=options.epochs,
+        batch_size=8,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        assign=options.assign,
+        augment=STILL,
+    )
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        fit(network, data, config, Path(folder), Running(workers=0))
+    rows = found_rows(torch_detect(network.eval()), data)
+    return {**scores(rows, data), "seconds": round(time.monotonic() - start)}
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--preset", default="nano")
+    parser.add_argument("--input-size", default="448x448")
+    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--strides", default="32,16")
+    parser.add_argument("--assign", default="uniform")
+    parser.add_argument("--name")
+    options = parser.parse_args()
+    data = chosen(load_split(options.data, "train"))
+    size = parse_size(options.input_size)
+    base = preset(options.preset, input_size=size, num_classes=data.num_classes)
+    result = {
+        "network": options.preset,
+        "gmacs": {},
+        "stride": {},
+        "images": len(data.records),
+        "objects": int(np.sum([len(record.labels) for record in data.records])),
+        "crowds": sum(bool(a.get("iscrowd")) for a in data.ground_truth["annotations"]),
+        "epochs": options.epochs,
+        "assign": options.assign,
+        "input_size": options.input_size,
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+    }
+    for stride in map(int, options.strides.split(",")):
+        architecture = base.with_stride(stride)
+        result["gmacs"][str(stride)] = round(architecture.macs().total / 1e9, 3)
+        result["stride"][str(stride)] = learn(architecture, data, options)
+    tell(result, RESULTS / f"overfit-{options.name}.json" if options.name else None)
+
+
+if __name__ == "__main__":
+    main()

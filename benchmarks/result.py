@@ -1,0 +1,26 @@
+"""How every benchmark ends: its result as one JSON line, and in a file where that is wanted."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from latency_tables.devices import resolve
+from latency_tables.store import conditions_of
+from supernet.atomic import write_text
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def tell(result: dict[str, Any], path: Path | None = None) -> None:
+    """Print a result, dated, as one JSON line, and write it to a file first if one is given."""
+    dated = {**result, "date": time.strftime("%Y-%m-%d")}
+    if path is not None:
+        write_text(path, json.dumps(dated, indent=1) + "\n")
+    print(json.dumps(dated))
+
+
+def here(runtime: str, threads: int, size: tuple[int, int]) -> dict[str, Any]:
+    """Return the conditions of a measurement on this CPU: device, versions, precision, threads."""
+    return asdict(conditions_of(resolve("cpu", runtime=runtime, threads=threads), size))

@@ -1,0 +1,263 @@
+"""Trains one peer from scratch by its own recipe, and leaves what `frontier.py` compares.
+
+    PYTHONPATH=. peers/bin/python benchmarks/train_peer.py yolo11n --data DIR --input-size 320x320 \
+        --epochs 150 --out DIR
+
+Runs in the peers' environment (see `peers.py`), with HEAT's reading of data on its path. YOLO is
+trained by ultralytics, with its defaults. The transformers' models are trained by AdamW, warm-up,
+cosine, averaged weights and the flips, zooms and colours of RT-DETR's recipe, in float32; the loss
+is theirs. It leaves `rows.json` (COCO result rows of the val split), `model.onnx` without NMS or
+top-k, and `facts.json`; what is there is not done again.
+"""
+
+import argparse
+import copy
+import json
+import math
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peers import PEERS
+from torch import Tensor, nn
+
+from supernet.augment import AugmentConfig
+from supernet.coco import DetectionSet, Record, load_split
+from supernet.feed import feed
+from supernet.letterbox import letterbox, read_image
+from supernet.recipes import TrainConfig
+
+RATES = {"detr-r50": 1e-4, "yolos-tiny": 1e-4, "rt-detr-r18": 2e-4, "d-fine-n": 4e-4}
+"""Peak learning rates: the authors' at batches of 16 to 128, scaled by the root of the batch."""
+IMAGENET = ("detr-r50", "yolos-tiny")
+"""Models that take colours normalised by ImageNet's statistics; the others take 0 to 1."""
+AUGMENT = AugmentConfig(
+    scale=(0.5, 1.6), shift=0.2, brightness=0.3, contrast=0.3, saturation=0.4, hue=0.03
+)
+KEEP = 100
+
+
+def prepared(name: str, images_BHW3: Tensor) -> Tensor:
+    """Return what a model takes."""
+    x = images_BHW3.permute(0, 3, 1, 2).float() / 255
+    if name not in IMAGENET:
+        return x
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (x - mean[:, None, None]) / std[:, None, None]
+
+
+def labelled(targets: list[Any], size: tuple[int, int]) -> list[dict[str, Tensor]]:
+    """Return targets as transformers' losses take them: centres and sides as shares."""
+    unit = torch.tensor([size[1], size[0]] * 2)
+    found = []
+    for target in targets:
+        x0, y0, x1, y1 = (target.boxes_xyxy / unit).unbind(1)
+        boxes = torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], 1)
+        found.append({"class_labels": target.labels, "boxes": boxes})
+    return found
+
+
+def train_transformer(
+    name: str, data: DetectionSet, size: tuple[int, int], options: argparse.Namespace
+) -> tuple[nn.Module, int]:
+    """Train until the epochs or the minutes are over; return the averaged model, images seen."""
+    torch.manual_seed(options.seed)
+    model = PEERS[name](size, data.num_classes).model.train()
+    config = TrainConfig(
+        epochs=options.epochs, batch_size=options.batch_size, seed=options.seed, augment=AUGMENT
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATES[name], weight_decay=1e-4)
+    average = copy.deepcopy(model)
+    steps = options.epochs * math.ceil(len(data.records) / options.batch_size)
+    started, seen = time.monotonic(), 0
+    for step, (images, targets) in enumerate(
+        feed(data, size, config, range(options.epochs), workers=1)
+    ):
+        spent = (time.monotonic() - started) / (60 * options.minutes)
+        share = max(step / steps, min(1.0, spent))
+        warm = min(1.0, (step + 1) / 100)
+        for group in optimizer.param_groups:
+            group["lr"] = RATES[name] * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+        loss = model(pixel_values=prepared(name, images), labels=labelled(targets, size)).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        seen += len(images)
+        decay = min(0.998, (1 + step) / (10 + step))
+        with torch.no_grad():
+            theirs = model.state_dict()
+            for key, value in average.state_dict().items():
+                new = theirs[key]
+                value.lerp_(new, 1 - decay) if value.is_floating_point() else value.copy_(new)
+        if step % 50 == 0:
+            print(
+                f"{name} step {step}/{steps} loss {float(loss):.3f} {spent:.0%} of the time",
+                flush=True,
+            )
+        if spent >= 1:
+            break
+    return average.eval(), seen
+
+
+@torch.inference_mode()
+def found_by_transformer(
+    name: str, model: nn.Module, record: Record, size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return boxes in pixels of the image, scores and labels."""
+    image = read_image(record.path, (record.height, record.width))
+    assert image is not None
+    pixels, scale = letterbox(image, size)
+    found = model(pixel_values=prepared(name, torch.from_numpy(pixels)[None]))
+    logits, boxes = found.logits[0], found.pred_boxes[0]
+    shares = logits.softmax(-1)[:, :-1] if name in IMAGENET else logits.sigmoid()
+    scores, index = shares.flatten().topk(min(KEEP, shares.numel()))
+    cx, cy, w, h = (boxes[index // shares.shape[1]] * torch.tensor([size[1], size[0]] * 2)).T
+    corners = torch.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 1) / scale
+    return corners, scores, index % shares.shape[1]
+
+
+def run_transformer(
+    name: str, train: DetectionSet, val: DetectionSet, options: argparse.Namespace, out: Path
+) -> tuple[list[dict[str, Any]], int]:
+    """Train, export, and return the rows of the val split and the images seen."""
+    size = options.size
+    model, seen = train_transformer(name, train, size, options)
+    rows = []
+    for record in val.records:
+        rows += as_rows(record, val, *found_by_transformer(name, model, record, size))
+    raw = PEERS[name](size, train.num_classes)
+    raw.model = model
+    write_onnx(raw, size, out)
+    return rows, seen
+
+
+def run_yolo(
+    name: str, train: DetectionSet, val: DetectionSet, options: argparse.Namespace, out: Path
+) -> tuple[list[dict[str, Any]], int]:
+    """Train by ultralytics' own recipe; return the rows of the val split and the images seen."""
+    from ultralytics import YOLO
+
+    work = out / "work"
+    config = write_yolo(work / "data", {"train": train, "val": val})
+    last = work / "run" / "weights" / "last.pt"
+    model = YOLO(str(last) if last.exists() else f"{name}.yaml")
+    model.train(
+        data=str(config), epochs=options.epochs, imgsz=options.size[0], batch=options.batch_size,
+        device="cpu", workers=1, pretrained=False, seed=options.seed, project=str(work), name="run",
+        exist_ok=True, plots=False, val=False, resume=last.exists(), verbose=False,
+    )  # fmt: skip
+    model = YOLO(str(last))
+    rows = []
+    for record in val.records:
+        image = read_image(record.path, (record.height, record.width))
+        assert image is not None
+        bgr = np.ascontiguousarray(image[:, :, ::-1])
+        boxes = model.predict(
+            bgr, imgsz=options.size[0], conf=0.001, iou=0.7, max_det=KEEP, device="cpu",
+            verbose=False, rect=False,
+        )[0].boxes  # fmt: skip
+        rows += as_rows(record, val, boxes.xyxy, boxes.conf, boxes.cls.long())
+    network = model.model.float().eval().fuse()
+    head = network.model[-1]
+    head.export, head.format = True, "onnx"
+    write_onnx(network, options.size, out)
+    return rows, options.epochs * len(train.records)
+
+
+def write_yolo(folder: Path, splits: dict[str, DetectionSet]) -> Path:
+    """Write sets in YOLO format, the images as links."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for split, data in splits.items():
+        images, labels = folder / "images" / split, folder / "labels" / split
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        for record in data.records:
+            (images / record.path.name).symlink_to(record.path.resolve())
+            unit = np.array([record.width, record.height] * 2)
+            x0, y0, x1, y1 = (record.boxes_xyxy / unit).T
+            columns = [record.labels, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
+            lines = [
+                f"{k:.0f} {' '.join(f'{v:.6f}' for v in box)}"
+                for k, *box in zip(*columns, strict=True)
+            ]
+            (labels / f"{record.path.stem}.txt").write_text("\n".join(lines))
+    names = next(iter(splits.values())).names
+    config = folder / "data.yaml"
+    head = f"path: {folder.resolve()}\ntrain: images/train\nval: images/val\n"
+    config.write_text(f"{head}names: {json.dumps(names)}\n")
+    return config
+
+
+def as_rows(
+    record: Record, data: DetectionSet, boxes: Tensor, scores: Tensor, labels: Tensor
+) -> list[dict[str, Any]]:
+    """Return what was found on an image as COCO result rows, clipped to it."""
+    limit = torch.tensor([record.width, record.height] * 2)
+    rows = []
+    for box, score, label in zip(boxes.clamp_min(0).minimum(limit), scores, labels, strict=True):
+        x0, y0, x1, y1 = (float(v) for v in box)
+        rows.append(
+            {
+                "image_id": record.image_id,
+                "category_id": data.category_ids[int(label)],
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "score": float(score),
+            }
+        )
+    return rows
+
+
+def write_onnx(model: nn.Module, size: tuple[int, int], out: Path) -> None:
+    """Export the network alone."""
+    image = torch.rand(1, 3, *size)
+    with torch.inference_mode(), tempfile.TemporaryDirectory(dir=out) as folder:
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            model.eval(), (image,), str(path), opset_version=18, dynamo=False, verbose=False
+        )
+        path.replace(out / "model.onnx")
+
+
+def main() -> None:
+    """Train the peer."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", help="a name of peers.py, or another YOLO of ultralytics")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--input-size", default="320x320", help="HxW")
+    parser.add_argument("--epochs", type=int, default=150)
+    parser.add_argument("--minutes", type=float, default=1e9, help="of training, at most")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    options.size = tuple(map(int, options.input_size.split("x")))
+    out = options.out
+    if (out / "facts.json").exists():
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    train, val = load_split(options.data, "train"), load_split(options.data, "val")
+    started = time.monotonic()
+    run = (
+        run_yolo
+        if options.name.startswith("yolo") and options.name not in RATES
+        else run_transformer
+    )
+    rows, seen = run(options.name, train, val, options, out)
+    (out / "rows.json").write_text(json.dumps(rows))
+    facts = {
+        "model": options.name,
+        "images_seen": seen,
+        "seconds": round(time.monotonic() - started),
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+    }
+    (out / "facts.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

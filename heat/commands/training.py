@@ -1,0 +1,183 @@
+"""Commands that train a network: pretrain, train."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from ..workspace import DEFAULT, Workspace
+from .find import ending_in, find_architecture, find_data
+from .options import Backbone, HeadName, Out, OutputStride, Result, Size
+
+
+def pretrain(
+    *,
+    data: Path,
+    architecture: Annotated[str, Parameter(help="Preset or architecture.json.")] = "medium",
+    input_size: Size = "224x224",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    accumulate: int | None = None,
+    learning_rate: float | None = None,
+    drop_path: float | None = None,
+    precision: Literal["auto", "f32", "bf16", "f16"] = "auto",
+    workers: int | None = None,
+    compile: bool = False,
+    tensorboard: bool = False,
+    seed: int = 0,
+    resume: bool = False,
+    restart: bool = False,
+    out: Out = DEFAULT,
+) -> Result:
+    """Train a backbone to tell classes of pictures apart, for train and supernet --backbone.
+
+    Args:
+        data: Folder with train/CLASS/ and val/CLASS/ folders of pictures.
+        epochs: Passes over the pictures; 300 by default.
+        batch_size: Images per pass, over all processes; 64 by default.
+        accumulate: Passes per step.
+        learning_rate: Peak AdamW step.
+        drop_path: Largest stochastic depth rate.
+        precision: Autocast: bf16 where it is computed (auto), always, f16 (CUDA), or none (f32).
+        workers: Processes that load images.
+        compile: Let torch compile the network first.
+        tensorboard: Write event files for TensorBoard too.
+        seed: Seed of initialisation, order and augmentation.
+        resume: Go on with an unfinished run, or with one that --epochs makes longer.
+        restart: Begin again, replacing what stands.
+    """
+    from supernet.architecture import parse_size
+    from supernet.pretraining import load_pictures
+    from supernet.recipes import PRETRAIN, changed
+    from supernet.training import Running
+
+    from ..stages.pretrain import pretrain as run
+
+    pictures = load_pictures(data, "train")
+    val = load_pictures(data, "val", pictures.names) if (data / "val").is_dir() else None
+    config = changed(
+        PRETRAIN,
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        learning_rate=learning_rate,
+        drop_path=drop_path,
+        precision=precision,
+        seed=seed,
+    )
+    running = Running(
+        resume=resume, restart=restart, workers=workers, compile=compile, tensorboard=tensorboard
+    )
+    chosen = find_architecture(architecture).with_(input_size=parse_size(input_size or "224x224"))
+    return run(Workspace(out), pictures, val, chosen, config, running)
+
+
+def train(
+    *,
+    data: Path,
+    architecture: Annotated[
+        str | None, Parameter(help="Preset or architecture.json; the thinned one by default.")
+    ] = None,
+    input_size: Size = None,
+    output_stride: OutputStride = None,
+    head: HeadName = None,
+    backbone: Backbone = None,
+    recipe: Literal["small", "1x", "3x"] = "small",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    accumulate: int | None = None,
+    learning_rate: float | None = None,
+    schedule: Literal["cosine", "1x", "3x"] | None = None,
+    drop_path: float | None = None,
+    assign: Literal["uniform", "aligned"] | None = None,
+    balanced: bool | None = None,
+    precision: Literal["auto", "f32", "bf16", "f16"] = "auto",
+    inherit: bool = False,
+    eval_every: int = 10,
+    workers: int | None = None,
+    compile: bool = False,
+    tensorboard: bool = False,
+    seed: int = 0,
+    resume: bool = False,
+    restart: bool = False,
+    out: Out = DEFAULT,
+) -> Result:
+    """Train the thinned architecture.
+
+    Args:
+        data: COCO-format folder with a train split; AP is told on its val split, if it has one.
+        recipe: small trains from scratch on small sets; 1x and 3x are the paper's.
+        epochs: Passes over the training split; the recipe's by default, as all that follows.
+        batch_size: Images per pass, over all processes.
+        accumulate: Passes per step.
+        learning_rate: Peak AdamW step.
+        schedule: Cosine, or the paper's stepped 1x / 3x.
+        drop_path: Largest stochastic depth rate.
+        assign: Which anchors answer for an object: the paper's uniform choice, or those that suit
+            it best. A one-to-one head has the latter.
+        balanced: Draw pictures of rare classes more often.
+        precision: Autocast: bf16 where it is computed (auto), always, f16 (CUDA), or none (f32).
+        inherit: Start from the supernet's weights instead of from scratch.
+        eval_every: Epochs between two scores on the val split; 0 for none.
+        workers: Processes that load images; one beside a CPU, more beside a GPU by default.
+        compile: Let torch compile the network first.
+        tensorboard: Write event files for TensorBoard too.
+        seed: Seed of initialisation, order and augmentation.
+        resume: Go on with an unfinished run, or with one that --epochs makes longer.
+        restart: Begin again, replacing what stands.
+    """
+    from supernet.architecture import Architecture, parse_size
+    from supernet.coco import resolve_split
+    from supernet.errors import DataError
+    from supernet.recipes import recipe as recipe_of
+    from supernet.training import Running
+
+    from ..stages.train import judge_on
+    from ..stages.train import train as run
+
+    workspace = Workspace(out)
+    train_set = find_data(workspace, data, "train")
+    if architecture is None:
+        workspace.need("thin", "heat thin --target-fps FPS, or give --architecture")
+        chosen = Architecture.load(workspace.architecture)
+    else:
+        chosen = find_architecture(architecture)
+    if input_size is not None:
+        chosen = chosen.with_(input_size=parse_size(input_size))
+    chosen = ending_in(chosen, output_stride, head)
+    config = recipe_of(
+        recipe,
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        drop_path=drop_path,
+        assign=assign,
+        balanced=balanced,
+        precision=precision,
+        seed=seed,
+    )
+    judge = None
+    with suppress(DataError):
+        resolve_split(data, "val")
+        judge = judge_on(find_data(workspace, data, "val")) if eval_every else None
+    running = Running(
+        resume=resume,
+        restart=restart,
+        workers=workers,
+        compile=compile,
+        tensorboard=tensorboard,
+        judge=judge,
+        judge_every=max(1, eval_every),
+    )
+    return run(
+        workspace,
+        train_set,
+        chosen,
+        config,
+        from_supernet=inherit,
+        backbone=backbone,
+        running=running,
+    )

@@ -1,0 +1,114 @@
+"""Pictures of training and of what was learnt: curves, precision and recall, mistakes, batches."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+from supernet.atomic import write_bytes
+from supernet.coco import DetectionSet
+from supernet.evaluate import Scores
+from supernet.feed import feed
+from supernet.letterbox import Image
+from supernet.recipes import TrainConfig
+
+from .charts import save
+
+SHOWN = 16
+"""Pictures of the first batches that are shown."""
+COLOURS = (
+    (255, 80, 80),
+    (80, 200, 80),
+    (90, 140, 255),
+    (255, 190, 0),
+    (220, 90, 255),
+    (0, 210, 210),
+)
+
+
+def draw_learning(history: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Draw losses, learning rate and AP over the epochs."""
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    panels = (("classes", "boxes"), ("ap", "ap50"), ("learning_rate",))
+    for axis, keys in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for key in keys:
+            points = [(row["epoch"], row[key]) for row in history if key in row]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=key, marker="." if "ap" in key else "")
+                axis.legend()
+        axis.set(xlabel="epoch", ylim=(0, None))
+        axis.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("loss")
+    return save(figure, path)
+
+
+def draw_precision(scores: Scores, names: Sequence[str], path: Path) -> Path:
+    """Draw precision against recall at IoU 0.5, a line for each class, the mean thick."""
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axis = figure.subplots()
+    recall = np.linspace(0, 1, 101)
+    curves = scores.precision_TRK[0].T
+    known = [curve for curve in curves if curve.min() > -1]
+    for name, curve in zip(names, curves, strict=True):
+        if curve.min() > -1:
+            label = f"{name} {curve.mean():.3f}" if len(names) <= 20 else None
+            axis.plot(recall, curve, linewidth=1, label=label)
+    if known:
+        mean = np.mean(known, axis=0)
+        axis.plot(recall, mean, color="black", linewidth=2.5, label=f"all {mean.mean():.3f}")
+        axis.legend(fontsize=8, title="AP50")
+    axis.set(xlabel="recall", ylabel="precision at IoU 0.5", xlim=(0, 1), ylim=(0, 1.02))
+    axis.grid(alpha=0.3)
+    return save(figure, path)
+
+
+def draw_confusion(counts: npt.NDArray[np.int64], names: Sequence[str], path: Path) -> Path:
+    """Draw a confusion matrix, shares of each row; the numbers are counts."""
+    labels = [*names, "nothing"]
+    side = max(4.0, 0.32 * len(labels) + 2)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axis = figure.subplots()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    axis.set(xlabel="found", ylabel="truth")
+    if len(labels) <= 25:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                ink = "white" if shares[row, column] > 0.5 else "black"
+                axis.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=7)
+    return save(figure, path)
+
+
+def draw_batches(
+    data: DetectionSet, input_hw: tuple[int, int], config: TrainConfig, path: Path
+) -> Path:
+    """Save the first training pictures with their boxes, as the network gets them."""
+    tiles: list[Image] = []
+    for images, targets in feed(data, input_hw, config, range(1)):
+        for image, target in zip(images, targets, strict=True):
+            tile = image.numpy().copy()
+            for box, label in zip(target.boxes_xyxy.tolist(), target.labels.tolist(), strict=True):
+                colour = COLOURS[label % len(COLOURS)]
+                x0, y0, x1, y1 = (round(v) for v in box)
+                cv2.rectangle(tile, (x0, y0), (x1, y1), colour, 2)
+                cv2.putText(
+                    tile, data.names[label], (x0, max(12, y0 - 3)), cv2.FONT_HERSHEY_SIMPLEX, 0.4,
+                    colour, 1, cv2.LINE_AA,
+                )  # fmt: skip
+            tiles.append(tile)
+        if len(tiles) >= SHOWN:
+            break
+    columns = math.ceil(math.sqrt(len(tiles[:SHOWN])))
+    blank = np.zeros_like(tiles[0])
+    tiles = tiles[:SHOWN] + [blank] * (-len(tiles[:SHOWN]) % columns)
+    rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+    _, encoded = cv2.imencode(".jpg", np.vstack(rows)[:, :, ::-1])
+    write_bytes(path, encoded.tobytes())
+    return path

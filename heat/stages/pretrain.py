@@ -1,0 +1,44 @@
+"""`heat pretrain`: train a backbone to tell classes of pictures apart."""
+
+from typing import Any
+
+import torch
+
+from supernet.architecture import Architecture
+from supernet.checkpoint import load_weights
+from supernet.errors import DataError
+from supernet.pretraining import Classifier, ClassifyTask, Pictures, accuracy
+from supernet.recipes import TrainConfig
+from supernet.training import Running, run_task
+
+from ..workspace import Workspace
+
+
+def pretrain(
+    workspace: Workspace,
+    pictures: Pictures,
+    val: Pictures | None,
+    architecture: Architecture,
+    config: TrainConfig,
+    running: Running,
+) -> dict[str, Any]:
+    """Train a backbone and a linear layer; top-1 and top-5 accuracy on the val split."""
+    if len(pictures.paths) < 2:
+        raise DataError(f"{pictures.root}: at least 2 training pictures needed")
+    torch.manual_seed(config.seed)
+    network = Classifier(architecture, len(pictures.names))
+    network.trunk.set_drop_path(config.drop_path)
+    task = ClassifyTask(network, pictures)
+    done = run_task(network, task, config, workspace.pretrain, running)
+    before = workspace.stage("pretrain")
+    if done.stood and before is not None:
+        return before
+    load_weights(done.checkpoint, network)
+    result = {
+        **done.facts(),
+        "images": len(pictures.paths),
+        "classes": len(pictures.names),
+        "data": str(pictures.root),
+        **(accuracy(network.eval(), val) if val is not None and done.leads else {}),
+    }
+    return workspace.record("pretrain", result) if done.leads else result

@@ -1,0 +1,144 @@
+"""Feeding training: the same samples however they are made, and errors that name the file."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from supernet.augment import AugmentConfig, augment, mosaic
+from supernet.coco import DetectionSet, load_split
+from supernet.distributed import Group
+from supernet.errors import DataError, HeatError
+from supernet.feed import Keyed, Samples, feed, feed_keyed, rare_first
+from supernet.letterbox import read_image
+from supernet.loss import Target
+from supernet.recipes import TrainConfig
+
+CONFIG = TrainConfig(epochs=3, batch_size=4, plain_epochs=1, augment=AugmentConfig(mosaic=0.5))
+PLAIN = AugmentConfig(brightness=0, contrast=0, saturation=0)
+HW = (96, 128)
+
+
+@pytest.fixture
+def data(shapes: Path) -> DetectionSet:
+    found = load_split(shapes, "train")
+    return replace(found, records=found.records[:13])
+
+
+def test_workers_and_processes_change_nothing(data: DetectionSet) -> None:
+    alone = list(feed(data, HW, CONFIG, range(2)))
+    fed = list(feed(data, HW, CONFIG, range(2), workers=2))
+    for (images, targets), (others, theirs) in zip(alone, fed, strict=True):
+        assert torch.equal(images, others)
+        assert all(
+            torch.equal(a.boxes_xyxy, b.boxes_xyxy) for a, b in zip(targets, theirs, strict=True)
+        )
+    halves = [list(feed(data, HW, CONFIG, range(2), group=Group(rank, 2))) for rank in range(2)]
+    for (images, _), (even, _), (odd, _) in zip(alone, *halves, strict=True):
+        assert torch.equal(images[::2], even) and torch.equal(images[1::2], odd)
+
+
+def test_a_later_start_sees_the_rest(data: DetectionSet) -> None:
+    whole = list(feed(data, HW, CONFIG, range(3)))
+    rest = list(feed(data, HW, CONFIG, range(1, 3), skip=2))
+    assert len(whole) == 9 and len(rest) == 4
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(whole[5:], rest, strict=True))
+
+
+def test_the_last_epochs_are_plain(data: DetectionSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def count(pictures: list[object], *rest: object) -> object:
+        seen.append(len(pictures))
+        return mosaic(pictures, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("supernet.feed.mosaic", count)
+    config = replace(CONFIG, augment=replace(CONFIG.augment, mosaic=1.0))
+    samples = Samples(data.records, HW, config)
+    samples.sample(1, 0)
+    assert seen == [4]
+    samples.sample(2, 0)
+    assert seen == [4]
+
+
+def test_a_file_that_vanishes_is_named(data: DetectionSet, tmp_path: Path) -> None:
+    records = (*data.records[:3], replace(data.records[3], path=tmp_path / "gone.jpg"))
+    for workers in (0, 1):
+        with pytest.raises(DataError, match=r"^cannot decode .*gone\.jpg: see heat data check"):
+            list(feed(replace(data, records=records), HW, CONFIG, range(1), workers=workers))
+
+
+class Deadly(Keyed):
+    """Kills the process that makes its samples."""
+
+    def __len__(self) -> int:
+        """Return some pictures."""
+        return 16
+
+    def sample(self, epoch: int, index: int) -> tuple[torch.Tensor, Target]:
+        """Die."""
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_a_dead_worker_is_told() -> None:
+    with pytest.raises(HeatError, match="a process that loads images died"):
+        list(feed_keyed(Deadly(), CONFIG, range(1), workers=1))
+
+
+def test_rare_classes_are_drawn_more_often(data: DetectionSet) -> None:
+    few = [replace(r, labels=np.zeros(1, dtype=np.int64)) for r in data.records * 4]
+    few[0] = replace(few[0], labels=np.ones(1, dtype=np.int64))
+    weights = rare_first(replace(data, records=tuple(few)))
+    assert weights[0] == pytest.approx(weights[1] * np.sqrt(0.1 * 52))
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_boxes_of_a_mosaic_follow_the_pixels() -> None:
+    """Each of four white squares is inside its box, or was dropped."""
+    rng = np.random.default_rng(0)
+    seen = 0
+    for _ in range(30):
+        pictures = []
+        for _ in range(4):
+            image = np.zeros((90, 120, 3), dtype=np.uint8)
+            image[30:50, 40:70] = 255
+            pictures.append((image, np.array([[40, 30, 70, 50]], dtype=np.float32)))
+        pixels, boxes, kept = mosaic(pictures, HW, PLAIN, rng)
+        assert pixels.shape == (*HW, 3) and len(kept) == 4 and len(boxes) == kept.sum()
+        white = (pixels == 255).all(2)
+        for x1, y1, x2, y2 in boxes:
+            part = white[
+                max(0, round(y1) + 1) : round(y2) - 1, max(0, round(x1) + 1) : round(x2) - 1
+            ]
+            assert part.mean() > 0.95
+            seen += 1
+    assert seen > 40
+
+
+def test_detrs_crop_and_vertical_flips() -> None:
+    config = replace(PLAIN, crop=1.0, flip_vertical=1.0, flip=0.0, shift=0.0, scale=(1.0, 1.0))
+    rng = np.random.default_rng(1)
+    image = np.zeros((200, 300, 3), dtype=np.uint8)
+    image[100:200] = 255  # the lower half
+    boxes = np.array([[0, 100, 300, 200]], dtype=np.float32)
+    for _ in range(10):
+        pixels, found, kept = augment(image, boxes, (64, 96), config, rng)
+        if kept[0]:
+            x1, y1, x2, y2 = found[0].round().astype(int)
+            assert (pixels[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1] > 250).mean() > 0.97
+
+
+def test_large_pictures_are_decoded_small(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (601, 803, 3)).astype(np.uint8)
+    for name in ("a.jpg", "a.png"):
+        cv2.imwrite(str(tmp_path / name), image)
+        for shrink in (2, 4, 8):
+            small = read_image(tmp_path / name, (601, 803), shrink)
+            assert small is not None
+            assert abs(small.shape[0] - 601 / shrink) < 1 and abs(small.shape[1] - 803 / shrink) < 1
