@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from peers_cpu import count_macs
 from result import here, tell
 
@@ -100,6 +101,7 @@ def train_ours(name: str, options: argparse.Namespace) -> dict[str, Any]:
             "seconds": round(stage["images"] * stage["epochs"] / stage["images_per_second"]),
             "batch_size": options.batch_size,
             "seed": options.seed,
+            "threads": torch.get_num_threads(),
         }
         (folder / "facts.json").write_text(json.dumps(facts))
     return json.loads((folder / "facts.json").read_text())  # type: ignore[no-any-return]

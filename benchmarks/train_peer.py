@@ -12,11 +12,18 @@ top-k, and `facts.json`; what is there is not done again.
 
 import argparse
 import copy
+import csv
+import importlib.metadata
+import importlib.util
 import json
 import math
 import shutil
+import statistics
+import sys
 import tempfile
 import time
+import types
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -123,34 +130,41 @@ def found_by_transformer(
 
 def run_transformer(
     name: str, train: DetectionSet, val: DetectionSet, options: argparse.Namespace, out: Path
-) -> tuple[list[dict[str, Any]], int]:
-    """Train, export, and return the rows of the val split and the images seen."""
+) -> tuple[list[dict[str, Any]], int, float]:
+    """Train, export, and return the rows of the val split, images seen and seconds of training."""
     size = options.size
+    started = time.monotonic()
     model, seen = train_transformer(name, train, size, options)
+    seconds = time.monotonic() - started
     rows = []
     for record in val.records:
         rows += as_rows(record, val, *found_by_transformer(name, model, record, size))
     raw = PEERS[name](size, train.num_classes)
     raw.model = model
     write_onnx(raw, size, out)
-    return rows, seen
+    return rows, seen, seconds
 
 
 def run_yolo(
     name: str, train: DetectionSet, val: DetectionSet, options: argparse.Namespace, out: Path
-) -> tuple[list[dict[str, Any]], int]:
-    """Train by ultralytics' own recipe; return the rows of the val split and the images seen."""
+) -> tuple[list[dict[str, Any]], int, float]:
+    """Train by ultralytics' own recipe; return what `run_transformer` does."""
+    allow_no_torchvision()
     from ultralytics import YOLO
 
     work = out / "work"
     config = write_yolo(work / "data", {"train": train, "val": val})
     last = work / "run" / "weights" / "last.pt"
-    model = YOLO(str(last) if last.exists() else f"{name}.yaml")
-    model.train(
-        data=str(config), epochs=options.epochs, imgsz=options.size[0], batch=options.batch_size,
-        device="cpu", workers=1, pretrained=False, seed=options.seed, project=str(work), name="run",
-        exist_ok=True, plots=False, val=False, resume=last.exists(), verbose=False,
-    )  # fmt: skip
+    begun = last.exists()
+    model = YOLO(str(last) if begun else f"{name}.yaml")
+    # Finished runs say that they stand at epoch -1.
+    if not begun or torch.load(last, weights_only=False)["epoch"] >= 0:
+        model.train(
+            data=str(config), epochs=options.epochs, imgsz=options.size[0],
+            batch=options.batch_size, device="cpu", workers=1, pretrained=False, seed=options.seed,
+            project=str(work), name="run", exist_ok=True, plots=False, val=False, resume=begun,
+            verbose=False,
+        )  # fmt: skip
     model = YOLO(str(last))
     rows = []
     for record in val.records:
@@ -166,7 +180,34 @@ def run_yolo(
     head = network.model[-1]
     head.export, head.format = True, "onnx"
     write_onnx(network, options.size, out)
-    return rows, options.epochs * len(train.records)
+    with (last.parents[1] / "results.csv").open() as file:
+        times = [float(row["time"]) for row in csv.DictReader(file)]
+    # A run that was interrupted counts from nought again: the usual epoch stands for all.
+    epoch = statistics.median(b - a for a, b in pairwise([0.0, *times]))
+    return rows, options.epochs * len(train.records), epoch * options.epochs
+
+
+def allow_no_torchvision() -> None:
+    """Let ultralytics be imported without torchvision, of which no build may fit a CPU torch.
+
+    It asks for its version, and for its NMS, of which it has one itself.
+    """
+    if importlib.util.find_spec("torchvision") is not None:
+        return
+    version = importlib.metadata.version
+    fitting = f"0.{int(torch.__version__.split('.')[1]) + 15}.0"
+
+    def version_of(name: str) -> str:
+        return fitting if name == "torchvision" else version(name)
+
+    def nms(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
+        from ultralytics.utils.nms import TorchNMS
+
+        return TorchNMS.nms(boxes, scores, iou)  # type: ignore[no-any-return]
+
+    importlib.metadata.version = version_of
+    sys.modules["torchvision"] = types.ModuleType("torchvision")
+    sys.modules["torchvision"].ops = types.SimpleNamespace(nms=nms)  # type: ignore[attr-defined]
 
 
 def write_yolo(folder: Path, splits: dict[str, DetectionSet]) -> Path:
@@ -241,18 +282,18 @@ def main() -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     train, val = load_split(options.data, "train"), load_split(options.data, "val")
-    started = time.monotonic()
     run = (
         run_yolo
         if options.name.startswith("yolo") and options.name not in RATES
         else run_transformer
     )
-    rows, seen = run(options.name, train, val, options, out)
+    rows, seen, seconds = run(options.name, train, val, options, out)
     (out / "rows.json").write_text(json.dumps(rows))
     facts = {
         "model": options.name,
         "images_seen": seen,
-        "seconds": round(time.monotonic() - started),
+        "seconds": round(seconds),
+        "threads": torch.get_num_threads(),
         "batch_size": options.batch_size,
         "seed": options.seed,
     }
