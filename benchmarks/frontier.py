@@ -9,6 +9,8 @@ on. All see the same number of images, unless --minutes ends a peer's training f
 seen are told. AP is that of the val split after the last epoch, by one evaluator. Latency is that
 of the networks without NMS or top-k, in one interleaved race in ONNX Runtime. The last line is one
 JSON object; with --name it goes to benchmarks/results/frontier-NAME.json, and a picture beside it.
+Models that stand in that file are not trained again: they race with random weights, which take the
+same time.
 """
 
 import argparse
@@ -86,15 +88,10 @@ def train_ours(name: str, options: argparse.Namespace) -> dict[str, Any]:
     ]  # fmt: skip
     if not (folder / "facts.json").exists():
         run([str(part) for part in command])
-        weights = folder / "train" / "weights.safetensors"
-        info = read_info(weights)
-        network = Detector(Architecture.from_json(info.description))
-        load_weights(weights, network)
-        network.eval()
+        network = trained(folder)
         data = load_split(options.data, "val")
         (folder / "rows.json").write_text(json.dumps(found_rows(torch_detect(network), data)))
-        graph = network.to_onnx(raw=True)
-        (folder / "model.onnx").write_bytes(graph.SerializeToString())
+        write_raw(network, folder / "model.onnx")
         stage = json.loads((folder / "run.json").read_text())["stages"]["train"]
         facts = {
             "images_seen": stage["images"] * stage["epochs"],
@@ -107,7 +104,21 @@ def train_ours(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return json.loads((folder / "facts.json").read_text())  # type: ignore[no-any-return]
 
 
-def train_peer(name: str, options: argparse.Namespace) -> dict[str, Any] | None:
+def trained(folder: Path) -> Detector:
+    """Return the network that `train_ours` left in a folder."""
+    weights = folder / "train" / "weights.safetensors"
+    network = Detector(Architecture.from_json(read_info(weights).description))
+    load_weights(weights, network)
+    return network.eval()
+
+
+def write_raw(network: Detector, path: Path) -> None:
+    """Write the graph that races."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(network.to_onnx(raw=True).SerializeToString())
+
+
+def train_peer(name: str, options: argparse.Namespace, *more: str) -> dict[str, Any] | None:
     """Train a peer in its own environment; None where it cannot be."""
     folder = options.work / name
     if not (folder / "facts.json").exists():
@@ -117,14 +128,46 @@ def train_peer(name: str, options: argparse.Namespace) -> dict[str, Any] | None:
             options.peers_python, ROOT / "benchmarks" / "train_peer.py", name, "--data",
             options.data.resolve(), "--input-size", options.input_size, "--epochs", options.epochs,
             "--minutes", options.minutes, "--batch-size", options.batch_size,
-            "--seed", options.seed, "--out", folder.resolve(),
+            "--seed", options.seed, "--out", folder.resolve(), *more,
         ]  # fmt: skip
         try:
             run([str(part) for part in command], PYTHONPATH=str(ROOT), YOLO_OFFLINE="1")
         except subprocess.CalledProcessError as error:
             print(f"{name} left out: exit code {error.returncode}", file=sys.stderr)
             return None
-    return json.loads((folder / "facts.json").read_text())  # type: ignore[no-any-return]
+    facts = folder / "facts.json"
+    return json.loads(facts.read_text()) if facts.exists() else {}
+
+
+def graph_of(name: str, options: argparse.Namespace, num_classes: int) -> Path:
+    """Return a model's graph, of random weights where the trained one is not at hand."""
+    path: Path = options.work / name / "model.onnx"
+    if path.exists():
+        return path
+    if name in OURS:
+        size = parse_size(options.input_size)
+        description = OURS[name].with_(input_size=size, num_classes=num_classes).with_stride(16)
+        write_raw(Detector(description).eval(), path)
+    else:
+        train_peer(name, options, "--untrained")
+    if not path.exists():
+        raise SystemExit(f"{name} cannot be timed here: --peers-python is needed for it")
+    return path
+
+
+def standing(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return what the result file says of models that were trained before, without their times."""
+    path = RESULTS / f"frontier-{options.name}.json"
+    if not options.name or not path.exists():
+        return {}
+    result = json.loads(path.read_text())
+    size = list(parse_size(options.input_size))
+    if (result["data"], result["input_size"]) != (options.data.name, size):
+        raise SystemExit(f"{path} is of {result['data']} at {result['input_size']}: another --name")
+    return {
+        row["model"]: {k: v for k, v in row.items() if k not in ("model", "ms", "gmacs")}
+        for row in result["models"]
+    }
 
 
 def run(command: list[str], **environment: str) -> None:
@@ -185,25 +228,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
     data = load_split(options.data, "val")
-    done = {}
+    done = standing(options)
     for name in options.only.split(","):
+        if name in done:
+            continue
         facts = train_ours(name, options) if name in OURS else train_peer(name, options)
         if facts is not None:
-            done[name] = facts
+            done[name] = scored(name, options, data) | facts
+    graphs = {name: graph_of(name, options, data.num_classes) for name in done}
     laps = race(
-        [
-            Entrant(name=name, model=options.work / name / "model.onnx", runtime="onnxruntime")
-            for name in done
-        ],
+        [Entrant(name=name, model=path, runtime="onnxruntime") for name, path in graphs.items()],
         rounds=options.rounds,
     )
     models = [
         {
-            "model": lap.name,
-            **scored(lap.name, options, data),
-            "ms": round(lap.p50_ms, 3),
-            "gmacs": round(count_macs(options.work / lap.name / "model.onnx") / 1e9, 3),
             **done[lap.name],
+            "model": lap.name,
+            "ms": round(lap.p50_ms, 3),
+            "gmacs": round(count_macs(graphs[lap.name]) / 1e9, 3),
         }
         for lap in laps
     ]

@@ -11,14 +11,12 @@ benchmarks/results/heads-NAME.json.
 import statistics
 import time
 
-from frontier import RESULTS, parser_of, scored, train_ours
+from frontier import RESULTS, parser_of, scored, train_ours, trained
 from result import here, tell
 
 from deploy.runtimes import open_session
-from supernet.architecture import Architecture, parse_size
-from supernet.checkpoint import load_weights, read_info
+from supernet.architecture import parse_size
 from supernet.coco import load_split
-from supernet.detector import Detector
 from supernet.letterbox import letterbox, read_image
 
 HEADS = {"nms": "heat-s", "one-to-one": "heat-s-one-to-one"}
@@ -35,10 +33,7 @@ def main() -> None:
     for head, name in HEADS.items():
         facts = train_ours(name, options)
         heads[head] = {"model": name, **scored(name, options, data), **facts, "ms": {}}
-        weights = options.work / name / "train" / "weights.safetensors"
-        network = Detector(Architecture.from_json(read_info(weights).description))
-        load_weights(weights, network)
-        graphs[head] = network.eval().to_onnx().SerializeToString()
+        graphs[head] = trained(options.work / name).to_onnx().SerializeToString()
     pictures = []
     for record in data.records:
         image = read_image(record.path, (record.height, record.width))

@@ -24,7 +24,7 @@ import torch
 from result import here, tell
 from torch import nn
 
-from deploy.runtimes import CHANNELS_LAST, OPENVINO_HINT, OnnxRuntimeSession
+from deploy.runtimes import CHANNELS_LAST, OPENVINO_HINT, OnnxRuntimeSession, openvino_core
 from deploy.side_by_side import Entrant, race, ratio
 from latency_tables.models import random_network
 from supernet.architecture import parse_size, preset
@@ -83,9 +83,7 @@ def openvino_kinds(
     path: Path, feeds: dict[str, Any], threads: int, precision: str
 ) -> dict[str, float]:
     """Return milliseconds by kind of node, by OpenVINO's counters."""
-    import openvino
-
-    core = openvino.Core()
+    core = openvino_core()
     compiled = core.compile_model(
         core.read_model(str(path)),
         "CPU",

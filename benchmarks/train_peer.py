@@ -28,12 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from peers import PEERS
+from peers import PEERS, Raw, yolo
 from torch import Tensor, nn
 
 from supernet.augment import AugmentConfig
 from supernet.coco import DetectionSet, Record, load_split
+from supernet.evaluate import result_rows
 from supernet.feed import feed
 from supernet.letterbox import letterbox, read_image
 from supernet.recipes import TrainConfig
@@ -138,10 +140,10 @@ def run_transformer(
     seconds = time.monotonic() - started
     rows = []
     for record in val.records:
-        rows += as_rows(record, val, *found_by_transformer(name, model, record, size))
-    raw = PEERS[name](size, train.num_classes)
-    raw.model = model
-    write_onnx(raw, size, out)
+        rows += result_rows(
+            record, clipped(record, *found_by_transformer(name, model, record, size)), val
+        )
+    write_onnx(Raw(model), size, out)
     return rows, seen, seconds
 
 
@@ -175,7 +177,7 @@ def run_yolo(
             bgr, imgsz=options.size[0], conf=0.001, iou=0.7, max_det=KEEP, device="cpu",
             verbose=False, rect=False,
         )[0].boxes  # fmt: skip
-        rows += as_rows(record, val, boxes.xyxy, boxes.conf, boxes.cls.long())
+        rows += result_rows(record, clipped(record, boxes.xyxy, boxes.conf, boxes.cls.long()), val)
     network = model.model.float().eval().fuse()
     head = network.model[-1]
     head.export, head.format = True, "onnx"
@@ -234,23 +236,13 @@ def write_yolo(folder: Path, splits: dict[str, DetectionSet]) -> Path:
     return config
 
 
-def as_rows(
-    record: Record, data: DetectionSet, boxes: Tensor, scores: Tensor, labels: Tensor
-) -> list[dict[str, Any]]:
-    """Return what was found on an image as COCO result rows, clipped to it."""
+def clipped(
+    record: Record, boxes: Tensor, scores: Tensor, labels: Tensor
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Return what was found on an image, as the evaluator takes it."""
     limit = torch.tensor([record.width, record.height] * 2)
-    rows = []
-    for box, score, label in zip(boxes.clamp_min(0).minimum(limit), scores, labels, strict=True):
-        x0, y0, x1, y1 = (float(v) for v in box)
-        rows.append(
-            {
-                "image_id": record.image_id,
-                "category_id": data.category_ids[int(label)],
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "score": float(score),
-            }
-        )
-    return rows
+    inside = boxes.clamp_min(0).minimum(limit)
+    return inside.numpy(), scores.numpy(), labels.numpy()
 
 
 def write_onnx(model: nn.Module, size: tuple[int, int], out: Path) -> None:
@@ -264,6 +256,19 @@ def write_onnx(model: nn.Module, size: tuple[int, int], out: Path) -> None:
         path.replace(out / "model.onnx")
 
 
+def write_untrained(name: str, num_classes: int, size: tuple[int, int], out: Path) -> None:
+    """Export a network of random weights."""
+    if is_yolo(name):
+        allow_no_torchvision()
+    build = yolo(name) if is_yolo(name) else PEERS[name]
+    write_onnx(build(size, num_classes), size, out)
+
+
+def is_yolo(name: str) -> bool:
+    """Say whether ultralytics trains a peer."""
+    return name.startswith("yolo") and name not in RATES
+
+
 def main() -> None:
     """Train the peer."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -274,6 +279,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="of training, at most")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--untrained", action="store_true", help="export alone")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.size = tuple(map(int, options.input_size.split("x")))
@@ -282,11 +288,10 @@ def main() -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     train, val = load_split(options.data, "train"), load_split(options.data, "val")
-    run = (
-        run_yolo
-        if options.name.startswith("yolo") and options.name not in RATES
-        else run_transformer
-    )
+    if options.untrained:
+        write_untrained(options.name, train.num_classes, options.size, out)
+        return
+    run = run_yolo if is_yolo(options.name) else run_transformer
     rows, seen, seconds = run(options.name, train, val, options, out)
     (out / "rows.json").write_text(json.dumps(rows))
     facts = {

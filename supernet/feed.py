@@ -5,6 +5,7 @@ of training processes changes it, and a resumed run sees what an uninterrupted o
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -37,16 +38,16 @@ RARE = 0.1
 """Classes in a smaller share of the pictures are drawn more often, if asked to."""
 
 
-class Keyed(Dataset[Any]):
-    """Training samples by their keys; a data set says what `sample` and the length are."""
+class Keyed(Dataset[Any], ABC):
+    """Training samples by their keys."""
 
+    @abstractmethod
     def __len__(self) -> int:
         """Return the number of pictures."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self, epoch: int, index: int) -> tuple[Tensor, Any]:
         """Return one augmented picture, uint8 [H, W, 3], and its target."""
-        raise NotImplementedError
 
     def __getitems__(self, keys: Sequence[Key]) -> tuple[Tensor, list[Any]] | str:
         """Return a batch: uint8 images [B, H, W, 3] and targets; or what is wrong, in words."""

@@ -49,7 +49,7 @@ class Running:
     restart: bool = False
     """Begin again, replacing what stands."""
     workers: int | None = None
-    """Processes that load images; by default one, and more beside a GPU."""
+    """Processes that load images; see `feed.default_workers` for how many by default."""
     compile: bool = False
     """Let torch compile the network first."""
     tensorboard: bool = False

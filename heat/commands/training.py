@@ -40,7 +40,8 @@ def pretrain(
         learning_rate: Peak AdamW step.
         drop_path: Largest stochastic depth rate.
         precision: Autocast: bf16 where it is computed (auto), always, f16 (CUDA), or none (f32).
-        workers: Processes that load images.
+        workers: Processes that load images; none for a short run, else one beside a CPU
+            and more beside a GPU, by default.
         compile: Let torch compile the network first.
         tensorboard: Write event files for TensorBoard too.
         seed: Seed of initialisation, order and augmentation.
@@ -120,7 +121,8 @@ def train(
         precision: Autocast: bf16 where it is computed (auto), always, f16 (CUDA), or none (f32).
         inherit: Start from the supernet's weights instead of from scratch.
         eval_every: Epochs between two scores on the val split; 0 for none.
-        workers: Processes that load images; one beside a CPU, more beside a GPU by default.
+        workers: Processes that load images; none for a short run, else one beside a CPU
+            and more beside a GPU, by default.
         compile: Let torch compile the network first.
         tensorboard: Write event files for TensorBoard too.
         seed: Seed of initialisation, order and augmentation.

@@ -67,6 +67,8 @@ class Decode(nn.Module):
         self.stride, self.nms = stride, nms
         self.sizes, self.num_classes, self.offset = sizes, num_classes, offset
         self.image_size = image_size
+        self.most = PRE_NMS if nms else KEEP
+        """Candidates that are looked at."""
 
     def anchors(self, h: int, w: int) -> Array:
         """Return the anchors (cx, cy, side), [M, 3]."""
@@ -105,7 +107,7 @@ class Decode(nn.Module):
         """Return the detections among scores [A, K, L] and clipped boxes [M, 4] of one image."""
         _, K, L = scores_AKL.shape
         flat = scores_AKL.flatten()
-        scores, index = flat.topk(min(PRE_NMS if self.nms else KEEP, flat.numel()))
+        scores, index = flat.topk(min(self.most, flat.numel()))
         if self.nms:
             index = index[scores > SCORE_THRESHOLD]
             scores = scores[scores > SCORE_THRESHOLD]
@@ -210,7 +212,7 @@ class Decode(nn.Module):
     def _candidates(self, graph: GraphWriter, scores: Value) -> tuple[Value, Value, Value]:
         """Return scores, labels and anchors of the best, best first, [n], or [B, n] of a batch."""
         *batch, A, K, L = scores.shape
-        count = min(PRE_NMS if self.nms else KEEP, A * K * L)
+        count = min(self.most, A * K * L)
         best, index = graph.op_many(
             "TopK",
             [graph.reshape(scores, *batch, A * K * L), graph.ints(count)],
