@@ -221,12 +221,13 @@ class GraphWriter:
         if not isinstance(module, nn.Conv2d) or isinstance(module.padding, str):
             raise HeatError(f"{type(module).__name__} is not a folded convolution: fold() first")
         (kh, kw), (sh, sw), (ph, pw) = module.kernel_size, module.stride, module.padding
+        dh, dw = module.dilation
         batch, _, height, width = x.shape
         shape = (
             batch,
             module.out_channels,
-            (height + 2 * ph - kh) // sh + 1,
-            (width + 2 * pw - kw) // sw + 1,
+            (height + 2 * ph - dh * (kh - 1) - 1) // sh + 1,
+            (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1,
         )
         name = str(getattr(module, "heat_name", ""))
         limit = self._rounding.limit(name) if self._precision == "int8" else None
@@ -243,6 +244,7 @@ class GraphWriter:
             kernel_shape=[kh, kw],
             strides=[sh, sw],
             pads=[ph, pw, ph, pw],
+            dilations=[dh, dw],
             group=module.groups,
         )
         output_limit = self._rounding.output_limit(name) if limit is not None else None
@@ -349,6 +351,16 @@ class GraphWriter:
         """Append a batched matrix product."""
         batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         return self.op("MatMul", [a, b], (*batch, a.shape[-2], b.shape[-1]))
+
+    def linear(self, x: Value, module: nn.Linear) -> Value:
+        """Append a product with a weight, and its bias."""
+        y = self.matmul(x, self.const(module.weight.T.contiguous()))
+        return y if module.bias is None else self.add(y, self.const(module.bias))
+
+    def layer_norm(self, x: Value, module: nn.LayerNorm) -> Value:
+        """Append a LayerNormalization of the last axis."""
+        inputs = [x, self.const(module.weight), self.const(module.bias)]
+        return self.op("LayerNormalization", inputs, x.shape, axis=-1, epsilon=module.eps)
 
     def swap(self, x: Value) -> Value:
         """Append a Transpose of the last two axes."""
