@@ -12,6 +12,7 @@ of the image, norms of channel-wise attention, decoding.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -129,6 +130,8 @@ class GraphWriter:
         self._initializers: list[onnx.TensorProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._scope = ""
+        self.macs: Counter[str] = Counter()
+        """Multiply-adds of convolutions and matrix products so far, by scope."""
 
     def scope(self, name: str) -> None:
         """Prefix the names of the nodes that follow, so that profiles can be read."""
@@ -229,6 +232,7 @@ class GraphWriter:
             (height + 2 * ph - dh * (kh - 1) - 1) // sh + 1,
             (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1,
         )
+        self.macs[self._scope] += math.prod(shape) * module.weight[0].numel()
         name = str(getattr(module, "heat_name", ""))
         limit = self._rounding.limit(name) if self._precision == "int8" else None
         if limit is not None:
@@ -350,7 +354,9 @@ class GraphWriter:
     def matmul(self, a: Value, b: Value) -> Value:
         """Append a batched matrix product."""
         batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        return self.op("MatMul", [a, b], (*batch, a.shape[-2], b.shape[-1]))
+        shape = (*batch, a.shape[-2], b.shape[-1])
+        self.macs[self._scope] += math.prod(shape) * a.shape[-1]
+        return self.op("MatMul", [a, b], shape)
 
     def linear(self, x: Value, module: nn.Linear) -> Value:
         """Append a product with a weight, and its bias."""

@@ -1,0 +1,163 @@
+"""DETR (Carion et al. 2020): backbone, encoder, object queries, decoder; no anchors, no NMS.
+
+Keys are those of the authors' checkpoints, so that their files load strictly. A pretrained one has
+`class_embed` rows for COCO's ids up to 90 and for nothing: 92.
+
+Shape suffixes: B batch, h and w cells, N = h * w tokens, Q queries, K classes, S decoder layers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..onnx_graph import GraphWriter, Value
+from ..operators.head import Preprocess
+from .family import DetrArchitecture
+from .positions import of_map
+from .resnet import ResNet
+from .transformer import Decoder, Encoder, Mlp
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What an encoder takes, or gives."""
+
+    x_BND: Tensor
+    pos_BND: Tensor
+    """Encoded positions."""
+    pad_BN: Tensor | None
+    """Which tokens are padding."""
+    cells: tuple[int, int]
+    """Rows and columns."""
+
+
+class Host(nn.Module):
+    """Backbone, projection and encoder: what DETR and SAM-DETR share."""
+
+    offset = 0.0
+    """Subtracted from counts of cells in position encodings."""
+
+    def __init__(self, architecture: DetrArchitecture) -> None:
+        """Build it; subclasses add `transformer.decoder` and heads."""
+        super().__init__()
+        a = self.architecture = architecture
+        resnet = ResNet(a.depth, a.base, dilation=a.dc5, frozen=a.frozen)
+        self.backbone = nn.ModuleList([nn.ModuleDict({"body": resnet})])
+        self.input_proj: nn.Module = nn.Conv2d(resnet.width, a.width, 1)
+        if a.group_norm:
+            self.input_proj = nn.Sequential(
+                self.input_proj, nn.GroupNorm(min(32, a.width), a.width)
+            )
+        encoder = Encoder(a.encoder_layers, a.width, a.heads, a.hidden, a.dropout, a.core)
+        self.transformer = nn.ModuleDict({"encoder": encoder})
+
+    @property
+    def body(self) -> ResNet:
+        """The backbone."""
+        return self.backbone[0]["body"]  # type: ignore[index,no-any-return]
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder."""
+        return self.transformer["encoder"]  # type: ignore[return-value]
+
+    def tokens(self, image_BHW3: Tensor, pad_BHW: Tensor | None = None) -> Tokens:
+        """Return the tokens of uint8 images; `pad` marks pixels that are not of the image."""
+        x = self.input_proj(self.body(Preprocess()(image_BHW3)))
+        return self.tokens_of(x, pad_BHW)
+
+    def tokens_of(self, x_BDhw: Tensor, pad_BHW: Tensor | None = None) -> Tokens:
+        """Return the tokens of a projected map."""
+        B, D, h, w = x_BDhw.shape
+        pad = x_BDhw.new_zeros(B, h, w, dtype=torch.bool)
+        if pad_BHW is not None:
+            pad = F.interpolate(pad_BHW[:, None].float(), size=(h, w))[:, 0].bool()
+        pos = of_map(pad, D, self.offset).to(x_BDhw.dtype)
+        flat = None if pad_BHW is None else pad.flatten(1)
+        return Tokens(x_BDhw.flatten(2).transpose(1, 2), pos.flatten(1, 2), flat, (h, w))
+
+    def encoded(self, tokens: Tokens) -> Tokens:
+        """Run the encoder."""
+        memory = self.encoder(tokens.x_BND, tokens.pos_BND, tokens.pad_BN)
+        return Tokens(memory, tokens.pos_BND, tokens.pad_BN, tokens.cells)
+
+    def decoded(self, memory: Tokens) -> tuple[Tensor, Tensor]:
+        """Return class logits [S, B, Q, K] and boxes cxcywh in shares [S, B, Q, 4] by layer."""
+        raise NotImplementedError
+
+    def forward(self, image_BHW3: Tensor, pad_BHW: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return logits and boxes of the layers: in evaluation of the last alone (S = 1)."""
+        logits, boxes = self.decoded(self.encoded(self.tokens(image_BHW3, pad_BHW)))
+        return (logits, boxes) if self.training else (logits[-1:], boxes[-1:])
+
+    def emit_memory(self, graph: GraphWriter, image: Value) -> tuple[Value, Value]:
+        """Write the encoded tokens and their positions, [1, N, D]."""
+        graph.scope("backbone")
+        x = self.body.emit(graph, Preprocess().emit(graph, image))
+        projection = self.input_proj[0] if self.architecture.group_norm else self.input_proj  # type: ignore[index]
+        x = graph.conv(x, projection)
+        B, D, h, w = x.shape
+        x = graph.transpose(graph.reshape(x, B, D, h * w), 0, 2, 1)
+        if self.architecture.group_norm:
+            x = emit_group_norm(graph, x, self.input_proj[1])  # type: ignore[index]
+        pos = graph.const(of_map(torch.zeros(B, h, w, dtype=torch.bool), D, self.offset))
+        pos = graph.reshape(pos, B, h * w, D)
+        graph.scope("encoder")
+        return self.encoder.emit(graph, x, pos), pos
+
+    def emit(self, graph: GraphWriter, image: Value) -> tuple[Value, Value]:
+        """Write class logits [1, Q, K] and boxes cxcywh in shares [1, Q, 4]."""
+        raise NotImplementedError
+
+
+class Detr(Host):
+    """The whole of it."""
+
+    def __init__(self, architecture: DetrArchitecture) -> None:
+        """Build it."""
+        super().__init__(architecture)
+        a = architecture
+        self.transformer["decoder"] = Decoder(
+            a.decoder_layers, a.width, a.heads, a.hidden, a.dropout
+        )
+        self.class_embed = nn.Linear(a.width, a.num_classes + 1)
+        self.bbox_embed = Mlp(a.width, a.width, a.width, 4)
+        self.query_embed = nn.Embedding(a.queries, a.width)
+        for parameter in self.transformer.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder."""
+        return self.transformer["decoder"]  # type: ignore[return-value]
+
+    def decoded(self, memory: Tokens) -> tuple[Tensor, Tensor]:
+        """Return class logits [S, B, Q, K + 1] and boxes [S, B, Q, 4]; the last class is none."""
+        query = self.query_embed.weight.expand(len(memory.x_BND), -1, -1)
+        x_SBQD = self.decoder(query, memory.x_BND, memory.pos_BND, memory.pad_BN)
+        return self.class_embed(x_SBQD), self.bbox_embed(x_SBQD).sigmoid()
+
+    def emit(self, graph: GraphWriter, image: Value) -> tuple[Value, Value]:
+        """Write class logits [1, Q, K + 1] and boxes cxcywh in shares [1, Q, 4]."""
+        memory, pos = self.emit_memory(graph, image)
+        graph.scope("decoder")
+        query = graph.const(self.query_embed.weight.expand(memory.shape[0], -1, -1))
+        x = self.decoder.emit(graph, query, memory, pos)
+        graph.scope("head")
+        boxes = graph.unary("Sigmoid", self.bbox_embed.emit(graph, x))
+        return graph.linear(x, self.class_embed), boxes
+
+
+def emit_group_norm(graph: GraphWriter, x: Value, norm: nn.GroupNorm) -> Value:
+    """Write GroupNorm of tokens [B, N, D]: every group over all tokens."""
+    B, N, D = x.shape
+    groups = norm.num_groups
+    part = graph.reshape(graph.transpose(x, 0, 2, 1), B, groups, N * D // groups)
+    ones = graph.const(torch.ones(groups)), graph.const(torch.zeros(groups))
+    part = graph.op("InstanceNormalization", [part, *ones], part.shape, epsilon=norm.eps)
+    part = graph.transpose(graph.reshape(part, B, D, N), 0, 2, 1)
+    scaled = graph.binary("Mul", part, graph.const(norm.weight))
+    return graph.add(scaled, graph.const(norm.bias))

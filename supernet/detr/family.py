@@ -1,0 +1,121 @@
+"""The frozen description of a DETR or SAM-DETR, as `Architecture` is that of a HeatDETR."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Self
+
+from ..attention import ActAttention, Attention, EnactAttention, PoolAttention
+from ..attention.act import ROUNDS
+from ..errors import UserError
+from .resnet import BLOCKS
+
+Family = Literal["detr", "sam-detr"]
+EncoderAttention = Literal["exact", "act", "enact", "pool"]
+
+FORMAT_VERSION = 1
+"""History of the description: 1, the first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetrArchitecture:
+    """What a network of the family consists of; the defaults are DETR with a ResNet-50."""
+
+    family: Family = "detr"
+    """detr (Carion et al. 2020), or sam-detr (Zhang et al. 2022)."""
+    name: str = "detr-r50"
+    """A label for people."""
+    num_classes: int = 91
+    """Classes; DETR adds one for nothing. COCO's published checkpoints count ids up to 90."""
+    input_size: tuple[int, int] = (800, 1344)
+    """Height and width of the network input in pixels, multiples of 32."""
+    depth: int = 50
+    """Of the ResNet: 50 or 18."""
+    base: int = 64
+    """Channels of its first stage."""
+    dc5: bool = False
+    """The last stage is dilated: cells of 16 pixels instead of 32."""
+    frozen: bool = True
+    """Normalisation, stem and first stage of the backbone do not train: for pretrained ones."""
+    width: int = 256
+    """Channels of tokens."""
+    heads: int = 8
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    hidden: int = 2048
+    """Channels within feed-forward layers."""
+    queries: int = 100
+    """Objects that are looked for."""
+    dropout: float = 0.1
+    group_norm: bool = False
+    """Normalise after the input projection: SAM-DETR's 12-epoch models."""
+    smca: bool = False
+    """SAM-DETR with spatially modulated attention (Gao et al. 2021)."""
+    attention: EncoderAttention = "exact"
+    """Core of the encoder's self-attention."""
+    rounds: int = ROUNDS
+    """Rounds of ACT's hash, L."""
+    clusters: int | None = None
+    """ACT's bound of clusters, which exported graphs need."""
+    window: int | None = None
+    """Tokens of a window of ENACT and pool; ENACT without finds its own."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no network can be."""
+        if self.family not in ("detr", "sam-detr"):
+            raise UserError(f"family {self.family!r}: detr or sam-detr needed")
+        if self.depth not in BLOCKS:
+            raise UserError(f"a ResNet of depth {self.depth}: one of {', '.join(map(str, BLOCKS))}")
+        if self.width % self.heads or self.width % 4:
+            raise UserError(f"width {self.width}: a multiple of 4 and of {self.heads} heads needed")
+        if min(self.num_classes, self.queries, self.encoder_layers, self.decoder_layers) < 1:
+            raise UserError("at least one class, query and layer of each kind needed")
+        if any(side < 32 or side % 32 for side in self.input_size):
+            height, width = self.input_size
+            raise UserError(
+                f"--input-size {height}x{width}: height and width must be multiples of 32"
+            )
+        if self.attention not in ("exact", "act", "enact", "pool"):
+            raise UserError(f"--attention {self.attention}: exact, act, enact or pool needed")
+        if self.attention == "pool" and self.window is None:
+            raise UserError("--attention pool: --window is needed, for instance 6")
+        if self.smca and self.family != "sam-detr":
+            raise UserError("smca modulates SAM-DETR's attention, not DETR's")
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Rows and columns of the encoder's tokens."""
+        stride = 16 if self.dc5 else 32
+        height, width = self.input_size
+        return -(-height // stride), -(-width // stride)
+
+    def core(self) -> Attention:
+        """Return a core for one layer of the encoder."""
+        if self.attention == "act":
+            return ActAttention(self.width // self.heads, self.rounds, most=self.clusters)
+        if self.attention == "enact":
+            return EnactAttention(self.width, self.window or "per-image")
+        if self.attention == "pool":
+            assert self.window is not None
+            return PoolAttention(self.window)
+        return Attention()
+
+    def to_json(self) -> str:
+        """Return the text that a checkpoint carries."""
+        return json.dumps({"format": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "architecture.json") -> Self:
+        """Read it; raise `UserError` naming what is wrong."""
+        try:
+            values = json.loads(text)
+            version = values.pop("format")
+            if version != FORMAT_VERSION:
+                raise UserError(f"{source}: format {version}, this HEAT reads {FORMAT_VERSION}")
+            values["input_size"] = tuple(values["input_size"])
+            return cls(**values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{source} describes no network of DETR's family ({error})") from None
+
+    def with_(self, **changes: Any) -> Self:
+        """Return a copy with some fields replaced."""
+        return replace(self, **changes)
