@@ -31,12 +31,12 @@ def iou_matrix(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 
 def giou_pairs(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Return the generalised IoU of matching rows, [N] (Rezatofighi et al. 2019)."""
-    low = torch.maximum(a_xyxy[:, :2], b_xyxy[:, :2])
-    high = torch.minimum(a_xyxy[:, 2:], b_xyxy[:, 2:])
+    """Return the generalised IoU of matching boxes, broadcast [...] (Rezatofighi et al. 2019)."""
+    low = torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
+    high = torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
     overlap = (high - low).clamp_min(0).prod(-1)
     union = (area(a_xyxy) + area(b_xyxy) - overlap).clamp_min(1e-9)
-    hull_low = torch.minimum(a_xyxy[:, :2], b_xyxy[:, :2])
-    hull_high = torch.maximum(a_xyxy[:, 2:], b_xyxy[:, 2:])
+    hull_low = torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
+    hull_high = torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])
     hull = (hull_high - hull_low).clamp_min(0).prod(-1).clamp_min(1e-9)
     return overlap / union - (hull - union) / hull

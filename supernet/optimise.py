@@ -11,7 +11,13 @@ from .errors import UserError
 from .recipes import Precision, TrainConfig
 from .supernet import Supernet
 
-STEPS: dict[str, tuple[float, float]] = {"1x": (8 / 12, 11 / 12), "3x": (27 / 36, 33 / 36)}
+STEPS: dict[str, tuple[float, ...]] = {
+    "1x": (8 / 12, 11 / 12),
+    "3x": (27 / 36, 33 / 36),
+    "detr": (200 / 300,),
+    "sam-detr": (40 / 50,),
+    "mtkd": (5 / 7,),
+}
 """Where the stepped schedules divide the learning rate by ten, as shares of the epochs."""
 
 

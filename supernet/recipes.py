@@ -11,7 +11,7 @@ from typing import Any, Literal
 from .augment import AugmentConfig
 from .errors import UserError
 
-Schedule = Literal["cosine", "1x", "3x"]
+Schedule = Literal["cosine", "1x", "3x", "detr", "sam-detr", "mtkd"]
 Precision = Literal["auto", "f32", "bf16", "f16"]
 Recipe = Literal["small", "1x", "3x"]
 Assign = Literal["uniform", "aligned"]
