@@ -161,9 +161,9 @@ def standing(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     if not options.name or not path.exists():
         return {}
     result = json.loads(path.read_text())
-    size = list(parse_size(options.input_size))
-    if (result["data"], result["input_size"]) != (options.data.name, size):
-        raise SystemExit(f"{path} is of {result['data']} at {result['input_size']}: another --name")
+    of = (options.data.name, *parse_size(options.input_size))
+    if (result["data"], result["height"], result["width"]) != of:
+        raise SystemExit(f"{path} is of {result['data']}, or of another size: another --name")
     return {
         row["model"]: {k: v for k, v in row.items() if k not in ("model", "ms", "gmacs")}
         for row in result["models"]

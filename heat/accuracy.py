@@ -147,7 +147,8 @@ class Readings:
     def _name(self, state: State) -> str:
         architecture = state.architecture(self._space, self._logits)
         size = "x".join(map(str, self._space.template.input_size))
-        return f"{size} {architecture.widths} {architecture.blocks} {state.positions()}"
+        block = f" {state.global_block}" if state.global_block else ""
+        return f"{size} {architecture.widths} {architecture.blocks} {state.positions()}{block}"
 
     def _both(self, state: State) -> tuple[float, float]:
         found = self._journal.reading(f"loss, AP {self._name(state)}", lambda: self._read(state))

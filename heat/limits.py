@@ -130,7 +130,7 @@ class Pricer:
     def table_ms(self, state: State) -> float:
         """Return the latency that the table predicts, without corrections."""
         architecture = state.architecture(self.space, self.logits)
-        key = (architecture.widths, architecture.blocks)
+        key = (architecture.widths, architecture.blocks, architecture.global_block)
         if key not in self._known_ms:
             entries = architecture.entries().values()
             if any(entry not in self._times_ms for entry in entries):

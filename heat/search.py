@@ -67,6 +67,7 @@ class Chain:
             trials = thin_step(
                 len(self.trials),
                 self.states[-1],
+                self.space,
                 self.logits,
                 self.rules,
                 self.latency_ms,

@@ -19,7 +19,7 @@ import optuna
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from supernet.architecture import WIDTH_STEP
+from supernet.architecture import CONDENSED, WIDTH_STEP
 from supernet.errors import UserError
 from supernet.progress import Progress
 from supernet.supernet import CANDIDATES, IDENTITY, SearchSpace, place_name
@@ -66,6 +66,8 @@ def encode(state: State, space: SearchSpace, logits: Logits) -> dict[str, Any]:
         live = place in state.allowed
         operator = state.operator(place, logits) if live else IDENTITY
         values[place_name(place)] = CANDIDATES[operator]
+    if space.template.global_block == "oa":
+        values["global_block"] = state.global_block or "oa"
     return values
 
 
@@ -85,7 +87,8 @@ def decode(values: Mapping[str, Any], space: SearchSpace, logits: Logits, floor:
         while len(places) - len(gone) < floor:
             place = gone.pop()
             allowed[place] = (max(range(IDENTITY), key=lambda n: logits[place][n]),)
-    return State((w1, w2, w3, w4), allowed)
+    block = values.get("global_block", "oa")
+    return State((w1, w2, w3, w4), allowed, None if block == "oa" else block)
 
 
 def suggest(trial: optuna.Trial, problem: Problem) -> State:
@@ -96,6 +99,8 @@ def suggest(trial: optuna.Trial, problem: Problem) -> State:
         values[key] = trial.suggest_int(key, problem.rules.min_width, widest, step=WIDTH_STEP)
     for place in State.full(problem.space).allowed:
         values[place_name(place)] = trial.suggest_categorical(place_name(place), CANDIDATES)
+    if problem.space.template.global_block == "oa":
+        values["global_block"] = trial.suggest_categorical("global_block", ("oa", *CONDENSED))
     return decode(values, problem.space, problem.logits, problem.rules.min_blocks)
 
 

@@ -11,7 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
-from supernet.architecture import LOCAL_OPERATORS, WIDTH_STEP, Architecture
+from supernet.architecture import (
+    CONDENSED,
+    LOCAL_OPERATORS,
+    WIDTH_STEP,
+    Architecture,
+    GlobalBlock,
+)
 from supernet.supernet import CANDIDATES, IDENTITY, SearchSpace, place_name
 
 Place = tuple[int, int]
@@ -20,9 +26,10 @@ Place = tuple[int, int]
 Logits = Mapping[Place, tuple[float, ...]]
 """Selection logits r of every position, in the order of `CANDIDATES`."""
 
-MoveKind = Literal["LR", "IR", "SR", "WMR", "WR", "RR", "LA", "OA", "WA"]
-"""The paper's: layer, identity, SWMSA, WMSA and width reduction. Only the last fit to the target
-uses RR (RepCNN reduction) and what gives back: a layer, an operator, width (LA, OA, WA)."""
+MoveKind = Literal["LR", "IR", "SR", "WMR", "WR", "AR", "RR", "LA", "OA", "WA"]
+"""The paper's: layer, identity, SWMSA, WMSA and width reduction. AR is ours: original attention is
+reduced to clusters or windows. Only the last fit to the target uses RR (RepCNN reduction) and what
+gives back: a layer, an operator, width (LA, OA, WA)."""
 
 StageRule = Literal["mean", "sum", "all"]
 """Stage importance over its live positions; `all` offers every stage's moves."""
@@ -42,6 +49,8 @@ class State:
     widths: tuple[int, int, int, int]
     allowed: Mapping[Place, tuple[int, ...]]
     """Candidates still allowed at each live position, as indices into `CANDIDATES`."""
+    global_block: GlobalBlock | None = None
+    """What took the place of the template's global block, if anything did."""
 
     @classmethod
     def full(cls, space: SearchSpace) -> Self:
@@ -56,7 +65,7 @@ class State:
 
     def __hash__(self) -> int:
         """Hash the values; a mapping has no hash of its own."""
-        return hash((self.widths, tuple(sorted(self.allowed.items()))))
+        return hash((self.widths, tuple(sorted(self.allowed.items())), self.global_block))
 
     def live(self, stage: int) -> list[Place]:
         """Return the live positions of a stage in order."""
@@ -94,7 +103,12 @@ class State:
             "".join(LETTERS[CANDIDATES[self.operator(place, logits)]] for place in self.live(stage))
             for stage in (1, 2, 3, 4)
         )
-        return space.template.with_(name="thinned", widths=self.widths, blocks=(b1, b2, b3, b4))
+        return space.template.with_(
+            name="thinned",
+            widths=self.widths,
+            blocks=(b1, b2, b3, b4),
+            global_block=self.global_block or space.template.global_block,
+        )
 
     def positions(self) -> tuple[tuple[int, ...], ...]:
         """Return the live position numbers of each stage."""
@@ -195,15 +209,24 @@ def layer_move(state: State, logits: Logits, rules: ThinningRules) -> Move | Non
     return Move("LR", weakest[0], weakest[1], state.without(weakest))
 
 
+def attention_moves(state: State, space: SearchSpace) -> Iterator[Move]:
+    """Yield AR: original attention to each of the forms that do less, if it is original."""
+    if (state.global_block or space.template.global_block) == "oa":
+        for kind in CONDENSED:
+            yield Move("AR", 4, None, replace(state, global_block=kind))
+
+
 def candidate_moves(
     state: State,
+    space: SearchSpace,
     logits: Logits,
     rules: ThinningRules,
     shortens: Callable[[Move], bool],
 ) -> list[Move]:
-    """Return LR and the moves of the least important stage that has an admissible one."""
+    """Return LR, AR, and the moves of the least important stage that has an admissible one."""
     layer = layer_move(state, logits, rules)
     found = [layer] if layer is not None and shortens(layer) else []
+    found.extend(move for move in attention_moves(state, space) if shortens(move))
     order = sorted(
         (1, 2, 3, 4),
         key=lambda stage: stage_importance(state, stage, logits, rules.stage_rule),
@@ -227,6 +250,9 @@ def every_move(
     state: State, space: SearchSpace, logits: Logits, rules: ThinningRules
 ) -> Iterator[Move]:
     """Yield every single change of a state within the space, forwards and backwards."""
+    yield from attention_moves(state, space)
+    if state.global_block is not None:
+        yield Move("OA", 4, None, replace(state, global_block=None))
     full = State.full(space)
     for place, candidates in full.allowed.items():
         stage, position = place
@@ -292,6 +318,7 @@ def weigh(
 def thin_step(
     step: int,
     state: State,
+    space: SearchSpace,
     logits: Logits,
     rules: ThinningRules,
     latency_ms: Callable[[State], float],
@@ -305,7 +332,7 @@ def thin_step(
 
     trials = [
         weigh(step, state, move, logits, rules, latency_ms, ap_drop)
-        for move in candidate_moves(state, logits, rules, shortens)
+        for move in candidate_moves(state, space, logits, rules, shortens)
     ]
     if not trials:
         return []

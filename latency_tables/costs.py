@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from supernet.architecture import Architecture, Entry
+from supernet.architecture import GLOBAL_KINDS, Architecture, Entry
 from supernet.operators import OPERATORS
 
 from .batch import Setting
@@ -21,7 +21,9 @@ from .probes import ProbeModel
 FLOAT_BYTES = 4
 MIB = 2**20
 
-HIDDEN = {"wmsa": 4, "swmsa": 4, "cw": 4, "oa": 4, "ffn1": 4, "ffn2": 4, "t1_cw": 8, "t1_oa": 8}
+HIDDEN = dict.fromkeys(("wmsa", "swmsa", "ffn1", "ffn2", *GLOBAL_KINDS), 4) | dict.fromkeys(
+    (f"t1_{kind}" for kind in GLOBAL_KINDS), 8
+)
 """Channels of the widest map inside an operator, in widths."""
 
 

@@ -2,9 +2,11 @@
 
 from collections import defaultdict
 
+from supernet.architecture import GLOBAL_KINDS
+
 from .table import LatencyTable
 
-BLOCKS = ("repcnn", "wmsa", "swmsa", "cw", "oa")
+BLOCKS = ("repcnn", "wmsa", "swmsa", *GLOBAL_KINDS)
 """Operators that keep their map."""
 
 Points = list[tuple[float, float]]

@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from supernet.architecture import WIDTH_STEP, Architecture, Entry
+from supernet.architecture import CONDENSED, WIDTH_STEP, Architecture, Entry, GlobalBlock
 
 from .measure import MAX_ROUNDS, ROUNDS
 from .networks import random_architecture
@@ -37,12 +37,15 @@ def space_entries(template: Architecture, widths: Sequence[int], *, oa: bool) ->
     """Return every entry a network of at most these widths can have (spec section 8.2).
 
     With the default widths 192, 192, 256, 384 these are the spec's 764 (728 without `oa`), and
-    two more: preprocessing and decoding.
+    two more: preprocessing and decoding. A template of original self-attention, or of what takes
+    its place, has the latter's too.
     """
     found: set[Entry] = set()
     choices = [range(WIDTH_STEP, limit + 1, WIDTH_STEP) for limit in widths]
     every_operator = ("RWS",) * 4
-    blocks = ("cw", "oa") if oa else ("cw",)
+    blocks: tuple[GlobalBlock, ...] = ("cw", "oa") if oa else ("cw",)
+    if oa and template.global_block != "cw":
+        blocks += CONDENSED
     # Every entry depends on at most two widths, so all pairs are enough.
     for a, b in ((0, 1), (1, 2), (2, 3), (1, 3)):
         for wide_a, wide_b in product(choices[a], choices[b]):

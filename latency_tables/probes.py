@@ -13,10 +13,10 @@ entry's time is a sum of model times with signs, in which those costs cancel:
 from dataclasses import dataclass
 from typing import Literal
 
-from supernet.architecture import Entry
+from supernet.architecture import GLOBAL_KINDS, Entry
 from supernet.operators import OPERATORS
 
-KEEPS_SHAPE = ("repcnn", "wmsa", "swmsa", "cw", "oa")
+KEEPS_SHAPE = ("repcnn", "wmsa", "swmsa", *GLOBAL_KINDS)
 
 ENDS: dict[str, "Kind"] = {"decode": "decoded", "top_k": "picked"}
 """Operators that end a network, and the probes that are a head and one of them."""

@@ -9,13 +9,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from .atomic import write_text
 from .errors import UserError
 
-GlobalBlock = Literal["cw", "oa"]
-"""Channel-wise attention, or original self-attention, in S4, SAM_4, SCM and TCM."""
+GlobalBlock = Literal["cw", "oa", "act", "enact", "pool"]
+"""Channel-wise attention, or original self-attention, in S4, SAM_4, SCM and TCM; or what takes the
+place of the latter: ACT's clusters, ENACT's windows, plain means of windows."""
+
+GLOBAL_KINDS: tuple[GlobalBlock, ...] = get_args(GlobalBlock)
+CONDENSED: tuple[GlobalBlock, ...] = ("act", "enact", "pool")
+"""Forms of original self-attention that do less; they take its weights."""
 
 HeadKind = Literal["nms", "one-to-one"]
 """How detections are picked: class-wise NMS (the paper), or the best alone, of a head that was
@@ -48,9 +53,10 @@ class Entry:
     w: int
     """Width of the finest map the entry touches, in cells."""
     extra: float = 0.0
-    """Classes of `head` and `decode`, blocks of `t1_*`, token sparsity of `oa`."""
+    """Classes of `head` and `decode`, blocks of `t1_cw` and `t1_oa`, token sparsity of `oa`; of
+    `act` the share of clusters, of `enact` and `pool` the tokens of a window."""
     anchors: int = 0
-    """Anchors per cell of `head` and `decode`."""
+    """Anchors per cell of `head` and `decode`; blocks of `t1_act`, `t1_enact` and `t1_pool`."""
 
     def __str__(self) -> str:
         """Return a short name for messages, e.g. `fuse 128->224 @16 52x84`."""
@@ -86,9 +92,13 @@ class Architecture:
     blocks: tuple[str, str, str, str]
     """Local block strings B1..B4 over R (RepCNN), W (WMSA_bn), S (SWMSA_bn)."""
     global_block: GlobalBlock = "cw"
-    """The block of S4, SAM_4, SCM and TCM: cw for CPUs, oa for large GPUs."""
+    """The block of S4, SAM_4, SCM and TCM: cw for CPUs, oa for large GPUs, or less than oa."""
     token_sparsity: float = 0.0
     """Share of tokens that `oa` passes unchanged (the paper's rho, <= 0.18 there)."""
+    act_clusters: float = 0.25
+    """Clusters of `act` at most, as a share of the tokens."""
+    window: int = 6
+    """Tokens of a window of `enact` and `pool`."""
     t1_blocks: int = 2
     """Global blocks of width 2 * D4 before the TCM split (n1)."""
     t2_blocks: int = 3
@@ -115,8 +125,14 @@ class Architecture:
                 raise UserError(f"block string {string!r}: only the letters R, W, S are known")
         if len(self.blocks) != 4:
             raise UserError(f"blocks {self.blocks}: four block strings needed")
-        if self.global_block not in ("cw", "oa"):
-            raise UserError(f"global block {self.global_block!r}: cw or oa needed")
+        if self.global_block not in GLOBAL_KINDS:
+            known = ", ".join(GLOBAL_KINDS)
+            raise UserError(f"global block {self.global_block!r}: one of {known}")
+        if not 0.0 < self.act_clusters <= 1.0 or self.window < 1:
+            raise UserError(
+                f"clusters {self.act_clusters} and windows of {self.window}: a share above 0, and "
+                "at least 1 token, needed"
+            )
         if not 0.0 <= self.token_sparsity < 1.0:
             raise UserError(f"token sparsity {self.token_sparsity}: 0 <= rho < 1 needed")
         if self.num_classes < 1 or not self.anchor_sizes:
@@ -146,7 +162,9 @@ class Architecture:
         """
         d1, d2, d3, d4 = self.widths
         sizes = map_sizes(self.input_size)
-        g4, rho = self.global_block, self.token_sparsity
+        g4 = self.global_block
+        extras = {"oa": self.token_sparsity, "act": self.act_clusters}
+        extras |= dict.fromkeys(("enact", "pool"), float(self.window))
         out: dict[str, Entry] = {}
 
         def put(place: str, op: str, stride: int, d_in: int, d_out: int, **more: Any) -> None:
@@ -154,7 +172,7 @@ class Architecture:
             out[place] = Entry(op, stride, d_in, d_out, height, width, **more)
 
         def put_global(place: str, op: GlobalBlock, stride: int, width: int) -> None:
-            put(place, op, stride, width, width, extra=rho if op == "oa" else 0.0)
+            put(place, op, stride, width, width, extra=extras.get(op, 0.0))
 
         put("preprocess", "preprocess", 1, 3, 3)
         put("stem", "stem", 1, 3, d1)
@@ -182,7 +200,10 @@ class Architecture:
             put("scm_up3", "up4", 16, d4, d4)
         put_global("scm_global2", g4, last, d4)
         # T1's blocks are dense under token sparsity: the paper sparsifies single-width tokens.
-        put("tcm_t1", f"t1_{g4}", last, d4, d4, extra=float(self.t1_blocks))
+        t1: dict[str, Any] = {"extra": float(self.t1_blocks)}
+        if g4 in CONDENSED:
+            t1 = {"extra": extras[g4], "anchors": self.t1_blocks}
+        put("tcm_t1", f"t1_{g4}", last, d4, d4, **t1)
         for index in range(self.t2_blocks):
             put_global(f"tcm_t2_{index}", g4, last, d4)
         shape: dict[str, Any] = {"extra": float(self.num_classes), "anchors": self.num_anchors}

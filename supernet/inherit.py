@@ -10,12 +10,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .architecture import LOCAL_OPERATORS, Architecture
+from .architecture import CONDENSED, LOCAL_OPERATORS, Architecture
 from .detector import Detector
 from .errors import CheckpointError
 from .operators.aggregation import Fuse, Lateral, PoolFFN, TaskSplit
 from .operators.channelwise import HEAD as CHANNEL_HEAD
 from .operators.channelwise import ChannelBlock
+from .operators.condensed import EnactBlock
 from .operators.convbn import ConvBN, FeedForward
 from .operators.head import Head
 from .operators.original import OriginalBlock
@@ -77,7 +78,7 @@ def _check(supernet: Supernet, architecture: Architecture, positions: Positions)
             name="",
             input_size=architecture.input_size,  # weights do not depend on it
             global_block=architecture.global_block
-            if space.global_choice
+            if space.global_choice or may_replace(architecture, space.template)
             else space.template.global_block,
         )
     )
@@ -88,12 +89,18 @@ def _check(supernet: Supernet, architecture: Architecture, positions: Positions)
         )
 
 
+def may_replace(architecture: Architecture, template: Architecture) -> bool:
+    """Whether an architecture's global block takes the weights of a template's as they are."""
+    return template.global_block == "oa" and architecture.global_block in CONDENSED
+
+
 def _flatten(
     supernet: Supernet, architecture: Architecture, positions: Positions
 ) -> dict[str, nn.Module]:
     """Return the supernet's modules under the places of the thinned network."""
+    kind = "oa" if architecture.global_block in CONDENSED else architecture.global_block
     source = {
-        place: unit.blocks[architecture.global_block] if isinstance(unit, GlobalMixture) else unit
+        place: unit.blocks[kind] if isinstance(unit, GlobalMixture) else unit
         for place, unit in supernet.units.items()
     }
     for stage, chosen in enumerate(positions, 1):
@@ -237,6 +244,9 @@ def _copy_attention(old: nn.Module, new: nn.Module, stream: Tensor) -> None:
         new.temp.copy_(old.temp[heads])
         _copy_conv(old.lpi.conv1, new.lpi.conv1, stream, stream)
         _copy_conv(old.lpi.conv2, new.lpi.conv2, stream, stream)
+    if isinstance(old, EnactBlock) and isinstance(new, EnactBlock):
+        new.core.score.weight.copy_(old.core.score.weight[:, stream])
+        new.core.score.bias.copy_(old.core.score.bias)
     if isinstance(old, OriginalBlock) and isinstance(new, OriginalBlock) and old.score is not None:
         assert new.score is not None and old.score.bias is not None
         assert new.score.bias is not None

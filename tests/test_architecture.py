@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from latency_tables.plan import space_entries
-from supernet.architecture import PRESETS, Architecture, Macs, parse_size, preset
+from supernet.architecture import CONDENSED, PRESETS, Architecture, Macs, parse_size, preset
 from supernet.detector import Detector
 from supernet.errors import UserError
 from supernet.operators import OPERATORS
@@ -65,9 +65,13 @@ def test_table_has_the_spec_number_of_entries() -> None:
     spec = [entry for entry in entries if entry.op not in ends]
     assert len(spec) == 764
     assert sum("oa" not in entry.op for entry in spec) == 728
-    assert {entry.op for entry in entries} == set(OPERATORS) - {"top_k"}
+    ops = {op for op in OPERATORS if op.removeprefix("t1_") not in (*CONDENSED, "top_k")}
+    assert {entry.op for entry in entries} == ops
     once = space_entries(template.with_(head="one-to-one"), (192, 192, 256, 384), oa=True)
-    assert {entry.op for entry in once} == set(OPERATORS) - {"decode"}
+    assert {entry.op for entry in once} == {*ops, "top_k"} - {"decode"}
+    original = template.with_(global_block="oa")
+    more = {entry.op for entry in space_entries(original, (192, 192, 256, 384), oa=True)}
+    assert more == set(OPERATORS) - {"top_k"}
 
 
 def test_json_round_trip(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_public_names() -> None:
     from supernet.operators import OPERATORS
 
     assert heat.__all__ == ["__version__", "load"]
-    assert len(OPERATORS) == 20
+    assert len(OPERATORS) == 26
 
 
 def test_a_shadowing_module_is_refused(tmp_path: Path) -> None:

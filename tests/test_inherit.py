@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from heat.thinning import State
 from latency_tables.models import randomise
-from supernet.architecture import Architecture
+from supernet.architecture import Architecture, GlobalBlock
 from supernet.detector import Detector
 from supernet.errors import CheckpointError
 from supernet.inherit import inherit
+from supernet.operators.condensed import ActBlock
 from supernet.operators.convbn import ConvBN, FeedForward
 from supernet.recalibrate import recalibrate
 from supernet.supernet import Mixture, SearchSpace, Supernet
@@ -39,6 +42,29 @@ def test_full_widths_keep_the_function(unit: Architecture, block: str) -> None:
     with torch.no_grad():
         for a, b in zip(network.eval()(image), supernet(image), strict=True):
             assert float((a - b).abs().max() / b.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("block", ["act", "enact", "pool"])
+def test_original_attention_hands_its_weights_on(unit: Architecture, block: GlobalBlock) -> None:
+    """With as many clusters as tokens, or windows of one, nothing changes."""
+    supernet = make(unit.with_(act_clusters=1.0, window=1), "oa")
+    logits = logits_of(supernet)
+    state = State.full(supernet.space)
+    image = torch.randint(0, 256, (1, *unit.input_size, 3), dtype=torch.uint8)
+    found = []
+    for other in (state, replace(state, global_block=block)):
+        architecture = other.architecture(supernet.space, logits)
+        network = inherit(supernet, architecture, other.positions()).eval()
+        if block == "act":
+            for unit_ in network.modules():
+                if isinstance(unit_, ActBlock):
+                    unit_.core.hash.bucket = 1e-4
+        with torch.no_grad():
+            found.append(network(image))
+    for a, b in zip(*found, strict=True):
+        assert float((a - b).abs().max() / b.abs().max()) < 1e-4
+    with pytest.raises(CheckpointError, match="no part of the supernet"):
+        inherit(make(unit), architecture.with_(act_clusters=0.25, window=6), state.positions())
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3, 4])

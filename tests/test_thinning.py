@@ -1,6 +1,7 @@
 """Properties of the thinning search on a synthetic table."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from heat.thinning import (
     ThinningRules,
     Trial,
     candidate_moves,
+    every_move,
     importance,
     prior_logits,
     removed_mass,
@@ -36,6 +38,7 @@ def run(
         trials = thin_step(
             len(log),
             state,
+            SPACE,
             logits,
             rules,
             lambda s: latency_ms(s, logits),
@@ -109,13 +112,32 @@ def test_moves_are_the_papers() -> None:
     logits[(1, 0)] = (0.0, 3.0, 0.0, -1.0)
     logits[(4, 1)] = (0.0, 0.1, 0.2, 4.0)
     state = State.full(SPACE)
-    moves = candidate_moves(state, logits, ThinningRules(), lambda move: True)
+    moves = candidate_moves(state, SPACE, logits, ThinningRules(), lambda move: True)
     kinds = [(move.kind, move.stage, move.position) for move in moves]
     # S4 is the least important stage; its weakest position is the network's weakest too, so IR
     # equals LR and is dropped; no position of S4 has WMSA as its operator.
     assert kinds == [("LR", 4, 1), ("SR", 4, 0), ("WR", 4, None)]
-    every = candidate_moves(state, logits, ThinningRules(stage_rule="all"), lambda move: True)
+    every = candidate_moves(
+        state, SPACE, logits, ThinningRules(stage_rule="all"), lambda move: True
+    )
     assert ("WMR", 1, 0) in [(move.kind, move.stage, move.position) for move in every]
+
+
+def test_original_attention_may_be_reduced() -> None:
+    """Only where the template has it, once, to each of the forms that do less."""
+    space = replace(SPACE, template=SPACE.template.with_(global_block="oa"))
+    logits = random_logits(0)
+    state = State.full(space)
+    moves = [m for m in candidate_moves(state, space, logits, ThinningRules(), lambda move: True)]
+    reduced = [m.after.architecture(space, logits).global_block for m in moves if m.kind == "AR"]
+    assert reduced == ["act", "enact", "pool"]
+    after = next(m.after for m in moves if m.kind == "AR").narrower(1)
+    assert after.architecture(space, logits).global_block == "act"
+    again = candidate_moves(after, space, logits, ThinningRules(), lambda move: True)
+    assert "AR" not in [m.kind for m in again]
+    back = [m for m in every_move(after, space, logits, ThinningRules()) if m.kind == "OA"]
+    assert [m.after.global_block for m in back if m.position is None] == [None]
+    assert len({state, replace(state, global_block="act")}) == 2
 
 
 def test_a_position_without_candidates_is_deleted() -> None:

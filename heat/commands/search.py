@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from supernet.architecture import GlobalBlock
 from supernet.errors import UserError
 
 from ..workspace import DEFAULT, Workspace
@@ -34,6 +35,7 @@ def profile(
     space: Space = None,
     output_stride: OutputStride = None,
     head: HeadName = None,
+    global_block: Literal["cw", "oa", "act", "enact", "pool"] | None = None,
     data: Data = None,
     host: str | None = None,
     host_python: str = "python3",
@@ -50,6 +52,8 @@ def profile(
     What is already measured stands. With --data the head has that data's number of classes.
 
     Args:
+        global_block: Attention of S4, SAM_4, SCM and TCM. With any but cw the table prices original
+            attention, and ACT, ENACT and pool, which thinning may put in its place.
         host: USER@BOX; measure there, over ssh, with a probe that needs numpy and the runtime.
         host_python: Python on that host.
         pack: Write the probe and its models to this file, to be carried to the device.
@@ -87,6 +91,8 @@ def profile(
         output_stride=output_stride,
         head=head,
     )
+    if global_block is not None:
+        chosen = replace(chosen, template=chosen.template.with_(global_block=global_block))
     if estimate:
         from ..stages.estimate import estimate_table
 
@@ -120,7 +126,7 @@ def supernet(
     logit_learning_rate: float = 1e-3,
     noise: Literal["gumbel", "uniform"] = "gumbel",
     straight_through: bool = False,
-    global_block: Literal["cw", "oa", "search"] = "cw",
+    global_block: Literal["cw", "oa", "enact", "pool", "search"] = "cw",
     backbone: Backbone = None,
     seed: int = 0,
     resume: bool = False,
@@ -142,7 +148,8 @@ def supernet(
         logit_learning_rate: Adam step of the selection logits.
         noise: Gumbel noise, or the paper's literal uniform noise.
         global_block: Attention of S4, SAM_4, SCM and TCM: channel-wise (CPUs), original (large
-            GPUs), or both with two logits; thinning for a CPU takes cw.
+            GPUs; thinning may put ACT, ENACT or pool in its place), ENACT or pool from the start,
+            or cw and oa with two logits; thinning for a CPU takes cw.
         straight_through: Run one drawn operator per position, for less memory (1.6 times less was
             measured).
         seed: Seed of initialisation, order and augmentation.
@@ -174,7 +181,7 @@ def supernet(
         head=head,
     )
     if global_block != "cw":
-        block: Literal["cw", "oa"] = "oa" if global_block == "oa" else "cw"
+        block: GlobalBlock = "cw" if global_block == "search" else global_block
         chosen = replace(
             chosen,
             template=chosen.template.with_(global_block=block),

@@ -20,6 +20,7 @@ VERB = {
     "WMR": "took window attention from its first position",
     "RR": "took RepCNN from a position",
     "WR": "narrowed the stage by one head",
+    "AR": "reduced original attention to clusters or windows",
     "LA": "gave a position back",
     "OA": "gave an operator back",
     "WA": "gave one head's width back",

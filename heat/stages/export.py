@@ -254,6 +254,7 @@ def _same_conditions(
         and thinned["model"] == target.detected.model
         and tuple(thinned["widths"]) == architecture.widths
         and tuple(thinned["blocks"]) == architecture.blocks
+        and thinned.get("global_block", architecture.global_block) == architecture.global_block
         and tuple(thinned["input_size"]) == architecture.input_size
     )
 

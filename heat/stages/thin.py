@@ -210,7 +210,8 @@ def _goal(
 
     def measure(state: State) -> Cost:
         architecture = state.architecture(space, logits)
-        key = f"{table.conditions.stem} {architecture.widths} {architecture.blocks}"
+        block = f" {state.global_block}" if state.global_block else ""
+        key = f"{table.conditions.stem} {architecture.widths} {architecture.blocks}{block}"
         found = journal.reading(
             key,
             lambda: asdict(
@@ -367,6 +368,7 @@ def _result(
         "architecture": None if found.at_floor else str(workspace.architecture),
         "widths": list(architecture.widths),
         "blocks": list(architecture.blocks),
+        "global_block": architecture.global_block,
         "positions": found.state.positions(),
         "space": search.form.space.to_json(),
         "importance": {name: round(m, 4) for name, m in weights.items()},

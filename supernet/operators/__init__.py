@@ -5,7 +5,17 @@ To add an operator, write its file (module, MACs, deployed form) and add its row
 
 from collections.abc import Mapping
 
-from . import aggregation, channelwise, decode, head, original, repcnn, transitions, window
+from . import (
+    aggregation,
+    channelwise,
+    condensed,
+    decode,
+    head,
+    original,
+    repcnn,
+    transitions,
+    window,
+)
 from .base import Operator, Unit
 
 OPERATORS: Mapping[str, Operator] = {
@@ -16,6 +26,9 @@ OPERATORS: Mapping[str, Operator] = {
     "swmsa": window.SWMSA,
     "cw": channelwise.OPERATOR,
     "oa": original.OPERATOR,
+    "act": condensed.ACT,
+    "enact": condensed.ENACT,
+    "pool": condensed.POOL,
     "down": transitions.DOWN,
     "pool_down": transitions.POOL_DOWN,
     "fuse": aggregation.FUSE,
@@ -26,6 +39,9 @@ OPERATORS: Mapping[str, Operator] = {
     "up4": aggregation.UP4,
     "t1_cw": aggregation.T1_CW,
     "t1_oa": aggregation.T1_OA,
+    "t1_act": aggregation.T1_ACT,
+    "t1_enact": aggregation.T1_ENACT,
+    "t1_pool": aggregation.T1_POOL,
     "head": head.HEAD,
     "decode": decode.DECODE,
     "top_k": decode.TOP_K,

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from ..architecture import Entry, Macs
 from ..onnx_graph import GraphWriter, Value
-from . import channelwise, original
+from . import channelwise, condensed, original
 from .base import Operator, Shape, no_macs, no_params
 from .channelwise import ChannelBlock
+from .condensed import ActBlock, EnactBlock, PoolBlock
 from .convbn import ConvBN, FeedForward, Gelu, conv_macs, conv_params, half
 from .original import OriginalBlock
 from .transitions import avgpool
@@ -188,22 +189,25 @@ UP4 = Operator(
 
 
 def _t1(
-    block: Callable[[int], nn.Module],
-    block_macs: Callable[[int, int], Macs],
+    block: Callable[[int, Entry], nn.Module],
+    block_macs: Callable[[int, Entry], Macs],
     block_params: Callable[[int], int],
+    blocks: Callable[[Entry], int] = lambda entry: int(entry.extra),
 ) -> Operator:
+    """Return TCM's first half of blocks, which are made and counted by their width."""
+
     def macs(entry: Entry) -> Macs:
         total = conv_macs(entry.d_in, 2 * entry.d_in, 1, entry.h * entry.w)
-        for _ in range(int(entry.extra)):
-            total += block_macs(2 * entry.d_in, entry.h * entry.w)
+        for _ in range(blocks(entry)):
+            total += block_macs(2 * entry.d_in, entry)
         return total
 
     def params(entry: Entry) -> int:
         widen = conv_params(entry.d_in, 2 * entry.d_in, 1)
-        return widen + int(entry.extra) * block_params(2 * entry.d_in)
+        return widen + blocks(entry) * block_params(2 * entry.d_in)
 
     return Operator(
-        lambda entry: TaskSplit(entry.d_in, int(entry.extra), block),
+        lambda entry: TaskSplit(entry.d_in, blocks(entry), lambda d: block(d, entry)),
         macs,
         params,
         lambda entry: (_fine(entry, entry.d_in),),
@@ -211,5 +215,36 @@ def _t1(
     )
 
 
-T1_CW = _t1(ChannelBlock, channelwise.macs_of, channelwise.params_of)
-T1_OA = _t1(OriginalBlock, original.macs_of, original.params_of)
+def _anchors(entry: Entry) -> int:
+    """Return the blocks of the forms whose `extra` is taken."""
+    return entry.anchors
+
+
+T1_CW = _t1(
+    lambda d, _: ChannelBlock(d),
+    lambda d, entry: channelwise.macs_of(d, entry.h * entry.w),
+    channelwise.params_of,
+)
+T1_OA = _t1(
+    lambda d, _: OriginalBlock(d),
+    lambda d, entry: original.macs_of(d, entry.h * entry.w),
+    original.params_of,
+)
+T1_ACT = _t1(
+    lambda d, entry: ActBlock(d, entry.extra),
+    lambda d, entry: condensed.act_macs(d, entry.h * entry.w, entry.extra),
+    original.params_of,
+    _anchors,
+)
+T1_ENACT = _t1(
+    lambda d, entry: EnactBlock(d, int(entry.extra)),
+    lambda d, entry: condensed.window_macs(d, entry.h * entry.w, int(entry.extra), scored=True),
+    condensed.enact_params,
+    _anchors,
+)
+T1_POOL = _t1(
+    lambda d, entry: PoolBlock(d, int(entry.extra)),
+    lambda d, entry: condensed.window_macs(d, entry.h * entry.w, int(entry.extra), scored=False),
+    original.params_of,
+    _anchors,
+)
