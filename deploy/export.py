@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from supernet.atomic import write_text
-from supernet.detector import Detector
 from supernet.errors import UserError
 from supernet.letterbox import PAD_RGB, Image, letterbox
+from supernet.network import Network
 from supernet.quantization import Quantization
 
 from .bench import Speed, measure_speed
@@ -36,7 +36,7 @@ class Exported:
 
 
 def export_bundle(
-    network: Detector,
+    network: Network,
     folder: Path,
     form: Form,
     *,

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from supernet.detector import Detector
 from supernet.errors import UserError
+from supernet.network import Network
 from supernet.onnx_batch import free_batch
 from supernet.onnx_graph import Array, Precision
 from supernet.quantization import Quantization
@@ -97,7 +97,7 @@ class Form:
 
     def graph(
         self,
-        network: Detector,
+        network: Network,
         plan: Quantization | None,
         metadata: dict[str, str] | None = None,
         *,
@@ -150,13 +150,15 @@ class Form:
                 return self.open(graph, self.write(graph, Path(folder))[0])
         return open_session(self.runtime, artefact or graph, self.threads, self.precision)
 
-    def finder(self, session: Session, network: Detector) -> Find:
+    def finder(self, session: Session, network: Network) -> Find:
         """Return what gives boxes, scores and labels of one image, whatever the graph ends with."""
-        post = Postprocess(network.decode.rule(), network.architecture.input_size)
+        post = None
+        if self.raw:
+            post = Postprocess(network.decode.rule(), network.architecture.input_size)
 
         def find(pixels: dict[str, Any]) -> list[Any]:
             outputs = session.run(pixels)
-            if self.raw:
+            if post is not None:
                 return post(*outputs)
             return unpad(*outputs) if self.padded else outputs
 

@@ -11,6 +11,7 @@ from supernet.detector import Detector
 from supernet.errors import PromiseError
 from supernet.evaluate import Detect, Found
 from supernet.letterbox import Image, boxes_to_image, letterbox
+from supernet.network import Network
 from supernet.quantization import Quantization
 
 from .diverge import first_divergence
@@ -27,7 +28,7 @@ MIN_EXECUTED = 0.75
 
 
 def check_parity(
-    network: Detector,
+    network: Network,
     form: Form,
     find: Find,
     raw_session: Session,
@@ -48,9 +49,9 @@ def check_parity(
     )
 
 
-def _where(
-    network: Detector, form: Form, images: Sequence[Image], plan: Quantization | None
-) -> str:
+def _where(network: Network, form: Form, images: Sequence[Image], plan: Quantization | None) -> str:
+    if not isinstance(network, Detector):
+        return "compare their ONNX graphs part by part"
     found = first_divergence(
         network,
         images[0],
@@ -117,7 +118,7 @@ def check_executed(
 
 
 def check_ap(
-    network: Detector, find: Find, judge: Judge | None, max_ap_drop: float, form: Form
+    network: Network, find: Find, judge: Judge | None, max_ap_drop: float, form: Form
 ) -> dict[str, Any] | None:
     """Score torch and the artefact on the same labelled images; fail where too much is lost."""
     if judge is None:
@@ -132,7 +133,7 @@ def check_ap(
     return {"torch_ap": round(exact, 3), "ap": round(ours, 3), "drop": round(exact - ours, 3)}
 
 
-def torch_detect(network: Detector) -> Detect:
+def torch_detect(network: Network) -> Detect:
     """Return torch's side of the comparison."""
     folded = network.deployed()
     device = next(folded.parameters()).device
@@ -147,7 +148,7 @@ def torch_detect(network: Detector) -> Detect:
     return detect
 
 
-def artefact_detect(network: Detector, find: Find) -> Detect:
+def artefact_detect(network: Network, find: Find) -> Detect:
     """Return the artefact's side of the comparison."""
 
     def detect(image: Image) -> Found:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from supernet.boxes import iou_matrix
-from supernet.detector import Detector
 from supernet.letterbox import Image, letterbox
+from supernet.network import Network
 from supernet.operators.decode import NMS_IOU, Detections
 
 from .postprocess import Find
@@ -96,7 +96,7 @@ class Parity:
 
 @torch.no_grad()
 def compare(
-    network: Detector,
+    network: Network,
     find: Find,
     raw_session: Session,
     images: Sequence[Image],
@@ -105,36 +105,29 @@ def compare(
     """Run torch, the artefact and its raw variant (without NMS) on every image."""
     network = network.deployed()
     size = network.architecture.input_size
-    limit = torch.tensor([size[1], size[0]] * 2, dtype=torch.float32)
     least = ALLOWED[precision].iou
     matched = unmatched = 0
     box_px = score = raw_box_px = raw_score = 0.0
     for image in images:
         pixels = letterbox(image, size)[0][None]
         tensor = torch.from_numpy(pixels)
-        logits, deltas = network(tensor)
-        scores_raw, deltas_raw = raw_session.run({"image": pixels})
-        exact = logits[0].sigmoid().flatten(2).numpy()
-        scores_raw = scores_raw.reshape(exact.shape)  # a batch of one has an axis more
-        raw_score = max(raw_score, float(np.abs(scores_raw - exact).max()))
-        other = torch.from_numpy(deltas_raw).view_as(deltas)
-        boxes = [
-            torch.minimum(network.decode.boxes(maps).clamp_min(0), limit)
-            for maps in (deltas, other)
-        ]
-        raw_box_px = max(raw_box_px, float((boxes[0] - boxes[1]).abs().max()))
+        outputs = network(tensor)
+        exact, boxes = network.decode.open(*outputs)
+        first, second = (torch.from_numpy(x) for x in raw_session.run({"image": pixels}))
+        scores_raw = first.reshape(exact.shape)  # of one image an axis may be missing
+        raw_score = max(raw_score, float((scores_raw - exact).abs().max()))
+        boxes_raw = network.decode.boxes_px(second.view_as(outputs[1]))
+        raw_box_px = max(raw_box_px, float((boxes - boxes_raw).abs().max()))
         found = [torch.from_numpy(np.asarray(output)) for output in find({"image": pixels})]
         theirs = (found[0], found[1], found[2])
         pairs, lonely, largest_box, largest_score = match_detections(
-            network.decode(logits, deltas)[0], theirs, least
+            network.decode.select(exact[0], boxes[0]), theirs, least
         )
         # A near tie, within the tolerances, lets NMS keep another box. The artefact's NMS is then
         # compared with torch's on the artefact's own scores and boxes.
         for edge in (0.0, NEAR_IOU, -NEAR_IOU):
             if lonely:
-                own = network.decode.select(
-                    torch.from_numpy(scores_raw), boxes[1][0], nms_iou=NMS_IOU + edge
-                )
+                own = network.decode.select(scores_raw[0], boxes_raw[0], nms_iou=NMS_IOU + edge)
                 pairs, lonely, largest_box, largest_score = match_detections(own, theirs, least)
         matched, unmatched = matched + pairs, unmatched + lonely
         box_px, score = max(box_px, largest_box), max(score, largest_score)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .detr.detr import Host
 from .errors import UserError
 from .recipes import Precision, TrainConfig
 from .supernet import Supernet
@@ -22,7 +23,12 @@ STEPS: dict[str, tuple[float, ...]] = {
 
 
 def parameter_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Split parameters into decayed matrices, undecayed vectors, and selection logits."""
+    """Split parameters into decayed matrices, undecayed vectors, and selection logits.
+
+    In DETR's family linear maps decay too, and the backbone has a rate of its own.
+    """
+    if isinstance(network, Host):
+        return _by_part(network, config)
     decayed, plain, logits = [], [], []
     for name, parameter in network.named_parameters():
         if name.rpartition(".")[2] in ("r", "global_r"):
@@ -38,6 +44,23 @@ def parameter_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, 
     if isinstance(network, Supernet):
         peak = network.config.logit_learning_rate
         groups.append({"params": logits, "weight_decay": 0.0, "peak": peak})
+    return groups
+
+
+def _by_part(network: Host, config: TrainConfig) -> list[dict[str, Any]]:
+    groups = []
+    for backbone, peak in (
+        (False, config.learning_rate),
+        (True, config.learning_rate * config.backbone_rate),
+    ):
+        own = [
+            parameter
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad and name.startswith("backbone.") == backbone
+        ]
+        for matrices, decay in ((True, config.weight_decay), (False, 0.0)):
+            chosen = [parameter for parameter in own if (parameter.ndim > 1) == matrices]
+            groups.append({"params": chosen, "weight_decay": decay, "peak": peak})
     return groups
 
 

@@ -1,7 +1,8 @@
 """How a network is trained: the settings of a run, and named sets of them.
 
 `small` is for training from scratch on some hundred to some thousand images; `1x` and `3x` are
-the paper's, for a backbone that was trained on ImageNet before (spec section 11).
+the paper's, for a backbone that was trained on ImageNet before (spec section 11). `detr` and
+`sam-detr` are those of their authors, `mtkd` teaches a trained one to bear ACT.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from .errors import UserError
 
 Schedule = Literal["cosine", "1x", "3x", "detr", "sam-detr", "mtkd"]
 Precision = Literal["auto", "f32", "bf16", "f16"]
-Recipe = Literal["small", "1x", "3x"]
+Recipe = Literal["small", "1x", "3x", "detr", "sam-detr", "mtkd"]
 Assign = Literal["uniform", "aligned"]
 """Which anchors answer for a box: the paper's (`supernet.matching`), or `supernet.aligned`."""
 
@@ -30,6 +31,8 @@ class TrainConfig:
     """Passes whose gradients make one step."""
     learning_rate: float = 1e-3
     """Peak AdamW step; the paper's 1e-4 is for pretrained backbones."""
+    backbone_rate: float = 1.0
+    """Step of the backbone, as a share of the others'; in DETR's family only."""
     weight_decay: float = 0.05
     """Decay of matrices; BN, bias tables, temperatures and logits have none."""
     schedule: Schedule = "cosine"
@@ -108,7 +111,31 @@ PRETRAIN = TrainConfig(
     augment=AugmentConfig(saturation=0.4, hue=0.02),
 )
 """Swin's classification recipe; its step of 1e-3 at 1024 images, by the root of the batch."""
-RECIPES: Mapping[str, TrainConfig] = {"small": SMALL, "1x": PAPER_1X, "3x": PAPER_3X}
+FOR_DETR = TrainConfig(
+    epochs=300,
+    batch_size=16,
+    learning_rate=1e-4,
+    backbone_rate=0.1,
+    weight_decay=1e-4,
+    schedule="detr",
+    warmup_steps=1,
+    clip_norm=0.1,
+    ema_decay=0.0,
+    augment=replace(PAPER_3X.augment, brightness=0.0, contrast=0.0, saturation=0.0),
+)
+"""Carion et al. 2020; 64 images there, with the same rate."""
+FOR_SAM_DETR = replace(FOR_DETR, epochs=50, schedule="sam-detr")
+"""Zhang et al. 2022."""
+FOR_MTKD = replace(FOR_DETR, epochs=7, learning_rate=1e-5, schedule="mtkd")
+"""Zheng et al. 2020, section 4.1: 1e-5 for five epochs, 1e-6 for two."""
+RECIPES: Mapping[str, TrainConfig] = {
+    "small": SMALL,
+    "1x": PAPER_1X,
+    "3x": PAPER_3X,
+    "detr": FOR_DETR,
+    "sam-detr": FOR_SAM_DETR,
+    "mtkd": FOR_MTKD,
+}
 """Recipes by name."""
 
 

@@ -9,9 +9,12 @@ from torch import Tensor
 from .aligned import training_loss
 from .checkpoint import Kind
 from .coco import DetectionSet
-from .detector import Detector
+from .detr.criterion import DETR, SAM_DETR, set_loss
+from .detr.detr import Host
+from .detr.mtkd import Branches, distance
 from .distributed import Group
 from .feed import feed
+from .network import Network
 from .recipes import TrainConfig
 from .supernet import Supernet
 
@@ -52,9 +55,9 @@ class Task(Protocol):
 
 
 class DetectionTask:
-    """Objects of a detection set, for a detector or a supernet."""
+    """Objects of a detection set, for any network or a supernet."""
 
-    def __init__(self, network: Detector, data: DetectionSet) -> None:
+    def __init__(self, network: Network, data: DetectionSet) -> None:
         """Keep both."""
         self.network, self.data = network, data
         self.names, self.num_images = data.names, len(data.records)
@@ -94,6 +97,14 @@ class DetectionTask:
         self, outputs: Sequence[Tensor], targets: Any, config: TrainConfig
     ) -> dict[str, Tensor]:
         """Return the terms of the detection loss."""
+        if isinstance(self.network, Host):
+            weights = SAM_DETR if self.network.decode.focal else DETR
+            size = self.network.architecture.input_size
+            terms = set_loss(outputs[0], outputs[1], targets, size, weights)
+            if len(outputs) == 4:
+                branches = Branches((outputs[0], outputs[1]), (outputs[2], outputs[3]))
+                terms["distance"] = distance(branches)
+            return terms
         loss = training_loss(outputs, targets, self.network.decode, config.assign)
         return {"classes": loss.classes, "boxes": loss.boxes}
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .coco import DetectionSet
-from .detector import Detector
 from .distributed import Group, joined
 from .errors import HeatError, UserError
 from .feed import batch_starts, default_workers
+from .network import Network
 from .optimise import Averaged, autocast_type, parameter_groups, rate_factor
 from .progress import Progress
 from .recipes import TrainConfig
@@ -86,7 +86,7 @@ class TrainResult:
 
 
 def fit(
-    network: Detector,
+    network: Network,
     data: DetectionSet,
     config: TrainConfig,
     folder: Path,
@@ -94,7 +94,7 @@ def fit(
     *,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
 ) -> TrainResult:
-    """Train a detector or a supernet; see `run_task`."""
+    """Train a network or a supernet; see `run_task`."""
     network.set_drop_path(config.drop_path)
     task = DetectionTask(network, data)
     return run_task(network, task, config, folder, running, on_epoch=on_epoch)

@@ -96,9 +96,8 @@ def test_graphs_decode_as_torch_does(runtime: str, focal: bool, Q: int) -> None:
     decode = SetDecode(3, SIZE, focal=focal)
     logits, boxes = torch.randn(1, Q, 3 if focal else 4), torch.rand(1, Q, 4)
     graph = GraphWriter()
-    outputs = decode.emit(
-        graph, graph.input("logits", logits.shape), graph.input("boxes", boxes.shape)
-    )
+    given = decode.emit_scores(graph, graph.input("logits", logits.shape))
+    outputs = decode.emit(graph, given, graph.input("boxes", boxes.shape))
     types = ("float32", "float32", "int64")
     model = graph.model(list(zip(("boxes_out", "scores", "labels"), outputs, types, strict=True)))
     session = open_session(runtime, model.SerializeToString(), 1)

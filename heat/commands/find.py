@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from latency_tables.devices import Target
     from supernet.architecture import Architecture, HeadKind
     from supernet.coco import DetectionSet
+    from supernet.detr.family import EncoderAttention
+    from supernet.network import AnyArchitecture
     from supernet.supernet import SearchSpace
 
 
@@ -84,11 +86,37 @@ def thin_target(
     return last_target(*asked, stages=stages)
 
 
-def find_architecture(name: str) -> "Architecture":
-    """Return a preset by name, or what a file describes."""
-    from supernet.architecture import Architecture, preset
+def find_heatdetr(name: str) -> "Architecture":
+    """Return a HeatDETR by its name or file."""
+    from supernet.architecture import Architecture
+    from supernet.errors import UserError
+    from supernet.network import find_architecture
 
-    return Architecture.load(Path(name)) if name.endswith(".json") else preset(name)
+    found = find_architecture(name)
+    if not isinstance(found, Architecture):
+        raise UserError(f"--architecture {name}: a HeatDETR is needed here, not {found.family}")
+    return found
+
+
+def attending(
+    architecture: "AnyArchitecture",
+    attention: "EncoderAttention | None" = None,
+    rounds: int | None = None,
+    window: int | None = None,
+    clusters: int | None = None,
+) -> "AnyArchitecture":
+    """Return an architecture with other attention in its encoder, where that is asked for."""
+    from supernet.detr.family import DetrArchitecture
+    from supernet.errors import UserError
+
+    asked = {"attention": attention, "rounds": rounds, "window": window, "clusters": clusters}
+    changes = {key: value for key, value in asked.items() if value is not None}
+    if changes and not isinstance(architecture, DetrArchitecture):
+        raise UserError(
+            f"--{next(iter(changes))}: {architecture.name} is no DETR; a HeatDETR's attention is "
+            "its global block, in architecture.json"
+        )
+    return architecture.with_(**changes)
 
 
 def ending_in(

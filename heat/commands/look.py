@@ -13,17 +13,19 @@ def describe(what: str = "medium", /, *, input_size: Size = None) -> Result:
     """Print an architecture stage by stage, with multiply-adds and parameters.
 
     Args:
-        what: A preset (pico nano tiny small medium large) or an architecture.json.
+        what: A preset (pico nano tiny small medium large, detr-r50 sam-detr-r50 ...) or an
+            architecture.json.
     """
-    from supernet.architecture import Architecture, parse_size, preset
+    from supernet.architecture import Architecture, parse_size
+    from supernet.network import find_architecture
 
     from ..tables import describe_architecture
 
-    path = Path(what)
-    architecture = Architecture.load(path) if path.suffix == ".json" else preset(what)
+    architecture = find_architecture(what)
     if input_size is not None:
         architecture = architecture.with_(input_size=parse_size(input_size))
-    describe_architecture(architecture)
+    if isinstance(architecture, Architecture):
+        describe_architecture(architecture)
     macs = architecture.macs()
     return {
         "macs_conv_linear": macs.conv_linear,

@@ -1,23 +1,28 @@
 """Commands that judge and deploy a model: eval, export; and build, which does everything."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from ..workspace import DEFAULT, Workspace
-from .find import find_data, find_target, last_target, named_space
+from .find import attending, find_data, find_target, last_target, named_space
 from .options import (
+    AttentionName,
+    Clusters,
     Data,
     DeviceName,
     Format,
     Out,
     PrecisionName,
     Result,
+    Rounds,
     Runtime,
     Size,
     Space,
     Threads,
+    Window,
 )
 
 
@@ -28,6 +33,10 @@ def evaluate(
     bundle: Annotated[
         Path | None, Parameter(help="Bundle to score; without it the checkpoint, in torch.")
     ] = None,
+    attention: AttentionName = None,
+    rounds: Rounds = None,
+    window: Window = None,
+    clusters: Clusters = None,
     out: Out = DEFAULT,
 ) -> Result:
     """Score a bundle, or the checkpoint, by COCO average precision.
@@ -35,13 +44,19 @@ def evaluate(
     Args:
         split: Split to score on.
     """
+    from supernet.errors import UserError
+
     from ..stages.evaluate import evaluate_bundle, evaluate_checkpoint
 
     workspace = Workspace(out)
     found = find_data(workspace, data, split)
+    asked = {"attention": attention, "rounds": rounds, "window": window, "clusters": clusters}
     if bundle is not None:
+        if any(value is not None for value in asked.values()):
+            raise UserError("a bundle's attention is fixed: heat export --attention makes another")
         return evaluate_bundle(workspace, bundle, found)
-    return evaluate_checkpoint(workspace, found)
+    change = partial(attending, **asked)  # type: ignore[arg-type]
+    return evaluate_checkpoint(workspace, found, change)
 
 
 def export(
@@ -64,6 +79,10 @@ def export(
     images: Annotated[
         Path | None, Parameter(help="Pictures on which the export is compared with torch.")
     ] = None,
+    attention: AttentionName = None,
+    rounds: Rounds = None,
+    window: Window = None,
+    clusters: Clusters = None,
     data: Data = None,
     out: Out = DEFAULT,
 ) -> Result:
@@ -133,6 +152,9 @@ def export(
         data=found,
         calibration=calibration,
         images=images,
+        change=partial(
+            attending, attention=attention, rounds=rounds, window=window, clusters=clusters
+        ),
     )
 
 

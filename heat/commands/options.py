@@ -38,3 +38,14 @@ HeadName = Annotated[
     Parameter(help="one-to-one says each object once: nothing is suppressed on the device."),
 ]
 Backbone = Annotated[Path | None, Parameter(help="Weights of heat pretrain to start from.")]
+AttentionName = Annotated[
+    Literal["exact", "act", "enact", "pool"] | None,
+    Parameter(help="Self-attention of a DETR's encoder; as it was trained by default."),
+]
+Rounds = Annotated[
+    int | None, Parameter(help="Rounds of ACT's hash, up to 32: fewer are faster and coarser.")
+]
+Window = Annotated[int | None, Parameter(help="Tokens of a window of enact and pool.")]
+Clusters = Annotated[
+    int | None, Parameter(help="ACT's clusters at most, in a graph; calibrated by default.")
+]

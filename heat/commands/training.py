@@ -1,4 +1,4 @@
-"""Commands that train a network: pretrain, train."""
+"""Commands that train a network, or take a trained one: pretrain, train, adopt."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -7,8 +7,19 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from ..workspace import DEFAULT, Workspace
-from .find import ending_in, find_architecture, find_data
-from .options import Backbone, HeadName, Out, OutputStride, Result, Size
+from .find import attending, ending_in, find_data, find_heatdetr
+from .options import (
+    AttentionName,
+    Backbone,
+    Data,
+    HeadName,
+    Out,
+    OutputStride,
+    Result,
+    Rounds,
+    Size,
+    Window,
+)
 
 
 def pretrain(
@@ -70,7 +81,7 @@ def pretrain(
     running = Running(
         resume=resume, restart=restart, workers=workers, compile=compile, tensorboard=tensorboard
     )
-    chosen = find_architecture(architecture).with_(input_size=parse_size(input_size or "224x224"))
+    chosen = find_heatdetr(architecture).with_(input_size=parse_size(input_size or "224x224"))
     return run(Workspace(out), pictures, val, chosen, config, running)
 
 
@@ -84,12 +95,18 @@ def train(
     output_stride: OutputStride = None,
     head: HeadName = None,
     backbone: Backbone = None,
-    recipe: Literal["small", "1x", "3x"] = "small",
+    weights: Annotated[
+        Path | None, Parameter(help="Checkpoint of the same network to start from.")
+    ] = None,
+    attention: AttentionName = None,
+    rounds: Rounds = None,
+    window: Window = None,
+    recipe: Literal["small", "1x", "3x", "detr", "sam-detr", "mtkd"] = "small",
     epochs: int | None = None,
     batch_size: int | None = None,
     accumulate: int | None = None,
     learning_rate: float | None = None,
-    schedule: Literal["cosine", "1x", "3x"] | None = None,
+    schedule: Literal["cosine", "1x", "3x", "detr", "sam-detr", "mtkd"] | None = None,
     drop_path: float | None = None,
     assign: Literal["uniform", "aligned"] | None = None,
     balanced: bool | None = None,
@@ -108,12 +125,14 @@ def train(
 
     Args:
         data: COCO-format folder with a train split; AP is told on its val split, if it has one.
-        recipe: small trains from scratch on small sets; 1x and 3x are the paper's.
+        recipe: small trains from scratch on small sets; 1x and 3x are the paper's; detr and
+            sam-detr are their authors'; mtkd teaches a trained DETR (--weights) to bear ACT of
+            --rounds.
         epochs: Passes over the training split; the recipe's by default, as all that follows.
         batch_size: Images per pass, over all processes.
         accumulate: Passes per step.
         learning_rate: Peak AdamW step.
-        schedule: Cosine, or the paper's stepped 1x / 3x.
+        schedule: Cosine, or the steps of a paper.
         drop_path: Largest stochastic depth rate.
         assign: Which anchors answer for an object: the paper's uniform choice, or those that suit
             it best. A one-to-one head has the latter.
@@ -130,8 +149,10 @@ def train(
         restart: Begin again, replacing what stands.
     """
     from supernet.architecture import Architecture, parse_size
+    from supernet.attention.act import ROUNDS
     from supernet.coco import resolve_split
-    from supernet.errors import DataError
+    from supernet.errors import DataError, UserError
+    from supernet.network import AnyArchitecture, find_architecture
     from supernet.recipes import recipe as recipe_of
     from supernet.training import Running
 
@@ -140,6 +161,7 @@ def train(
 
     workspace = Workspace(out)
     train_set = find_data(workspace, data, "train")
+    chosen: AnyArchitecture
     if architecture is None:
         workspace.need("thin", "heat thin --target-fps FPS, or give --architecture")
         chosen = Architecture.load(workspace.architecture)
@@ -147,7 +169,11 @@ def train(
         chosen = find_architecture(architecture)
     if input_size is not None:
         chosen = chosen.with_(input_size=parse_size(input_size))
-    chosen = ending_in(chosen, output_stride, head)
+    if isinstance(chosen, Architecture):
+        chosen = ending_in(chosen, output_stride, head)
+    elif output_stride is not None or head is not None:
+        raise UserError(f"--output-stride and --head are of HeatDETR, not of {chosen.family}")
+    chosen = attending(chosen, attention, rounds, window)
     config = recipe_of(
         recipe,
         epochs=epochs,
@@ -181,5 +207,40 @@ def train(
         config,
         from_supernet=inherit,
         backbone=backbone,
+        weights=weights,
+        students=rounds or ROUNDS if recipe == "mtkd" else None,
         running=running,
     )
+
+
+def adopt(
+    checkpoint: Path,
+    /,
+    *,
+    architecture: str = "detr-r50",
+    input_size: Size = None,
+    data: Data = None,
+    out: Out = DEFAULT,
+) -> Result:
+    """Take a published DETR checkpoint (.pth), to be scored, exported, or taught to bear ACT.
+
+    Args:
+        checkpoint: File in the layout of the authors' code; every key must fit.
+        architecture: detr-r50, detr-r50-dc5, or an architecture.json.
+        data: COCO-format folder; the network keeps its classes, by their category ids.
+    """
+    from supernet.architecture import parse_size
+    from supernet.detr.family import DetrArchitecture
+    from supernet.errors import UserError
+    from supernet.network import find_architecture
+
+    from ..stages.adopt import adopt as run
+
+    chosen = find_architecture(architecture)
+    if not isinstance(chosen, DetrArchitecture):
+        raise UserError(f"--architecture {architecture}: a DETR is needed, for instance detr-r50")
+    if input_size is not None:
+        chosen = chosen.with_(input_size=parse_size(input_size))
+    workspace = Workspace(out)
+    found = find_data(workspace, data, "val") if data is not None else None
+    return run(workspace, checkpoint, chosen, found)

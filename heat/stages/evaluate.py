@@ -21,7 +21,7 @@ from supernet.letterbox import Image
 
 from ..learning import draw_confusion, draw_precision
 from ..workspace import Workspace
-from .export import load_network
+from .export import Change, as_it_is, load_network
 
 
 def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> dict[str, Any]:
@@ -40,9 +40,11 @@ def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> d
     return result
 
 
-def evaluate_checkpoint(workspace: Workspace, data: DetectionSet) -> dict[str, Any]:
+def evaluate_checkpoint(
+    workspace: Workspace, data: DetectionSet, change: Change = as_it_is
+) -> dict[str, Any]:
     """Score the workspace's network in torch."""
-    network, names, _ = load_network(workspace)
+    network, names, _ = load_network(workspace, change)
     check_names(names, data)
     return _scored(workspace, torch_detect(network), data, str(workspace.train), "torch")
 

@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -25,11 +25,13 @@ from supernet.detector import Detector
 from supernet.errors import DataError, PromiseError, UserError
 from supernet.evaluate import check_names, evaluate
 from supernet.letterbox import Image, letterbox, read_image
+from supernet.network import AnyArchitecture, Network, build, read_architecture
 from supernet.onnx_graph import Precision
 from supernet.quantization import Quantization
 from supernet.shapes import draw
 
 from ..workspace import Workspace
+from .clusters import bound_clusters, check_attention
 from .measuring import measure_bundle
 from .profile import warn
 
@@ -41,6 +43,15 @@ RATIO_BOUNDS = (0.9, 1.1)
 """Allowed measured / predicted frame rate."""
 JUDGED_IMAGES = 200
 """Labelled images on which torch and the artefact are scored."""
+
+
+Change = Callable[[AnyArchitecture], AnyArchitecture]
+"""Makes another architecture of one, with the same weights."""
+
+
+def as_it_is(architecture: AnyArchitecture) -> AnyArchitecture:
+    """Change nothing."""
+    return architecture
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,19 +97,22 @@ def export(
     data: DetectionSet | None = None,
     calibration: DetectionSet | None = None,
     images: Path | None = None,
+    change: Change = as_it_is,
 ) -> dict[str, Any]:
     """Export what is trained, or, marked as such, what is not, and check it on the target.
 
     The images for the comparison with torch are the user's, the data's, or drawn shapes; INT8 is
-    calibrated on `calibration`, else on those. Raises `PromiseError` when the artefact disagrees
-    with torch, loses more AP on labelled data than it may, is executed in another precision, misses
-    the target, or runs at another speed than predicted.
+    calibrated on `calibration`, else on those. `change` is made to the architecture. Raises
+    `PromiseError` when the artefact disagrees with torch, loses more AP on labelled data than it
+    may, is executed in another precision, misses the target, or runs at another speed than
+    predicted.
     """
     warn(target)
-    network, names, training = load_network(workspace)
+    network, names, training = load_network(workspace, change)
     thinned = workspace.stage("thin") or {}
     size = network.architecture.input_size
     pictures = _pictures(data, images)
+    clusters = bound_clusters(network, pictures)
     samples: list[Image] = []
     if (wish.precision or target.precision) == "int8":
         if data is None and images is None:
@@ -113,9 +127,11 @@ def export(
     reference_ms = float(thinned["reference_ms"]) if same else 0.0
     judge = _judge(data, names) if data is not None and training is not None else None
     plan = None
+    check_attention(network, form)
     if form.precision == "int8" and form.nncf is None:
+        assert isinstance(network, Detector)
         plan = quantized(network, form, pixels, judge, wish.max_ap_drop)
-    facts = _facts(target, form, thinned, training, same=same)
+    facts = {**_facts(target, form, thinned, training, same=same), "clusters": clusters}
     broken = ""
 
     def measure(model: Path) -> Speed:
@@ -242,11 +258,12 @@ def broken_promises(fps: float, predicted: float | None, target_fps: float | Non
 
 
 def _same_conditions(
-    thinned: dict[str, Any], architecture: Architecture, target: Target, form: Form
+    thinned: dict[str, Any], architecture: AnyArchitecture, target: Target, form: Form
 ) -> bool:
     """Say whether the thinning's prediction is about this network, runtime and thread count."""
     return (
         bool(thinned)
+        and isinstance(architecture, Architecture)
         and not (form.raw or form.dynamic_batch)
         and form.runs_here
         and (thinned["runtime"], thinned["threads"]) == (form.runtime, target.threads)
@@ -259,15 +276,17 @@ def _same_conditions(
     )
 
 
-def load_network(workspace: Workspace) -> tuple[Detector, list[str], dict[str, Any] | None]:
+def load_network(
+    workspace: Workspace, change: Change = as_it_is
+) -> tuple[Network, list[str], dict[str, Any] | None]:
     """Return the network to export, its class names, and how it was trained (None if not)."""
     path = workspace.train / "weights.safetensors"
     thinned = Architecture.load(workspace.architecture) if workspace.architecture.exists() else None
     if path.exists():
         info = read_info(path)
-        architecture = Architecture.from_json(info.description, str(path))
+        architecture = read_architecture(info.description, str(path))
         if thinned is None or thinned.with_(num_classes=architecture.num_classes) == architecture:
-            network = Detector(architecture)
+            network = build(change(architecture))
             load_weights(path, network)
             if info.epoch < info.epochs:
                 print(
@@ -287,7 +306,7 @@ def load_network(workspace: Workspace) -> tuple[Detector, list[str], dict[str, A
     assert thinned is not None
     torch.manual_seed(0)
     names = [f"class_{index}" for index in range(thinned.num_classes)]
-    return Detector(thinned).eval(), names, None
+    return build(change(thinned)).eval(), names, None
 
 
 def quantized(

@@ -8,13 +8,16 @@ import torch
 
 from deploy.gate import torch_detect
 from supernet.architecture import Architecture
-from supernet.checkpoint import read_info
+from supernet.checkpoint import load_weights, read_info
 from supernet.coco import DetectionSet
 from supernet.detector import Detector
+from supernet.detr.detr import Host
+from supernet.detr.mtkd import act_cores
 from supernet.distributed import first_process
 from supernet.errors import UserError
 from supernet.evaluate import evaluate
 from supernet.inherit import inherit
+from supernet.network import AnyArchitecture, Network, build
 from supernet.pretraining import load_backbone
 from supernet.recipes import TrainConfig
 from supernet.training import Judge, Running, fit
@@ -27,21 +30,28 @@ from ..workspace import Workspace
 def train(
     workspace: Workspace,
     data: DetectionSet,
-    architecture: Architecture,
+    architecture: AnyArchitecture,
     config: TrainConfig,
     *,
     from_supernet: bool = False,
     backbone: Path | None = None,
+    weights: Path | None = None,
+    students: int | None = None,
     running: Running | None = None,
 ) -> dict[str, Any]:
     """Train a detector; class count and names come from the data.
 
-    It starts from the supernet's weights, from a pretrained backbone, or from scratch.
+    It starts from the supernet's weights, from a pretrained backbone, from another checkpoint, or
+    from scratch. `students` are the rounds of ACT that MTKD teaches a trained DETR.
     """
     architecture = architecture.with_(num_classes=data.num_classes)
     torch.manual_seed(config.seed)
-    network = _inherited(workspace, architecture) if from_supernet else Detector(architecture)
+    network = _inherited(workspace, architecture) if from_supernet else build(architecture)
     loaded = start_from(backbone, network)
+    if weights is not None:
+        load_weights(weights, network)
+    if students is not None:
+        _teach(network, students, trained=weights is not None)
     if first_process():
         draw_batches(data, architecture.input_size, config, workspace.train / "first-batches.jpg")
     done = fit(network, data, config, workspace.train, running)
@@ -62,10 +72,24 @@ def train(
     return result
 
 
-def start_from(backbone: Path | None, network: Detector) -> dict[str, Any] | None:
+def _teach(network: Network, rounds: int, *, trained: bool) -> None:
+    """Let a trained DETR's training be MTKD's."""
+    if not isinstance(network, Host):
+        raise UserError(f"--recipe mtkd is for DETR, not for {network.architecture.name}")
+    if not trained:
+        raise UserError("--recipe mtkd teaches a trained network: give its --weights")
+    network.students = act_cores(network, rounds)
+
+
+def start_from(backbone: Path | None, network: Network) -> dict[str, Any] | None:
     """Load a pretrained backbone, say how much of it fits, and return what fits and what not."""
     if backbone is None:
         return None
+    if not isinstance(network, Detector):
+        raise UserError(
+            f"--backbone is what heat pretrain made of a HeatDETR: {network.architecture.name} has "
+            "a ResNet (heat adopt takes published weights)"
+        )
     loaded = load_backbone(backbone, network)
     if first_process():
         print(
@@ -76,21 +100,22 @@ def start_from(backbone: Path | None, network: Detector) -> dict[str, Any] | Non
     return loaded.facts()
 
 
-def _inherited(workspace: Workspace, architecture: Architecture) -> Detector:
+def _inherited(workspace: Workspace, architecture: AnyArchitecture) -> Detector:
     thinned = workspace.need("thin", "heat thin")
     supernet = load_supernet(workspace)
     if supernet is None:
         raise UserError("--inherit needs a trained supernet: run heat supernet first")
-    if Architecture.load(workspace.architecture) != architecture:
+    thin = Architecture.load(workspace.architecture)
+    if thin != architecture:
         raise UserError("--inherit needs the thinned architecture: run heat thin again")
     positions = tuple(tuple(chosen) for chosen in thinned["positions"])
-    return inherit(supernet, architecture, positions)
+    return inherit(supernet, thin, positions)
 
 
 def judge_on(data: DetectionSet) -> Judge:
     """Return what scores a network on a split while it is trained."""
 
-    def judge(network: Detector) -> dict[str, float]:
+    def judge(network: Network) -> dict[str, float]:
         metrics = evaluate(torch_detect(network), data, progress=False)
         return {"ap": round(metrics.ap, 5), "ap50": round(metrics.ap50, 5)}
 

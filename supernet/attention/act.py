@@ -13,7 +13,8 @@ Shape suffixes: B batch, H heads, G = B * H, N queries, M keys, E width of a hea
 """
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -44,6 +45,8 @@ class Seen:
     """Clusters of the largest."""
     overflows: int = 0
     """Clusterings with more clusters than the bound."""
+    histogram: Counter[int] = field(default_factory=Counter)
+    """Clusterings by their number of clusters."""
 
     @property
     def share(self) -> float:
@@ -56,8 +59,18 @@ class Seen:
         self.clusters += int(counts_G.sum())
         self.vectors += vectors * len(counts_G)
         self.most = max(self.most, int(counts_G.max()))
+        self.histogram.update(counts_G.tolist())
         if bound is not None:
             self.overflows += int((counts_G > bound).sum())
+
+    def bound(self, covered: float) -> int:
+        """Return how many clusters suffice for a share of the clusterings."""
+        left = covered * self.groups
+        for count in sorted(self.histogram):
+            left -= self.histogram[count]
+            if left <= 0:
+                return count
+        return max(1, self.most)
 
 
 class ActAttention(Attention):

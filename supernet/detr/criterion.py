@@ -75,7 +75,7 @@ def set_loss(
     the number of objects in the batch.
     """
     height, width = input_hw
-    unit = boxes_SBQ4.new_tensor([width, height] * 2)
+    unit = torch.tensor([width, height] * 2, dtype=torch.float32, device=boxes_SBQ4.device)
     wanted = [xyxy_to_cxcywh(target.boxes_xyxy.to(unit) / unit) for target in targets]
     objects = max(1, sum(len(boxes) for boxes in wanted))
     zero = logits_SBQK.new_zeros(())

@@ -6,17 +6,25 @@ Keys are those of the authors' checkpoints, so that their files load strictly. A
 Shape suffixes: B batch, h and w cells, N = h * w tokens, Q queries, K classes, S decoder layers.
 """
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
+import onnx
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..onnx_graph import GraphWriter, Value
+from ..attention import Attention
+from ..errors import UserError
+from ..onnx_graph import GraphWriter, Precision, Value
+from ..operators.decode import Detections
 from ..operators.head import Preprocess
 from .family import DetrArchitecture
 from .positions import of_map
 from .resnet import ResNet
+from .set_decode import SetDecode
 from .transformer import Decoder, Encoder, Mlp
 
 
@@ -50,8 +58,11 @@ class Host(nn.Module):
             self.input_proj = nn.Sequential(
                 self.input_proj, nn.GroupNorm(min(32, a.width), a.width)
             )
-        encoder = Encoder(a.encoder_layers, a.width, a.heads, a.hidden, a.dropout, a.core)
+        encoder = Encoder(a.width, a.heads, a.hidden, a.dropout, a.cores())
         self.transformer = nn.ModuleDict({"encoder": encoder})
+        self.students: Sequence[Attention] = ()
+        """Cores that learn from the exact ones while training."""
+        self.decode = SetDecode(a.num_classes, a.input_size, focal=a.family == "sam-detr")
 
     @property
     def body(self) -> ResNet:
@@ -87,10 +98,64 @@ class Host(nn.Module):
         """Return class logits [S, B, Q, K] and boxes cxcywh in shares [S, B, Q, 4] by layer."""
         raise NotImplementedError
 
-    def forward(self, image_BHW3: Tensor, pad_BHW: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return logits and boxes of the layers: in evaluation of the last alone (S = 1)."""
+    def forward(self, image_BHW3: Tensor, pad_BHW: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return logits and boxes: of all layers while training, else of the last, [B, Q, ...].
+
+        A network with `students` returns theirs too while training (see `mtkd`).
+        """
+        if self.training and self.students:
+            from .mtkd import both_branches
+
+            branches = both_branches(self, self.students, image_BHW3, pad_BHW)
+            return (*branches.exact, *branches.clustered)
         logits, boxes = self.decoded(self.encoded(self.tokens(image_BHW3, pad_BHW)))
-        return (logits, boxes) if self.training else (logits[-1:], boxes[-1:])
+        return (logits, boxes) if self.training else (logits[-1], boxes[-1])
+
+    def detect(self, image_BHW3: Tensor) -> list[Detections]:
+        """Run and decode; boxes in pixels of the network input."""
+        return self.decode(*self(image_BHW3))  # type: ignore[no-any-return]
+
+    def set_drop_path(self, rate: float) -> None:
+        """Do nothing: these networks have dropout instead."""
+
+    def deployed(self) -> Self:
+        """Return a copy in evaluation mode."""
+        return copy.deepcopy(self).eval()
+
+    def to_onnx(
+        self,
+        metadata: dict[str, str] | None = None,
+        *,
+        raw: bool = False,
+        precision: Precision = "f32",
+        padded: bool = False,
+        batch: int = 1,
+        opset: int | None = None,
+        channels_last: bool = False,
+        **_: Any,
+    ) -> onnx.ModelProto:
+        """Write the deployed graph, from uint8 image to boxes in pixels.
+
+        With `raw` the outputs are scores [1, Q, K] and boxes cxcywh in shares [1, Q, 4].
+        """
+        if precision != "f32" or padded or batch > 1:
+            raise UserError(
+                f"{self.architecture.name}: the family of DETR is exported in f32, one image at a "
+                "time: leave --dynamic-batch out, and --precision f32"
+            )
+        graph = GraphWriter(opset=opset, channels_last=channels_last)
+        height, width = self.architecture.input_size
+        image = graph.input("image", (1, height, width, 3), "uint8")
+        logits, boxes = self.emit(graph, image)
+        scores = self.decode.emit_scores(graph, logits)
+        if raw:
+            return graph.model(
+                [("scores", scores, "float32"), ("boxes", boxes, "float32")], metadata
+            )
+        graph.scope("decode")
+        found = self.decode.emit(graph, scores, boxes)
+        names, types = ("boxes_xyxy_px", "scores", "labels"), ("float32", "float32", "int64")
+        return graph.model(list(zip(names, found, types, strict=True)), metadata)
 
     def emit_memory(self, graph: GraphWriter, image: Value) -> tuple[Value, Value]:
         """Write the encoded tokens and their positions, [1, N, D]."""

@@ -1,12 +1,15 @@
 """The frozen description of a DETR or SAM-DETR, as `Architecture` is that of a HeatDETR."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
+from ..architecture import Macs
 from ..attention import ActAttention, Attention, EnactAttention, PoolAttention
 from ..attention.act import ROUNDS
 from ..errors import UserError
+from ..onnx_graph import GraphWriter
 from .resnet import BLOCKS
 
 Family = Literal["detr", "sam-detr"]
@@ -54,8 +57,8 @@ class DetrArchitecture:
     """Core of the encoder's self-attention."""
     rounds: int = ROUNDS
     """Rounds of ACT's hash, L."""
-    clusters: int | None = None
-    """ACT's bound of clusters, which exported graphs need."""
+    clusters: int | tuple[int, ...] | None = None
+    """ACT's bound of clusters, of all layers or of each, which exported graphs need."""
     window: int | None = None
     """Tokens of a window of ENACT and pool; ENACT without finds its own."""
 
@@ -88,10 +91,44 @@ class DetrArchitecture:
         height, width = self.input_size
         return -(-height // stride), -(-width // stride)
 
-    def core(self) -> Attention:
-        """Return a core for one layer of the encoder."""
+    def macs(self) -> Macs:
+        """Count the multiply-adds of the deployed graph: of convolutions, and of products."""
+        graph = self._graph()
+        image = sum(count for scope, count in graph.macs.items() if scope == "backbone/")
+        return Macs(image, graph.macs.total() - image)
+
+    def params_deployed(self) -> int:
+        """Count parameters, and biases that normalisation leaves in convolutions."""
+        from ..network import build
+
+        network = build(self)
+        norms = sum(len(value) for key, value in network.state_dict().items() if "_mean" in key)
+        return sum(p.numel() for p in network.parameters()) + norms
+
+    def _graph(self) -> GraphWriter:
+        from ..network import build
+        from .detr import Host
+
+        host = build(self).eval()
+        assert isinstance(host, Host)
+        graph = GraphWriter()
+        host.emit(graph, graph.input("image", (1, *self.input_size, 3), "uint8"))
+        return graph
+
+    def cores(self) -> list[Attention]:
+        """Return a core for each layer of the encoder."""
+        bounds = self.clusters
+        if not isinstance(bounds, tuple):
+            return [self._core(bounds) for _ in range(self.encoder_layers)]
+        if len(bounds) != self.encoder_layers:
+            raise UserError(
+                f"clusters {bounds}: one bound for each of {self.encoder_layers} layers"
+            )
+        return [self._core(bound) for bound in bounds]
+
+    def _core(self, bound: int | None) -> Attention:
         if self.attention == "act":
-            return ActAttention(self.width // self.heads, self.rounds, most=self.clusters)
+            return ActAttention(self.width // self.heads, self.rounds, most=bound)
         if self.attention == "enact":
             return EnactAttention(self.width, self.window or "per-image")
         if self.attention == "pool":
@@ -112,6 +149,8 @@ class DetrArchitecture:
             if version != FORMAT_VERSION:
                 raise UserError(f"{source}: format {version}, this HEAT reads {FORMAT_VERSION}")
             values["input_size"] = tuple(values["input_size"])
+            if isinstance(values["clusters"], list):
+                values["clusters"] = tuple(values["clusters"])
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{source} describes no network of DETR's family ({error})") from None
@@ -119,3 +158,29 @@ class DetrArchitecture:
     def with_(self, **changes: Any) -> Self:
         """Return a copy with some fields replaced."""
         return replace(self, **changes)
+
+
+def _small(family: Family, **more: Any) -> DetrArchitecture:
+    """Return a network that a CPU trains from scratch."""
+    values: dict[str, Any] = {
+        "input_size": (320, 320), "depth": 18, "base": 32, "frozen": False, "dc5": True,
+        "width": 128, "heads": 4, "encoder_layers": 3, "decoder_layers": 3, "hidden": 512,
+        "dropout": 0.0,
+    }  # fmt: skip
+    return DetrArchitecture(family=family, name=f"{family}-s", **{**values, **more})
+
+
+FAMILY: Mapping[str, DetrArchitecture] = {
+    architecture.name: architecture
+    for architecture in (
+        DetrArchitecture(),
+        DetrArchitecture(name="detr-r50-dc5", dc5=True),
+        DetrArchitecture(family="sam-detr", name="sam-detr-r50", queries=300, group_norm=True),
+        DetrArchitecture(
+            family="sam-detr", name="sam-detr-r50-smca", queries=300, group_norm=True, smca=True
+        ),
+        _small("detr"),
+        _small("sam-detr", group_norm=True),
+    )
+}
+"""Networks by name: those of the papers, and small ones of our own."""

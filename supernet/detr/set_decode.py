@@ -25,41 +25,57 @@ class SetDecode(nn.Module):
 
     def forward(self, logits_BQK: Tensor, boxes_BQ4: Tensor) -> list[Detections]:
         """Return the detections of each image."""
+        return [
+            self.select(*parts) for parts in zip(*self.open(logits_BQK, boxes_BQ4), strict=True)
+        ]
+
+    def open(self, logits_BQK: Tensor, boxes_BQ4: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores of real classes [B, Q, K] and clipped boxes in pixels [B, Q, 4]."""
+        scores = logits_BQK.sigmoid() if self.focal else logits_BQK.softmax(-1)[..., :-1]
+        return scores, self.boxes_px(boxes_BQ4)
+
+    def boxes_px(self, boxes_BQ4: Tensor) -> Tensor:
+        """Return boxes clipped to the image, [B, Q, 4] xyxy."""
         height, width = self.image_size
         limit = boxes_BQ4.new_tensor([width, height] * 2)
-        corners = torch.minimum((cxcywh_to_xyxy(boxes_BQ4) * limit).clamp_min(0), limit)
-        found = []
-        for logits_QK, boxes_Q4 in zip(logits_BQK, corners, strict=True):
-            if self.focal:
-                flat = logits_QK.sigmoid().flatten()
-                scores, index = flat.topk(min(KEEP, len(flat)))
-                rows, labels = index // self.num_classes, index % self.num_classes
-            else:
-                best, classes = logits_QK.softmax(-1)[:, :-1].max(-1)
-                scores, rows = best.topk(min(KEEP, len(best)))
-                labels = classes[rows]
-            found.append(Detections(boxes_Q4[rows], scores, labels))
-        return found
+        return torch.minimum((cxcywh_to_xyxy(boxes_BQ4) * limit).clamp_min(0), limit)
+
+    def select(self, scores_QK: Tensor, boxes_Q4: Tensor, nms_iou: float = 0.0) -> Detections:
+        """Return the detections of one image; nothing is suppressed, whatever `nms_iou`."""
+        if self.focal:
+            flat = scores_QK.flatten()
+            scores, index = flat.topk(min(KEEP, len(flat)))
+            rows, labels = index // self.num_classes, index % self.num_classes
+        else:
+            best, classes = scores_QK.max(-1)
+            scores, rows = best.topk(min(KEEP, len(best)))
+            labels = classes[rows]
+        return Detections(boxes_Q4[rows], scores, labels)
 
     def rule(self) -> dict[str, Any]:
         """Return all that decoding needs, for programs without HEAT."""
         return {"kind": "set", "focal": self.focal, "keep": KEEP}
 
-    def emit(self, graph: GraphWriter, logits: Value, boxes: Value) -> tuple[Value, Value, Value]:
+    def emit_scores(self, graph: GraphWriter, logits: Value) -> Value:
+        """Write the scores of real classes, [1, Q, K]."""
+        if self.focal:
+            return graph.unary("Sigmoid", logits)
+        every = graph.unary("Softmax", logits, axis=-1)
+        return graph.slice(every, 2, 0, logits.shape[2] - 1)
+
+    def emit(self, graph: GraphWriter, scores: Value, boxes: Value) -> tuple[Value, Value, Value]:
         """Write it for one image: boxes [n, 4], scores [n], labels [n], n always the same."""
-        logits, boxes = graph.full(logits), graph.full(boxes)
+        scores, boxes = graph.full(scores), graph.full(boxes)
         with graph.full_precision():
-            _, Q, K = logits.shape
-            flat = graph.reshape(logits, Q, K)
+            _, Q, K = scores.shape
             if self.focal:
-                chance = graph.reshape(graph.unary("Sigmoid", flat), Q * K)
+                chance = graph.reshape(scores, Q * K)
                 count = min(KEEP, Q * K)
                 scores, index = graph.op_many("TopK", [chance, graph.ints(count)], [(count,)] * 2)
                 rows = graph.binary("Div", index, graph.ints(K))
                 labels = graph.binary("Mod", index, graph.ints(K))
             else:
-                chance = graph.slice(graph.unary("Softmax", flat, axis=-1), 1, 0, K - 1)
-                one = graph.ints(1)
+                chance, one = graph.reshape(scores, Q, K), graph.ints(1)
                 best, classes = graph.op_many("TopK", [chance, one], [(Q, 1)] * 2, axis=1)
                 best, classes = graph.reshape(best, Q), graph.reshape(classes, Q)
                 count = min(KEEP, Q)

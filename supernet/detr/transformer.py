@@ -5,7 +5,7 @@ Post-norm. Position encodings are added to the inputs of queries and keys, never
 Shape suffixes: B batch, N tokens, Q object queries, D channels, H heads, E = D / H.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -163,18 +163,12 @@ class Encoder(nn.Module):
     """A stack of encoder layers."""
 
     def __init__(
-        self,
-        layers: int,
-        width: int,
-        heads: int,
-        hidden: int,
-        dropout: float,
-        core: Callable[[], Attention],
+        self, width: int, heads: int, hidden: int, dropout: float, cores: Sequence[Attention]
     ) -> None:
-        """Make them, each with a core of its own."""
+        """Make a layer around each core."""
         super().__init__()
         self.layers = nn.ModuleList(
-            EncoderLayer(width, heads, hidden, dropout, core()) for _ in range(layers)
+            EncoderLayer(width, heads, hidden, dropout, core) for core in cores
         )
 
     def forward(self, x_BND: Tensor, pos_BND: Tensor, pad_BN: Tensor | None) -> Tensor:

@@ -95,13 +95,20 @@ class Decode(nn.Module):
 
     def forward(self, logits_BAKhw: Tensor, deltas_BA4hw: Tensor) -> list[Detections]:
         """Return the detections of each image."""
+        return [
+            self.select(*parts)
+            for parts in zip(*self.open(logits_BAKhw, deltas_BA4hw), strict=True)
+        ]
+
+    def open(self, logits_BAKhw: Tensor, deltas_BA4hw: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores [B, A, K, L] and clipped boxes in pixels [B, M, 4]."""
+        return logits_BAKhw.sigmoid().flatten(3), self.boxes_px(deltas_BA4hw)
+
+    def boxes_px(self, deltas_BA4hw: Tensor) -> Tensor:
+        """Return boxes clipped to the image, [B, M, 4] xyxy."""
         height, width = self.image_size
         limit = torch.tensor([width, height] * 2, dtype=torch.float32, device=deltas_BA4hw.device)
-        boxes_BM4 = torch.minimum(self.boxes(deltas_BA4hw).clamp_min(0), limit)
-        scores_BAKL = logits_BAKhw.sigmoid().flatten(3)
-        return [
-            self.select(scores, boxes) for scores, boxes in zip(scores_BAKL, boxes_BM4, strict=True)
-        ]
+        return torch.minimum(self.boxes(deltas_BA4hw).clamp_min(0), limit)
 
     def select(self, scores_AKL: Tensor, boxes_M4: Tensor, nms_iou: float = NMS_IOU) -> Detections:
         """Return the detections among scores [A, K, L] and clipped boxes [M, 4] of one image."""

@@ -1,0 +1,45 @@
+"""`heat adopt`: take a published DETR into the workspace, as if it had been trained here."""
+
+from pathlib import Path
+from typing import Any
+
+from supernet.checkpoint import CheckpointInfo, save_checkpoint
+from supernet.coco import DetectionSet
+from supernet.detr.family import DetrArchitecture
+from supernet.detr.published import load_published
+
+from ..workspace import Workspace
+
+
+def adopt(
+    workspace: Workspace, path: Path, architecture: DetrArchitecture, data: DetectionSet | None
+) -> dict[str, Any]:
+    """Load a published checkpoint strictly and write it as the workspace's.
+
+    With data its classes are the data's, by their category ids; else they are numbered.
+    """
+    network = load_published(path, architecture, data.category_ids if data else None)
+    classes = network.architecture.num_classes
+    names = data.names if data else tuple(f"category_{index}" for index in range(classes))
+    checkpoint = workspace.train / "weights.safetensors"
+    workspace.train.mkdir(parents=True, exist_ok=True)
+    info = CheckpointInfo(
+        kind="detector",
+        description=network.architecture.to_json(),
+        names=names,
+        epoch=1,
+        epochs=1,
+        facts={"adopted": path.name, "history": []},
+    )
+    save_checkpoint(checkpoint, network.state_dict(), info)
+    result = {
+        "checkpoint": str(checkpoint),
+        "adopted": str(path),
+        "architecture": network.architecture.name,
+        "classes": classes,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "data": str(data.root) if data else None,
+    }
+    if data is not None:
+        workspace.record("train", result)
+    return result
