@@ -1,0 +1,181 @@
+"""AP curves of DETR, SAM-DETR and their ACT and ENACT forms, trained from scratch alike.
+
+    python benchmarks/detr_family.py --data DIR --work DIR --epochs 60 --name bccd
+
+Small networks (ResNet-18 of 16 channels, cells of 16 pixels, 128 channels, three layers each) that
+a CPU trains; one recipe for all of them. DETR is also scored with ACT in its encoder without
+training, and after MTKD. One run after another; what is finished stands, in --work or, with --name,
+in the result file, and what was interrupted goes on. The last line is one JSON object; with --name
+it goes to benchmarks/results/detr-family-NAME.json, and a picture beside it.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from result import RESULTS, here, tell
+
+from deploy.gate import torch_detect
+from heat.charts import save
+from supernet.architecture import parse_size
+from supernet.checkpoint import load_weights
+from supernet.coco import DetectionSet, load_split
+from supernet.detr.family import FAMILY, DetrArchitecture
+from supernet.evaluate import evaluate
+from supernet.network import build
+
+WINDOW = 4
+SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "detr": ("detr-s", {}),
+    "sam-detr": ("sam-detr-s", {}),
+    "detr, enact": ("detr-s", {"attention": "enact", "window": WINDOW}),
+    "detr, pool": ("detr-s", {"attention": "pool", "window": WINDOW}),
+}
+ROUNDS = (32, 24, 20, 16)
+TAUGHT = 16
+"""Rounds of ACT that MTKD teaches."""
+RECIPE = (
+    "--recipe", "small", "--learning-rate", "4e-4", "--batch-size", "8",
+)  # fmt: skip
+
+
+def architecture_of(system: str, options: argparse.Namespace) -> DetrArchitecture:
+    """Return a system's network."""
+    name, changes = SYSTEMS[system]
+    size = parse_size(options.input_size)
+    return FAMILY[name].with_(name=system, base=16, input_size=size, **changes)
+
+
+def train(
+    folder: Path, options: argparse.Namespace, architecture: DetrArchitecture, *more: Any
+) -> None:
+    """Run `heat train`, or go on with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "architecture.json").write_text(architecture.to_json())
+    command = [
+        sys.executable, "-m", "heat", "train", "--data", options.data, "--architecture",
+        folder / "architecture.json", "--resume", "--out", folder, *more,
+    ]  # fmt: skip
+    subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
+
+
+def curve_of(folder: Path) -> dict[str, list[float]]:
+    """Return epochs and their AP."""
+    with (folder / "train" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("ap")]
+    return {
+        "epochs": [int(row["epoch"]) for row in rows],
+        "ap": [round(float(row["ap"]), 4) for row in rows],
+        "ap50": [round(float(row["ap50"]), 4) for row in rows],
+    }
+
+
+def scored(
+    folder: Path, architecture: DetrArchitecture, data: DetectionSet, **changes: Any
+) -> float:
+    """Return the AP of trained weights with other attention."""
+    network = build(architecture.with_(num_classes=data.num_classes, **changes))
+    load_weights(folder / "train" / "weights.safetensors", network)
+    return round(evaluate(torch_detect(network.eval()), data).ap, 4)
+
+
+def act_scores(
+    folder: Path, architecture: DetrArchitecture, data: DetectionSet
+) -> dict[str, float]:
+    """Return AP by rounds of ACT; `exact` is without it."""
+    found = {"exact": scored(folder, architecture, data)}
+    for rounds in ROUNDS:
+        found[str(rounds)] = scored(folder, architecture, data, attention="act", rounds=rounds)
+    return found
+
+
+def run(system: str, seed: int, options: argparse.Namespace, val: DetectionSet) -> dict[str, Any]:
+    """Train a system once, and score what its weights can do."""
+    architecture = architecture_of(system, options)
+    folder = options.work / f"{system.replace(', ', '-')}-{seed}"
+    train(
+        folder, options, architecture, *RECIPE, "--epochs", options.epochs, "--eval-every",
+        options.eval_every, "--seed", seed,
+    )  # fmt: skip
+    stage = json.loads((folder / "run.json").read_text())["stages"]["train"]
+    found = {**curve_of(folder), "images": stage["images"] * stage["epochs"]}
+    if system == "detr":
+        found["act"] = act_scores(folder, architecture, val)
+        taught = options.work / f"mtkd-{seed}"
+        train(
+            taught, options, architecture, "--recipe", "mtkd", "--batch-size", 8, "--rounds",
+            TAUGHT, "--eval-every", 0, "--seed", seed, "--weights",
+            folder / "train" / "weights.safetensors",
+        )  # fmt: skip
+        found["mtkd"] = act_scores(taught, architecture, val)
+    return found
+
+
+def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draw AP against epochs, a band over the seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = figure.subplots()
+    by_system: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for name, found in runs.items():
+        by_system[name.rpartition(" ")[0]].append(found)
+    for system, found in by_system.items():
+        curves = list(zip(*(one["ap"] for one in found), strict=True))
+        epochs = found[0]["epochs"]
+        axis.plot(epochs, [statistics.mean(aps) for aps in curves], marker="o", label=system)
+        axis.fill_between(
+            epochs, [min(aps) for aps in curves], [max(aps) for aps in curves], alpha=0.2
+        )
+    axis.set(xlabel="epochs", ylabel="AP on val", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    axis.legend()
+    save(figure, path)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="trained models are kept here")
+    parser.add_argument("--input-size", default="320x320")
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--eval-every", type=int, default=10)
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--only", default=";".join(SYSTEMS), help="systems, semicolons between")
+    parser.add_argument("--name")
+    options = parser.parse_args()
+    path = RESULTS / f"detr-family-{options.name}.json" if options.name else None
+    runs: dict[str, Any] = {}
+    if path is not None and path.exists():
+        runs = json.loads(path.read_text())["runs"]
+    val = load_split(options.data, "val")
+    for seed in options.seeds.split(","):
+        for system in options.only.split(";"):
+            name = f"{system} {seed}"
+            if name not in runs:
+                runs[name] = run(system, int(seed), options, val)
+    size = parse_size(options.input_size)
+    result = {
+        "data": options.data.name,
+        "runs": runs,
+        "networks": {
+            system: round(architecture_of(system, options).macs().total / 1e9, 3)
+            for system in SYSTEMS
+        },
+        "recipe": " ".join(RECIPE),
+        **here("torch", 1, size),
+    }
+    if path is not None:
+        draw(runs, path.with_suffix(".svg"))
+    tell(result, path)
+
+
+if __name__ == "__main__":
+    main()
