@@ -202,3 +202,13 @@ def test_bad_settings_are_refused() -> None:
     with pytest.raises(HeatError, match="overflows"):
         ActAttention().half().attend(*(x.half() for x in qkv(4)))
     assert math.isnan(ActAttention().seen.share)
+
+
+@pytest.mark.parametrize("clusters", ["queries", "keys", "both"])
+def test_autocast_changes_little(clusters: str) -> None:
+    parts = qkv(60)
+    act = ActAttention(clusters=clusters, bucket=1e-2)  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = act.attend(*(x.bfloat16() for x in parts))
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - Attention().attend(*parts)).abs().max() < 0.05

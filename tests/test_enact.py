@@ -152,6 +152,14 @@ def test_e8_saved_for_backward() -> None:
     assert kept(lambda: by(EnactAttention(256, 6))) <= 4.5
 
 
+def test_autocast_finds_the_same_windows() -> None:
+    core, x = EnactAttention(D), smooth_field(32)
+    expected = core.condense(x, x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (core.condense(x, x)[0] - expected).abs().max() < 0.02
+    assert core.seen[0] == core.seen[1]
+
+
 def test_gradients_reach_the_score() -> None:
     core = EnactAttention(D, 6)
     run(core, tokens(60)).square().sum().backward()

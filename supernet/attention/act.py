@@ -111,7 +111,7 @@ class ActAttention(Attention):
         pad_BN = pad_BM if pad_BM is not None and pad_BM.shape[1] == N else None
         q_GNE = q_BHNE.reshape(B * H, N, E)
         index_GN, count = self._index(q_GNE, _by_head(pad_BN, H))
-        prototypes, _ = means(q_GNE, index_GN, count)
+        prototypes = means(q_GNE, index_GN, count)[0].to(q_BHNE.dtype)
         read = attend(prototypes.view(B, H, count, E), k_BHME, v_BHME, bias, dropout)
         wide = index_GN.view(B, H, N, 1).expand(-1, -1, -1, read.shape[-1])
         return read.gather(2, wide)
@@ -126,9 +126,10 @@ class ActAttention(Attention):
         both = torch.cat([k_GME, v_BHME.reshape(B * H, M, -1)], -1)
         mean, members_GC = means(both, index_GM, count)
         if pad_BM is not None:
-            valid = (~pad_BM).to(both.dtype).repeat_interleave(H, 0)
+            valid = (~pad_BM).to(members_GC.dtype).repeat_interleave(H, 0)
             members_GC = members_GC.new_zeros(members_GC.shape).scatter_add(1, index_GM, valid)
         bias = members_GC.clamp_min(1).log()
+        mean, bias = mean.to(both.dtype), bias.to(both.dtype)
         bias = bias.masked_fill(members_GC == 0, torch.finfo(bias.dtype).min / 2)
         mean = mean.view(B, H, count, -1)
         return mean[..., :E], mean[..., E:], bias.view(B, H, 1, count)

@@ -144,7 +144,10 @@ class EnactAttention(WindowAttention):
         return read / E if self.scale == "official" else read
 
     def _terms(self, k_ND: Tensor) -> Tensor:
-        return smoothed(entropy(self.score(k_ND).squeeze(-1)), self.taps)
+        # Terms of N tokens differ by less than half floats can tell.
+        with torch.autocast(k_ND.device.type, enabled=False):
+            logits_N = self.score(k_ND.to(self.score.weight.dtype)).squeeze(-1)
+            return smoothed(entropy(logits_N), self.taps)
 
     def _weights(self, terms_N: Tensor, window: int) -> Tensor:
         """Return the weights in whole windows, and remember their length."""
@@ -222,7 +225,8 @@ def weighted(x_ND: Tensor, weights_MW: Tensor) -> Tensor:
     """Return the weighted sums of windows, [M, D]."""
     M, W = weights_MW.shape
     start, _ = cropped(len(x_ND), W)
-    return (weights_MW[:, None] @ x_ND[start : start + M * W].view(M, W, -1)).squeeze(1)
+    windows = x_ND[start : start + M * W].view(M, W, -1)
+    return (weights_MW[:, None].to(x_ND.dtype) @ windows).squeeze(1)
 
 
 def emit_weighted(graph: GraphWriter, x: Value, weights: Value) -> Value:

@@ -109,8 +109,12 @@ def cluster_bounded(keys_GN: Tensor, most: int) -> tuple[Tensor, Tensor]:
 
 
 def means(x_GNE: Tensor, index_GN: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the mean of every cluster [G, C, E] and its number of members [G, C]."""
+    """Return the mean of every cluster [G, C, E] and its number of members [G, C].
+
+    Both are computed, and returned, in float32 at least.
+    """
     G, N, E = x_GNE.shape
+    x_GNE = x_GNE.to(torch.promote_types(x_GNE.dtype, torch.float32))
     sums = x_GNE.new_zeros(G, count, E).scatter_add(1, index_GN[..., None].expand(G, N, E), x_GNE)
     ones = torch.ones_like(index_GN, dtype=x_GNE.dtype)
     members = x_GNE.new_zeros(G, count).scatter_add(1, index_GN, ones)
