@@ -1,7 +1,7 @@
 """AP against latency of networks trained from scratch on the same data, beside their peers.
 
     python benchmarks/frontier.py --data DIR --work DIR --peers-python peers/bin/python \
-        --input-size 320x320 --epochs 150 --minutes 30 --name bccd
+        --input-size 320x320 --epochs 100 --minutes 45 --name bccd
 
 HEAT's networks are trained by `--recipe small`, peers by their own recipes (`train_peer.py`, in an
 environment of its own), one after another; what is finished stands, and what was interrupted goes
@@ -211,7 +211,7 @@ def parser_of(text: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="trained models are kept here")
     parser.add_argument("--input-size", default="320x320")
-    parser.add_argument("--epochs", type=int, default=150)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name")
@@ -224,7 +224,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--peers-python", help="Python of the peers' environment")
     parser.add_argument("--only", default=",".join((*OURS, *PEERS)))
-    parser.add_argument("--minutes", type=float, default=30.0, help="of a peer's training, at most")
+    parser.add_argument("--minutes", type=float, default=45.0, help="of a peer's training, at most")
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
     data = load_split(options.data, "val")

@@ -1,6 +1,6 @@
 """What a head without NMS gains and loses: `--head one-to-one` beside `--head nms`.
 
-    python benchmarks/heads.py --data DIR --work DIR --input-size 320x320 --epochs 150 --name bccd
+    python benchmarks/heads.py --data DIR --work DIR --input-size 320x320 --epochs 100 --name bccd
 
 Trains heat-s with either head, as `frontier.py` does and in the same folders, scores both on val,
 and times the deployed graphs, decoding included, on the pictures of val in turns: what NMS costs
