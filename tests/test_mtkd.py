@@ -8,6 +8,8 @@ from supernet.attention import ActAttention, Attention
 from supernet.detr import Detr
 from supernet.detr.mtkd import act_cores, attending, both_branches, distance
 from supernet.detr.transformer import EncoderLayer
+from supernet.optimise import parameter_groups, rate_factor
+from supernet.recipes import recipe
 from tests.toy_detr import SMALL, images
 
 
@@ -40,6 +42,20 @@ def test_mtkd_3_the_exact_branch_is_a_constant() -> None:
     assert float(loss.detach()) > 1e-5
     gradients = torch.autograd.grad(loss, [exact, clustered], allow_unused=True)
     assert gradients[0] is None and isinstance(gradients[1], Tensor) and gradients[1].any()
+
+
+def test_mtkd_4_optimiser_and_schedule() -> None:
+    """AdamW at 1e-5 for five epochs and 1e-6 for two, with DETR's crops (section 4.1)."""
+    config = recipe("mtkd")
+    assert (config.learning_rate, config.epochs, config.ema_decay) == (1e-5, 7, 0.0)
+    steps = [config.learning_rate * rate_factor(step, 700, config) for step in (1, 499, 500, 699)]
+    assert steps == pytest.approx([1e-5, 1e-5, 1e-6, 1e-6])
+    assert config.augment.crop == 0.5 and config.augment.mosaic == 0.0
+    groups = parameter_groups(network(frozen=True), config)
+    assert sorted({group["peak"] for group in groups}) == pytest.approx([1e-6, 1e-5])
+    chosen = [parameter for group in groups for parameter in group["params"]]
+    trainable = [p for p in network(frozen=True).parameters() if p.requires_grad]
+    assert len(chosen) == len(trainable)
 
 
 def test_one_pass_of_the_backbone() -> None:
