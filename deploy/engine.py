@@ -66,7 +66,7 @@ def build_engine(
     another GPU than the one that is here, without any; only `tensorrt_rtx` can. `cache` is a file
     of kernel timings that later builds start from.
     """
-    trt, _ = tensorrt()
+    trt, package = tensorrt()
     log = message_log()
     builder = trt.Builder(log)
     flags = trt.NetworkDefinitionCreationFlag
@@ -86,7 +86,7 @@ def build_engine(
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
     timings = None
-    if cache is not None and hasattr(config, "create_timing_cache"):  # not in TensorRT for RTX
+    if cache is not None and package != "tensorrt_rtx":  # which has it no longer
         timings = config.create_timing_cache(cache.read_bytes() if cache.exists() else b"")
         config.set_timing_cache(timings, False)
     built = builder.build_serialized_network(network, config)

@@ -14,7 +14,7 @@ from supernet.quantization import Quantization
 from .build_engine import Plan
 from .nncf_int8 import quantize_with_nncf
 from .postprocess import Find, Postprocess, unpad
-from .runtimes import CHANNELS_LAST, Session, open_session, openvino_core
+from .runtimes import CHANNELS_LAST, NO_SCATTER_ADD, Session, open_session, openvino_core
 
 Format = Literal["onnx", "openvino", "tensorrt"]
 
@@ -115,6 +115,7 @@ class Form:
                 batch=size,
                 opset=self.opset or (self.engine.opset if self.engine else None),
                 channels_last=self.runtime in CHANNELS_LAST,
+                scatter_add=self.runtime not in NO_SCATTER_ADD,
             )
             for size in sizes
         ]

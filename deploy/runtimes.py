@@ -234,6 +234,9 @@ ROUNDS_OUTPUTS = frozenset({"onnxruntime"})
 CHANNELS_LAST = frozenset({"openvino"})
 """Runtimes that are faster where tokens keep their channels innermost; ONNX Runtime is slower."""
 
+NO_SCATTER_ADD = frozenset({"tensorrt"})
+"""Runtimes that cannot add up what they scatter."""
+
 HEAVY = ("conv", "matmul", "gemm", "fullyconnected")
 """Parts of node names that do the multiply-adds."""
 

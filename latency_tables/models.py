@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from deploy.runtimes import CHANNELS_LAST, ROUNDS_OUTPUTS
+from deploy.runtimes import CHANNELS_LAST, NO_SCATTER_ADD, ROUNDS_OUTPUTS
 from supernet.architecture import Architecture
 from supernet.detector import Detector
 from supernet.onnx_graph import GraphWriter, Precision, Uncalibrated
@@ -108,6 +108,7 @@ def write(probe: ProbeModel, setting: Setting = PLAIN) -> Model:
         cast(Precision, setting.graph_precision),
         _rounding(setting),
         channels_last=setting.runtime in CHANNELS_LAST,
+        scatter_add=setting.runtime not in NO_SCATTER_ADD,
     )
 
     def call(name: str, *values: Any) -> Any:
@@ -135,6 +136,7 @@ def write_network(architecture: Architecture, setting: Setting = PLAIN, *, seed:
         precision=cast(Precision, setting.graph_precision),
         rounding=_rounding(setting),
         channels_last=setting.runtime in CHANNELS_LAST,
+        scatter_add=setting.runtime not in NO_SCATTER_ADD,
     )
     return Model(model.SerializeToString(), image)
 

@@ -153,6 +153,7 @@ class Detector(nn.Module):
         batch: int = 1,
         opset: int | None = None,
         channels_last: bool = False,
+        scatter_add: bool = True,
     ) -> onnx.ModelProto:
         """Write the deployed graph, from uint8 image to boxes in pixels.
 
@@ -160,14 +161,19 @@ class Detector(nn.Module):
         `padded` have fixed shapes (see `Decode.emit`), as a batch needs it.
         `rounding` is that of int8, by the names of convolutions in the folded network. With
         `expose` every part's results are outputs too, named `place.0`, `place.1`.
-        `channels_last` is how some runtimes compute fastest (see `GraphWriter`).
+        `channels_last` is how some runtimes compute fastest, without `scatter_add` TensorRT can
+        (see `GraphWriter`).
         """
         network = self.deployed()
         for name, module in network.units.named_modules():
             if isinstance(module, nn.Conv2d):
                 module.heat_name = name  # a copy of it, with a factor folded in, has it too
         graph = GraphWriter(
-            precision=precision, rounding=rounding, opset=opset, channels_last=channels_last
+            precision=precision,
+            rounding=rounding,
+            opset=opset,
+            channels_last=channels_last,
+            scatter_add=scatter_add,
         )
 
         exposed: list[tuple[str, Value, str]] = []

@@ -108,9 +108,11 @@ class GraphWriter:
         rounding: Rounding | None = None,
         opset: int | None = None,
         channels_last: bool = False,
+        scatter_add: bool = True,
     ) -> None:
         """Start an empty graph; `rounding` is that of precision int8.
 
+        Without `scatter_add` sums of scattered rows are matrix products, for TensorRT.
         Where maps become tokens, those of a `channels_last` graph keep their channels innermost,
         as runtimes that compute convolutions channels last have them in memory.
         """
@@ -118,7 +120,7 @@ class GraphWriter:
         self._opset = opset or usual
         if not least <= self._opset <= max(IR_VERSIONS):
             raise UserError(f"--opset {opset}: {least} to {max(IR_VERSIONS)} for {precision}")
-        self.channels_last = channels_last
+        self.channels_last, self.scatter_add = channels_last, scatter_add
         self._name = name
         self._precision = precision
         self._rounding = rounding or Uncalibrated()

@@ -73,6 +73,16 @@ def test_one_checkpoint_is_deployed_with_any_attention(
     assert found["images"] == 8
 
 
+@pytest.mark.parametrize("attention", ["act", "pool"])
+def test_engines_are_built_ahead_of_time(trained: Path, attention: str) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    done = heat(
+        "export", "--format", "tensorrt", "--gpu", 8.6, "--precision", "f32", "--attention",
+        attention, "--window", 4, "--out", trained,
+    )  # fmt: skip
+    assert done["executed"] and done["measured_fps"] is None
+
+
 def test_attention_at_evaluation(trained: Path) -> None:
     for rounds in (32, 16):
         assert heat("eval", "--attention", "act", "--rounds", rounds, "--out", trained)["images"]

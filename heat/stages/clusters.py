@@ -28,11 +28,6 @@ def check_attention(network: Network, form: Form) -> None:
             f"--precision {form.precision}: OpenVINO would compute ACT's hash keys in it too, and "
             "they would overflow: --precision f32, or --format onnx"
         )
-    if _cores(network) and form.engine is not None:
-        raise UserError(
-            "--format tensorrt: ACT adds up clusters by ScatterElements, which TensorRT cannot: "
-            "another attention"
-        )
     if not isinstance(network.architecture, Architecture) and (
         form.raw or form.dynamic_batch or form.precision not in ("f32", "bf16")
     ):

@@ -52,14 +52,25 @@ def emit_means(graph: GraphWriter, x: Value, index: Value, most: int) -> tuple[V
     with graph.full_precision():
         one = graph.const(np.ones((G, N, 1), dtype=np.float32))
         counted = graph.concat([graph.full(x), one], 2)
-        wide = _widened(graph, index, E + 1)
-        empty = graph.const(np.zeros((G, most, E + 1), dtype=np.float32))
-        sums = graph.op(
-            "ScatterElements", [empty, wide, counted], (G, most, E + 1), axis=1, reduction="add"
-        )
+        if graph.scatter_add:
+            wide = _widened(graph, index, E + 1)
+            empty = graph.const(np.zeros((G, most, E + 1), dtype=np.float32))
+            sums = graph.op(
+                "ScatterElements", [empty, wide, counted], (G, most, E + 1), axis=1, reduction="add"
+            )
+        else:
+            sums = graph.matmul(_one_hot(graph, index, most), counted)
         total, members = graph.split(sums, 2, (E, 1))
         mean = graph.binary("Div", total, graph.binary("Max", members, graph.scalar(1.0)))
     return graph.working(mean), members
+
+
+def _one_hot(graph: GraphWriter, index: Value, most: int) -> Value:
+    """Write which vectors are members of which cluster, [G, C, N], as 0 and 1."""
+    G, N = index.shape
+    rows = graph.const(np.arange(most, dtype=np.int64).reshape(1, most, 1))
+    same = graph.op("Equal", [rows, graph.reshape(index, G, 1, N)], (G, most, N))
+    return graph.op("Cast", [same], (G, most, N), to=TensorProto.FLOAT)
 
 
 def emit_copies(graph: GraphWriter, read: Value, index: Value) -> Value:

@@ -132,18 +132,20 @@ class Host(nn.Module):
         batch: int = 1,
         opset: int | None = None,
         channels_last: bool = False,
+        scatter_add: bool = True,
         **_: Any,
     ) -> onnx.ModelProto:
         """Write the deployed graph, from uint8 image to boxes in pixels.
 
-        With `raw` the outputs are scores [1, Q, K] and boxes cxcywh in shares [1, Q, 4].
+        With `raw` the outputs are scores [1, Q, K] and boxes cxcywh in shares [1, Q, 4]; those of
+        `padded` have a first axis, of one image.
         """
-        if precision != "f32" or padded or batch > 1:
+        if precision != "f32" or batch > 1:
             raise UserError(
                 f"{self.architecture.name}: the family of DETR is exported in f32, one image at a "
                 "time: leave --dynamic-batch out, and --precision f32"
             )
-        graph = GraphWriter(opset=opset, channels_last=channels_last)
+        graph = GraphWriter(opset=opset, channels_last=channels_last, scatter_add=scatter_add)
         height, width = self.architecture.input_size
         image = graph.input("image", (1, height, width, 3), "uint8")
         logits, boxes = self.emit(graph, image)
@@ -153,7 +155,9 @@ class Host(nn.Module):
                 [("scores", scores, "float32"), ("boxes", boxes, "float32")], metadata
             )
         graph.scope("decode")
-        found = self.decode.emit(graph, scores, boxes)
+        found = list(self.decode.emit(graph, scores, boxes))
+        if padded:  # all of them are of fixed shapes
+            found = [graph.reshape(part, 1, *part.shape) for part in found]
         names, types = ("boxes_xyxy_px", "scores", "labels"), ("float32", "float32", "int64")
         return graph.model(list(zip(names, found, types, strict=True)), metadata)
 
