@@ -3,8 +3,9 @@
     python benchmarks/detr_family.py --data DIR --work DIR --epochs 60 --name bccd
 
 Small networks (ResNet-18 of 16 channels, cells of 16 pixels, 128 channels, three layers each) that
-a CPU trains; one recipe for all of them. DETR is also scored with ACT in its encoder without
-training, and after MTKD. One run after another; what is finished stands, in --work or, with --name,
+a CPU trains; one recipe for all of them. Those of exact attention are also scored with ACT in their
+encoder, as they are and after MTKD. Of DETR's encoder SAM-DETR's differs in nothing, and it comes to
+something in as few epochs as a CPU has: ENACT and pool are trained in it. One run after another; what is finished stands, in --work or, with --name,
 in the result file, and what was interrupted goes on. The last line is one JSON object; with --name
 it goes to benchmarks/results/detr-family-NAME.json, and a picture beside it.
 """
@@ -34,8 +35,8 @@ WINDOW = 4
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "detr": ("detr-s", {}),
     "sam-detr": ("sam-detr-s", {}),
-    "detr, enact": ("detr-s", {"attention": "enact", "window": WINDOW}),
-    "detr, pool": ("detr-s", {"attention": "pool", "window": WINDOW}),
+    "sam-detr, enact": ("sam-detr-s", {"attention": "enact", "window": WINDOW}),
+    "sam-detr, pool": ("sam-detr-s", {"attention": "pool", "window": WINDOW}),
 }
 ROUNDS = (32, 24, 20, 16)
 TAUGHT = 16
@@ -105,9 +106,9 @@ def run(system: str, seed: int, options: argparse.Namespace, val: DetectionSet) 
     )  # fmt: skip
     stage = json.loads((folder / "run.json").read_text())["stages"]["train"]
     found = {**curve_of(folder), "images": stage["images"] * stage["epochs"]}
-    if system == "detr":
+    if architecture.attention == "exact":
         found["act"] = act_scores(folder, architecture, val)
-        taught = options.work / f"mtkd-{seed}"
+        taught = options.work / f"{system}-mtkd-{seed}"
         train(
             taught, options, architecture, "--recipe", "mtkd", "--batch-size", 8, "--rounds",
             TAUGHT, "--eval-every", 0, "--seed", seed, "--weights",
