@@ -4,10 +4,11 @@
 
 Small networks (ResNet-18 of 16 channels, cells of 16 pixels, 128 channels, three layers each) that
 a CPU trains; one recipe for all of them. Those of exact attention are also scored with ACT in their
-encoder, as they are and after MTKD. Of DETR's encoder SAM-DETR's differs in nothing, and it comes to
-something in as few epochs as a CPU has: ENACT and pool are trained in it. One run after another; what is finished stands, in --work or, with --name,
-in the result file, and what was interrupted goes on. The last line is one JSON object; with --name
-it goes to benchmarks/results/detr-family-NAME.json, and a picture beside it.
+encoder, as they are and after MTKD. ENACT and pool are trained in SAM-DETR's encoder, which is no
+other than DETR's: it comes to something in as few epochs as a CPU has. One run after another; what
+is finished stands, in --work or, with --name, in the result file, and what was interrupted goes on.
+The last line is one JSON object; with --name it goes to benchmarks/results/detr-family-NAME.json,
+and a picture beside it.
 """
 
 import argparse
