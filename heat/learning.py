@@ -31,15 +31,29 @@ COLOURS = (
 )
 
 
+LOSSES = {
+    "classes": "classes",
+    "boxes": "boxes (GIoU)",
+    "l1": "boxes (L1)",
+    "giou": "boxes (GIoU)",
+    "distance": "distance to the exact branch (MTKD)",
+}
+"""Terms of losses, by network, and what they are called."""
+
+
 def draw_learning(history: Sequence[Mapping[str, Any]], path: Path) -> Path:
     """Draw losses, learning rate and AP over the epochs."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
-    panels = (("classes", "boxes"), ("ap", "ap50"), ("learning_rate",))
+    panels = (tuple(LOSSES), ("ap", "ap50"), ("learning_rate",))
     for axis, keys in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for key in keys:
             points = [(row["epoch"], row[key]) for row in history if key in row]
             if points:
-                axis.plot(*zip(*points, strict=True), label=key, marker="." if "ap" in key else "")
+                axis.plot(
+                    *zip(*points, strict=True),
+                    label=LOSSES.get(key, key),
+                    marker="." if "ap" in key else "",
+                )
                 axis.legend()
         axis.set(xlabel="epoch", ylim=(0, None))
         axis.grid(alpha=0.3)

@@ -23,6 +23,7 @@ from supernet.letterbox import read_image
 from supernet.version import __version__
 
 from .charts import table_figure
+from .learning import LOSSES
 from .workspace import Workspace
 
 SAMPLES = 6
@@ -151,9 +152,12 @@ def _training_chart(workspace: Workspace) -> list[Chart]:
         if not path.exists():
             continue
         history = pd.DataFrame(read_info(path).facts["history"])
+        if history.empty:
+            continue
         figure, axes = _axes("epoch", "loss")
-        axes.plot(history["epoch"], history["classes"], label="classes (focal)")
-        axes.plot(history["epoch"], history["boxes"], label="boxes (GIoU)")
+        for term, label in LOSSES.items():
+            if term in history:
+                axes.plot(history["epoch"], history[term], label=label)
         axes.legend()
         charts.append((title, f"{len(history)} epochs.", _svg(figure)))
     return charts

@@ -49,6 +49,7 @@ def test_they_train_and_resume(family: str, shapes: Path, tmp_path: Path) -> Non
     assert longer["epochs"] == 2
     found = heat("eval", "--out", tmp_path)
     assert found["images"] == 8 and 0 <= found["ap"] <= 1
+    assert Path(heat("report", "--out", tmp_path)["report"]).exists()
 
 
 @pytest.mark.parametrize("attention", ["exact", "act", "pool"])
@@ -138,6 +139,7 @@ def test_published_checkpoints_are_adopted(shapes: Path, tmp_path: Path) -> None
     done = heat("adopt", file, *common, "--data", shapes)
     assert done["classes"] == 4
     assert heat("eval", "--data", shapes, "--out", tmp_path)["images"] == 8
+    assert Path(heat("report", "--out", tmp_path)["report"]).exists()
     ours = load_published(file, TINY, [5, 2])
     assert torch.equal(ours.class_embed.bias, published.class_embed.bias[[5, 2, 91]])
     assert heat("adopt", file, *common)["classes"] == 91
