@@ -16,18 +16,19 @@ from latency_tables.machine import detect_cpu
 from tests.command_line import SMALL, fails, run
 
 OPTIONS = {
+    "adopt": "checkpoint architecture input_size data out",
     "bench": "models runtime precision threads rounds throughput picture",
     "build": "data target_fps device runtime threads minutes format space input_size seed out",
     "describe": "what input_size",
     "detect": "bundle source score save show frames json threads",
     "devices": "",
-    "eval": "data split bundle out",
+    "eval": "data split bundle attention rounds window clusters out",
     "export": "format precision raw dynamic_batch opset max_ap_drop device gpu quantizer threads "
-    "images data out",
+    "images attention rounds window clusters data out",
     "pretrain": "data architecture input_size epochs batch_size accumulate learning_rate drop_path "
     "precision workers compile tensorboard seed resume restart out",
-    "profile": "device runtime precision threads input_size space output_stride head data host "
-    "host_python pack unpack estimate few_shot compare show out",
+    "profile": "device runtime precision threads input_size space output_stride head "
+    "global_block data host host_python pack unpack estimate few_shot compare show out",
     "report": "data out",
     "supernet": "data space input_size output_stride head epochs batch_size accumulate "
     "learning_rate ema_decay train_precision logit_learning_rate noise straight_through "
@@ -35,9 +36,9 @@ OPTIONS = {
     "thin": "target_fps max_latency_ms at max_memory_mb max_size_mb device runtime precision "
     "threads space input_size data trust_table ap_drop search trials study frontier targets "
     "explain diff out",
-    "train": "data architecture input_size output_stride head backbone recipe epochs batch_size "
-    "accumulate learning_rate schedule drop_path assign balanced precision inherit eval_every "
-    "workers compile tensorboard seed resume restart out",
+    "train": "data architecture input_size output_stride head backbone weights attention rounds "
+    "window recipe epochs batch_size accumulate learning_rate schedule drop_path assign balanced "
+    "precision inherit eval_every workers compile tensorboard seed resume restart out",
 }
 """New flags are deliberate: this list changes with them."""
 
