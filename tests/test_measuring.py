@@ -57,7 +57,8 @@ def test_a_table_of_another_runtime_version_is_refused(tmp_path: Path, unit: Arc
 
 def entry_of(template: Architecture, op: str) -> Entry:
     """Return a place of an operator, in the template or one of its variants."""
-    variants: list[dict[str, Any]] = [{}, {"global_block": "oa"}, {"head": "one-to-one"}]
+    variants: list[dict[str, Any]] = [{}, {"head": "one-to-one"}]
+    variants += [{"global_block": block} for block in ("oa", "act", "enact", "pool")]
     entries = [e for more in variants for e in template.with_(**more).entries().values()]
     return next(entry for entry in entries if entry.op == op)
 

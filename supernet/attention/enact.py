@@ -9,6 +9,7 @@ window is the mean length of runs of equal curvature: of each image (`per-image`
 Shape suffixes: B batch, N tokens, D channels, W tokens of a window, M windows, H heads.
 """
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import numpy as np
@@ -25,15 +26,15 @@ FLOOR = 1e-8
 Windows = Literal["per-image", "official"]
 
 
-class WindowAttention(Attention):
+class WindowAttention(Attention, ABC):
     """Attention over one key and value a window; a subclass says what tokens weigh."""
 
     window: int | None = None
     """Tokens of a window, where it is fixed."""
 
+    @abstractmethod
     def weigh(self, k_ND: Tensor) -> Tensor:
         """Return what the tokens of an image's whole windows weigh, [M, W]; rows add up to 1."""
-        raise NotImplementedError
 
     def condense(
         self, k_BMD: Tensor, v_BMD: Tensor, pad_BM: Tensor | None = None

@@ -7,6 +7,7 @@ Shape suffixes: B batch, h and w cells, N = h * w tokens, Q queries, K classes, 
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -41,7 +42,7 @@ class Tokens:
     """Rows and columns."""
 
 
-class Host(nn.Module):
+class Host(nn.Module, ABC):
     """Backbone, projection and encoder: what DETR and SAM-DETR share."""
 
     offset = 0.0
@@ -94,9 +95,9 @@ class Host(nn.Module):
         memory = self.encoder(tokens.x_BND, tokens.pos_BND, tokens.pad_BN)
         return Tokens(memory, tokens.pos_BND, tokens.pad_BN, tokens.cells)
 
+    @abstractmethod
     def decoded(self, memory: Tokens) -> tuple[Tensor, Tensor]:
         """Return class logits [S, B, Q, K] and boxes cxcywh in shares [S, B, Q, 4] by layer."""
-        raise NotImplementedError
 
     def forward(self, image_BHW3: Tensor, pad_BHW: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return logits and boxes: of all layers while training, else of the last, [B, Q, ...].
@@ -176,9 +177,9 @@ class Host(nn.Module):
         graph.scope("encoder")
         return self.encoder.emit(graph, x, pos), pos
 
+    @abstractmethod
     def emit(self, graph: GraphWriter, image: Value) -> tuple[Value, Value]:
         """Write class logits [1, Q, K] and boxes cxcywh in shares [1, Q, 4]."""
-        raise NotImplementedError
 
 
 class Detr(Host):

@@ -11,7 +11,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..architecture import Entry, Macs
 from ..attention import ActAttention, EnactAttention, PoolAttention
@@ -53,17 +52,6 @@ class CondensedBlock(OriginalBlock):
             return graph.transpose(graph.reshape(x, B, H, W, D), 0, 3, 1, 2)
         return graph.reshape(graph.swap(x), B, D, H, W)
 
-    def _finish(self, graph: GraphWriter, x: Value, read: Value) -> Value:
-        """Write projection, skip and FFN."""
-        mixed = graph.unary("HardSwish", self._map(graph, read, x.shape))
-        x = graph.add(x, graph.conv(mixed, self.proj))
-        return graph.add(x, self.ffn.emit(graph, x))
-
-    def _forward(self, x_BDHW: Tensor, read_BNTE: Tensor) -> Tensor:
-        mixed = read_BNTE.transpose(2, 3).reshape(x_BDHW.shape)
-        x_BDHW = x_BDHW + self.drop_path(self.proj(F.hardswish(mixed)))
-        return x_BDHW + self.drop_path(self.ffn(x_BDHW))  # type: ignore[no-any-return]
-
     def _projected(self, x_BDHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return scaled queries, keys and values, [B, N, T, E]."""
         B, _, H, W = x_BDHW.shape
@@ -85,14 +73,15 @@ class ActBlock(CondensedBlock):
         """Attend by clusters, feed forward."""
         q, k, v = self._projected(x_BDHW)
         self.core.most = bound_of(q.shape[2], self.share)
-        return self._forward(x_BDHW, self.core.attend(q, k, v))
+        return self._finish(x_BDHW, self.core.attend(q, k, v).transpose(2, 3))
 
     def emit(self, graph: GraphWriter, x: Value) -> Value:
         """Write the deployed block."""
         parts = split_conv(self._scaled_qkv(), 3)
         q, k, v = (self._tokens(graph, graph.conv(x, part)) for part in parts)
         self.core.most = bound_of(q.shape[1], self.share)
-        return self._finish(graph, x, self.core.emit_attend(graph, q, k, v))
+        read = self.core.emit_attend(graph, q, k, v)
+        return self._emit_finish(graph, x, self._map(graph, read, x.shape))
 
 
 class WindowedBlock(CondensedBlock):
@@ -114,7 +103,7 @@ class WindowedBlock(CondensedBlock):
             ]
         )
         k, v = windows.view(B, -1, 2 * N, E).transpose(1, 2).to(q).chunk(2, 1)
-        return self._forward(x_BDHW, self.core.attend(q, k, v))
+        return self._finish(x_BDHW, self.core.attend(q, k, v).transpose(2, 3))
 
     def emit(self, graph: GraphWriter, x: Value) -> Value:
         """Write the deployed block."""
@@ -132,7 +121,8 @@ class WindowedBlock(CondensedBlock):
             held = graph.reshape(graph.swap(held), B, D, M, 1)
         q = self._tokens(graph, graph.conv(x, to_q))
         k, v = (self._tokens(graph, graph.conv(held, part)) for part in (to_k, to_v))
-        return self._finish(graph, x, self.core.emit_attend(graph, q, k, v))
+        read = self.core.emit_attend(graph, q, k, v)
+        return self._emit_finish(graph, x, self._map(graph, read, x.shape))
 
 
 class EnactBlock(WindowedBlock):

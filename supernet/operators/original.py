@@ -58,12 +58,16 @@ class OriginalBlock(nn.Module):
         return tokens_BDT.scatter(2, index_BDM, mixed_BDM).view(B, D, H, W)
 
     def _dense(self, x_BDHW: Tensor) -> Tensor:
-        B, D, H, W = x_BDHW.shape
+        B, _, H, W = x_BDHW.shape
         qkv = self.qkv(x_BDHW).view(B, 3, self.heads, HEAD, H * W)
         q, k, v = qkv.unbind(1)
         scores = (q * HEAD**-0.5).transpose(-1, -2) @ k
         mixed = v @ scores.softmax(-1).transpose(-1, -2)
-        projected = self.proj(F.hardswish(mixed.reshape(B, D, H, W)))
+        return self._finish(x_BDHW, mixed)
+
+    def _finish(self, x_BDHW: Tensor, mixed_BNET: Tensor) -> Tensor:
+        """Project what was read, add it, and feed forward."""
+        projected = self.proj(F.hardswish(mixed_BNET.reshape(x_BDHW.shape)))
         x_BDHW = x_BDHW + self.drop_path(projected)
         return x_BDHW + self.drop_path(self.ffn(x_BDHW))  # type: ignore[no-any-return]
 
@@ -98,6 +102,10 @@ class OriginalBlock(nn.Module):
         )
         attention = graph.unary("Softmax", graph.matmul(graph.swap(q), k), axis=-1)
         mixed = graph.reshape(graph.matmul(v, graph.swap(attention)), B, D, H, W)
+        return self._emit_finish(graph, x, mixed)
+
+    def _emit_finish(self, graph: GraphWriter, x: Value, mixed: Value) -> Value:
+        """Write projection, skip and FFN for what was read, a map."""
         x = graph.add(x, graph.conv(graph.unary("HardSwish", mixed), self.proj))
         return graph.add(x, self.ffn.emit(graph, x))
 
