@@ -16,7 +16,7 @@ from supernet.errors import UserError
 from supernet.progress import Progress
 from supernet.supernet import SearchSpace
 
-from .accuracy import MIN_AP, Readings
+from .accuracy import Readings
 from .thinning import Logits, State, ThinningRules, every_move, removed_mass
 
 ApDropBy = Literal["auto", "mass", "features", "loss", "ap"]
@@ -104,7 +104,8 @@ def choose(
     """Return what moves are weighed by; what the check says is printed.
 
     Without a trained supernet and data only the mass can be read. `auto` takes the loss where it is
-    admitted, then the cheaper proxies, and AP itself where none is.
+    admitted, then the cheaper proxies, and AP itself where none is; where the supernet's own AP is
+    next to nothing, none can be judged, and it takes the loss.
     """
 
     def mass(before: State, after: State) -> float:
@@ -124,21 +125,20 @@ def choose(
     }
     if wanted != "auto":
         return Evaluator(wanted, drops[wanted])
+    if not readings.ap_tells:
+        print(
+            f"the supernet's own AP is {readings.ap(State.full(space)):.2f} points on "
+            f"{readings.images} images, too little to judge proxies by: the loss weighs moves. "
+            "Train the supernet longer",
+            file=sys.stderr,
+        )
+        return Evaluator("loss", drops["loss"])
     verdicts = judge(drops, random_moves(space, logits, rules, MOVES))
     for verdict in verdicts:
         _say(verdict)
     for verdict in verdicts:
         if verdict.admitted:
             return Evaluator(verdict.proxy, drops[verdict.proxy], tuple(verdicts))
-    whole = readings.ap(State.full(space))
-    if whole < MIN_AP:
-        print(
-            f"no proxy is admitted, and the supernet's own AP is {whole:.2f} points on "
-            f"{readings.images} images, too little to weigh moves by: the loss does. Train the "
-            "supernet longer",
-            file=sys.stderr,
-        )
-        return Evaluator("loss", drops["loss"], tuple(verdicts))
     return Evaluator("ap", drops["ap"], tuple(verdicts))
 
 

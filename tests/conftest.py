@@ -28,8 +28,13 @@ UNIT = Architecture(
 
 
 def pytest_configure() -> None:
-    """Let interrupts through, and measure roughly: tests are about what follows from a number."""
+    """Let interrupts through, and measure roughly: tests are about what follows from a number.
+
+    One thread: two, on cores that others use too, wait for each other most of the time.
+    """
     os.environ.setdefault("HEAT_PROCESSES", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     # Tests interrupt processes; those of a job in the background would ignore it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

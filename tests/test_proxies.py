@@ -120,8 +120,15 @@ def test_a_proxy_is_judged_by_true_ap() -> None:
 
 
 def test_what_is_admitted_is_printed(
-    readings: Readings, supernet: Supernet, capsys: pytest.CaptureFixture[str]
+    readings: Readings,
+    supernet: Supernet,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    unjudged = choose("auto", readings, SPACE, supernet.logits(), ThinningRules())
+    assert unjudged.name == "loss" and not unjudged.verdicts
+    assert "too little to judge proxies by" in capsys.readouterr().err
+    monkeypatch.setattr(Readings, "ap_tells", True)
     chosen = choose("auto", readings, SPACE, supernet.logits(), ThinningRules())
     said = capsys.readouterr().err
     for proxy in ("loss", "features", "mass"):
