@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
-from supernet.errors import HeatError, PromiseError
+from supernet.errors import HeatError
 from supernet.version import __version__
 
 from .commands import data, images, look, models, search, thinning, training
@@ -36,6 +36,7 @@ app.command(images.bench)
 app.command(look.report)
 app.command(look.describe)
 app.command(look.devices)
+app.command(look.doctor)
 data_app = App(name="data", help="Look at detection data, or make some.")
 data_app.command(data.check)
 data_app.command(data.shapes)
@@ -53,11 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except CycloptsError as error:
         return _fail(" ".join(str(error).split()) + " (heat --help)", 2)
-    except PromiseError as error:
+    except HeatError as error:
         if error.result is not None:
             print(json.dumps(error.result))
-        return _fail(str(error), error.exit_code)
-    except HeatError as error:
         return _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]

@@ -59,6 +59,8 @@ class Device:
     """Precision used unless another is asked for."""
     threads: int
     """Threads used unless others are asked for; 0 for all cores of this machine."""
+    tensorrt_below: str = ""
+    """First version of TensorRT that no longer builds for the GPU."""
     note: str = ""
     figures: Figures | None = None
 

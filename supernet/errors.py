@@ -16,9 +16,17 @@ from typing import Any
 
 
 class HeatError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of all errors raised on purpose.
+
+    `result` is what the command would have printed, for programs.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, result: dict[str, Any] | None = None) -> None:
+        """Keep the result beside the message."""
+        super().__init__(message)
+        self.result = result
 
 
 class UserError(HeatError):
@@ -48,14 +56,6 @@ class BundleError(UserError):
 
 
 class PromiseError(HeatError):
-    """A promise was not kept: the target was missed or the artefacts disagree.
-
-    `result` is what the command would have printed, for programs.
-    """
+    """A promise was not kept: the target was missed or the artefacts disagree."""
 
     exit_code = 3
-
-    def __init__(self, message: str, result: dict[str, Any] | None = None) -> None:
-        """Keep the result beside the message."""
-        super().__init__(message)
-        self.result = result

@@ -1,4 +1,4 @@
-"""Commands that only look: describe, devices, report."""
+"""Commands that only look: describe, devices, doctor, report."""
 
 import json
 from dataclasses import asdict
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..workspace import DEFAULT, Workspace
 from .find import find_data
-from .options import Data, Out, Result, Size
+from .options import Data, DeviceName, Out, Result, Size
 
 
 def describe(what: str = "medium", /, *, input_size: Size = None) -> Result:
@@ -52,6 +52,30 @@ def devices() -> Result:
         "gpus": [asdict(gpu) for gpu in gpus],
         "runtimes": runtimes,
     }
+
+
+def doctor(*, device: DeviceName | None = None, out: Out = DEFAULT) -> Result:
+    """Say what stands in HEAT's way here, and the command that mends it.
+
+    Exits with 2 where something does not work; with --device also what that device needs.
+    """
+    from latency_tables.devices import find_device
+    from supernet.errors import UserError
+
+    from ..doctor import examine, show
+
+    findings = examine(Workspace(out), find_device(device) if device else None)
+    show(findings)
+    wrong = [finding for finding in findings if finding.level == "wrong"]
+    result = {
+        "findings": [asdict(finding) for finding in findings],
+        "warnings": sum(finding.level == "warning" for finding in findings),
+        "wrong": len(wrong),
+    }
+    if wrong:
+        first = wrong[0]
+        raise UserError(f"{len(wrong)} wrong: {first.what}: {first.seen}: {first.fix}", result)
+    return result
 
 
 def report(*, data: Data = None, out: Out = DEFAULT) -> Result:

@@ -1,0 +1,256 @@
+"""What may stand in HEAT's way on a machine, and what mends it: `heat doctor`.
+
+Looks, and runs one small graph in every runtime that is installed. Changes nothing. Works where
+HEAT was installed for the edge only: what needs more is imported where it is used.
+"""
+
+import importlib.metadata
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from packaging.requirements import Requirement
+from packaging.version import Version
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from deploy.runtimes import installed_runtimes, open_session
+from latency_tables.devices import Device, load_devices, resolve
+from latency_tables.machine import Detected, Gpu, Watch, detect_cpu, detect_gpus
+from supernet.errors import DeviceError, HeatError, UserError
+
+from .workspace import Workspace
+
+Level = Literal["ok", "warning", "wrong"]
+
+BUSY_CORES = 0.3
+"""Load of other processes at which a profile is worth waiting with."""
+WATCHED_S = 0.5
+"""How long other processes are watched."""
+ROOM_MB = 2000
+"""A supernet's checkpoints, a table and a bundle fit in this."""
+STEADY = ("performance", "unknown")
+"""Governors that keep the clock, and none at all."""
+SIMD = {"avx2", "avx512f", "neon", "asimd"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    level: Level
+    seen: str
+    fix: str = ""
+    """The command that mends it, where something must be mended."""
+
+
+def examine(workspace: Workspace, device: Device | None = None) -> list[Finding]:
+    """Look at packages, runtimes, the machine, what `device` needs, and the workspace."""
+    cpu, gpus = detect_cpu(), detect_gpus()
+    return [
+        *packages(),
+        *runtimes(),
+        *processor(cpu),
+        *graphics(gpus, device),
+        telemetry(Path.home() / "intel" / "openvino_telemetry"),
+        disk(workspace.root),
+        *tables(workspace),
+    ]
+
+
+def show(findings: Sequence[Finding]) -> None:
+    """Print what was looked at, and what mends what."""
+    table = Table(title="heat doctor")
+    for column in ("what", "", "seen", "what mends it"):
+        table.add_column(column)
+    styles = {"ok": "green", "warning": "yellow", "wrong": "red"}
+    for finding in findings:
+        level = f"[{styles[finding.level]}]{finding.level}[/]"
+        table.add_row(finding.what, level, escape(finding.seen), escape(finding.fix))
+    Console(stderr=True, width=None if sys.stderr.isatty() else 120).print(table)
+
+
+def packages() -> Iterator[Finding]:
+    """Compare what is installed with what HEAT asks for."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("python", "ok", version)
+    asked = [Requirement(text) for text in importlib.metadata.requires("heatdetr") or ()]
+    for extra in ("", "edge", "openvino", "build"):
+        for wanted in asked:
+            marker = wanted.marker
+            of_extra = marker is None if not extra else marker and marker.evaluate({"extra": extra})
+            if of_extra and wanted.name != "heatdetr":
+                yield _package(wanted, extra)
+
+
+def _package(wanted: Requirement, extra: str) -> Finding:
+    try:
+        version = importlib.metadata.version(wanted.name)
+    except importlib.metadata.PackageNotFoundError:
+        fix = f"pip install 'heatdetr[{extra}]'" if extra else "pip install heatdetr"
+        return Finding(wanted.name, "warning" if extra else "wrong", "not installed", fix)
+    if wanted.specifier.contains(version, prereleases=True):
+        return Finding(wanted.name, "ok", version)
+    seen = f"{version}, {wanted.specifier} is needed"
+    return Finding(wanted.name, "wrong", seen, f"pip install '{wanted.name}{wanted.specifier}'")
+
+
+def runtimes() -> Iterator[Finding]:
+    """Run a graph of one addition in every runtime for CPUs that is installed."""
+    try:
+        from supernet.onnx_graph import GraphWriter
+    except ModuleNotFoundError:  # no onnx: `packages` says so
+        return
+    graph = GraphWriter()
+    x = graph.input("x", (1, 4))
+    model = graph.model([("y", graph.add(x, x), "float32")]).SerializeToString()
+    ones = np.ones((1, 4), np.float32)
+    for runtime in ("onnxruntime", "openvino"):
+        if installed_runtimes()[runtime] is None:
+            continue
+        try:
+            (y,) = open_session(runtime, model, 1).run({"x": ones})
+            fine = bool(np.array_equal(y, ones + ones))
+            yield Finding(
+                f"{runtime} runs",
+                "ok" if fine else "wrong",
+                "1 + 1 = 2" if fine else f"1 + 1 = {y.flat[0]}",
+                "" if fine else f"pip install --force-reinstall {runtime}",
+            )
+        except (HeatError, ImportError) as error:
+            fix = f"pip install --force-reinstall {runtime}"
+            yield Finding(f"{runtime} runs", "wrong", str(error), fix)
+
+
+def processor(cpu: Detected) -> Iterator[Finding]:
+    """Look at what makes a CPU's timings slow or unsteady."""
+    slow = not SIMD & set(cpu.flags)
+    yield Finding(
+        "CPU",
+        "warning" if slow else "ok",
+        f"{cpu.model}, {cpu.cores} cores, {' '.join(cpu.flags) or 'no vector extensions'}",
+        "runtimes will be slow: take another machine" if slow else "",
+    )
+    if cpu.quota and cpu.quota < cpu.cores:
+        yield Finding(
+            "CPU quota",
+            "warning",
+            f"{cpu.quota:g} of {cpu.cores} cores: more threads are stopped now and then",
+            f"heat profile --threads {max(1, int(cpu.quota))}",
+        )
+    if cpu.governor not in STEADY:
+        yield Finding(
+            "governor",
+            "warning",
+            f"{cpu.governor}: the clock changes while it is measured",
+            "sudo cpupower frequency-set -g performance",
+        )
+    watch = Watch()
+    time.sleep(WATCHED_S)
+    load = watch.read().other_load
+    busy = load >= BUSY_CORES
+    yield Finding(
+        "other load",
+        "warning" if busy else "ok",
+        f"{load:.1f} cores are kept busy by others",
+        "measure when they have ended: heat profile" if busy else "",
+    )
+
+
+def graphics(gpus: tuple[Gpu, ...], device: Device | None) -> Iterator[Finding]:
+    """Look at GPUs, and at whether the TensorRT that is installed builds for them."""
+    for gpu in gpus:
+        yield Finding("GPU", "ok", f"{gpu.model}, driver {gpu.driver}, {gpu.memory_mb} MiB")
+    if not gpus:
+        yield Finding("GPU", "ok", "no CUDA GPU")
+    version = installed_runtimes()["tensorrt"]
+    meant = [
+        known
+        for known in load_devices().values()
+        if known.tensorrt_below
+        and (
+            (device is not None and known.name == device.name)
+            or any(re.search(known.pattern, gpu.model, re.I) for gpu in gpus)
+        )
+    ]
+    for known in meant:
+        fix = f"pip install 'tensorrt<{known.tensorrt_below}' on the machine that builds"
+        if version is None:
+            seen = f"{known.title} needs TensorRT below {known.tensorrt_below}; none is here"
+            yield Finding("TensorRT", "warning", seen, fix)
+        elif Version(version) >= Version(known.tensorrt_below):
+            seen = f"{version} builds nothing for {known.title}: below {known.tensorrt_below} only"
+            yield Finding("TensorRT", "wrong", seen, fix)
+        else:
+            yield Finding("TensorRT", "ok", f"{version}, for {known.title}")
+
+
+def telemetry(consent: Path) -> Finding:
+    """Say whether OpenVINO's own tools may report what they do; HEAT never does."""
+    try:
+        answer = consent.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return Finding("OpenVINO telemetry", "ok", "nobody was asked")
+    if answer == "1":
+        seen = "its tools report what they do to Intel (HEAT reports nothing)"
+        return Finding("OpenVINO telemetry", "warning", seen, "opt_in_out --opt_out")
+    return Finding("OpenVINO telemetry", "ok", "declined")
+
+
+def disk(root: Path) -> Finding:
+    """Look at the room where the workspace is to be."""
+    place = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
+    free_mb = shutil.disk_usage(place).free // 2**20
+    if free_mb >= ROOM_MB:
+        return Finding("disk", "ok", f"{free_mb} MiB are free")
+    seen = f"{free_mb} MiB are free under {place}"
+    return Finding("disk", "warning", seen, "make room, or give another --out")
+
+
+def tables(workspace: Workspace) -> Iterator[Finding]:
+    """Say what the workspace holds, and which of its tables serve this machine still."""
+    try:
+        stages = workspace.stages()
+    except UserError as error:
+        yield Finding("workspace", "wrong", str(error), "give another --out")
+        return
+    yield Finding("workspace", "ok", f"{workspace.root}: {', '.join(stages) or 'nothing yet'}")
+    for path in sorted(workspace.tables.glob("*.csv")):
+        try:
+            yield _table(path)
+        except ModuleNotFoundError as error:
+            yield Finding("table", "ok", f"{path.stem}: not read without {error.name}")
+
+
+def _table(path: Path) -> Finding:
+    from latency_tables.store import conditions_of
+    from latency_tables.table import LatencyTable
+
+    try:
+        conditions = LatencyTable.load(path).conditions
+        kind = "cuda" if conditions.driver else "cpu"
+        target = resolve(
+            kind,
+            runtime=conditions.runtime,
+            threads=conditions.threads,
+            precision=conditions.precision,
+        )
+        here = conditions_of(target, conditions.input_size)
+    except DeviceError:
+        return Finding("table", "ok", f"{path.stem}: of another machine")
+    except HeatError as error:
+        return Finding("table", "wrong", str(error), "heat profile")
+    if here.device != conditions.device:
+        return Finding("table", "ok", f"{path.stem}: of another machine")
+    different = here.differences(conditions)
+    if different:
+        return Finding("table", "warning", f"{path.stem} is stale: {different}", "heat profile")
+    return Finding("table", "ok", path.stem)
