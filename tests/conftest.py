@@ -3,12 +3,17 @@
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+import heat.stages.profile
+import heat.stages.thin
+from latency_tables.measure import ROUNDS
 from latency_tables.models import randomise
+from latency_tables.plan import Checks
 from supernet.architecture import Architecture
 from supernet.detector import Detector
 from supernet.shapes import make_shapes
@@ -47,6 +52,16 @@ def _alike() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _roughly() -> Iterator[None]:
+    """Let profiles in this process check their tables with few networks."""
+    rough = partial(Checks, anchors=4, held_out=2, memory=5, max_rounds=ROUNDS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heat.stages.profile, "Checks", rough)
+        patch.setattr(heat.stages.thin, "Checks", rough)
+        yield
 
 
 @pytest.fixture(scope="session")

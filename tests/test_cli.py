@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -358,10 +359,16 @@ def test_a_searched_global_block_is_cw_on_a_cpu(shapes: Path, tmp_path: Path) ->
     assert code == 0 and trained["inherited"], errors
 
 
-def test_a_table_keeps_what_it_was_measured_under(profiled: Profiled, tmp_path: Path) -> None:
+def test_a_table_keeps_what_it_was_measured_under(
+    profiled: Profiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two profiles compared; a picture drawn; a second writer refused; thinned with its margin."""
+    from heat.stages import reading
     from latency_tables.lock import only_one
+    from latency_tables.stacks import Setup, measure_stacks
 
+    small = partial(measure_stacks, setup=Setup(width=64, side=14))
+    monkeypatch.setattr(reading, "measure_stacks", small)
     first, second = profiled.copy(tmp_path / "a"), profiled.copy(tmp_path / "b")
     found = profiled.found
     assert found["precision"] == "f32"
@@ -376,7 +383,7 @@ def test_a_table_keeps_what_it_was_measured_under(profiled: Profiled, tmp_path: 
     assert code == 0 and "stride 8" in errors and "DeiT-LN" in errors
     assert all(Path(picture).read_text().startswith("<?xml") for picture in shown["pictures"])
     assert "no table of v1000" in fails(2, "profile", "--show", "v1000", "--out", first)
-    with only_one(Path(found["table"])):
+    with only_one(first / "tables" / name):
         assert "another process is writing" in fails(2, "profile", *SMALL, "--out", first)
     code, thinned, errors = run("thin", "--target-fps", 1, "--out", first)
     assert code == 0 and thinned["precision"] == "f32" and thinned["margin"] >= 0, errors
