@@ -1,4 +1,4 @@
-"""MTKD's acceptance checks (1 to 4 and 6; the fifth trains, see benchmarks)."""
+"""MTKD's acceptance checks (1 to 4 and 6; the fifth trains: test_detr_learns)."""
 
 import pytest
 import torch

@@ -1,8 +1,8 @@
 """Multi-task knowledge distillation for ACT (Zheng et al. 2020, section 3.4).
 
 The exact encoder learns its task; the clustered one, which has the same weights, learns to place
-boxes where the exact one does: `L = L_task(exact) + |B_act - stop(B_exact)|`, box by box. Both run
-from one pass of the backbone. Afterwards one checkpoint serves every number of rounds.
+boxes where the exact one does: `L = L_task(exact) + |B_act - stop(B_exact)|`, slot by slot. Both
+run from one pass of the backbone. Afterwards one checkpoint serves every number of rounds.
 
 Shape suffixes: S decoder layers, B batch, Q queries.
 """
@@ -80,9 +80,9 @@ def both_branches(
 
 
 def distance(branches: Branches, *, layers: slice = slice(-1, None)) -> Tensor:
-    """Return the mean distance of boxes of equal query slots, by default in the last layer.
+    """Return `|B_act - B_exact|` over all query slots of an image, by default of the last layer.
 
-    No gradient reaches the exact branch.
+    The mean over images and layers. No gradient reaches the exact branch.
     """
     apart = branches.clustered[1][layers] - branches.exact[1][layers].detach()
-    return ((apart.square().sum(-1) + SMOOTH**2).sqrt() - SMOOTH).mean()
+    return ((apart.square().sum((-1, -2)) + SMOOTH**2).sqrt() - SMOOTH).mean()
