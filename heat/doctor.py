@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 from packaging.requirements import Requirement
 from packaging.version import Version
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -26,10 +25,13 @@ from latency_tables.devices import Device, load_devices, resolve
 from latency_tables.machine import Detected, Gpu, Watch, detect_cpu, detect_gpus
 from supernet.errors import DeviceError, HeatError, UserError
 
+from .terminal import terminal
 from .workspace import Workspace
 
 Level = Literal["ok", "warning", "wrong"]
 
+EXTRAS = ("edge", "openvino", "build")
+"""Extras whose packages are looked for."""
 BUSY_CORES = 0.3
 """Load of other processes at which a profile is worth waiting with."""
 WATCHED_S = 0.5
@@ -75,20 +77,20 @@ def show(findings: Sequence[Finding]) -> None:
     for finding in findings:
         level = f"[{styles[finding.level]}]{finding.level}[/]"
         table.add_row(finding.what, level, escape(finding.seen), escape(finding.fix))
-    Console(stderr=True, width=None if sys.stderr.isatty() else 120).print(table)
+    terminal().print(table)
 
 
 def packages() -> Iterator[Finding]:
     """Compare what is installed with what HEAT asks for."""
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding("python", "ok", version)
-    asked = [Requirement(text) for text in importlib.metadata.requires("heatdetr") or ()]
-    for extra in ("", "edge", "openvino", "build"):
-        for wanted in asked:
-            marker = wanted.marker
-            of_extra = marker is None if not extra else marker and marker.evaluate({"extra": extra})
-            if of_extra and wanted.name != "heatdetr":
-                yield _package(wanted, extra)
+    for wanted in map(Requirement, importlib.metadata.requires("heatdetr") or ()):
+        marker = wanted.marker
+        if wanted.name == "heatdetr":  # an extra that stands for others
+            continue
+        extras = [""] if marker is None else [e for e in EXTRAS if marker.evaluate({"extra": e})]
+        for extra in extras:
+            yield _package(wanted, extra)
 
 
 def _package(wanted: Requirement, extra: str) -> Finding:
@@ -113,21 +115,17 @@ def runtimes() -> Iterator[Finding]:
     x = graph.input("x", (1, 4))
     model = graph.model([("y", graph.add(x, x), "float32")]).SerializeToString()
     ones = np.ones((1, 4), np.float32)
+    installed = installed_runtimes()
     for runtime in ("onnxruntime", "openvino"):
-        if installed_runtimes()[runtime] is None:
+        if installed[runtime] is None:
             continue
         try:
             (y,) = open_session(runtime, model, 1).run({"x": ones})
-            fine = bool(np.array_equal(y, ones + ones))
-            yield Finding(
-                f"{runtime} runs",
-                "ok" if fine else "wrong",
-                "1 + 1 = 2" if fine else f"1 + 1 = {y.flat[0]}",
-                "" if fine else f"pip install --force-reinstall {runtime}",
-            )
+            fine, seen = bool(np.array_equal(y, ones + ones)), f"1 + 1 = {y.flat[0]:g}"
         except (HeatError, ImportError) as error:
-            fix = f"pip install --force-reinstall {runtime}"
-            yield Finding(f"{runtime} runs", "wrong", str(error), fix)
+            fine, seen = False, str(error)
+        fix = "" if fine else f"pip install --force-reinstall {runtime}"
+        yield Finding(f"{runtime} runs", "ok" if fine else "wrong", seen, fix)
 
 
 def processor(cpu: Detected) -> Iterator[Finding]:

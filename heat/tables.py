@@ -1,13 +1,11 @@
 """What people read in the terminal: tables on stderr."""
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from latency_tables.compare import Comparison
@@ -20,13 +18,10 @@ from supernet.coco import load_split, splits_of
 from supernet.letterbox import read_image
 from supernet.operators import OPERATORS
 
+from .terminal import terminal
+
 BAR = 8
 """Characters of the longest bar."""
-
-
-def _console() -> Console:
-    """Return stderr's console; wide where nobody's terminal cuts it."""
-    return Console(stderr=True, width=None if sys.stderr.isatty() else 120)
 
 
 def print_race(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -51,7 +46,7 @@ def print_race(rows: Sequence[Mapping[str, Any]]) -> None:
             f"{row['start_ms']:.0f}",
         ]
         table.add_row(*cells, *([f"{row['throughput_fps']:.1f}"] if crowd else []))
-    _console().print(table)
+    terminal().print(table)
 
 
 def describe_architecture(architecture: Architecture) -> None:
@@ -88,7 +83,7 @@ def describe_architecture(architecture: Architecture) -> None:
         f"{total.attention / 1e6:,.2f}",
         f"{architecture.params_deployed():,}",
     )
-    _console().print(table)
+    terminal().print(table)
 
 
 def list_devices(
@@ -121,7 +116,7 @@ def list_devices(
             state,
             " ".join(ways),
         )
-    console = _console()
+    console = terminal()
     console.print(table)
     for gpu in gpus:
         console.print(f"GPU: {gpu.model}, driver {gpu.driver}, {gpu.clocks}, {gpu.memory_mb} MiB")
@@ -131,7 +126,7 @@ def list_devices(
 
 def check_data(root: Path) -> dict[str, Any]:
     """Print counts, classes and problems of every split; decode every image."""
-    console = _console()
+    console = terminal()
     result: dict[str, Any] = {"data": str(root), "splits": {}, "problems": []}
     for split in splits_of(root):
         data = load_split(root, split)
@@ -172,7 +167,7 @@ def check_data(root: Path) -> dict[str, Any]:
 
 def show_blocks(table: LatencyTable) -> None:
     """Print milliseconds of every block by width, with bars, a table for each stride."""
-    console = _console()
+    console = terminal()
     for stride, curves in block_curves(table).items():
         c = table.conditions
         mark = " ESTIMATED" if table.estimated else ""
@@ -209,7 +204,7 @@ def show_importance(
         cells = [f"{r:+.3f}" for r in logits[place]]
         bar = "#" * round(2 * BAR * value / largest)
         shown.add_row(place, *cells, f"{value:.2f}", bar)
-    _console().print(shown)
+    terminal().print(shown)
 
 
 def show_stacks(stacks: dict[str, float], name: str) -> None:
@@ -219,7 +214,7 @@ def show_stacks(stacks: dict[str, float], name: str) -> None:
         shown.add_column(column, justify="left" if column == "stack" else "right")
     for stack, ms in sorted(stacks.items(), key=lambda item: item[1]):
         shown.add_row(stack, f"{1000 / ms:.1f}", f"{ms:.2f}")
-    _console().print(shown)
+    terminal().print(shown)
 
 
 def compare_operators(found: Comparison, first: str, second: str) -> None:
@@ -229,4 +224,4 @@ def compare_operators(found: Comparison, first: str, second: str) -> None:
         shown.add_column(column, justify="left" if column == "operator" else "right")
     for op, ratio in found.by_operator.items():
         shown.add_row(op, f"{ratio:.3f}")
-    _console().print(shown)
+    terminal().print(shown)

@@ -13,7 +13,6 @@ import torch
 from deploy.gate import torch_detect
 from supernet.augment import AugmentConfig
 from supernet.coco import DetectionSet, load_split
-from supernet.detr import DetrArchitecture
 from supernet.detr.criterion import DETR, set_loss
 from supernet.detr.detr import Host
 from supernet.detr.mtkd import act_cores, both_branches, distance
@@ -23,28 +22,15 @@ from supernet.network import build
 from supernet.recipes import TrainConfig, recipe
 from supernet.shapes import make_shapes
 from supernet.training import Running, fit
+from tests.toy_detr import SMALL
 
 pytestmark = pytest.mark.slow
 
-TOY = DetrArchitecture(
-    name="toy",
-    num_classes=4,
-    input_size=(96, 128),
-    depth=18,
-    base=16,
-    frozen=False,
-    dc5=True,
-    width=64,
-    heads=4,
-    encoder_layers=2,
-    decoder_layers=2,
-    hidden=128,
-    queries=20,
-    dropout=0.0,
-)
-GENTLE = AugmentConfig(
-    scale=(0.8, 1.2), shift=0.1, brightness=0.0, contrast=0.0, saturation=0.0
+TOY = SMALL.with_(
+    name="toy", num_classes=4, input_size=(96, 128), base=16, frozen=False, dc5=True, width=64,
+    hidden=128, queries=20, dropout=0.0,
 )  # fmt: skip
+GENTLE = AugmentConfig(scale=(0.8, 1.2), shift=0.1, brightness=0.0, contrast=0.0, saturation=0.0)
 FROM_SCRATCH = TrainConfig(
     epochs=60,
     learning_rate=5e-4,

@@ -31,7 +31,7 @@ from latency_tables.profile import FRESH_COMMAND, calibrate, fill, open_bench
 from latency_tables.stacks import Setup, measure_stacks
 from latency_tables.store import conditions_of, open_table
 from latency_tables.table import LatencyTable, Row
-from supernet.architecture import Architecture, Entry
+from supernet.architecture import CONDENSED, Architecture, Entry
 from supernet.detector import Detector
 from supernet.errors import DeviceError, TableError, UserError
 from supernet.operators import OPERATORS
@@ -58,7 +58,7 @@ def test_a_table_of_another_runtime_version_is_refused(tmp_path: Path, unit: Arc
 def entry_of(template: Architecture, op: str) -> Entry:
     """Return a place of an operator, in the template or one of its variants."""
     variants: list[dict[str, Any]] = [{}, {"head": "one-to-one"}]
-    variants += [{"global_block": block} for block in ("oa", "act", "enact", "pool")]
+    variants += [{"global_block": block} for block in ("oa", *CONDENSED)]
     entries = [e for more in variants for e in template.with_(**more).entries().values()]
     return next(entry for entry in entries if entry.op == op)
 
