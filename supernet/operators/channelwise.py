@@ -14,6 +14,7 @@ from ..architecture import Macs
 from ..onnx_graph import GraphWriter, Value
 from .base import Operator, same_shape
 from .convbn import ConvBN, DropPath, FeedForward, Gelu, conv_params, split_conv
+from .heads import heads_of, map_of
 
 HEAD = 32
 EPS = 1e-6
@@ -59,11 +60,10 @@ class ChannelBlock(nn.Module):
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
         """Attend over channels, interact locally, feed forward."""
-        B, D, H, W = x_BDHW.shape
-        q, k, v = self.qkv(x_BDHW).view(B, 3, self.heads, HEAD, H * W).unbind(1)
-        norms = q.norm(dim=-1)[..., :, None] * k.norm(dim=-1)[..., None, :]
-        scores = (q @ k.transpose(-1, -2)) * (self.temp / norms.clamp_min(EPS))
-        mixed = (scores.softmax(-1) @ v).reshape(B, D, H, W)
+        q_BNTE, k_BNTE, v_BNTE = heads_of(self.qkv(x_BDHW), self.heads)
+        norms = q_BNTE.norm(dim=-2)[..., :, None] * k_BNTE.norm(dim=-2)[..., None, :]
+        scores = (q_BNTE.transpose(-1, -2) @ k_BNTE) * (self.temp / norms.clamp_min(EPS))
+        mixed = map_of(v_BNTE @ scores.softmax(-1).transpose(-1, -2), x_BDHW)
         x_BDHW = x_BDHW + self.drop_path(self.proj(F.hardswish(mixed)))
         x_BDHW = x_BDHW + self.drop_path(self.lpi(x_BDHW))
         return x_BDHW + self.drop_path(self.ffn(x_BDHW))  # type: ignore[no-any-return]

@@ -52,13 +52,6 @@ class CondensedBlock(OriginalBlock):
             return graph.transpose(graph.reshape(x, B, H, W, D), 0, 3, 1, 2)
         return graph.reshape(graph.swap(x), B, D, H, W)
 
-    def _projected(self, x_BDHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return scaled queries, keys and values, [B, N, T, E]."""
-        B, _, H, W = x_BDHW.shape
-        qkv = self.qkv(x_BDHW).view(B, 3, self.heads, HEAD, H * W).transpose(3, 4)
-        q, k, v = qkv.unbind(1)
-        return q * HEAD**-0.5, k, v
-
 
 class ActBlock(CondensedBlock):
     """Queries of equal hash codes attend as one; at most a share of the tokens are clusters."""
@@ -73,7 +66,7 @@ class ActBlock(CondensedBlock):
         """Attend by clusters, feed forward."""
         q, k, v = self._projected(x_BDHW)
         self.core.most = bound_of(q.shape[2], self.share)
-        return self._finish(x_BDHW, self.core.attend(q, k, v).transpose(2, 3))
+        return self._finish(x_BDHW, self.core.attend(q, k, v))
 
     def emit(self, graph: GraphWriter, x: Value) -> Value:
         """Write the deployed block."""
@@ -103,7 +96,7 @@ class WindowedBlock(CondensedBlock):
             ]
         )
         k, v = windows.view(B, -1, 2 * N, E).transpose(1, 2).to(q).chunk(2, 1)
-        return self._finish(x_BDHW, self.core.attend(q, k, v).transpose(2, 3))
+        return self._finish(x_BDHW, self.core.attend(q, k, v))
 
     def emit(self, graph: GraphWriter, x: Value) -> Value:
         """Write the deployed block."""

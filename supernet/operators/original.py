@@ -14,6 +14,7 @@ from ..architecture import Macs
 from ..onnx_graph import GraphWriter, Value
 from .base import Operator, same_shape
 from .convbn import ConvBN, DropPath, FeedForward, conv_params, split_conv
+from .heads import heads_of, map_of
 
 HEAD = 32
 
@@ -58,16 +59,17 @@ class OriginalBlock(nn.Module):
         return tokens_BDT.scatter(2, index_BDM, mixed_BDM).view(B, D, H, W)
 
     def _dense(self, x_BDHW: Tensor) -> Tensor:
-        B, _, H, W = x_BDHW.shape
-        qkv = self.qkv(x_BDHW).view(B, 3, self.heads, HEAD, H * W)
-        q, k, v = qkv.unbind(1)
-        scores = (q * HEAD**-0.5).transpose(-1, -2) @ k
-        mixed = v @ scores.softmax(-1).transpose(-1, -2)
-        return self._finish(x_BDHW, mixed)
+        q, k, v = self._projected(x_BDHW)
+        return self._finish(x_BDHW, (q @ k.transpose(-1, -2)).softmax(-1) @ v)
 
-    def _finish(self, x_BDHW: Tensor, mixed_BNET: Tensor) -> Tensor:
+    def _projected(self, x_BDHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scaled queries, keys and values, [B, N, T, E]."""
+        q, k, v = heads_of(self.qkv(x_BDHW), self.heads)
+        return q * HEAD**-0.5, k, v
+
+    def _finish(self, x_BDHW: Tensor, mixed_BNTE: Tensor) -> Tensor:
         """Project what was read, add it, and feed forward."""
-        projected = self.proj(F.hardswish(mixed_BNET.reshape(x_BDHW.shape)))
+        projected = self.proj(F.hardswish(map_of(mixed_BNTE, x_BDHW)))
         x_BDHW = x_BDHW + self.drop_path(projected)
         return x_BDHW + self.drop_path(self.ffn(x_BDHW))  # type: ignore[no-any-return]
 

@@ -117,23 +117,24 @@ class WindowBlock(nn.Module):
         H, W = map(int, qkv_BCHW.shape[2:])  # numbers also where a graph is traced
         N, shift = self.heads, shift_of(H, W, self.shifted)
         tall, wide = padded(H), padded(W)
-        x = F.pad(qkv_BCHW, (0, wide - W, 0, tall - H))
+        # Channels innermost, as training keeps them, forth and back.
+        x = F.pad(qkv_BCHW.permute(0, 2, 3, 1), (0, 0, 0, wide - W, 0, tall - H))
         if shift:
-            x = torch.roll(x, (-shift, -shift), (2, 3))
+            x = torch.roll(x, (-shift, -shift), (1, 2))
         rows, columns = tall // WINDOW, wide // WINDOW
-        x = x.view(B, N, HEAD, rows, WINDOW, columns, WINDOW).permute(0, 3, 5, 1, 2, 4, 6)
-        x = x.reshape(B, rows * columns, N, HEAD, TOKENS)
-        q, k, v = torch.split(x, [KEY, KEY, VALUE], 3)
-        scores = (q * KEY**-0.5).transpose(3, 4) @ k + self.position_bias()
+        x = x.view(B, rows, WINDOW, columns, WINDOW, N, HEAD).permute(0, 1, 3, 5, 2, 4, 6)
+        x = x.reshape(B, rows * columns, N, TOKENS, HEAD)
+        q, k, v = torch.split(x, [KEY, KEY, VALUE], 4)
+        scores = (q * KEY**-0.5) @ k.transpose(3, 4) + self.position_bias()
         mask = attention_mask(H, W, shift)
         if mask is not None:
             scores = scores + torch.from_numpy(mask).to(scores)[:, None]
-        out = v @ scores.softmax(-1).transpose(3, 4)
-        out = out.view(B, rows, columns, N, VALUE, WINDOW, WINDOW).permute(0, 3, 4, 1, 5, 2, 6)
-        out = out.reshape(B, N * VALUE, tall, wide)
+        out = scores.softmax(-1) @ v
+        out = out.view(B, rows, columns, N, WINDOW, WINDOW, VALUE).permute(0, 1, 4, 2, 5, 3, 6)
+        out = out.reshape(B, tall, wide, N * VALUE)
         if shift:
-            out = torch.roll(out, (shift, shift), (2, 3))
-        cropped: Tensor = out[:, :, :H, :W]
+            out = torch.roll(out, (shift, shift), (1, 2))
+        cropped: Tensor = out[:, :H, :W].permute(0, 3, 1, 2)
         return cropped
 
     def emit(self, graph: GraphWriter, x: Value) -> Value:
