@@ -1,7 +1,7 @@
 """Sizes a build for the machine: input size, search space and epochs from data, target, minutes."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +13,10 @@ from supernet.coco import DetectionSet, Record
 from supernet.detector import Detector
 from supernet.feed import feed
 from supernet.optimise import autocast_type
-from supernet.recipes import TrainConfig
+from supernet.recipes import recipe
 from supernet.supernet import SearchSpace
 
-from .spaces import SPACES, search_space
+from .spaces import SPACES
 from .stages.measuring import measure_network
 from .thinning import State, prior_logits
 
@@ -43,13 +43,13 @@ def choose_input_size(records: Sequence[Record]) -> tuple[int, int]:
 
 
 def choose_space(
+    named: Callable[[str], SearchSpace],
     target: Target,
     target_fps: float,
     data: DetectionSet,
-    input_size: tuple[int, int],
     minutes: float,
 ) -> SearchSpace:
-    """Return the smallest space whose full network is too slow for the target by some room.
+    """Return the smallest named space whose full network is too slow for the target by some room.
 
     Its cheapest full network counts, all RepCNN, so that thinning has a choice whatever the
     supernet prefers. A space whose supernet could not see the data a few times in its share of
@@ -57,7 +57,7 @@ def choose_space(
     """
     chosen = None
     for name in SPACES:
-        space = search_space(name, input_size=input_size, num_classes=data.num_classes)
+        space = named(name)
         if chosen is not None:
             seconds = step_seconds(_stand_in(space), data) * 2.5 * len(data.records)
             if seconds * MIN_SUPERNET_EPOCHS > SUPERNET_SHARE * minutes * 60:
@@ -77,7 +77,7 @@ def _stand_in(space: SearchSpace) -> Detector:
 
 def step_seconds(network: Detector, data: DetectionSet) -> float:
     """Return the seconds that one image costs in training, measured on two steps."""
-    config = TrainConfig()
+    config = recipe("small")
     few = replace(data, records=data.records[: 2 * config.batch_size])
     dtype = autocast_type(config.precision, torch.device("cpu"))
     best = float("inf")

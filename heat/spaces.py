@@ -19,7 +19,7 @@ SPACES: Mapping[str, tuple[Four, Four, int, int]] = {
 """Name: largest widths, most positions, T1 blocks, T2 blocks. `large` is the paper's."""
 
 
-def search_space(name: str, **template: Any) -> SearchSpace:
+def search_space(name: str, *, output_stride: int = 32, **template: Any) -> SearchSpace:
     """Return a named space; `template` sets fields of its `Architecture`."""
     if name not in SPACES:
         raise UserError(f"unknown space {name!r}: one of {', '.join(SPACES)}")
@@ -28,4 +28,4 @@ def search_space(name: str, **template: Any) -> SearchSpace:
     architecture = Architecture(
         name=name, widths=widths, blocks=(n1, n2, n3, n4), t1_blocks=t1, t2_blocks=t2, **template
     )
-    return SearchSpace(template=architecture, positions=positions)
+    return SearchSpace(template=architecture.with_stride(output_stride), positions=positions)

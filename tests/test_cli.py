@@ -21,7 +21,8 @@ from tests.command_line import SMALL, fails, run
 OPTIONS = {
     "adopt": "checkpoint architecture input_size data out",
     "bench": "models runtime precision threads rounds throughput picture",
-    "build": "data target_fps device runtime threads minutes format space input_size seed out",
+    "build": "data target_fps device runtime threads minutes format space input_size output_stride "
+    "head seed out",
     "describe": "what input_size",
     "detect": "bundle source score save show frames json threads",
     "devices": "",

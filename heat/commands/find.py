@@ -163,6 +163,8 @@ def find_space(
     from supernet.architecture import parse_size
     from supernet.supernet import SearchSpace
 
+    from ..spaces import search_space
+
     last = next(filter(None, map(workspace.stage, stages)), None)
     if name is None and last is not None:
         space = SearchSpace.from_json(last["space"], "run.json")
@@ -174,12 +176,5 @@ def find_space(
         space = replace(space, template=space.template.with_(**changes))
     else:
         size = parse_size(input_size or "448x448")
-        space = named_space(name or default, size, classes or 80)
+        space = search_space(name or default, input_size=size, num_classes=classes or 80)
     return replace(space, template=ending_in(space.template, output_stride, head))
-
-
-def named_space(name: str, size: tuple[int, int], classes: int) -> "SearchSpace":
-    """Return a named search space."""
-    from ..spaces import search_space
-
-    return search_space(name, input_size=size, num_classes=classes)

@@ -7,13 +7,15 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from ..workspace import DEFAULT, Workspace
-from .find import attending, find_data, find_target, last_target, named_space
+from .find import attending, find_data, find_target, last_target
 from .options import (
+    STRIDE,
     AttentionName,
     Clusters,
     Data,
     DeviceName,
     Format,
+    HeadName,
     Out,
     PrecisionName,
     Result,
@@ -21,6 +23,7 @@ from .options import (
     Runtime,
     Size,
     Space,
+    StrideName,
     Threads,
     Window,
 )
@@ -169,6 +172,8 @@ def build(
     format: Format = "onnx",
     space: Space = None,
     input_size: Size = None,
+    output_stride: Annotated[StrideName, STRIDE] = "16",
+    head: HeadName = None,
     seed: int = 0,
     out: Out = DEFAULT,
 ) -> Result:
@@ -190,13 +195,6 @@ def build(
 
     workspace = Workspace(out)
     train_set, val_set = find_data(workspace, data, "train"), find_data(workspace, data, "val")
-    size = parse_size(input_size) if input_size is not None else None
-    chosen = None
-    if space is not None:
-        from ..plan import choose_input_size
-
-        size = size or choose_input_size(train_set.records)
-        chosen = named_space(space, size, train_set.num_classes)
     return run(
         workspace,
         find_target(device, runtime or RUNTIME_OF[format], threads, "f32"),
@@ -205,7 +203,9 @@ def build(
         val_set,
         minutes=minutes,
         format=format,
-        space=chosen,
-        input_size=size,
+        space=space,
+        input_size=parse_size(input_size) if input_size is not None else None,
+        output_stride=int(output_stride),
+        head=head or "nms",
         seed=seed,
     )

@@ -29,10 +29,9 @@ Data = Annotated[
     Path | None, Parameter(help="COCO-format folder; without it, the data of the last training.")
 ]
 Space = Annotated[SpaceName | None, Parameter(help="Size of the supernet.")]
-OutputStride = Annotated[
-    Literal["16", "32"] | None,
-    Parameter(help="Pixels between the cells that objects are found in; 16 for small objects."),
-]
+StrideName = Literal["16", "32"]
+STRIDE = Parameter(help="Pixels between the cells that objects are found in; 16 for small objects.")
+OutputStride = Annotated[StrideName | None, STRIDE]
 HeadName = Annotated[
     Literal["nms", "one-to-one"] | None,
     Parameter(help="one-to-one says each object once: nothing is suppressed on the device."),

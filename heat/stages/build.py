@@ -2,15 +2,16 @@
 
 import sys
 import time
+from functools import partial
 from typing import Any
 
 from deploy.form import RUNTIME_OF, Format
 from latency_tables.devices import Target
-from supernet.architecture import Architecture
+from supernet.architecture import Architecture, HeadKind
 from supernet.coco import DetectionSet
 from supernet.detector import Detector
 from supernet.errors import UserError
-from supernet.recipes import TrainConfig
+from supernet.recipes import TrainConfig, recipe
 from supernet.supernet import SearchConfig, SearchSpace, Supernet
 from supernet.training import Running
 
@@ -26,6 +27,7 @@ from ..plan import (
     step_seconds,
 )
 from ..proxies import ApDropBy
+from ..spaces import search_space
 from ..workspace import Workspace
 from .evaluate import evaluate_bundle
 from .export import Wish, export
@@ -49,8 +51,10 @@ def build(
     *,
     minutes: float,
     format: Format,
-    space: SearchSpace | None = None,
+    space: str | None = None,
     input_size: tuple[int, int] | None = None,
+    output_stride: int = 16,
+    head: HeadKind = "nms",
     seed: int = 0,
 ) -> dict[str, Any]:
     """Plan, profile, train the supernet, thin, train, export, evaluate; finished stages stand."""
@@ -63,7 +67,20 @@ def build(
             f"{target.runtime}: give --runtime {RUNTIME_OF[format]}"
         )
     started = time.monotonic()
-    plan = _plan(workspace, target, target_fps, data, minutes, space, input_size)
+    asked = {
+        "data": str(data.root),
+        "target_fps": target_fps,
+        "device": target.name,
+        "runtime": target.runtime,
+        "threads": target.threads,
+        "precision": target.precision,
+        "minutes": minutes,
+        "asked_space": space,
+        "asked_size": list(input_size) if input_size else None,
+        "output_stride": output_stride,
+        "head": head,
+    }
+    plan = _plan(workspace, target, data, asked)
     chosen = SearchSpace.from_json(plan["space"], "run.json")
     _step("profile")
     if not _stands(workspace, "profile", space=plan["space"], runtime=target.runtime):
@@ -79,7 +96,7 @@ def build(
     _step("train")
     architecture = Architecture.load(workspace.architecture)
     epochs = _train_epochs(workspace, architecture, data, minutes)
-    config = TrainConfig(epochs=epochs, seed=seed)
+    config = recipe("small", epochs=epochs, seed=seed)
     train(workspace, data, architecture, config, from_supernet=True, running=Running(resume=True))
     _step("export")
     exported = export(workspace, target, Wish(format=format), data=val)
@@ -100,25 +117,8 @@ def build(
 
 
 def _plan(
-    workspace: Workspace,
-    target: Target,
-    target_fps: float,
-    data: DetectionSet,
-    minutes: float,
-    space: SearchSpace | None,
-    input_size: tuple[int, int] | None,
+    workspace: Workspace, target: Target, data: DetectionSet, asked: dict[str, Any]
 ) -> dict[str, Any]:
-    asked = {
-        "data": str(data.root),
-        "target_fps": target_fps,
-        "device": target.name,
-        "runtime": target.runtime,
-        "threads": target.threads,
-        "precision": target.precision,
-        "minutes": minutes,
-        "asked_space": space.to_json() if space else None,
-        "asked_size": list(input_size) if input_size else None,
-    }
     stands = workspace.stage("plan")
     if stands is not None:
         different = [key for key, value in asked.items() if stands.get(key) != value]
@@ -129,11 +129,20 @@ def _plan(
             )
         return stands
     _step("plan")
-    size = input_size or choose_input_size(data.records)
-    if space is None:
-        space = choose_space(target, target_fps, data, size, minutes)
+    size = tuple(asked["asked_size"] or choose_input_size(data.records))
+    named = partial(
+        search_space,
+        input_size=size,
+        num_classes=data.num_classes,
+        output_stride=asked["output_stride"],
+        head=asked["head"],
+    )
+    if asked["asked_space"] is not None:
+        space = named(asked["asked_space"])
+    else:
+        space = choose_space(named, target, asked["target_fps"], data, asked["minutes"])
     seconds = step_seconds(Supernet(space), data)
-    budget = SUPERNET_SHARE * minutes * 60
+    budget = SUPERNET_SHARE * asked["minutes"] * 60
     plan = {
         **asked,
         "space": space.to_json(),
