@@ -37,7 +37,7 @@ OPTIONS = {
     "report": "data out",
     "supernet": "data space input_size output_stride head epochs batch_size accumulate "
     "learning_rate ema_decay train_precision logit_learning_rate noise straight_through "
-    "global_block backbone seed resume restart show out",
+    "global_block backbone workers seed resume restart show out",
     "thin": "target_fps max_latency_ms at max_memory_mb max_size_mb device runtime precision "
     "threads space input_size data trust_table ap_drop search trials study frontier targets "
     "explain diff out",

@@ -21,6 +21,7 @@ from .options import (
     Result,
     Rounds,
     Runtime,
+    Seed,
     Size,
     Space,
     StrideName,
@@ -174,7 +175,7 @@ def build(
     input_size: Size = None,
     output_stride: Annotated[StrideName, STRIDE] = "16",
     head: HeadName = None,
-    seed: int = 0,
+    seed: Seed = 0,
     out: Out = DEFAULT,
 ) -> Result:
     """Everything: plan, profile, supernet, thin, train, export, eval, report.
@@ -186,7 +187,6 @@ def build(
         target_fps: Frames per second that the deployed network must reach, batch 1.
         minutes: Time to spend; epochs and supernet size are chosen to fit.
         format: onnx for ONNX Runtime, openvino for OpenVINO.
-        seed: Seed of initialisation, order and augmentation.
     """
     from deploy.form import RUNTIME_OF
     from supernet.architecture import parse_size

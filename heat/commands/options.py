@@ -48,3 +48,27 @@ Window = Annotated[int | None, Parameter(help="Tokens of a window of enact and p
 Clusters = Annotated[
     int | None, Parameter(help="ACT's clusters at most, in a graph; calibrated by default.")
 ]
+
+Epochs = Annotated[int | None, Parameter(help="Passes over the training data.")]
+BatchSize = Annotated[int | None, Parameter(help="Images per pass, over all processes.")]
+Accumulate = Annotated[int | None, Parameter(help="Passes whose gradients make one step.")]
+LearningRate = Annotated[float | None, Parameter(help="Peak AdamW step of the weights.")]
+DropPath = Annotated[float | None, Parameter(help="Largest stochastic depth rate.")]
+Autocast = Annotated[
+    Literal["auto", "f32", "bf16", "f16"],
+    Parameter(help="Autocast: bf16 where it is computed (auto), always, f16 (CUDA), or none."),
+]
+Workers = Annotated[
+    int | None,
+    Parameter(
+        help="Processes that load images; none for a short run, else one beside a CPU and more "
+        "beside a GPU, by default."
+    ),
+]
+Compile = Annotated[bool, Parameter(help="Let torch compile the network first.")]
+TensorBoard = Annotated[bool, Parameter(help="Write event files for TensorBoard too.")]
+Seed = Annotated[int, Parameter(help="Seed of initialisation, order and augmentation.")]
+Resume = Annotated[
+    bool, Parameter(help="Go on with an unfinished run, or with one that --epochs makes longer.")
+]
+Restart = Annotated[bool, Parameter(help="Begin again, replacing what stands.")]

@@ -10,18 +10,26 @@ from supernet.errors import UserError
 from ..workspace import DEFAULT, Workspace
 from .find import find_data, find_space, find_target
 from .options import (
+    Accumulate,
     Backbone,
+    BatchSize,
     Data,
     DeviceName,
+    Epochs,
     HeadName,
+    LearningRate,
     Out,
     OutputStride,
     Precision,
+    Restart,
     Result,
+    Resume,
     Runtime,
+    Seed,
     Size,
     Space,
     Threads,
+    Workers,
 )
 
 
@@ -117,10 +125,10 @@ def supernet(
     input_size: Size = None,
     output_stride: OutputStride = None,
     head: HeadName = None,
-    epochs: int = 12,
-    batch_size: int = 8,
-    accumulate: int = 1,
-    learning_rate: float = 1e-3,
+    epochs: Epochs = 12,
+    batch_size: BatchSize = 8,
+    accumulate: Accumulate = 1,
+    learning_rate: LearningRate = 1e-3,
     ema_decay: float = 0.998,
     train_precision: Literal["auto", "f32", "bf16"] = "auto",
     logit_learning_rate: float = 1e-3,
@@ -128,9 +136,10 @@ def supernet(
     straight_through: bool = False,
     global_block: Literal["cw", "oa", "enact", "pool", "search"] = "cw",
     backbone: Backbone = None,
-    seed: int = 0,
-    resume: bool = False,
-    restart: bool = False,
+    workers: Workers = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    restart: Restart = False,
     show: bool = False,
     out: Out = DEFAULT,
 ) -> Result:
@@ -139,12 +148,8 @@ def supernet(
     On several GPUs or processes: torchrun --nproc-per-node N -m heat supernet ...
 
     Args:
-        epochs: Passes over the training split.
-        batch_size: Images per pass, over all processes.
-        accumulate: Passes whose gradients make one step.
         ema_decay: Decay of the averaged weights that are saved; 0 saves the raw ones.
         train_precision: float32, bfloat16 autocast, or bfloat16 where this CPU computes it.
-        learning_rate: Peak AdamW step of the weights.
         logit_learning_rate: Adam step of the selection logits.
         noise: Gumbel noise, or the paper's literal uniform noise.
         global_block: Attention of S4, SAM_4, SCM and TCM: channel-wise (CPUs), original (large
@@ -152,9 +157,6 @@ def supernet(
             or cw and oa with two logits; thinning for a CPU takes cw.
         straight_through: Run one drawn operator per position, for less memory (1.6 times less was
             measured).
-        seed: Seed of initialisation, order and augmentation.
-        resume: Go on with an unfinished run.
-        restart: Begin again, replacing what stands.
         show: Draw r of every position over time, and the importance of each.
     """
     if show:
@@ -163,7 +165,7 @@ def supernet(
         return show_supernet(Workspace(out))
     if data is None:
         raise UserError("which data? give --data DIR (a small set: heat data shapes)")
-    from supernet.recipes import TrainConfig
+    from supernet.recipes import TrainConfig, changed
     from supernet.supernet import SearchConfig
     from supernet.training import Running
 
@@ -187,7 +189,8 @@ def supernet(
             template=chosen.template.with_(global_block=block),
             global_choice=global_block == "search",
         )
-    config = TrainConfig(
+    config = changed(
+        TrainConfig(),
         epochs=epochs,
         batch_size=batch_size,
         accumulate=accumulate,
@@ -199,7 +202,7 @@ def supernet(
     search = SearchConfig(
         noise=noise, straight_through=straight_through, logit_learning_rate=logit_learning_rate
     )
-    running = Running(resume=resume, restart=restart)
+    running = Running(resume=resume, restart=restart, workers=workers)
     return train_supernet(
         workspace, train_set, chosen, config, search, backbone=backbone, running=running
     )

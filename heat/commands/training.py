@@ -9,16 +9,28 @@ from cyclopts import Parameter
 from ..workspace import DEFAULT, Workspace
 from .find import attending, ending_in, find_data, find_heatdetr
 from .options import (
+    Accumulate,
     AttentionName,
+    Autocast,
     Backbone,
+    BatchSize,
+    Compile,
     Data,
+    DropPath,
+    Epochs,
     HeadName,
+    LearningRate,
     Out,
     OutputStride,
+    Restart,
     Result,
+    Resume,
     Rounds,
+    Seed,
     Size,
+    TensorBoard,
     Window,
+    Workers,
 )
 
 
@@ -27,37 +39,26 @@ def pretrain(
     data: Path,
     architecture: Annotated[str, Parameter(help="Preset or architecture.json.")] = "medium",
     input_size: Size = "224x224",
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    accumulate: int | None = None,
-    learning_rate: float | None = None,
-    drop_path: float | None = None,
-    precision: Literal["auto", "f32", "bf16", "f16"] = "auto",
-    workers: int | None = None,
-    compile: bool = False,
-    tensorboard: bool = False,
-    seed: int = 0,
-    resume: bool = False,
-    restart: bool = False,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    accumulate: Accumulate = None,
+    learning_rate: LearningRate = None,
+    drop_path: DropPath = None,
+    precision: Autocast = "auto",
+    workers: Workers = None,
+    compile: Compile = False,
+    tensorboard: TensorBoard = False,
+    seed: Seed = 0,
+    resume: Resume = False,
+    restart: Restart = False,
     out: Out = DEFAULT,
 ) -> Result:
     """Train a backbone to tell classes of pictures apart, for train and supernet --backbone.
 
+    Swin's recipe, 300 epochs in batches of 64, where nothing else is asked for.
+
     Args:
         data: Folder with train/CLASS/ and val/CLASS/ folders of pictures.
-        epochs: Passes over the pictures; 300 by default.
-        batch_size: Images per pass, over all processes; 64 by default.
-        accumulate: Passes per step.
-        learning_rate: Peak AdamW step.
-        drop_path: Largest stochastic depth rate.
-        precision: Autocast: bf16 where it is computed (auto), always, f16 (CUDA), or none (f32).
-        workers: Processes that load images; none for a short run, else one beside a CPU
-            and more beside a GPU, by default.
-        compile: Let torch compile the network first.
-        tensorboard: Write event files for TensorBoard too.
-        seed: Seed of initialisation, order and augmentation.
-        resume: Go on with an unfinished run, or with one that --epochs makes longer.
-        restart: Begin again, replacing what stands.
     """
     from supernet.architecture import parse_size
     from supernet.pretraining import load_pictures
@@ -102,51 +103,38 @@ def train(
     rounds: Rounds = None,
     window: Window = None,
     recipe: Literal["small", "1x", "3x", "detr", "sam-detr", "mtkd"] = "small",
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    accumulate: int | None = None,
-    learning_rate: float | None = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    accumulate: Accumulate = None,
+    learning_rate: LearningRate = None,
     schedule: Literal["cosine", "1x", "3x", "detr", "sam-detr", "mtkd"] | None = None,
-    drop_path: float | None = None,
+    drop_path: DropPath = None,
     assign: Literal["uniform", "aligned"] | None = None,
     balanced: bool | None = None,
-    precision: Literal["auto", "f32", "bf16", "f16"] = "auto",
+    precision: Autocast = "auto",
     inherit: bool = False,
     eval_every: int = 10,
-    workers: int | None = None,
-    compile: bool = False,
-    tensorboard: bool = False,
-    seed: int = 0,
-    resume: bool = False,
-    restart: bool = False,
+    workers: Workers = None,
+    compile: Compile = False,
+    tensorboard: TensorBoard = False,
+    seed: Seed = 0,
+    resume: Resume = False,
+    restart: Restart = False,
     out: Out = DEFAULT,
 ) -> Result:
-    """Train the thinned architecture.
+    """Train the thinned architecture, or another, as the recipe says where nothing else is asked.
 
     Args:
         data: COCO-format folder with a train split; AP is told on its val split, if it has one.
         recipe: small trains from scratch on small sets; 1x and 3x are the paper's; detr and
             sam-detr are their authors'; mtkd teaches a trained DETR (--weights) to bear ACT of
             --rounds.
-        epochs: Passes over the training split; the recipe's by default, as all that follows.
-        batch_size: Images per pass, over all processes.
-        accumulate: Passes per step.
-        learning_rate: Peak AdamW step.
         schedule: Cosine, or the steps of a paper.
-        drop_path: Largest stochastic depth rate.
         assign: Which anchors answer for an object: the paper's uniform choice, or those that suit
             it best. A one-to-one head has the latter.
         balanced: Draw pictures of rare classes more often.
-        precision: Autocast: bf16 where it is computed (auto), always, f16 (CUDA), or none (f32).
         inherit: Start from the supernet's weights instead of from scratch.
         eval_every: Epochs between two scores on the val split; 0 for none.
-        workers: Processes that load images; none for a short run, else one beside a CPU
-            and more beside a GPU, by default.
-        compile: Let torch compile the network first.
-        tensorboard: Write event files for TensorBoard too.
-        seed: Seed of initialisation, order and augmentation.
-        resume: Go on with an unfinished run, or with one that --epochs makes longer.
-        restart: Begin again, replacing what stands.
     """
     from supernet.architecture import Architecture, parse_size
     from supernet.attention.act import ROUNDS
