@@ -51,6 +51,8 @@ ENTRIES = [
     Entry("t1_pool", 32, 64, 64, 7, 9, 4, 1),
 ]
 
+ATTENTION = ("wmsa", "swmsa", "cw", "oa", "act", "enact", "pool")
+
 
 def random_statistics(module: nn.Module) -> None:
     """Give BatchNorm statistics of a trained network's kind, so that folding has work to do."""
@@ -124,6 +126,31 @@ def test_fresh_blocks_are_the_identity(op: str) -> None:
     module = OPERATORS[op].build(entry).eval()
     x = torch.randn(2, 64, 10, 12)
     assert torch.equal(outputs_of(module, [x])[0], x)
+
+
+@pytest.mark.parametrize(
+    "entry", [e for e in ENTRIES if e.op in ATTENTION and e.extra != 0.18], ids=str
+)
+def test_training_keeps_channels_innermost(entry: Entry) -> None:
+    """A gradient in another layout than its map makes BatchNorm several times slower."""
+    block = OPERATORS[entry.op].build(entry).to(memory_format=torch.channels_last)
+    strange = []
+
+    def look(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        def look_back(gradient: torch.Tensor) -> None:
+            if not gradient.is_contiguous(memory_format=torch.channels_last):
+                strange.append(module)
+
+        output.register_hook(look_back)
+
+    for part in block.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.register_forward_hook(look)
+    x = torch.randn(2, entry.d_in, entry.h, entry.w, requires_grad=True)
+    y = block(x.to(memory_format=torch.channels_last))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    y.backward(torch.randn_like(y))
+    assert not strange
 
 
 @pytest.mark.parametrize("shifted", [False, True])
