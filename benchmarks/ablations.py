@@ -196,7 +196,9 @@ PARTS = {
     "multi-level": Variant(build=MultiLevel),
     "WMSA in S1": Variant(shape={"blocks": ("W", *BASE.blocks[1:])}),
     "self-attention": Variant(shape={"global_block": "oa"}),
-    "self-attention of 82 % of the tokens": Variant(shape={"global_block": "oa", "token_sparsity": 0.18}),
+    "self-attention of 82 % of the tokens": Variant(
+        shape={"global_block": "oa", "token_sparsity": 0.18}
+    ),
     "k = 8": Variant(k=8),
     "cells of 16 pixels": Variant(stride=16),
 }

@@ -127,7 +127,10 @@ def run_task(
         # Convolutions are quicker channels last: by 18 % in bf16 on a CPU with AVX512.
         network.to(group.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(
-            parameter_groups(network, config), lr=config.learning_rate, betas=(0.9, 0.999)
+            parameter_groups(network, config),
+            lr=config.learning_rate,
+            betas=(0.9, 0.999),
+            fused=True,
         )
         average = Averaged(network, config.ema_decay)
         run = RunFiles(
