@@ -35,6 +35,21 @@ class Raw(nn.Module):
         return found.logits, found.pred_boxes
 
 
+def thawed(model: nn.Module) -> nn.Module:
+    """Let all of a model's backbone train, normalisation included.
+
+    transformers freezes it, for weights that were trained before; random ones must move.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__.endswith("FrozenBatchNorm2d"):
+                setattr(parent, name, nn.BatchNorm2d(len(child.weight)))
+    for name, parameter in model.named_parameters():
+        if "backbone." in name:
+            parameter.requires_grad_(True)
+    return model
+
+
 def detr_r50(size: tuple[int, int], classes: int = 80) -> nn.Module:
     """DETR with a ResNet-50."""
     from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig

@@ -6,8 +6,8 @@
 Runs in the peers' environment (see `peers.py`), with HEAT's reading of data on its path. YOLO is
 trained by ultralytics, with its defaults. The transformers' models are trained by AdamW, warm-up,
 cosine, averaged weights and the flips, zooms and colours of RT-DETR's recipe, in float32; the loss
-is theirs. It leaves `rows.json` (COCO result rows of the val split), `model.onnx` without NMS or
-top-k, and `facts.json`; what is there is not done again.
+is theirs. Nothing is frozen: it is from scratch. It leaves `rows.json` (COCO result rows of the val
+split), `model.onnx` without NMS or top-k, and `facts.json`; what is there is not done again.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from peers import PEERS, Raw, yolo
+from peers import PEERS, Raw, thawed, yolo
 from torch import Tensor, nn
 
 from supernet.augment import AugmentConfig
@@ -75,7 +75,7 @@ def train_transformer(
 ) -> tuple[nn.Module, int]:
     """Train until the epochs or the minutes are over; return the averaged model, images seen."""
     torch.manual_seed(options.seed)
-    model = PEERS[name](size, data.num_classes).model.train()
+    model = thawed(PEERS[name](size, data.num_classes).model).train()
     config = TrainConfig(
         epochs=options.epochs, batch_size=options.batch_size, seed=options.seed, augment=AUGMENT
     )

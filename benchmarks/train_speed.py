@@ -4,11 +4,11 @@
         --name cpu-448x448
 
 Runs in the peers' environment (see `peers.py`). A step is forward pass, matching, loss, backward
-pass and AdamW, on the same pictures; turns alternate between the networks, and medians count.
-Autocast is what `heat train --precision auto` chooses, for both; with --precision f32 neither has
-it. Loading is measured apart: how many augmented images one worker process makes a second, over how
-many the network takes. The last line is one JSON object; with --name it goes to
-benchmarks/results/train-speed/.
+pass and AdamW of all weights (transformers freezes the backbone, for pretrained ones), on the same
+pictures; turns alternate between the networks, and medians count. Autocast is what `heat train
+--precision auto` chooses, for both; with --precision f32 neither has it. Loading is measured apart:
+how many augmented images one worker process makes a second, over how many the network takes. The
+last line is one JSON object; with --name it goes to benchmarks/results/train-speed/.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import PEERS
+from peers import PEERS, thawed
 from result import tell
 from train_peer import labelled, prepared
 
@@ -68,7 +68,7 @@ def main() -> None:
     images, targets = next(feed(data, size, config, range(1)))
     images, targets = images.to(device), [target.to(device) for target in targets]
     ours = Detector(preset(options.preset, input_size=size, num_classes=data.num_classes))
-    theirs = PEERS["detr-r50"](size, data.num_classes).model
+    theirs = thawed(PEERS["detr-r50"](size, data.num_classes).model)
     theirs_images = prepared("detr-r50", images.cpu()).to(device)
     labels = [
         {key: value.to(device) for key, value in label.items()}
