@@ -13,7 +13,7 @@ from supernet.coco import DetectionSet, Record
 from supernet.detector import Detector
 from supernet.feed import feed
 from supernet.optimise import autocast_type
-from supernet.recipes import recipe
+from supernet.recipes import TrainConfig
 from supernet.supernet import SearchSpace
 
 from .spaces import SPACES
@@ -77,7 +77,7 @@ def _stand_in(space: SearchSpace) -> Detector:
 
 def step_seconds(network: Detector, data: DetectionSet) -> float:
     """Return the seconds that one image costs in training, measured on two steps."""
-    config = recipe("small")
+    config = TrainConfig()
     few = replace(data, records=data.records[: 2 * config.batch_size])
     dtype = autocast_type(config.precision, torch.device("cpu"))
     best = float("inf")

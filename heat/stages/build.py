@@ -51,11 +51,11 @@ def build(
     *,
     minutes: float,
     format: Format,
-    space: str | None = None,
-    input_size: tuple[int, int] | None = None,
-    output_stride: int = 16,
-    head: HeadKind = "nms",
-    seed: int = 0,
+    space: str | None,
+    input_size: tuple[int, int] | None,
+    output_stride: int,
+    head: HeadKind,
+    seed: int,
 ) -> dict[str, Any]:
     """Plan, profile, train the supernet, thin, train, export, evaluate; finished stages stand."""
     limits = Limits(target_fps=target_fps)
