@@ -6,10 +6,13 @@ Each target is one `heat thin` and one `heat export`, in processes of their own,
 them; the frame rate is the exported bundle's, at the machine speed that the latency table is for
 (`ratios_now`: as the clock had it). A target is `met` within [1, 1.05] of it,
 `infeasible` where `heat thin` says that the smallest network is too slow, else `missed`. With
---name the result is written to benchmarks/results/closed-loop/. The last line is one JSON object.
+--global-block the space is profiled first with that attention; `moves` says when thinning put
+another in its place (AR). With --name the result is written to benchmarks/results/closed-loop/.
+The last line is one JSON object.
 """
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
@@ -39,6 +42,12 @@ def heat(*arguments: object) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(lines[-1]) if lines else {}
 
 
+def chosen_moves(out: Path) -> list[str]:
+    """Return what the ledger of the last thinning chose, in order."""
+    with (out / "thin" / "thinning.csv").open(encoding="utf-8") as file:
+        return [row["move"] for row in csv.DictReader(file) if row["chosen"] == "1"]
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -46,6 +55,7 @@ def main() -> None:
     parser.add_argument("--targets", default="8,11,15,21,29,41,57,80")
     parser.add_argument("--input-size", default="448x448")
     parser.add_argument("--space", default="large")
+    parser.add_argument("--global-block", help="profiled first, then thinned")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="workspace; a temporary one by default")
     parser.add_argument("--name")
@@ -53,14 +63,18 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         out = options.out or Path(scratch) / "run"
+        where = ["--threads", options.threads, "--out", out]
+        form = ["--runtime", options.runtime, "--input-size", options.input_size]
+        if options.global_block:
+            space = ["--space", options.space, "--global-block", options.global_block]
+            heat("profile", *space, *form, *where)
+            form = ["--runtime", options.runtime]
+        else:
+            form += ["--space", options.space]
         for text in options.targets.split(","):
             target = float(text)
             started = time.monotonic()
-            where = ["--threads", options.threads, "--out", out]
-            form = ["--runtime", options.runtime, "--input-size", options.input_size]
-            _, thinned = heat(
-                "thin", "--target-fps", target, "--space", options.space, *form, *where
-            )
+            _, thinned = heat("thin", "--target-fps", target, *form, *where)
             row: dict[str, Any] = {"target": target, "floor_fps": None, "measured": None}
             if thinned["architecture"] is None:
                 row["verdict"], row["floor_fps"] = "infeasible", thinned["measured_fps"]
@@ -78,6 +92,8 @@ def main() -> None:
                     "measurements": thinned["measurements"],
                     "widths": thinned["widths"],
                     "blocks": thinned["blocks"],
+                    "global_block": thinned["global_block"],
+                    "moves": chosen_moves(out),
                 }
             row["seconds"] = round(time.monotonic() - started, 1)
             rows.append(row)
