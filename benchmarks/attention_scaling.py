@@ -179,9 +179,12 @@ def draw(sizes: list[int], rows: dict[str, dict[str, list[float]]], title: str, 
         figure.subplots(1, 2), ("ms", "mib"), ("milliseconds", "MiB more than at 256 tokens"),
         strict=True,
     ):  # fmt: skip
+        first = 1 if key == "mib" else 0
         for kind, row in rows.items():
-            axis.plot(sizes, np.maximum(row[key], 0.1), marker="o", label=kind)
+            axis.plot(sizes[first:], np.maximum(row[key][first:], 1), marker="o", label=kind)
         axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label, title=title)
+        axis.set_xticks(sizes, labels=[str(size) for size in sizes], minor=False)
+        axis.set_xticks([], minor=True)
         axis.grid(alpha=0.3)
     axis.legend()
     save(figure, path)
