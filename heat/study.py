@@ -177,9 +177,12 @@ def search(
             "use another --study"
         )
     _retry_killed(study)
+    current = 0
     with Progress(f"study {method}", trials, done=len(_finished(study))) as bar:
 
         def objective(trial: optuna.Trial) -> float | tuple[float, float]:
+            nonlocal current
+            current = trial.number
             trial.set_user_attr(WORKER, f"{socket.gethostname()}:{os.getpid()}")
             state = suggest(trial, problem)
             ms = problem.latency_ms(state)
@@ -193,7 +196,12 @@ def search(
         while len(_finished(study)) < trials:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.optimize(objective, n_trials=1)
+                try:
+                    study.optimize(objective, n_trials=1)
+                except (ValueError, optuna.exceptions.OptunaError):
+                    # SQLite locks no rows: two workers may take the same queued trial.
+                    if study.get_trials(deepcopy=False)[current].state != TrialState.COMPLETE:
+                        raise
             bar.advance()
     return study
 

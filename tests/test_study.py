@@ -11,6 +11,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -146,6 +147,27 @@ def test_of_two_workers_one_retries_a_killed_ones_trial(
     monkeypatch.undo()
     waiting = found.get_trials(states=(optuna.trial.TrialState.WAITING,))
     assert len(waiting) == 1
+
+
+def test_a_trial_that_another_worker_finished_is_left_to_it(tmp_path: Path) -> None:
+    """SQLite may hand a queued trial to two workers."""
+    storage = f"sqlite:///{tmp_path}/study.db"
+
+    def lost(_: State) -> float:
+        other = optuna.load_study(study_name="heat-random", storage=open_storage(storage))
+        (trial,) = other.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+        other.tell(trial.number, 1.0)
+        return 2.0
+
+    own = replace(problem(), lost=lost)
+    study = search(own, "random", trials=3, storage=storage)
+    assert [trial.value for trial in study.trials] == [1.0] * 3
+
+    def broken(_: State) -> float:
+        raise ValueError("of its own")
+
+    with pytest.raises(ValueError, match="of its own"):
+        search(replace(problem(), lost=broken), "random", trials=4, storage=storage)
 
 
 def test_workers_share_a_study_and_a_killed_ones_trial_is_retried(storage: str) -> None:
