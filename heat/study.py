@@ -177,7 +177,7 @@ def search(
             "use another --study"
         )
     _retry_killed(study)
-    current = 0
+    current: int | None = None
     with Progress(f"study {method}", trials, done=len(_finished(study))) as bar:
 
         def objective(trial: optuna.Trial) -> float | tuple[float, float]:
@@ -196,11 +196,12 @@ def search(
         while len(_finished(study)) < trials:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                current = None
                 try:
                     study.optimize(objective, n_trials=1)
                 except (ValueError, optuna.exceptions.OptunaError):
                     # SQLite locks no rows: two workers may take the same queued trial.
-                    if study.get_trials(deepcopy=False)[current].state != TrialState.COMPLETE:
+                    if current not in {trial.number for trial in _finished(study)}:
                         raise
             bar.advance()
     return study

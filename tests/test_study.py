@@ -149,6 +149,19 @@ def test_of_two_workers_one_retries_a_killed_ones_trial(
     assert len(waiting) == 1
 
 
+def test_a_storage_that_gives_no_trial_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = optuna.Study.ask
+
+    def failing(self: optuna.Study) -> optuna.Trial:
+        if self.get_trials(deepcopy=False):
+            raise optuna.exceptions.StorageInternalError("disk full")
+        return ask(self)
+
+    monkeypatch.setattr(optuna.Study, "ask", failing)
+    with pytest.raises(optuna.exceptions.StorageInternalError, match="disk full"):
+        search(problem(), "random", trials=3)
+
+
 def test_a_trial_that_another_worker_finished_is_left_to_it(tmp_path: Path) -> None:
     """SQLite may hand a queued trial to two workers."""
     storage = f"sqlite:///{tmp_path}/study.db"
