@@ -1,11 +1,13 @@
 """Can the network learn 16 pictures by heart? If not, loss, matching and decoding disagree.
 
     python benchmarks/overfit.py --data coco_tiny --name coco_tiny
+    python benchmarks/overfit.py --data coco_tiny --preset sam-detr-s --learning-rate 4e-4
 
 Trains on the first 16 pictures of the training split, among them some with crowds, without any
 augmentation, and scores on the same pictures: all objects, the medium and large ones (more than
-32x32 pixels in the stored picture), and the small ones; with cells of 32 and of 16 pixels. The last
-line is one JSON object; with --name it goes to benchmarks/results/overfit-NAME.json.
+32x32 pixels in the stored picture), and the small ones; a HeatDETR with cells of 32 and of 16
+pixels, DETR and SAM-DETR with those they have. The last line is one JSON object; with --name it
+goes to benchmarks/results/overfit-NAME.json.
 """
 
 import argparse
@@ -25,11 +27,11 @@ from pycocotools.cocoeval import COCOeval
 from result import tell
 
 from deploy.gate import torch_detect
-from supernet.architecture import Architecture, parse_size, preset
+from supernet.architecture import Architecture, parse_size
 from supernet.augment import AugmentConfig
 from supernet.coco import DetectionSet, load_split
-from supernet.detector import Detector
 from supernet.evaluate import found_rows
+from supernet.network import AnyArchitecture, build, find_architecture
 from supernet.recipes import TrainConfig
 from supernet.training import Running, fit
 
@@ -73,14 +75,14 @@ def scores(rows: list[dict[str, Any]], data: DetectionSet) -> dict[str, dict[str
     return found
 
 
-def learn(architecture: Architecture, data: DetectionSet, options: argparse.Namespace) -> Any:
+def learn(architecture: AnyArchitecture, data: DetectionSet, options: argparse.Namespace) -> Any:
     """Train on some pictures and score on them."""
     torch.manual_seed(0)
-    network = Detector(architecture)
+    network = build(architecture)
     config = TrainConfig(
         epochs=options.epochs,
         batch_size=8,
-        learning_rate=1e-3,
+        learning_rate=options.learning_rate,
         weight_decay=0.0,
         assign=options.assign,
         augment=STILL,
@@ -100,12 +102,18 @@ def main() -> None:
     parser.add_argument("--input-size", default="448x448")
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--strides", default="32,16")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--assign", default="uniform")
     parser.add_argument("--name")
     options = parser.parse_args()
     data = chosen(load_split(options.data, "train"))
     size = parse_size(options.input_size)
-    base = preset(options.preset, input_size=size, num_classes=data.num_classes)
+    base = find_architecture(options.preset).with_(input_size=size, num_classes=data.num_classes)
+    strides = (
+        {stride: base.with_stride(stride) for stride in map(int, options.strides.split(","))}
+        if isinstance(base, Architecture)
+        else {base.stride: base}
+    )
     result = {
         "network": options.preset,
         "gmacs": {},
@@ -114,13 +122,13 @@ def main() -> None:
         "objects": int(np.sum([len(record.labels) for record in data.records])),
         "crowds": sum(bool(a.get("iscrowd")) for a in data.ground_truth["annotations"]),
         "epochs": options.epochs,
+        "learning_rate": options.learning_rate,
         "assign": options.assign,
         "input_size": options.input_size,
         "machine": platform.machine(),
         "torch": torch.__version__,
     }
-    for stride in map(int, options.strides.split(",")):
-        architecture = base.with_stride(stride)
+    for stride, architecture in strides.items():
         result["gmacs"][str(stride)] = round(architecture.macs().total / 1e9, 3)
         result["stride"][str(stride)] = learn(architecture, data, options)
     tell(result, RESULTS / f"overfit-{options.name}.json" if options.name else None)

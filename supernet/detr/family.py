@@ -85,11 +85,15 @@ class DetrArchitecture:
             raise UserError("smca modulates SAM-DETR's attention, not DETR's")
 
     @property
+    def stride(self) -> int:
+        """Pixels of a cell's side."""
+        return 16 if self.dc5 else 32
+
+    @property
     def cells(self) -> tuple[int, int]:
         """Rows and columns of the encoder's tokens."""
-        stride = 16 if self.dc5 else 32
         height, width = self.input_size
-        return -(-height // stride), -(-width // stride)
+        return -(-height // self.stride), -(-width // self.stride)
 
     def macs(self) -> Macs:
         """Count the multiply-adds of the deployed graph: of convolutions, and of products."""
