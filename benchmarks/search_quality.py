@@ -27,9 +27,10 @@ from heat.limits import Limits
 from heat.settle import OVERSHOOT
 from heat.spaces import search_space
 from heat.stages.evaluate import evaluate_checkpoint
+from heat.stages.form_search import Form
 from heat.stages.measuring import measure_network
 from heat.stages.supernet import train_supernet
-from heat.stages.thin import Form, thin
+from heat.stages.thin import thin
 from heat.stages.train import train
 from heat.thinning import State, prior_logits
 from heat.workspace import Workspace

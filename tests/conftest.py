@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import heat.stages.form_search
 import heat.stages.profile
-import heat.stages.thin
 from latency_tables.measure import ROUNDS
 from latency_tables.models import randomise
 from latency_tables.plan import Checks
@@ -60,7 +60,7 @@ def _roughly() -> Iterator[None]:
     rough = partial(Checks, anchors=4, held_out=2, memory=5, max_rounds=ROUNDS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heat.stages.profile, "Checks", rough)
-        patch.setattr(heat.stages.thin, "Checks", rough)
+        patch.setattr(heat.stages.form_search, "Checks", rough)
         yield
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from supernet.coco import DetectionSet
 
     from ..limits import Limits
-    from ..stages.thin import Form
+    from ..stages.form_search import Form
 
 STEP_PX = 64
 """Between the sizes of a range."""
@@ -37,7 +37,7 @@ def find_forms(
     trust: bool = False,
 ) -> tuple[list["Form"], "DetectionSet | None"]:
     """Return every combination of the sizes and precisions asked for, and the data."""
-    from ..stages.thin import Form
+    from ..stages.form_search import Form
 
     trained = workspace.stage("supernet")
     data = data or (Path(trained["data"]) if trained else None)

@@ -31,9 +31,10 @@ from ..spaces import search_space
 from ..workspace import Workspace
 from .evaluate import evaluate_bundle
 from .export import Wish, export
+from .form_search import Form
 from .profile import profile
 from .supernet import train_supernet
-from .thin import Form, thin
+from .thin import thin
 from .train import train
 
 PROXY_MINUTES = 20.0

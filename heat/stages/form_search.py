@@ -1,0 +1,182 @@
+"""The search of one form: its tables opened, its moves weighed, its networks measured."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+
+from latency_tables.batch import Bench
+from latency_tables.devices import Target
+from latency_tables.lock import only_one
+from latency_tables.plan import LAZY, Checks
+from latency_tables.profile import fill, open_bench
+from latency_tables.store import open_table
+from latency_tables.table import LatencyTable
+from supernet.architecture import Architecture
+from supernet.coco import DetectionSet
+from supernet.errors import UserError
+from supernet.supernet import SearchSpace
+
+from ..accuracy import Readings
+from ..journal import Journal, fingerprint
+from ..ledger import write_ledger
+from ..limits import Cost, Limits, Pricer, worst_ms
+from ..proxies import ApDropBy, Evaluator, choose
+from ..search import Chain
+from ..settle import Goal
+from ..source import Source, check_fits, with_global_block
+from ..thinning import Logits, State, ThinningRules, Trial
+from ..workspace import Workspace
+from .measuring import measure_network
+from .profile import check_table, table_path
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A way to deploy the network: an input size, and a runtime and precision on each device."""
+
+    space: SearchSpace
+    """Its template has the input size."""
+    targets: tuple[Target, ...]
+    limits: tuple[Limits, ...]
+    """What is wanted on each device."""
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        height, width = self.space.template.input_size
+        where = ", ".join(f"{t.device.name} {t.runtime} {t.precision}" for t in self.targets)
+        return f"{height}x{width} {where}"
+
+
+@dataclass(slots=True)
+class FormSearch:
+    """The chain of moves of one form, and what each of its networks costs."""
+
+    form: Form
+    chain: Chain
+    goals: list[Goal]
+    evaluator: Evaluator
+    readings: Readings | None
+    measured: Journal
+
+    def architecture(self, state: State) -> Architecture:
+        """Return the network of a state."""
+        return state.architecture(self.form.space, self.chain.logits)
+
+
+@contextmanager
+def open_search(
+    workspace: Workspace,
+    form: Form,
+    source: Source,
+    data: DetectionSet | None,
+    ap_drop: ApDropBy,
+    rules: ThinningRules,
+    trust: bool,
+) -> Iterator[FormSearch]:
+    """Open a form's tables, each for this process alone, and its readings."""
+    space = form.space
+    if source.supernet is not None:
+        check_fits(source.supernet, space, workspace)
+        space = replace(
+            with_global_block(source.supernet, form.targets[0]), template=space.template
+        )
+        form = replace(form, space=space)
+    readings = None
+    if source.supernet is not None and data is not None:
+        of = fingerprint(
+            supernet=source.digest, data=str(data.root), images=len(data.records), kind="readings"
+        )
+        journal = Journal(workspace.root / "thin" / "readings.jsonl", of)
+        readings = Readings(source.supernet, space, data, source.logits, journal)
+    evaluator = choose(ap_drop, readings, space, source.logits, rules)
+    run = fingerprint(form=str(form), limits=[asdict(limit) for limit in form.limits])
+    measured = Journal(workspace.root / "thin" / "measured.jsonl", run)
+    with ExitStack() as locks:
+        goals = []
+        for target, limits in zip(form.targets, form.limits, strict=True):
+            table = open_table(workspace.tables, target, space.template.input_size, trust=trust)
+            locks.enter_context(only_one(table_path(workspace, table)))
+            goals.append(_goal(workspace, table, target, limits, space, source.logits, measured))
+        latency_ms = worst_ms([goal.prices for goal in goals], form.limits)
+        chain = Chain(space, source.logits, rules, latency_ms, evaluator.drop)
+        chain.on_step = _follow(workspace, chain, form.limits[0].fps)
+        yield FormSearch(form, chain, goals, evaluator, readings, measured)
+
+
+def _goal(
+    workspace: Workspace,
+    table: LatencyTable,
+    target: Target,
+    limits: Limits,
+    space: SearchSpace,
+    logits: Logits,
+    journal: Journal,
+) -> Goal:
+    """Calibrate a table where its device is at hand, and say how its networks are measured."""
+    if not target.here:
+        if limits.max_memory_mb is not None and table.memory is None:
+            raise UserError(f"{table.conditions.stem} has no memory model: leave --max-memory-mb")
+        return Goal(Pricer(table, space, logits, table.sum_ms), limits, None)
+    if limits.max_memory_mb is not None and table.memory is None:
+        check_table(workspace, table, space, Checks())
+    elif not table.calibration.anchors:
+        check_table(workspace, table, space, LAZY)
+    memory = limits.max_memory_mb is not None
+
+    def measure(state: State) -> Cost:
+        architecture = state.architecture(space, logits)
+        block = f" {state.global_block}" if state.global_block else ""
+        key = f"{table.conditions.stem} {architecture.widths} {architecture.blocks}{block}"
+        found = journal.reading(
+            key,
+            lambda: asdict(
+                measure_network(
+                    architecture,
+                    table.conditions.setting,
+                    reference_ms=table.reference_ms,
+                    memory=memory,
+                )
+            ),
+        )
+        return Cost(**found)
+
+    return Goal(Pricer(table, space, logits, _lazy_filler(workspace, table)), limits, measure)
+
+
+def _lazy_filler(workspace: Workspace, table: LatencyTable) -> Callable[[Architecture], object]:
+    """Return what measures the entries a table lacks, with a runtime opened once."""
+    bench: Bench | None = None
+
+    def ensure(architecture: Architecture) -> None:
+        nonlocal bench
+        missing = table.missing(architecture.entries())
+        if missing:
+            bench = bench or open_bench(table.conditions)
+            fill(
+                table,
+                missing,
+                bench=bench,
+                max_rounds=LAZY.max_rounds,
+                save=lambda: table.save(workspace.tables),
+            )
+
+    return ensure
+
+
+def _follow(workspace: Workspace, chain: Chain, fps: float) -> Callable[[list[Trial]], None]:
+    """Return what keeps the ledger and says each step."""
+
+    def on_step(trials: list[Trial]) -> None:
+        chosen = next(trial for trial in trials if trial.chosen)
+        place = f"S{chosen.move.stage}"
+        if chosen.move.position is not None:
+            place += f" position {chosen.move.position}"
+        print(
+            f"step {chosen.step}: {chosen.move.kind} {place}: {chosen.fps:.2f} FPS "
+            f"(target {fps:g}), AP_drop {chosen.ap_drop:.3f}",
+            file=sys.stderr,
+        )
+        write_ledger(workspace.ledger, chain.ledger(len(chain.trials)), chain.space, chain.logits)
+
+    return on_step

@@ -1,0 +1,141 @@
+"""What `heat thin` says about the network it found, and about a target out of reach."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from latency_tables.store import find_table
+from supernet.errors import PromiseError
+
+from ..ledger import write_ledger
+from ..search import Chain
+from ..settle import Settled
+from ..source import Source
+from ..thinning import Trial, importances, weigh
+from ..workspace import Workspace
+from .form_search import FormSearch
+from .profile import table_path
+
+
+def write_moves(workspace: Workspace, search: FormSearch, found: Settled) -> None:
+    """Write the ledger of the moves that led to the result."""
+    chain = search.chain
+    trials = chain.ledger(found.index) + _last_trials(chain, found)
+    write_ledger(workspace.ledger, trials, chain.space, chain.logits)
+
+
+def _last_trials(chain: Chain, found: Settled) -> list[Trial]:
+    """Weigh the moves that fitted the result to its target."""
+    state, trials = chain.states[found.index], []
+    for number, move in enumerate(found.moves):
+        trial = weigh(
+            found.index + number,
+            state,
+            move,
+            chain.logits,
+            chain.rules,
+            chain.latency_ms,
+            chain.ap_drop,
+        )
+        trials.append(replace(trial, chosen=True, reason="lands between the target and 5 % above"))
+        state = move.after
+    return trials
+
+
+def result_of(
+    workspace: Workspace, search: FormSearch, found: Settled, source: Source, *, trust: bool
+) -> dict[str, Any]:
+    """Return the record: what was asked for, predicted, measured, and by which table."""
+    goal, target = search.goals[0], search.form.targets[0]
+    limits, table = goal.limits, goal.prices.table
+    architecture = search.architecture(found.state)
+    predicted = goal.prices.cost(found.state)
+    measured = found.measured[0] if found.measured else None
+    first = table.predict_ms(architecture)
+    weights = importances(search.chain.space, search.chain.logits)
+    where = find_table(workspace.tables, target, architecture.input_size, trust=trust)
+    return {
+        "target_fps": round(limits.fps, 4),
+        "max_latency_ms": limits.max_latency_ms,
+        "percentile": limits.percentile,
+        "max_memory_mb": limits.max_memory_mb,
+        "max_size_mb": limits.max_size_mb,
+        "predicted_fps": round(predicted.fps, 3),
+        "predicted_ms": round(1000.0 / predicted.fps, 4),
+        "table_ms": round(first, 4),
+        "predicted_size_mb": round(predicted.size_mb, 2),
+        "predicted_memory_mb": _rounded(predicted.memory_mb),
+        "measured_fps": round(measured.fps, 3) if measured else None,
+        "measured_fps_now": round(measured.fps_now, 3) if measured else None,
+        "reference_ms": table.reference_ms,
+        "measured_ms": round(1000.0 / measured.fps, 4) if measured else None,
+        "measured_p50_ms": round(measured.p50_ms, 4) if measured else None,
+        "measured_p95_ms": round(measured.p95_ms, 4) if measured else None,
+        "measured_size_mb": round(measured.size_mb, 2) if measured else None,
+        "measured_memory_mb": _rounded(measured.memory_mb) if measured else None,
+        "met": not found.broken,
+        "speedup": round(found.speedup, 4) if measured else None,
+        "source": "estimated" if table.estimated else "measured",
+        "here": target.here,
+        "device": table.conditions.device,
+        "requested": target.device.name,
+        "model": table.conditions.model,
+        "runtime": target.runtime,
+        "runtime_version": table.conditions.runtime_version,
+        "precision": table.conditions.precision,
+        "threads": target.threads,
+        "input_size": list(architecture.input_size),
+        "architecture": None if found.at_floor else str(workspace.architecture),
+        "widths": list(architecture.widths),
+        "blocks": list(architecture.blocks),
+        "global_block": architecture.global_block,
+        "positions": found.state.positions(),
+        "space": search.form.space.to_json(),
+        "importance": {name: round(m, 4) for name, m in weights.items()},
+        "ranked_by": source.name,
+        "ap_drop_by": search.evaluator.meaning,
+        "proxies": {v.proxy: _rounded(v.spearman, 3) for v in search.evaluator.verdicts},
+        "table": str(where or table_path(workspace, table)),
+        "table_factor": round(goal.prices.speed * table.calibration.factor, 4),
+        "held_out_error": table.calibration.held_out_error,
+        "margin": round(goal.margin(corrected=False), 4),
+        "measurements": found.measurements,
+        "steps": found.index + len(found.moves),
+        "devices": [
+            {
+                "device": other.prices.table.conditions.stem,
+                "target_fps": round(other.limits.fps, 4),
+                "predicted_fps": round(other.prices.cost(found.state).fps, 3),
+                "measured_fps": round(cost.fps, 3) if cost else None,
+            }
+            for other, cost in zip(
+                search.goals, found.measured or [None] * len(search.goals), strict=True
+            )
+        ],
+    }
+
+
+def _rounded(value: float, digits: int = 1) -> float | None:
+    return None if math.isnan(value) else round(value, digits)
+
+
+def floor_error(search: FormSearch, found: Settled, result: dict[str, Any]) -> PromiseError:
+    """Say what the smallest network reaches, and what would reach the target."""
+    target, limits = search.form.targets[0], search.form.limits[0]
+    height, width = result["input_size"]
+    fps = result["measured_fps"] or result["predicted_fps"]
+    # Nearly all cost is proportional to the number of pixels.
+    shrink = math.sqrt(min(1.0, fps / limits.fps))
+    sides = [int(side * shrink) // 64 * 64 for side in (height, width)]
+    other = "openvino" if target.runtime == "onnxruntime" else "onnxruntime"
+    ways = [f"--input-size {sides[0]}x{sides[1]} (estimated)"] if min(sides) >= 64 else []
+    if target.threads < target.detected.cores:
+        ways.append(f"--threads {target.detected.cores}")
+    ways.append(f"--runtime {other}")
+    result["floor"] = {"widths": result.pop("widths"), "blocks": result.pop("blocks")}
+    return PromiseError(
+        f"{limits.fps:g} FPS is out of reach: the smallest network of the space runs at "
+        f"{fps:.1f} FPS on {result['device']} at {height}x{width}, {target.threads} thread(s), "
+        f"{target.runtime} ({'; '.join(found.broken)}); try {' or '.join(ways)}",
+        result,
+    )
