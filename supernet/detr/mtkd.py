@@ -70,10 +70,9 @@ def both_branches(
     Dropout is the same in both.
     """
     tokens = network.tokens(image_BHW3, pad_BHW)
-    noise = torch.get_rng_state()
-    with attending(network, [Attention() for _ in cores]):
+    gpu = [image_BHW3.device] if image_BHW3.is_cuda else []
+    with torch.random.fork_rng(gpu), attending(network, [Attention() for _ in cores]):
         exact = network.decoded(network.encoded(tokens))
-    torch.set_rng_state(noise)
     with attending(network, cores):
         clustered = network.decoded(network.encoded(tokens))
     return Branches(exact, clustered)
