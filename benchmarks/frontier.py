@@ -190,16 +190,17 @@ def draw(models: list[dict[str, Any]], title: str, path: Path) -> None:
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
-    ours = sorted((m["ms"], m["ap"]) for m in models if m["model"].startswith("heat-"))
-    axis.plot(*zip(*ours, strict=True), marker="o", color="tab:red", label="HEAT")
+    line = sorted((m["ms"], m["ap"]) for m in models if m["model"].startswith("heat-"))
+    axis.plot(*zip(*line, strict=True), marker="o", color="tab:red", label="HEAT")
     most = max(model["images_seen"] for model in models)
     for model in models:
-        if not model["model"].startswith("heat-"):
+        ours = model["model"].startswith("heat-")
+        if not ours:
             face = "tab:blue" if model["images_seen"] == most else "none"
             axis.scatter(model["ms"], model["ap"], facecolors=face, edgecolors="tab:blue")
         axis.annotate(
-            model["model"], (model["ms"], model["ap"]), xytext=(5, 4), textcoords="offset points",
-            fontsize=8,
+            model["model"], (model["ms"], model["ap"]), xytext=(0, 5) if ours else (0, -12),
+            textcoords="offset points", ha="center", fontsize=8,
         )  # fmt: skip
     axis.set_xscale("log")
     axis.margins(x=0.15, y=0.1)
