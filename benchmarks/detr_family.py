@@ -134,9 +134,9 @@ def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
     by_system: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for name, found in runs.items():
         by_system[name.rpartition(" ")[0]].append(found)
-    for system, found in by_system.items():
-        curves = list(zip(*(one["ap"] for one in found), strict=True))
-        epochs = found[0]["epochs"]
+    for system, seeds in by_system.items():
+        curves = list(zip(*(one["ap"] for one in seeds), strict=True))
+        epochs = seeds[0]["epochs"]
         axis.plot(epochs, [statistics.mean(aps) for aps in curves], marker="o", label=system)
         axis.fill_between(
             epochs, [min(aps) for aps in curves], [max(aps) for aps in curves], alpha=0.2
