@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from frontier import OURS
-from result import tell
+from result import RESULTS, tell
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,7 +45,6 @@ from supernet.operators.decode import Decode, make_anchors
 from supernet.recipes import recipe
 from supernet.training import Running, fit
 
-RESULTS = Path(__file__).parent / "results"
 BASE = OURS["heat-s"]
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from peers_cpu import count_macs
-from result import here, tell
+from result import RESULTS, here, tell
 
 from deploy.gate import torch_detect
 from deploy.side_by_side import Entrant, race
@@ -36,7 +36,6 @@ from supernet.detector import Detector
 from supernet.evaluate import found_rows, score_rows
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).parent / "results"
 
 OURS = {
     "heat-xs": Architecture(

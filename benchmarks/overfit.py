@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from result import tell
+from result import RESULTS, tell
 
 from deploy.gate import torch_detect
 from supernet.architecture import Architecture, parse_size
@@ -35,7 +35,6 @@ from supernet.network import AnyArchitecture, build, find_architecture
 from supernet.recipes import TrainConfig
 from supernet.training import Running, fit
 
-RESULTS = Path(__file__).parent / "results"
 IMAGES = 16
 CROWDS = 2
 STILL = AugmentConfig(

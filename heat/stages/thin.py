@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from supernet.atomic import replacing
@@ -108,8 +108,7 @@ def _best(searches: Sequence[FormSearch]) -> FormSearch:
     found: list[tuple[FormSearch, float, float]] = []
     for search in searches:
         assert search.readings is not None
-        predicted = [replace(goal, measure=None) for goal in search.goals]
-        settled = settle(search.chain, predicted)
+        settled = search.by_prediction()
         if settled.broken:
             print(f"{search.form}: out of reach ({'; '.join(settled.broken)})", file=sys.stderr)
             continue
@@ -128,8 +127,7 @@ def _study(workspace: Workspace, search: FormSearch, plan: StudyPlan) -> None:
     from ..study import Problem, best_state
     from ..study import search as run
 
-    predicted = [replace(goal, measure=None) for goal in search.goals]
-    greedy = settle(search.chain, predicted)
+    greedy = search.by_prediction()
     if greedy.broken:
         return  # the floor is out of reach, whoever searches
     full = search.chain.states[0]
