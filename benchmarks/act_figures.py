@@ -13,7 +13,6 @@ line is one JSON object; with --name all of it goes to benchmarks/results/act-fi
 import argparse
 import statistics
 import tempfile
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +103,20 @@ def errors(core: Recording) -> dict[str, dict[str, float]]:
 
 
 @torch.inference_mode()
-def prototypes(cores: list[Recording]) -> dict[str, list[float]]:
-    """Return clusters as a share of the tokens in each layer, by rounds."""
-    found: dict[str, list[float]] = defaultdict(list)
+def prototypes(cores: list[Recording]) -> dict[str, list[list[float]]]:
+    """Return clusters as a share of the tokens by rounds, in each layer, for each hash."""
+    found: dict[str, list[list[float]]] = {}
     for rounds in ROUNDS:
+        found[str(rounds)] = []
         for core in cores:
-            act = ActAttention(core.seen[0][0].shape[-1], rounds)
-            for q, k, v in core.seen:
-                act.attend(q, k, v)
-            found[str(rounds)].append(round(act.seen.share, 4))
-    return dict(found)
+            hashes = [
+                ActAttention(core.seen[0][0].shape[-1], rounds, seed=seed) for seed in range(SEEDS)
+            ]
+            for act in hashes:
+                for q, k, v in core.seen:
+                    act.attend(q, k, v)
+            found[str(rounds)].append([round(act.seen.share, 4) for act in hashes])
+    return found
 
 
 @torch.inference_mode()
@@ -149,9 +152,13 @@ def draw(result: dict[str, Any], folder: Path) -> None:
         line = [result["errors"][f"L={rounds} r={bucket:g}"]["mse"] for bucket in BUCKETS]
         error.plot(BUCKETS, line, marker="o", label=f"L = {rounds}")
         layers = result["prototypes"][str(rounds)]
-        share.plot(range(1, len(layers) + 1), layers, marker="o", label=f"L = {rounds}")
+        places = range(1, len(layers) + 1)
+        means = [statistics.mean(hashes) for hashes in layers]
+        share.plot(places, means, marker="o", label=f"L = {rounds}")
+        share.fill_between(places, list(map(min, layers)), list(map(max, layers)), alpha=0.15)
     error.set(xlabel="width of a bucket, r", ylabel="mean squared error, first layer", yscale="log")
     share.set(xlabel="layer of the encoder", ylabel="clusters / tokens", ylim=(0, 1))
+    share.set_xticks(places)
     for axis in (chance, error, share):
         axis.grid(alpha=0.3)
         axis.legend()

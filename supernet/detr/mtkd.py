@@ -51,13 +51,18 @@ def attending(network: Host, cores: Sequence[Attention]) -> Iterator[None]:
 
 
 def act_cores(
-    network: Host, rounds: int = ROUNDS, *, bucket: float = BUCKET, most: int | None = None
+    network: Host,
+    rounds: int = ROUNDS,
+    *,
+    bucket: float = BUCKET,
+    most: int | None = None,
+    seed: int = 0,
 ) -> list[Attention]:
-    """Return cores of ACT for all layers of an encoder, on its device."""
+    """Return cores of ACT for all layers of an encoder, on its device; the hash is of a seed."""
     a = network.architecture
     device = next(network.parameters()).device
     return [
-        ActAttention(a.width // a.heads, rounds, bucket=bucket, most=most).to(device)
+        ActAttention(a.width // a.heads, rounds, bucket=bucket, most=most, seed=seed).to(device)
         for _ in range(a.encoder_layers)
     ]
 
