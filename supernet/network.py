@@ -7,6 +7,7 @@ from .architecture import PRESETS, Architecture
 from .detector import Detector
 from .detr.detr import Detr, Host
 from .detr.family import FAMILY, DetrArchitecture
+from .detr.multi_scale import MultiScaleSamDetr
 from .detr.sam_detr import SamDetr
 from .errors import UserError
 
@@ -18,6 +19,8 @@ def build(architecture: AnyArchitecture) -> Network:
     """Return a network with fresh weights."""
     if isinstance(architecture, Architecture):
         return Detector(architecture)
+    if architecture.levels > 1:
+        return MultiScaleSamDetr(architecture)
     return SamDetr(architecture) if architecture.family == "sam-detr" else Detr(architecture)
 
 

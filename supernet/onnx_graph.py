@@ -343,7 +343,9 @@ class GraphWriter:
         return self.op("Slice", [x, *bounds], shape)
 
     def split(self, x: Value, axis: int, sizes: Sequence[int]) -> list[Value]:
-        """Append a Split of one axis."""
+        """Append a Split of one axis, unless there is one part."""
+        if len(sizes) == 1:
+            return [x]
         shapes = [(*x.shape[:axis], size, *x.shape[axis + 1 :]) for size in sizes]
         return self.op_many("Split", [x, self.ints(*sizes)], shapes, axis=axis)
 

@@ -74,6 +74,19 @@ def test_one_checkpoint_is_deployed_with_any_attention(
     assert found["images"] == 8
 
 
+def test_several_maps(shapes: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.json"
+    several = TINY.with_(family="sam-detr", dc5=False, group_norm=True, levels=3, decoder_layers=3)
+    file.write_text(several.to_json())
+    heat("train", "--data", shapes, "--architecture", file, "--epochs", 1, "--out", tmp_path)
+    done = heat("export", "--format", "onnx", "--out", tmp_path)
+    assert done["trained"] and done["parity_max_box_px"] < 0.1
+    weights = tmp_path / "train" / "weights.safetensors"
+    taught = ("--recipe", "mtkd", "--weights", weights, "--out", tmp_path / "taught")
+    said = fails(2, "train", "--data", shapes, "--architecture", file, *taught)
+    assert "deformable" in said
+
+
 @pytest.mark.parametrize("attention", ["act", "pool"])
 def test_engines_are_built_ahead_of_time(trained: Path, attention: str) -> None:
     pytest.importorskip("tensorrt_rtx_bindings")

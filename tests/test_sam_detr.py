@@ -1,5 +1,7 @@
 """SAM-DETR's acceptance checks (S1 to S7) and its graph."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from deploy.runtimes import open_session
 from supernet.detr import DetrArchitecture
 from supernet.detr.detr import Tokens
 from supernet.detr.sam_detr import SamDetr
-from supernet.detr.semantics_aligner import AlignerLayer, cut, nearness, sample
+from supernet.detr.sampling import cut, sample
+from supernet.detr.semantics_aligner import AlignerLayer, nearness
 from supernet.onnx_graph import GraphWriter
 from tests.toy_detr import SMALL, images, shaken, trainable
 
@@ -48,7 +51,7 @@ def test_s3_regions_and_points() -> None:
     y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
     ramp = torch.stack([x.flatten(), y.flatten()], 1)[None]
     boxes = torch.tensor([[[0.5, 0.4, 0.5, 0.3], [0.3, 0.6, 0.2, 0.5]]])
-    regions = cut(Tokens(ramp, ramp, None, (h, w)), boxes, torch.ones(1, 2))
+    regions = cut(Tokens(ramp, ramp, None, ((h, w),)), boxes, torch.ones(1, 2))
     shift = (torch.rand(2, 8, 2) * 2 - 1) * 6 / 7
     expected = boxes[0, :, None, :2] + boxes[0, :, None, 2:] / 2 * shift
     assert (sample(regions, shift) - expected).abs().max() <= 1e-4
@@ -90,7 +93,7 @@ def test_s6_padding_changes_nothing(smca: bool) -> None:
     memory = network.encoded(network.tokens_of(nn.functional.pad(x, (0, 2, 0, 1)), pad))
     assert memory.pad_BN is not None
     blank = memory.x_BND.masked_fill(memory.pad_BN[..., None], 0.0)
-    padded = network.decoded(Tokens(blank, memory.pos_BND, memory.pad_BN, memory.cells))
+    padded = network.decoded(replace(memory, x_BND=blank))
     for a, b in zip(alone, padded, strict=True):
         assert (a - b).abs().max() <= 1e-4
 

@@ -76,6 +76,8 @@ def _teach(network: Network, rounds: int, *, trained: bool) -> None:
     """Let a trained DETR's training be MTKD's."""
     if not isinstance(network, Host):
         raise UserError(f"--recipe mtkd is for DETR, not for {network.architecture.name}")
+    if network.architecture.levels > 1:
+        raise UserError("--recipe mtkd: deformable attention has no ACT; one level is needed")
     if not trained:
         raise UserError("--recipe mtkd teaches a trained network: give its --weights")
     network.students = act_cores(network, rounds)

@@ -9,7 +9,7 @@ Shape suffixes: B batch, h and w cells, N = h * w tokens, Q queries, K classes, 
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import onnx
@@ -31,15 +31,36 @@ from .transformer import Decoder, Encoder, Mlp
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What an encoder takes, or gives."""
+    """What an encoder takes, or gives: the cells of a map, or of several, one after another."""
 
     x_BND: Tensor
     pos_BND: Tensor
     """Encoded positions."""
     pad_BN: Tensor | None
     """Which tokens are padding."""
-    cells: tuple[int, int]
-    """Rows and columns."""
+    maps: tuple[tuple[int, int], ...]
+    """Rows and columns of each map."""
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Rows and columns of the only map."""
+        (cells,) = self.maps
+        return cells
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each map."""
+        return [h * w for h, w in self.maps]
+
+    def by_map(self) -> list["Tokens"]:
+        """Return those of each map."""
+        found, first = [], 0
+        for cells, size in zip(self.maps, self.sizes, strict=True):
+            own = slice(first, first + size)
+            pad = None if self.pad_BN is None else self.pad_BN[:, own]
+            found.append(Tokens(self.x_BND[:, own], self.pos_BND[:, own], pad, (cells,)))
+            first += size
+        return found
 
 
 class Host(nn.Module, ABC):
@@ -54,12 +75,9 @@ class Host(nn.Module, ABC):
         a = self.architecture = architecture
         resnet = ResNet(a.depth, a.base, dilation=a.dc5, frozen=a.frozen)
         self.backbone = nn.ModuleList([nn.ModuleDict({"body": resnet})])
-        self.input_proj: nn.Module = nn.Conv2d(resnet.width, a.width, 1)
-        if a.group_norm:
-            self.input_proj = nn.Sequential(
-                self.input_proj, nn.GroupNorm(min(32, a.width), a.width)
-            )
-        encoder = Encoder(a.width, a.heads, a.hidden, a.dropout, a.cores())
+        self.input_proj = self.projection(resnet.widths[-1])
+        hidden = a.encoder_hidden or a.hidden
+        encoder = Encoder(a.width, a.heads, hidden, a.dropout, a.cores())
         self.transformer = nn.ModuleDict({"encoder": encoder})
         self.students: Sequence[Attention] = ()
         """Cores that learn from the exact ones while training."""
@@ -75,6 +93,14 @@ class Host(nn.Module, ABC):
         """The encoder."""
         return self.transformer["encoder"]  # type: ignore[return-value]
 
+    def projection(self, channels: int) -> nn.Module:
+        """Return what makes tokens of a map's cells."""
+        a = self.architecture
+        conv = nn.Conv2d(channels, a.width, 1)
+        if not a.group_norm:
+            return conv
+        return nn.Sequential(conv, nn.GroupNorm(min(32, a.width), a.width))
+
     def tokens(self, image_BHW3: Tensor, pad_BHW: Tensor | None = None) -> Tokens:
         """Return the tokens of uint8 images; `pad` marks pixels that are not of the image."""
         x = self.input_proj(self.body(Preprocess()(image_BHW3)))
@@ -88,12 +114,12 @@ class Host(nn.Module, ABC):
             pad = F.interpolate(pad_BHW[:, None].float(), size=(h, w))[:, 0].bool()
         pos = of_map(pad, D, self.offset).to(x_BDhw.dtype)
         flat = None if pad_BHW is None else pad.flatten(1)
-        return Tokens(x_BDhw.flatten(2).transpose(1, 2), pos.flatten(1, 2), flat, (h, w))
+        return Tokens(x_BDhw.flatten(2).transpose(1, 2), pos.flatten(1, 2), flat, ((h, w),))
 
     def encoded(self, tokens: Tokens) -> Tokens:
         """Run the encoder."""
         memory = self.encoder(tokens.x_BND, tokens.pos_BND, tokens.pad_BN)
-        return Tokens(memory, tokens.pos_BND, tokens.pad_BN, tokens.cells)
+        return replace(tokens, x_BND=memory)
 
     @abstractmethod
     def decoded(self, memory: Tokens) -> tuple[Tensor, Tensor]:
@@ -165,17 +191,23 @@ class Host(nn.Module, ABC):
     def emit_memory(self, graph: GraphWriter, image: Value) -> tuple[Value, Value]:
         """Write the encoded tokens and their positions, [1, N, D]."""
         graph.scope("backbone")
-        x = self.body.emit(graph, Preprocess().emit(graph, image))
-        projection = self.input_proj[0] if self.architecture.group_norm else self.input_proj  # type: ignore[index]
-        x = graph.conv(x, projection)
-        B, D, h, w = x.shape
-        x = graph.transpose(graph.reshape(x, B, D, h * w), 0, 2, 1)
-        if self.architecture.group_norm:
-            x = emit_group_norm(graph, x, self.input_proj[1])  # type: ignore[index]
-        pos = graph.const(of_map(torch.zeros(B, h, w, dtype=torch.bool), D, self.offset))
-        pos = graph.reshape(pos, B, h * w, D)
+        x = self.body.emit(graph, Preprocess().emit(graph, image))[-1]
+        x, pos = self.emit_tokens(graph, x, self.input_proj)
         graph.scope("encoder")
         return self.encoder.emit(graph, x, pos), pos
+
+    def emit_tokens(
+        self, graph: GraphWriter, x: Value, projection: nn.Module
+    ) -> tuple[Value, Value]:
+        """Write the tokens of a map and their positions, [1, N, D]."""
+        conv, norm = projection if isinstance(projection, nn.Sequential) else (projection, None)
+        x = graph.conv(x, conv)
+        B, D, h, w = x.shape
+        x = graph.transpose(graph.reshape(x, B, D, h * w), 0, 2, 1)
+        if isinstance(norm, nn.GroupNorm):
+            x = emit_group_norm(graph, x, norm)
+        pos = graph.const(of_map(torch.zeros(B, h, w, dtype=torch.bool), D, self.offset))
+        return x, graph.reshape(pos, B, h * w, D)
 
     @abstractmethod
     def emit(self, graph: GraphWriter, image: Value) -> tuple[Value, Value]:

@@ -46,6 +46,10 @@ class DetrArchitecture:
     decoder_layers: int = 6
     hidden: int = 2048
     """Channels within feed-forward layers."""
+    encoder_hidden: int | None = None
+    """Those of the encoder, where they are others."""
+    levels: int = 1
+    """Maps that become tokens: 1, or 3 (cells of 8, 16 and 32 pixels): multi-scale SAM-DETR."""
     queries: int = 100
     """Objects that are looked for."""
     dropout: float = 0.1
@@ -81,19 +85,36 @@ class DetrArchitecture:
             raise UserError(f"--attention {self.attention}: exact, act, enact or pool needed")
         if self.attention == "pool" and self.window is None:
             raise UserError("--attention pool: --window is needed, for instance 6")
+        if self.levels not in (1, 3):
+            raise UserError(f"{self.levels} levels: 1 or 3 needed")
+        if self.levels > 1 and (self.family, self.dc5, self.attention) != (
+            "sam-detr",
+            False,
+            "exact",
+        ):
+            raise UserError(
+                "3 levels are SAM-DETR's, without DC5; their encoder's attention is deformable: "
+                "no act, enact or pool"
+            )
         if self.smca and self.family != "sam-detr":
             raise UserError("smca modulates SAM-DETR's attention, not DETR's")
 
     @property
     def stride(self) -> int:
-        """Pixels of a cell's side."""
+        """Pixels of a cell's side, in the coarsest map."""
         return 16 if self.dc5 else 32
 
     @property
-    def cells(self) -> tuple[int, int]:
-        """Rows and columns of the encoder's tokens."""
+    def maps(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of every map of tokens, the finest first."""
         height, width = self.input_size
-        return -(-height // self.stride), -(-width // self.stride)
+        strides = [self.stride >> level for level in reversed(range(self.levels))]
+        return tuple((-(-height // stride), -(-width // stride)) for stride in strides)
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Rows and columns of the coarsest map."""
+        return self.maps[-1]
 
     def macs(self) -> Macs:
         """Count the multiply-adds of the deployed graph: of convolutions, and of products."""
@@ -182,6 +203,14 @@ FAMILY: Mapping[str, DetrArchitecture] = {
         DetrArchitecture(family="sam-detr", name="sam-detr-r50", queries=300, group_norm=True),
         DetrArchitecture(
             family="sam-detr", name="sam-detr-r50-smca", queries=300, group_norm=True, smca=True
+        ),
+        DetrArchitecture(
+            family="sam-detr",
+            name="sam-detr-r50-multi-scale",
+            queries=300,
+            group_norm=True,
+            levels=3,
+            encoder_hidden=1024,
         ),
         _small("detr"),
         _small("sam-detr", group_norm=True),

@@ -114,7 +114,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images to the last stage's map."""
+    """Images to maps."""
 
     def __init__(
         self, depth: int = 50, base: int = 64, *, dilation: bool = False, frozen: bool = True
@@ -126,6 +126,8 @@ class ResNet(nn.Module):
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         d_in = base
+        self.widths: list[int] = []
+        """Channels of every stage's map."""
         for stage, blocks in enumerate(BLOCKS[depth]):
             d = base * 2**stage
             dilated = dilation and stage == 3
@@ -140,30 +142,37 @@ class ResNet(nn.Module):
                 )  # fmt: skip
                 d_in = 4 * d if bottleneck else d
             setattr(self, f"layer{stage + 1}", nn.Sequential(*parts))
-        self.width = d_in
-        """Channels of the result."""
+            self.widths.append(d_in)
         if frozen:
             for part in (self.conv1, self._stages()[0]):
                 part.requires_grad_(False)
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         """Return the last map."""
+        return self.maps(x_B3HW)[-1]
+
+    def maps(self, x_B3HW: Tensor) -> list[Tensor]:
+        """Return every stage's map."""
         x = self.maxpool(self.bn1(self.conv1(x_B3HW)).relu())
+        found = []
         for stage in self._stages():
             x = stage(x)
-        return x  # type: ignore[no-any-return]
+            found.append(x)
+        return found
 
     def _stages(self) -> tuple[nn.Sequential, ...]:
         return tuple(self.get_submodule(f"layer{stage}") for stage in (1, 2, 3, 4))  # type: ignore[misc]
 
-    def emit(self, graph: GraphWriter, image: Value) -> Value:
-        """Write it."""
+    def emit(self, graph: GraphWriter, image: Value) -> list[Value]:
+        """Write every stage's map."""
         x = graph.unary("Relu", emit_conv_norm(graph, image, self.conv1, self.bn1))
         B, C, H, W = x.shape
         shape = (B, C, (H + 1) // 2, (W + 1) // 2)
         x = graph.op("MaxPool", [x], shape, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+        found = []
         for stage in self._stages():
             for block in stage:
                 assert isinstance(block, Block)
                 x = block.emit(graph, x)
-        return x
+            found.append(x)
+        return found

@@ -52,17 +52,22 @@ class SamDetr(Host):
         """Layers of the decoder."""
         return self.transformer.get_submodule("decoder.layers")  # type: ignore[return-value]
 
+    def map_of(self, number: int) -> int:
+        """Return which map a layer of the decoder reads: with several, from coarse to fine."""
+        a = self.architecture
+        return a.levels - 1 - number * a.levels // a.decoder_layers
+
     def decoded(self, memory: Tokens) -> tuple[Tensor, Tensor]:
         """Return class logits [S, B, Q, K] and boxes [S, B, Q, 4]; gradients stop at references."""
         B, _, D = memory.x_BND.shape
         reference = self.query_embed.weight.expand(B, -1, -1)
         x = reference.new_zeros(B, reference.shape[1], D)
-        ratio_B2 = valid_ratio(memory)
+        seen = [(part, valid_ratio(part)) for part in memory.by_map()]
         logits, boxes = [], []
-        for layer, classes, refine in zip(
-            self.layers, self.class_embed, self.bbox_embed, strict=True
+        for number, (layer, classes, refine) in enumerate(
+            zip(self.layers, self.class_embed, self.bbox_embed, strict=True)
         ):
-            x = layer(x, reference.sigmoid(), memory, ratio_B2)
+            x = layer(x, reference.sigmoid(), *seen[self.map_of(number)])
             refined = reference + refine(x)
             logits.append(classes(x))
             boxes.append(refined.sigmoid())
@@ -73,6 +78,9 @@ class SamDetr(Host):
         """Write class logits [1, Q, K] and boxes cxcywh in shares [1, Q, 4]."""
         memory, pos = self.emit_memory(graph, image)
         a = self.architecture
+        sizes = [h * w for h, w in a.maps]
+        memories, places = (graph.split(part, 1, sizes) for part in (memory, pos))
+        seen = list(zip(memories, places, a.maps, strict=True))
         reference = graph.const(self.query_embed.weight[None])
         x = graph.const(torch.zeros(1, a.queries, a.width))
         logits = reference
@@ -80,7 +88,7 @@ class SamDetr(Host):
             graph.scope(f"decoder_{number}")
             boxes = graph.unary("Sigmoid", reference)
             assert isinstance(layer, AlignerLayer)
-            x = layer.emit(graph, x, boxes, memory, pos, a.cells)
+            x = layer.emit(graph, x, boxes, *seen[self.map_of(number)])
             refine, classes = self.bbox_embed[number], self.class_embed[number]
             assert isinstance(refine, Mlp) and isinstance(classes, nn.Linear)
             reference = graph.add(reference, refine.emit(graph, x))

@@ -10,15 +10,14 @@ Shape suffixes: B batch, Q queries, N tokens, D channels, H heads, R = 7 cells o
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..attention.exact import attend, bias_of
 from ..onnx_graph import GraphWriter, Value
 from .detr import Tokens
 from .positions import TEMPERATURE, of_points
+from .sampling import REGION, cut, emit_cut, emit_sample, sample
 from .transformer import FeedForward, Mlp, emit_heads, emit_joined
 
-REGION = 7
 POINT_WIDTH = 512
 
 
@@ -173,7 +172,7 @@ class AlignerLayer(FeedForward):
         found = self.points.emit(graph, flat)
         shift = graph.unary("Tanh", graph.slice(found, 1, 0, 2 * H))
         grid = graph.reshape(shift, Q, H, 1, 2)
-        content = graph.reshape(_emit_sample(graph, regions, grid), Q, D, H)
+        content = graph.reshape(emit_sample(graph, regions, grid), Q, D, H)
         content = graph.reshape(graph.transpose(content, 0, 2, 1), 1, Q, H, D)
         half = graph.binary("Mul", graph.reshape(sides, 1, Q, 1, 2), graph.scalar(0.5))
         away = graph.binary("Mul", half, graph.reshape(shift, 1, Q, H, 2))
@@ -196,37 +195,6 @@ class AlignerLayer(FeedForward):
         read = self.cross_attn.emit(graph, content, place, memory, pos, near)
         x = graph.layer_norm(graph.add(x, read), self.norm2)
         return graph.layer_norm(graph.add(x, self.emit_feed(graph, x)), self.norm3)
-
-
-def cut(memory: Tokens, boxes_BQ4: Tensor, ratio_B2: Tensor) -> Tensor:
-    """Return regions of the map, [B * Q, D, 7, 7]: RoIAlign with one sample a bin, by grid_sample.
-
-    Samples outside the map are zero.
-    """
-    B, _, D = memory.x_BND.shape
-    Q = boxes_BQ4.shape[1]
-    h, w = memory.cells
-    map_BDhw = memory.x_BND.transpose(1, 2).reshape(B, D, h, w)
-    bins = (torch.arange(REGION, device=boxes_BQ4.device) + 0.5) / REGION - 0.5
-    boxes = boxes_BQ4 * torch.cat([ratio_B2, ratio_B2], 1)[:, None]
-    x_BQR = boxes[..., :1] + boxes[..., 2:3] * bins
-    y_BQR = boxes[..., 1:2] + boxes[..., 3:] * bins
-    grid = torch.stack(
-        [
-            x_BQR[:, :, None].expand(-1, -1, REGION, -1),
-            y_BQR[..., None].expand(-1, -1, -1, REGION),
-        ],
-        -1,
-    )
-    grid = 2 * grid.reshape(B, Q * REGION, REGION, 2) - 1
-    cuts = F.grid_sample(map_BDhw, grid, align_corners=False)
-    return cuts.view(B, D, Q, REGION, REGION).transpose(1, 2).flatten(0, 1)
-
-
-def sample(regions: Tensor, points_GH2: Tensor) -> Tensor:
-    """Return what lies at points of -1 to 1 in regions [G, D, 7, 7], as [G, H, D]."""
-    found = F.grid_sample(regions, points_GH2[:, :, None], align_corners=False)
-    return found[..., 0].transpose(1, 2)
 
 
 def nearness(points_BQH2: Tensor, scales_BQH2: Tensor, cells: tuple[int, int]) -> Tensor:
@@ -261,24 +229,6 @@ def emit_points(graph: GraphWriter, points: Value, channels: int) -> Value:
     return graph.concat(parts, last)
 
 
-def emit_cut(graph: GraphWriter, memory: Value, boxes: Value, cells: tuple[int, int]) -> Value:
-    """Write `cut` for one image."""
-    _, _, D = memory.shape
-    Q = boxes.shape[1]
-    h, w = cells
-    image = graph.reshape(graph.swap(memory), 1, D, h, w)
-    bins = graph.const(((np.arange(REGION) + 0.5) / REGION - 0.5).astype(np.float32))
-    cx, cy, bw, bh = graph.split(boxes, 2, (1,) * 4)
-    x = graph.reshape(graph.add(cx, graph.binary("Mul", bw, bins)), Q, 1, REGION, 1)
-    y = graph.reshape(graph.add(cy, graph.binary("Mul", bh, bins)), Q, REGION, 1, 1)
-    shape = (Q, REGION, REGION, 1)
-    wide = [graph.op("Expand", [part, graph.ints(*shape)], shape) for part in (x, y)]
-    grid = graph.reshape(graph.concat(wide, 3), 1, Q * REGION, REGION, 2)
-    grid = graph.binary("Sub", graph.add(grid, grid), graph.scalar(1.0))
-    cuts = graph.reshape(_emit_sample(graph, image, grid), D, Q, REGION, REGION)
-    return graph.transpose(cuts, 1, 0, 2, 3)
-
-
 def emit_nearness(
     graph: GraphWriter, points: Value, scales: Value, cells: tuple[int, int]
 ) -> Value:
@@ -297,12 +247,3 @@ def emit_nearness(
         total = term if total is None else graph.add(total, term)
     assert total is not None
     return graph.transpose(graph.binary("Mul", total, graph.scalar(-1 / 8)), 1, 0, 2)
-
-
-def _emit_sample(graph: GraphWriter, image: Value, grid: Value) -> Value:
-    B, D, _, _ = image.shape
-    shape = (B, D, grid.shape[1], grid.shape[2])
-    # "linear" is what opset 20 calls bilinear.
-    return graph.op(
-        "GridSample", [image, grid], shape, mode="linear", padding_mode="zeros", align_corners=0
-    )
