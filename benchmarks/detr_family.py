@@ -37,12 +37,12 @@ from supernet.detr.mtkd import act_cores, attending
 from supernet.evaluate import evaluate
 from supernet.network import build
 
-WINDOW = 4
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "detr": ("detr-s", {}),
     "sam-detr": ("sam-detr-s", {}),
-    "sam-detr, enact": ("sam-detr-s", {"attention": "enact", "window": WINDOW}),
-    "sam-detr, pool": ("sam-detr-s", {"attention": "pool", "window": WINDOW}),
+    "sam-detr, enact": ("sam-detr-s", {"attention": "enact", "window": 4}),
+    "sam-detr, enact of 2": ("sam-detr-s", {"attention": "enact", "window": 2}),
+    "sam-detr, pool": ("sam-detr-s", {"attention": "pool", "window": 4}),
 }
 ROUNDS = (32, 24, 20, 16)
 HASHES = 5
