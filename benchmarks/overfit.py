@@ -1,7 +1,8 @@
 """Can the network learn 16 pictures by heart? If not, loss, matching and decoding disagree.
 
     python benchmarks/overfit.py --data coco_tiny --name coco_tiny
-    python benchmarks/overfit.py --data coco_tiny --preset sam-detr-s --learning-rate 4e-4
+    python benchmarks/overfit.py --data coco_tiny --preset sam-detr-s --learning-rate 2e-4 \
+        --batch-size 2
 
 Trains on the first 16 pictures of the training split, among them some with crowds, without any
 augmentation, and scores on the same pictures: all objects, the medium and large ones (more than
@@ -80,7 +81,7 @@ def learn(architecture: AnyArchitecture, data: DetectionSet, options: argparse.N
     network = build(architecture)
     config = TrainConfig(
         epochs=options.epochs,
-        batch_size=8,
+        batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         weight_decay=0.0,
         assign=options.assign,
@@ -102,6 +103,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--strides", default="32,16")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--assign", default="uniform")
     parser.add_argument("--name")
     options = parser.parse_args()
@@ -122,6 +124,7 @@ def main() -> None:
         "crowds": sum(bool(a.get("iscrowd")) for a in data.ground_truth["annotations"]),
         "epochs": options.epochs,
         "learning_rate": options.learning_rate,
+        "batch_size": options.batch_size,
         "assign": options.assign,
         "input_size": options.input_size,
         "machine": platform.machine(),
