@@ -68,7 +68,7 @@ def test_s8_converges_sooner_than_detr(splits: dict[str, DetectionSet], tmp_path
     for family in ("detr", "sam-detr"):
         network = learned(family, splits["train"], FROM_SCRATCH, tmp_path / family)
         ap[family] = 100 * evaluate(torch_detect(network), splits["val"], progress=False).ap
-    print(ap)  # 1.6 and 18.2
+    print(ap)  # 1.6 and 18.2; 1.6 and 16.9 when run again
     assert ap["sam-detr"] >= ap["detr"] + 5.0
 
 
