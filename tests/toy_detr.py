@@ -1,10 +1,14 @@
 """A DETR small enough for tests, and what to do with it."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deploy.runtimes import open_session
 from supernet.detr import DetrArchitecture
+from supernet.detr.detr import Host
 from supernet.detr.resnet import FrozenNorm
+from supernet.onnx_graph import GraphWriter
 
 SMALL = DetrArchitecture(
     name="small",
@@ -42,3 +46,16 @@ def shaken(network: nn.Module) -> nn.Module:
 
 def images(B: int = 1, size: tuple[int, int] = (96, 160)) -> Tensor:
     return torch.randint(0, 256, (B, *size, 3), dtype=torch.uint8)
+
+
+def graph_differs_by(network: nn.Module, runtime: str) -> float:
+    """Return the largest difference of a graph's logits and boxes from the network's."""
+    assert isinstance(network, Host)
+    image = images()
+    with torch.inference_mode():
+        expected = network(image)
+    graph = GraphWriter()
+    logits, boxes = network.emit(graph, graph.input("image", image.shape, "uint8"))
+    model = graph.model([("logits", logits, "float32"), ("boxes", boxes, "float32")])
+    found = open_session(runtime, model.SerializeToString(), 1).run({"image": image.numpy()})
+    return max(float(np.abs(a - b.numpy()).max()) for a, b in zip(found, expected, strict=True))

@@ -19,6 +19,7 @@ from ..operators.head import Preprocess
 from .deformable import DeformableLayer
 from .detr import Tokens
 from .family import DetrArchitecture
+from .positions import cell_centres
 from .sam_detr import SamDetr, valid_ratio
 
 
@@ -110,12 +111,7 @@ def places_of(maps: Sequence[tuple[int, int]], ratio_BL2: Tensor) -> Tensor:
     """
     found = []
     for level, (h, w) in enumerate(maps):
-        y, x = torch.meshgrid(
-            (torch.arange(h, device=ratio_BL2.device) + 0.5) / h,
-            (torch.arange(w, device=ratio_BL2.device) + 0.5) / w,
-            indexing="ij",
-        )
-        place_N2 = torch.stack([x.flatten(), y.flatten()], 1)
+        place_N2 = cell_centres((h, w), ratio_BL2.device) / ratio_BL2.new_tensor([w, h])
         valid_BN2 = place_N2 / ratio_BL2[:, level, None]
         found.append(valid_BN2[:, :, None] * ratio_BL2[:, None])
     return torch.cat(found, 1)

@@ -33,6 +33,12 @@ def of_map(pad_Bhw: Tensor, channels: int, offset: float = 0.0) -> Tensor:
     return torch.cat(encoded, -1)
 
 
+def cell_centres(cells: tuple[int, int], device: torch.device) -> Tensor:
+    """Return the centre (x, y) of every cell of a map, row by row, in cells [h * w, 2]."""
+    y, x = torch.meshgrid(*(torch.arange(n, device=device) + 0.5 for n in cells), indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], 1)
+
+
 def of_points(points_xy: Tensor, channels: int) -> Tensor:
     """Encode points (x, y), as shares of the image [..., 2], as [..., D]."""
     scaled = points_xy * 2 * math.pi

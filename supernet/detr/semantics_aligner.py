@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..attention.exact import attend, bias_of
 from ..onnx_graph import GraphWriter, Value
 from .detr import Tokens
-from .positions import TEMPERATURE, of_points
+from .positions import TEMPERATURE, cell_centres, of_points
 from .sampling import REGION, cut, emit_cut, emit_sample, sample
 from .transformer import FeedForward, Mlp, emit_heads, emit_joined
 
@@ -203,12 +203,7 @@ def nearness(points_BQH2: Tensor, scales_BQH2: Tensor, cells: tuple[int, int]) -
     Points are shares of the map.
     """
     h, w = cells
-    y, x = torch.meshgrid(
-        torch.arange(h, device=points_BQH2.device) + 0.5,
-        torch.arange(w, device=points_BQH2.device) + 0.5,
-        indexing="ij",
-    )
-    place_N2 = torch.stack([x.flatten(), y.flatten()], 1)
+    place_N2 = cell_centres(cells, points_BQH2.device)
     size = torch.tensor([w, h], dtype=torch.float32, device=points_BQH2.device)
     between = place_N2 - (points_BQH2 * size)[..., None, :]
     return -((scales_BQH2[..., None, :] * between) ** 2).sum(-1).transpose(1, 2) / 8
