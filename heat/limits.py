@@ -1,13 +1,14 @@
 """What a thinned network may cost, and what it is predicted to cost."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from latency_tables.costs import size_mb, working_set_mb
+from latency_tables.pricing import Latency, Pricing
 from latency_tables.table import LatencyTable
-from supernet.architecture import Architecture, Entry
+from supernet.architecture import Architecture
 from supernet.errors import UserError
 from supernet.supernet import SearchSpace
 
@@ -21,13 +22,20 @@ class Cost:
     """What a network costs, predicted or measured."""
 
     fps: float
+    """Sustained: kept for 90 % of the time, over the states that the machine was seen in."""
     size_mb: float
     memory_mb: float
     """NaN where the table has no memory model."""
     p50_ms: float = math.nan
     p95_ms: float = math.nan
     fps_now: float = math.nan
-    """Measured frames per second as they were, not at the speed of the table."""
+    """Measured frames per second as they were, in the state that the machine was in."""
+    typical_fps: float = math.nan
+    """In the median state of the machine."""
+    best_fps: float = math.nan
+    """What the machine reaches for a tenth of the time."""
+    sd: float = 0.0
+    """Relative standard deviation of the frame rates."""
 
     def at(self, percentile: Percentile) -> float:
         """Return a percentile of the latency in milliseconds."""
@@ -116,33 +124,32 @@ class Pricer:
     logits: Logits
     ensure: Callable[[Architecture], object]
     """Sees to it that the table has an architecture's entries."""
-    speed: float = 1.0
-    """Measured / predicted latency of the networks measured so far."""
     memory: float = 1.0
     """Measured / predicted memory."""
-    p50: float = 1.0
-    """Median / lowest latency."""
     p95: float = 1.0
-    """95th percentile / lowest latency."""
-    _known_ms: dict[tuple[object, ...], float] = field(default_factory=dict)
-    _times_ms: Mapping[Entry, float] = field(default_factory=dict)
+    """95th percentile / median latency within one state of the machine."""
+    _pricing: Pricing | None = None
+
+    def pricing(self) -> Pricing:
+        """Return the table's predictions, as of its latest samples."""
+        if self._pricing is None:
+            self._pricing = Pricing(self.table)
+        return self._pricing
+
+    def latency(self, state: State) -> Latency:
+        """Return what the table predicts for a state's network."""
+        architecture = state.architecture(self.space, self.logits)
+        if self.table.missing(architecture.entries()):
+            self.ensure(architecture)
+            self._pricing = None
+        return self.pricing().latency(architecture)
 
     def table_ms(self, state: State) -> float:
-        """Return the latency that the table predicts, without corrections."""
-        architecture = state.architecture(self.space, self.logits)
-        key = (architecture.widths, architecture.blocks, architecture.global_block)
-        if key not in self._known_ms:
-            entries = architecture.entries().values()
-            if any(entry not in self._times_ms for entry in entries):
-                self.ensure(architecture)
-                self._times_ms = self.table.times_ms()
-            total_ms = sum(self._times_ms[entry] for entry in entries)
-            self._known_ms[key] = self.table.calibration.predict_ms(total_ms, len(entries))
-        return self._known_ms[key]
+        """Return the sustained latency that the table predicts, in milliseconds."""
+        return self.latency(state).sustained_ms
 
     def cost(self, state: State, *, weight: bool = True) -> Cost:
-        """Return what is predicted, corrected; without `weight` memory and size are NaN."""
-        ms = self.table_ms(state) * self.speed
+        """Return what is predicted; without `weight` memory and size are NaN."""
         size = memory = math.nan
         if weight:
             architecture = state.architecture(self.space, self.logits)
@@ -150,16 +157,30 @@ class Pricer:
             if self.table.memory is not None:
                 working_set = working_set_mb(architecture)
                 memory = self.memory * self.table.memory.predict_mb(size, working_set)
-        return Cost(1000.0 / ms, size, memory, ms * self.p50, ms * self.p95)
+        return cost_of(self.latency(state), size, memory, self.p95)
 
     def correct(self, state: State, measured: Cost) -> None:
-        """Take the predictions to what a network was measured to cost."""
-        ms = 1000.0 / measured.fps
-        self.speed = ms / self.table_ms(state)
-        self.p50, self.p95 = measured.p50_ms / ms, measured.p95_ms / ms
+        """Predict anew with what a measured network added to the table's samples."""
+        self._pricing = None
+        self.p95 = measured.p95_ms / measured.p50_ms
         predicted = self.cost(state)
         if not math.isnan(predicted.memory_mb) and not math.isnan(measured.memory_mb):
             self.memory *= measured.memory_mb / predicted.memory_mb
+
+
+def cost_of(latency: Latency, size_mb: float, memory_mb: float, p95_share: float) -> Cost:
+    """Return the cost of a network from its latency over the machine's states."""
+    ms = latency.sustained_ms
+    return Cost(
+        fps=1000.0 / ms,
+        size_mb=size_mb,
+        memory_mb=memory_mb,
+        p50_ms=ms,
+        p95_ms=ms * p95_share,
+        typical_fps=1000.0 / latency.typical_ms,
+        best_fps=1000.0 / latency.best_ms,
+        sd=latency.sd,
+    )
 
 
 def worst_ms(prices: Sequence[Pricer], limits: Sequence[Limits]) -> Callable[[State], float]:

@@ -63,7 +63,7 @@ def choose_space(
             if seconds * MIN_SUPERNET_EPOCHS > SUPERNET_SHARE * minutes * 60:
                 break
         chosen = space
-        speed = measure_network(space.template, target.setting, memory=False)
+        speed = measure_network(space.template, target.setting)
         if speed.fps < target_fps / ROOM:
             break
     assert chosen is not None

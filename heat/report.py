@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from deploy.detect import Bundle, draw, read_card
 from deploy.form import RUNTIME_OF
 from latency_tables.curves import block_curves
-from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture
 from supernet.atomic import write_text
 from supernet.checkpoint import read_info
@@ -24,6 +23,7 @@ from supernet.version import __version__
 
 from .charts import table_figure
 from .learning import LOSSES
+from .stages.profile import recorded_table
 from .workspace import Workspace
 
 SAMPLES = 6
@@ -78,7 +78,7 @@ def _kept(thin: dict[str, Any] | None, cards: list[dict[str, Any]]) -> bool | No
 def _parts(workspace: Workspace, thin: dict[str, Any] | None) -> list[dict[str, Any]]:
     if thin is None:
         return []
-    table = _table(workspace, thin)
+    table = recorded_table(workspace, thin)
     times = table.times_ms()
     architecture = Architecture.load(workspace.architecture)
     return [
@@ -93,12 +93,6 @@ def _parts(workspace: Workspace, thin: dict[str, Any] | None) -> list[dict[str, 
         }
         for place, entry in architecture.entries().items()
     ]
-
-
-def _table(workspace: Workspace, stage: dict[str, Any]) -> LatencyTable:
-    """Return the table a stage names; the workspace may have moved, or the table be HEAT's own."""
-    moved = workspace.tables / Path(stage["table"]).name
-    return LatencyTable.load(moved if moved.exists() else Path(stage["table"]))
 
 
 def _thinning_chart(workspace: Workspace, thin: dict[str, Any] | None) -> list[Chart]:
@@ -133,7 +127,7 @@ def _thinning_chart(workspace: Workspace, thin: dict[str, Any] | None) -> list[C
 def _table_chart(workspace: Workspace, stage: dict[str, Any] | None) -> list[Chart]:
     if stage is None:
         return []
-    table = _table(workspace, stage)
+    table = recorded_table(workspace, stage)
     if not block_curves(table):
         return []
     error = table.calibration.held_out_error

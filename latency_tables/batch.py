@@ -5,8 +5,8 @@ Needs numpy and the runtime only: the probe carries this file's text.
 
 import gc
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from deploy.runtimes import dominant, executed_precision, open_session
 from supernet.errors import UserError
 
 from .machine import Disturbance, Watch
-from .measure import MAX_ROUNDS, Job, Timing, time_jobs
+from .measure import MAX_ROUNDS, ROUNDS, Job, Round, Timing, time_jobs
 
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 """Shape and dtype of each input by name."""
@@ -24,8 +24,8 @@ Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 NETWORK_ROUNDS = 12
 """Rounds of a whole network: few models, so more of them."""
 
-REFERENCE = "reference"
-"""Key of the reference network in every batch."""
+REFERENCES = ("network", "compute", "memory", "small")
+"""Models that tell the state of the machine, timed in every batch (`references.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,9 @@ class BatchResult:
     """Timings of the models that were interleaved with each other."""
 
     timings: Mapping[str, Timing]
-    reference: Timing
+    references: Mapping[str, Timing]
+    rounds: tuple[Round, ...]
+    """The machine's state, round by round."""
     disturbance: Disturbance
     load_s: float
     """Seconds spent on loading the models into the runtime."""
@@ -79,58 +81,91 @@ class BatchResult:
 class NetworkResult:
     """A whole network, timed as a deployed one is."""
 
-    ms: float
-    """From image to boxes, median."""
-    p95_ms: float
-    reference_ms: float
-    """The reference network, run in between."""
+    timing: Timing
+    """From image to boxes."""
+    references: Mapping[str, Timing]
+    """The references, run in between."""
+    rounds: tuple[Round, ...]
     disturbance: Disturbance
     load_s: float
     time_s: float
 
+    @property
+    def ms(self) -> float:
+        """Median latency in milliseconds."""
+        return self.timing.ms
+
 
 class Bench:
-    """One runtime on this machine, with the reference network loaded."""
+    """One runtime on this machine, with the reference models loaded."""
 
-    def __init__(self, setting: Setting, reference: Model) -> None:
-        """Load the reference network and start watching the machine."""
+    def __init__(self, setting: Setting, references: Mapping[str, Model]) -> None:
+        """Load the references and start watching the machine."""
         self.setting = setting
-        self._reference = load(reference, setting)
+        self._references = {
+            key_of(name): load(model, setting) for name, model in references.items()
+        }
         self._watch = Watch()
 
-    def reference_ms(self) -> float:
-        """Time the reference network alone: how fast is the machine now?"""
-        return time_jobs({REFERENCE: self._reference})[REFERENCE].ms
-
-    def run(self, models: Mapping[str, Model], *, max_rounds: int = MAX_ROUNDS) -> BatchResult:
-        """Time models and the reference, interleaved."""
+    def run(
+        self, models: Mapping[str, Model], *, rounds: int = ROUNDS, max_rounds: int = MAX_ROUNDS
+    ) -> BatchResult:
+        """Time models and the references, interleaved."""
         start = time.perf_counter()
         jobs = {key: load(model, self.setting) for key, model in models.items()}
-        jobs[REFERENCE] = self._reference
         loaded = time.perf_counter()
-        timings = time_jobs(jobs, max_rounds=max_rounds)
+        watched: list[Round] = []
+        timings = time_jobs(
+            {**jobs, **self._references},
+            references=self._references,
+            rounds=rounds,
+            max_rounds=max_rounds,
+            watched=watched,
+        )
         timed = time.perf_counter()
         del jobs
         gc.collect()
-        reference = timings.pop(REFERENCE)
-        return BatchResult(timings, reference, self._watch.read(), loaded - start, timed - loaded)
-
-    def network(self, model: Model) -> NetworkResult:
-        """Time a whole network, the reference between its runs."""
-        start = time.perf_counter()
-        jobs = {"network": load(model, self.setting), REFERENCE: self._reference}
-        loaded = time.perf_counter()
-        timings = time_jobs(jobs, rounds=NETWORK_ROUNDS)
-        timed = time.perf_counter()
-        own = timings["network"]
-        return NetworkResult(
-            own.ms,
-            own.p95_ms,
-            timings[REFERENCE].ms,
+        return BatchResult(
+            {key: timings[key] for key in models},
+            {name: timings[key_of(name)] for name in self._names},
+            self._by_name(watched),
             self._watch.read(),
             loaded - start,
             timed - loaded,
         )
+
+    def network(self, model: Model) -> NetworkResult:
+        """Time a whole network, the references between its runs."""
+        found = self.run({"network": model}, rounds=NETWORK_ROUNDS)
+        return NetworkResult(
+            found.timings["network"],
+            found.references,
+            found.rounds,
+            found.disturbance,
+            found.load_s,
+            found.time_s,
+        )
+
+    @property
+    def _names(self) -> list[str]:
+        return [key.removeprefix(REFERENCE_PREFIX) for key in self._references]
+
+    def _by_name(self, watched: Sequence[Round]) -> tuple[Round, ...]:
+        return tuple(
+            Round(
+                seen.seconds,
+                {key.removeprefix(REFERENCE_PREFIX): ms for key, ms in seen.reference_ms.items()},
+            )
+            for seen in watched
+        )
+
+
+REFERENCE_PREFIX = "reference-"
+
+
+def key_of(reference: str) -> str:
+    """Return the key of a reference among the models of a batch or a pack."""
+    return f"{REFERENCE_PREFIX}{reference}"
 
 
 def load(model: Model, setting: Setting) -> Job:
@@ -171,3 +206,53 @@ def precision_of(model: Model, setting: Setting) -> str:
         setting.runtime, model.onnx, setting.threads, setting.precision, job.feeds
     )
     return dominant(found)
+
+
+def batch_to_json(result: BatchResult) -> dict[str, Any]:
+    """Return a batch's result as JSON values."""
+    return {"timings": timings_to_json(result.timings), **_shared_to_json(result)}
+
+
+def batch_from_json(record: Mapping[str, Any]) -> BatchResult:
+    """Read what `batch_to_json` gave."""
+    return BatchResult(timings_from_json(record["timings"]), *_shared_from_json(record))
+
+
+def network_to_json(result: NetworkResult) -> dict[str, Any]:
+    """Return a network's result as JSON values."""
+    return {"timing": asdict(result.timing), **_shared_to_json(result)}
+
+
+def network_from_json(record: Mapping[str, Any]) -> NetworkResult:
+    """Read what `network_to_json` gave."""
+    return NetworkResult(Timing(**record["timing"]), *_shared_from_json(record))
+
+
+def timings_to_json(timings: Mapping[str, Timing]) -> dict[str, Any]:
+    """Return timings as JSON values."""
+    return {key: asdict(timing) for key, timing in timings.items()}
+
+
+def timings_from_json(record: Mapping[str, Any]) -> dict[str, Timing]:
+    """Read what `timings_to_json` gave."""
+    return {key: Timing(**timing) for key, timing in record.items()}
+
+
+def _shared_to_json(result: BatchResult | NetworkResult) -> dict[str, Any]:
+    return {
+        "references": timings_to_json(result.references),
+        "rounds": [[seen.seconds, dict(seen.reference_ms)] for seen in result.rounds],
+        "disturbance": asdict(result.disturbance),
+        "load_s": result.load_s,
+        "time_s": result.time_s,
+    }
+
+
+def _shared_from_json(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (
+        timings_from_json(record["references"]),
+        tuple(Round(seconds, seen) for seconds, seen in record["rounds"]),
+        Disturbance(**record["disturbance"]),
+        record["load_s"],
+        record["time_s"],
+    )

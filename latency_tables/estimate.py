@@ -174,7 +174,7 @@ def estimated_table(
     table = LatencyTable(conditions)
     for entry in entries:
         ms = efficiencies.ms(entry, figures, target.setting)
-        table.rows[entry] = Row(ms, ms, ms, 0.0, 0, 0.0, today, __version__, "estimated")
+        table.rows[entry] = Row(ms, ms, 0, 0.0, today, __version__, "estimated")
     table.facts["estimate"] = {
         "figures": asdict(figures),
         "fitted_on": list(efficiencies.fitted_on),

@@ -1,7 +1,7 @@
 """Whole networks in a process of their own that does nothing else, as a deployed one is.
 
     python -m latency_tables.fresh peak FOLDER      prints peak resident memory in MiB
-    python -m latency_tables.fresh time FOLDER      prints a `NetworkResult`, the reference beside
+    python -m latency_tables.fresh time FOLDER      prints a `NetworkResult`, the references beside
 
 FOLDER holds setting.json, and a JSON file for each model that names its file and inputs. Needs
 numpy and the runtime only. In a process that has run hundreds of models before, a network is some
@@ -19,8 +19,17 @@ from pathlib import Path
 from deploy.bench import own_peak_mb
 from supernet.errors import HeatError
 
-from .batch import REFERENCE, Bench, Model, NetworkResult, Setting, load
-from .machine import Disturbance
+from .batch import (
+    REFERENCES,
+    Bench,
+    Model,
+    NetworkResult,
+    Setting,
+    key_of,
+    load,
+    network_from_json,
+    network_to_json,
+)
 
 RUNS = 3
 
@@ -31,13 +40,12 @@ def peak_mb(model: Model, setting: Setting, command: Sequence[str]) -> float:
 
 
 def time_network(
-    model: Model, reference: Model, setting: Setting, command: Sequence[str]
+    model: Model, references: Mapping[str, Model], setting: Setting, command: Sequence[str]
 ) -> NetworkResult:
-    """Time a network and the reference in turns in a fresh process."""
-    found = json.loads(
-        in_own_process("time", {"network": model, REFERENCE: reference}, setting, command)
-    )
-    return NetworkResult(**found | {"disturbance": Disturbance(**found["disturbance"])})
+    """Time a network and the references in turns in a fresh process."""
+    beside = {key_of(name): reference for name, reference in references.items()}
+    found = in_own_process("time", {"network": model, **beside}, setting, command)
+    return network_from_json(json.loads(found))
 
 
 def in_own_process(
@@ -74,7 +82,8 @@ def fresh_main(arguments: Sequence[str]) -> int:
     setting = Setting(**json.loads((folder / "setting.json").read_text(encoding="utf-8")))
     network = read_model(folder, "network")
     if verb == "time":
-        print(json.dumps(asdict(Bench(setting, read_model(folder, REFERENCE)).network(network))))
+        references = {name: read_model(folder, key_of(name)) for name in REFERENCES}
+        print(json.dumps(network_to_json(Bench(setting, references).network(network))))
         return 0
     job = load(network, setting)
     for _ in range(RUNS):

@@ -7,7 +7,8 @@ repeated until the median of every model's samples is known well enough, or the 
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -22,6 +23,8 @@ RUNS_A_VISIT = 2
 TOLERANCE = 0.03
 """Width of the confidence interval, as a share of the time, at which a model is done."""
 CONFIDENCE = 0.95
+INTERVAL_SDS = 3.92
+"""Width of a 95 % interval in standard deviations of a normal distribution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +44,9 @@ class Timing:
     """Width of the 95 % confidence interval of the median, as a share of it."""
 
     @property
-    def interval_ms(self) -> float:
-        """Width of the interval in milliseconds."""
-        return self.interval * self.ms
+    def sd_ms(self) -> float:
+        """Standard deviation of the median in milliseconds, from the interval's width."""
+        return self.interval * self.ms / INTERVAL_SDS
 
     @property
     def stable(self) -> bool:
@@ -59,20 +62,32 @@ class Job:
     feeds: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What the machine was like while every job was visited once."""
+
+    seconds: float
+    """How long the round took."""
+    reference_ms: Mapping[str, float]
+    """Milliseconds of each reference in it, as they were."""
+
+
 def time_jobs(
     jobs: Mapping[Any, Job],
     *,
+    references: Collection[Any] = (),
     rounds: int = ROUNDS,
     warmups: int = WARMUPS,
     max_rounds: int = MAX_ROUNDS,
+    watched: list[Round] | None = None,
 ) -> dict[Any, Timing]:
     """Visit every job once a round, round-robin; after `rounds` only those not yet stable.
 
     The clock of a machine wanders by some percent from second to second. What all jobs of a round
-    have in common is that, and is taken out of their samples.
+    have in common is that, and is taken out of their samples. The `references` among the jobs are
+    visited in every round and are never waited for; `watched` receives what they took, as it was.
     """
     visits: dict[Any, dict[int, list[float]]] = {key: {} for key in jobs}
-    timings: dict[Any, Timing] = {}
     for _ in range(warmups):
         for job in jobs.values():
             job.session.run(job.feeds)
@@ -80,16 +95,18 @@ def time_jobs(
         todo = list(jobs)
         if number >= rounds:
             timings = at_one_speed(visits)
-            todo = [key for key, timing in timings.items() if not timing.stable]
-            if not todo:
+            unstable = [key for key in jobs if key not in references and not timings[key].stable]
+            if not unstable:
                 break
-            last = list(jobs)[-1]  # the reference, if there is one: it tells the machine's speed
-            if last not in todo:
-                todo.append(last)
+            todo = [*unstable, *(key for key in jobs if key in references)]
+        start = time.perf_counter()
         for key in todo:
             job = jobs[key]
             job.session.run(job.feeds)
             visits[key][number] = [job.session.timed(job.feeds) for _ in range(RUNS_A_VISIT)]
+        if watched is not None:
+            seen = {key: statistics.mean(visits[key][number]) for key in jobs if key in references}
+            watched.append(Round(time.perf_counter() - start, seen))
     return at_one_speed(visits)
 
 

@@ -25,19 +25,20 @@ from supernet.atomic import replacing
 from supernet.errors import DeviceError, TableError
 from supernet.onnx_graph import FORMS_VERSION
 from supernet.progress import Progress
+from supernet.supernet import SearchSpace
 
 from . import batch, fresh, lock, machine, measure, probe
-from .batch import REFERENCE, BatchResult, Model, NetworkResult, Setting
+from .batch import Model, Setting, batch_from_json, key_of, network_from_json
 from .conditions import Conditions
 from .devices import Target, find_device, name_of
-from .machine import Detected, Disturbance, Gpu
-from .measure import Timing
+from .machine import Detected, Gpu
+from .meter import entries_taken, network_taken
 from .models import write, write_network
-from .networks import reference_architecture
-from .plan import Checks, batches_of
+from .plan import Checks, batches_of, space_entries
 from .probe import RESULTS_FORMAT, read_results
 from .probes import terms
-from .profile import add_rows, set_checks, spend
+from .profile import absorb, set_memory
+from .references import reference_models
 from .table import LatencyTable
 
 PARTS = (errors, runtimes, cuda, engine, gpu, bench, machine, measure, batch, lock, fresh, probe)
@@ -100,8 +101,9 @@ def write_pack(
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("__main__.py", probe_script())
             with Progress(f"pack {path.name}", len(probes) + len(networks) + 1) as bar:
-                add(archive, REFERENCE, write_network(reference_architecture(size), target.setting))
-                bar.advance(REFERENCE)
+                for name, model in reference_models(size, target.setting).items():
+                    add(archive, key_of(name), model)
+                bar.advance("references")
                 for key, item in probes.items():
                     add(archive, key, write(item, target.setting))
                     bar.advance(key)
@@ -178,8 +180,7 @@ def table_from_results(path: Path) -> LatencyTable:
         )
     batches = [[Entry(**entry) for entry in entries] for entries in plan["entries"]]
     networks = [Architecture.from_json(text) for text in plan["networks"]]
-    checks = Checks(**plan["checks"])
-    results = {record["batch"]: result_from_json(record) for record in records if "batch" in record}
+    results = {record["batch"]: batch_from_json(record) for record in records if "batch" in record}
     whole = [record for record in records if "network" in record]
     if len(results) < len(batches) or len(whole) < len(networks):
         raise TableError(
@@ -189,19 +190,14 @@ def table_from_results(path: Path) -> LatencyTable:
     facts: dict[str, Any] = {"detected": head["machine"], "gpus": head["gpus"]}
     table = LatencyTable(conditions_from(head), facts=facts)
     for index, entries in enumerate(batches):
-        add_rows(table, entries, results[index])
-        spend(table, load=results[index].load_s, time=results[index].time_s)
-    measured: list[NetworkResult] = []
-    peaks: list[float] = []
-    for record in whole:
-        facts = {key: value for key, value in record.items() if key not in ("network", "peak_mb")}
-        network = NetworkResult(**facts | {"disturbance": Disturbance(**facts["disturbance"])})
-        measured.append(network)
-        spend(table, load=network.load_s, time=network.time_s)
-        if "peak_mb" in record:
-            peaks.append(record["peak_mb"])
-    if networks:
-        set_checks(table, networks, measured, peaks, checks)
+        absorb(table, entries_taken(entries, results[index]))
+    for network, record in zip(networks, whole, strict=True):
+        absorb(table, network_taken(network, network_from_json(record)))
+    space = SearchSpace.from_json(plan["space"], str(path))
+    table.refit(space_entries(space.template, space.widths, oa=True) if networks else ())
+    peaks = [record["peak_mb"] for record in whole if "peak_mb" in record]
+    if peaks:
+        set_memory(table, networks, peaks)
     return table
 
 
@@ -214,14 +210,3 @@ def conditions_from(head: Mapping[str, Any]) -> Conditions:
     height, width = plan["size"]
     setting = Setting(**head["setting"])
     return Conditions.of(name, cpu, gpu, setting, head["runtime_version"], (height, width))
-
-
-def result_from_json(record: Mapping[str, Any]) -> BatchResult:
-    """Read what `probe.to_json` gave."""
-    return BatchResult(
-        {key: Timing(**timing) for key, timing in record["timings"].items()},
-        Timing(**record["reference"]),
-        Disturbance(**record["disturbance"]),
-        record["load_s"],
-        record["time_s"],
-    )

@@ -1,4 +1,4 @@
-"""What a table needs: entries in batches, and whole networks to check it with."""
+"""What to time next: the entries that say most about whole networks, and networks to check with."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,29 +8,49 @@ import numpy as np
 
 from supernet.architecture import CONDENSED, WIDTH_STEP, Architecture, Entry, GlobalBlock
 
-from .measure import MAX_ROUNDS, ROUNDS
+from .families import family, multiply_adds, prior_covariance, prior_mean
+from .model import LatencyModel
 from .networks import random_architecture
+from .samples import Array
 
 BATCH = 24
 """Entries whose probes are loaded and interleaved together."""
+FIRST_OF_A_FAMILY = 4
+"""Entries of each family that are timed before anything is known of it."""
+TARGETS = 40
+"""Random networks whose prediction is to become certain."""
+ENOUGH_SD = 0.004
+"""Relative standard deviation, from entries, at which a table is complete."""
+CONTRADICTION = 3.0
+"""Leave-one-out residual, in standard deviations, at which an entry is timed again."""
+MOST_SAMPLES = 3
+"""Timings of one entry at most, in one run."""
+FIXED_COST_S = 0.03
+"""Seconds that a timing of an entry costs besides running it: writing and loading its probes."""
+RUNS = 4 * 4
+"""Runs of each probe of an entry, about."""
+PROBES = 6.0
+"""Milliseconds that one run of all probes of an entry takes, in milliseconds of the entry."""
+EXPECTED_NOISE = 0.03
+EXPECTED_NOISE_MS = 0.003
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checks:
-    """How thoroughly a table is measured, calibrated and checked."""
+    """How thoroughly a table is measured and checked."""
 
-    anchors: int = 10
-    """Networks that set the table's factor and overhead."""
-    held_out: int = 5
-    """Networks that only check them."""
-    memory: int = 8
+    networks: int = 8
+    """Whole networks that are timed; each is predicted without its own timing, too."""
+    memory: int = 6
     """Networks, the first of all, whose peak memory is measured; every fourth one only checks."""
-    max_rounds: int = MAX_ROUNDS
-    """Rounds of a batch, even where some entries are not yet known well enough."""
+    budget_s: float = 100.0
+    """Seconds for entries at most; what is not timed by then is estimated from its neighbours."""
+    enough_sd: float = ENOUGH_SD
+    """Relative standard deviation of networks, from their entries, that ends it sooner."""
 
 
-LAZY = Checks(anchors=4, held_out=2, memory=0, max_rounds=ROUNDS)
-"""For a table that thinning fills as it goes."""
+LAZY = Checks(networks=2, memory=0, budget_s=22.0, enough_sd=0.01)
+"""For a table that thinning makes for itself: the networks it builds are timed too."""
 
 
 def space_entries(template: Architecture, widths: Sequence[int], *, oa: bool) -> list[Entry]:
@@ -66,17 +86,125 @@ def batches_of(entries: Iterable[Entry]) -> list[tuple[Entry, ...]]:
     return [tuple(ordered[start : start + BATCH]) for start in range(0, len(ordered), BATCH)]
 
 
+def first_entries(entries: Iterable[Entry]) -> list[Entry]:
+    """Return some entries of every family, from its smallest to its largest by multiply-adds."""
+    by_family: dict[str, list[Entry]] = {}
+    for entry in sorted(set(entries), key=lambda e: (multiply_adds(e), e)):
+        by_family.setdefault(family(entry), []).append(entry)
+    chosen: list[Entry] = []
+    for members in by_family.values():
+        places = np.linspace(0, len(members) - 1, min(FIRST_OF_A_FAMILY, len(members)))
+        chosen.extend(members[round(place)] for place in places)
+    return chosen
+
+
+def next_entries(
+    model: LatencyModel,
+    candidates: Iterable[Entry],
+    targets: Sequence[Architecture],
+    timed: dict[Entry, int],
+    count: int = BATCH,
+) -> list[Entry]:
+    """Return the entries whose timing says most about the target networks for the time it takes.
+
+    Entries that contradict all others come first, until they were timed a third time. The others
+    are taken one by one, each with the variance that those before it will have left.
+    """
+    allowed = {entry for entry in candidates if timed.get(entry, 0) < MOST_SAMPLES}
+    chosen = [entry for entry in contradictions(model) if entry in allowed][: count // 2]
+    at = np.array([model.index[entry] for entry in sorted(allowed - set(chosen))], dtype=int)
+    shares = target_shares(model, targets)
+    covariance = model.entry_covariance()
+    times_ms = model.times_ms
+    noise = EXPECTED_NOISE**2 + (EXPECTED_NOISE_MS / times_ms) ** 2
+    cost = FIXED_COST_S + RUNS * PROBES * times_ms / 1e3
+    for entry in chosen:
+        _condition(covariance, model.index[entry], noise)
+    while len(chosen) < count and len(at):
+        gain = ((shares @ covariance[:, at]) ** 2).sum(axis=0)
+        worth = gain / (covariance[at, at] + noise[at]) / cost[at]
+        best = int(np.argmax(worth))
+        chosen.append(model.entries[at[best]])
+        _condition(covariance, at[best], noise)
+        at = np.delete(at, best)
+    return chosen
+
+
+def design(entries: Iterable[Entry], targets: Sequence[Architecture], count: int) -> list[Entry]:
+    """Return the entries to time where nothing can be asked again: a device that is elsewhere.
+
+    The same choice as `next_entries`, by the prior alone.
+    """
+    every = sorted(set(entries))
+    index = {entry: at for at, entry in enumerate(every)}
+    times = np.exp(prior_mean(every))
+    shares = np.zeros((len(targets), len(every)))
+    for row, network in zip(shares, targets, strict=True):
+        for entry in network.entries().values():
+            row[index[entry]] += times[index[entry]]
+    shares /= shares.sum(axis=1, keepdims=True)
+    covariance = prior_covariance(every)
+    noise = np.full(len(every), EXPECTED_NOISE**2)
+    chosen = first_entries(every)
+    for entry in chosen:
+        _condition(covariance, index[entry], noise)
+    left = np.array([at for at, entry in enumerate(every) if entry not in chosen], dtype=int)
+    while len(chosen) < count and len(left):
+        gain = ((shares @ covariance[:, left]) ** 2).sum(axis=0)
+        best = int(np.argmax(gain / (covariance[left, left] + noise[left])))
+        chosen.append(every[left[best]])
+        _condition(covariance, int(left[best]), noise)
+        left = np.delete(left, best)
+    return chosen
+
+
+def contradictions(model: LatencyModel) -> list[Entry]:
+    """Return the entries with a sample that all other samples contradict, worst first."""
+    worst: dict[Entry, float] = {}
+    for sample, residual in zip(model.samples, model.residuals, strict=False):
+        worst[sample.entry] = max(worst.get(sample.entry, 0.0), abs(float(residual)))
+    found = sorted(worst.items(), key=lambda item: -item[1])
+    return [entry for entry, residual in found if residual > CONTRADICTION]
+
+
+def entries_sd(model: LatencyModel, targets: Sequence[Architecture]) -> float:
+    """Return the median relative standard deviation of networks that their entries cause.
+
+    What all entries of a device have in common is left out: whole networks tell it.
+    """
+    shares = target_shares(model, targets)
+    variance = np.einsum("ij,jk,ik->i", shares, model.entry_covariance(), shares)
+    return float(np.median(np.sqrt(np.maximum(variance, 0.0))))
+
+
+def target_shares(model: LatencyModel, targets: Sequence[Architecture]) -> Array:
+    """Return each entry's share of the time of networks, [targets, entries]."""
+    times = np.array([model.counts(net.entries()) for net in targets]) * model.times_ms
+    return np.asarray(times / times.sum(axis=1, keepdims=True))
+
+
+def _condition(covariance: Array, at: int, noise: Array) -> None:
+    """Take out of a covariance, in place, what timing one entry will tell."""
+    column = covariance[:, at].copy()
+    covariance -= np.outer(column, column) / (column[at] + noise[at])
+
+
 def check_networks(
-    template: Architecture, widths: Sequence[int], positions: Sequence[int], checks: Checks
+    template: Architecture,
+    widths: Sequence[int],
+    positions: Sequence[int],
+    count: int,
+    *,
+    seed: int = 0,
 ) -> list[Architecture]:
-    """Draw the networks that calibrate the table, then those that check it.
+    """Draw networks that check a table, or that it is to be certain of.
 
     In turn from the whole space, its narrower two thirds and its narrowest third: networks
     of very different size tell a factor from an overhead.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     networks = []
-    for index in range(checks.anchors + checks.held_out):
+    for index in range(count):
         share = (3 - index % 3) / 3
         limits = [max(WIDTH_STEP, int(width * share)) for width in widths]
         networks.append(random_architecture(rng, template, limits, positions))

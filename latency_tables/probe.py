@@ -21,13 +21,22 @@ from typing import Any
 from deploy.runtimes import runtime_version
 from supernet.errors import DeviceError, HeatError, TableError
 
-from .batch import BatchResult, Bench, Model, Setting, precision_of
+from .batch import (
+    REFERENCES,
+    Bench,
+    Model,
+    Setting,
+    batch_to_json,
+    key_of,
+    network_to_json,
+    precision_of,
+)
 from .fresh import fresh_main, peak_mb, time_network
 from .lock import only_one
 from .machine import available_cores, detect_cpu, detect_gpus
 
-RESULTS_FORMAT = 1
-"""History of the results file: 1, the first."""
+RESULTS_FORMAT = 2
+"""History of the results file: 1, the first; 2, four references, round by round."""
 
 MUST_STAND = ("pack", "probe", "setting", "machine", "runtime_version", "executed")
 """What must not have changed when a probe goes on."""
@@ -78,22 +87,22 @@ def measure_pack(pack: Pack, path: Path, fresh_command: Sequence[str]) -> Path:
     setting = pack.setting
     with only_one(path, patience_s=LOCK_PATIENCE_S):
         done = read_results(path)
-        reference = pack.model("reference")
-        head = header(pack, precision_of(reference, setting))
+        references = {name: pack.model(key_of(name)) for name in REFERENCES}
+        head = header(pack, precision_of(references["network"], setting))
         if not done:
             append(path, head)
         elif any(done[0].get(key) != head[key] for key in MUST_STAND):
             raise TableError(f"{path} holds results of another pack or machine state: remove it")
         cut_torn_line(path)
         finished = {record["batch"] for record in done if "batch" in record}
-        bench = Bench(setting, reference)
+        bench = Bench(setting, references)
         batches: list[list[str]] = pack.manifest["batches"]
         start, new = time.monotonic(), 0
         for index, keys in enumerate(batches):
             if index in finished:
                 continue
             result = bench.run({key: pack.model(key) for key in keys})
-            append(path, {"batch": index, **to_json(result)})
+            append(path, {"batch": index, **batch_to_json(result)})
             new += 1
             left = (len(batches) - index - 1) * (time.monotonic() - start) / new
             say(f"batch {index + 1} of {len(batches)}, ETA {left:.0f} s")
@@ -103,7 +112,7 @@ def measure_pack(pack: Pack, path: Path, fresh_command: Sequence[str]) -> Path:
                 model = pack.model(key)
                 record: dict[str, Any] = {
                     "network": key,
-                    **asdict(time_network(model, reference, setting, fresh_command)),
+                    **network_to_json(time_network(model, references, setting, fresh_command)),
                 }
                 if key in pack.manifest["peaks"]:
                     record["peak_mb"] = peak_mb(model, setting, fresh_command)
@@ -134,17 +143,6 @@ def header(pack: Pack, executed: str) -> dict[str, Any]:
         "gpus": [asdict(gpu) for gpu in detect_gpus()],
         "runtime_version": runtime_version(setting.runtime),
         "executed": executed,
-    }
-
-
-def to_json(result: BatchResult) -> dict[str, Any]:
-    """Return a batch's result as JSON values."""
-    return {
-        "timings": {key: asdict(timing) for key, timing in result.timings.items()},
-        "reference": asdict(result.reference),
-        "disturbance": asdict(result.disturbance),
-        "load_s": result.load_s,
-        "time_s": result.time_s,
     }
 
 

@@ -1,42 +1,38 @@
 """The latency table: milliseconds of every entry, under one set of conditions, with provenance.
 
-On disk a table is a CSV (one row an entry, each row with its conditions) whose last line seals the
-file, and a JSON sidecar beside it with what belongs to the table as a whole.
+A row is an estimate with its uncertainty: what the model (`model.py`) makes of all samples, its own
+and its neighbours'. On disk a table is a CSV (one row an entry, each row with its conditions) whose
+last line seals the file, and a JSON sidecar beside it with what belongs to the table as a whole,
+the samples included (`table_file.py`).
 """
 
-import csv
-import hashlib
-import io
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import Any, Self
 
 from supernet.architecture import Architecture, Entry
-from supernet.atomic import write_text
 from supernet.errors import TableError
 
-from .calibration import Calibration, Sample
+from .calibration import Calibration, Check
 from .conditions import Conditions
 from .costs import MemoryModel
-from .drift import same_state, scale_to
+from .model import LatencyModel
+from .samples import EntrySample, NetworkSample, State, base_state
 
-FORMAT_VERSION = 2
-"""History: 1, the first; 2, reference speed, intervals, more conditions, memory, two-part
-calibration."""
-
-SEAL = "# sha256="
 ESTIMATED = "-estimated"
 """End of an estimated table's file name."""
 
 UNSTABLE = 0.1
-"""Relative uncertainty above which a row counts as unstable."""
+"""Relative half width of the 90 % interval above which a row counts as unstable."""
 NEGLIGIBLE_MS = 0.02
-"""Absolute uncertainty below which no row counts as unstable."""
+"""Half width below which no row counts as unstable."""
+INTERVAL_90 = 1.645
+"""Half width of a 90 % interval in standard deviations."""
+
+HISTORY_S = 300.0
+"""Seconds of timing, the latest, whose machine states a table remembers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +40,32 @@ class Row:
     """Milliseconds of one entry."""
 
     ms: float
-    """Signed sum of the probes' medians, clamped at 0: what predictions add up."""
-    min_ms: float
-    """The same sum of the probes' lowest samples."""
+    """At the table's base state: what predictions add up."""
     uncertainty_ms: float
-    """Confidence intervals of the probes, added in squares."""
-    spread: float
-    """Largest interquartile range among the probes, as a share of their median."""
-    n: int
-    """Timed runs of each probe."""
+    """Half width of the 90 % interval."""
+    samples: int
+    """Timings of this entry itself; 0 where all is known from its neighbours."""
     reference_ms: float
-    """The reference network around then: how fast the machine was; 0 if estimated."""
+    """The reference network at the base state; 0 if estimated."""
     date: str
     heat: str
     """HEAT version that measured."""
     source: str = "measured"
-    """measured, estimated, or corrected (estimated, then fitted to a few measured rows)."""
+    """measured; modelled (no sample of its own); estimated (published figures only); corrected
+    (estimated, then fitted to a few measured rows)."""
 
     @property
     def stable(self) -> bool:
         """Whether the row is known well enough."""
         return self.uncertainty_ms <= max(NEGLIGIBLE_MS, UNSTABLE * self.ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The machine's state for some seconds."""
+
+    seconds: float
+    state: State
 
 
 @dataclass(slots=True)
@@ -77,15 +78,25 @@ class LatencyTable:
     memory: MemoryModel | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     """Detected machine, disturbances, seconds spent, how an estimate was made."""
+    samples: list[EntrySample] = field(default_factory=list)
+    networks: list[NetworkSample] = field(default_factory=list)
+    history: list[Moment] = field(default_factory=list)
+    """The states that the machine was in, round by round, the latest last."""
+    _model: LatencyModel | None = field(default=None, init=False, compare=False, repr=False)
+
+    @property
+    def base(self) -> State:
+        """The state that milliseconds are for: the median of each reference over all samples."""
+        states = [sample.state for sample in self.samples]
+        return base_state(states or [net.state for net in self.networks])
 
     @property
     def reference_ms(self) -> float:
-        """The reference network at the speed that predictions are for: the rows' fast quarter.
-
-        A deployed model is timed by its fastest burst.
-        """
+        """The reference network at the base state; 0 where nothing was timed."""
+        if self.samples or self.networks:
+            return self.base[0] if self.base else 0.0
         known = sorted(row.reference_ms for row in self.rows.values() if row.reference_ms > 0)
-        return known[len(known) // 4] if known else 0.0
+        return known[len(known) // 2] if known else 0.0
 
     @property
     def name(self) -> str:
@@ -94,51 +105,119 @@ class LatencyTable:
 
     @property
     def estimated(self) -> bool:
-        """Whether any row is not measured."""
-        return any(row.source != "measured" for row in self.rows.values())
-
-    def strays(self) -> list[Entry]:
-        """Return the entries that were measured while the machine was in another state."""
-        reference = self.reference_ms
-        return [
-            entry
-            for entry, row in self.rows.items()
-            if row.reference_ms > 0 and not same_state(row.reference_ms, reference)
-        ]
+        """Whether any row is from published figures instead of this machine's timings."""
+        return any(row.source in ("estimated", "corrected") for row in self.rows.values())
 
     @property
     def unstable(self) -> float:
         """Share of rows that are not known well enough."""
         return sum(not row.stable for row in self.rows.values()) / max(1, len(self.rows))
 
+    @property
+    def sampled(self) -> int:
+        """Rows with at least one sample of their own."""
+        return sum(row.samples > 0 for row in self.rows.values())
+
+    @property
+    def model(self) -> LatencyModel | None:
+        """What the samples say, fitted when it is asked for; None for a table without samples."""
+        if self._model is None and (self.samples or self.networks):
+            self._model = LatencyModel(
+                list(self.rows), self.samples, self.networks, self.base, self.calibration
+            )
+        return self._model
+
+    def add(
+        self,
+        samples: Iterable[EntrySample] = (),
+        networks: Iterable[NetworkSample] = (),
+        moments: Iterable[Moment] = (),
+    ) -> None:
+        """Take in what was timed; `refit` makes rows of it."""
+        self.samples.extend(samples)
+        self.networks.extend(networks)
+        self.history.extend(moments)
+        kept, seconds = len(self.history), 0.0
+        while kept and seconds < HISTORY_S:
+            kept -= 1
+            seconds += self.history[kept].seconds
+        del self.history[:kept]
+        self._model = None
+
+    def copy(self) -> Self:
+        """Return a table that can be added to without changing this one."""
+        return replace(
+            self,
+            rows=dict(self.rows),
+            samples=list(self.samples),
+            networks=list(self.networks),
+            history=list(self.history),
+        )
+
+    def refit(self, entries: Iterable[Entry] = ()) -> None:
+        """Estimate every row anew from all samples, and rows for these entries too."""
+        wanted = dict.fromkeys([*self.rows, *entries])
+        wanted |= dict.fromkeys(sample.entry for sample in self.samples)
+        for network in self.networks:
+            wanted |= dict.fromkeys(network.architecture.entries().values())
+        model = self._model = LatencyModel(
+            list(wanted), self.samples, self.networks, self.base, self.calibration
+        )
+        own: dict[Entry, list[EntrySample]] = {}
+        for sample in self.samples:
+            own.setdefault(sample.entry, []).append(sample)
+        latest = max([s.date for s in self.samples] + [n.date for n in self.networks], default="")
+        version = self.samples[-1].heat if self.samples else ""
+        for entry in wanted:
+            ms = float(model.times_ms[model.index[entry]])
+            sd = float(model.entry_sd[model.index[entry]])
+            mine = own.get(entry, [])
+            self.rows[entry] = Row(
+                ms=ms,
+                uncertainty_ms=INTERVAL_90 * sd * ms,
+                samples=len(mine),
+                reference_ms=self.reference_ms,
+                date=mine[-1].date if mine else latest,
+                heat=mine[-1].heat if mine else version,
+                source="measured" if mine else "modelled",
+            )
+        if self.networks:
+            self.calibration = Calibration(
+                model.factor,
+                model.overhead_ms,
+                tuple(
+                    Check(net.ms * (1 + error), sd, net.ms)
+                    for net, error, sd in zip(
+                        self.networks, model.network_errors, model.network_sds, strict=True
+                    )
+                ),
+            )
+
     def missing(self, entries: Mapping[str, Entry]) -> list[Entry]:
         """Return the distinct entries that have no row yet."""
         return sorted({entry for entry in entries.values() if entry not in self.rows})
 
     def predict_ms(self, architecture: Architecture) -> float:
-        """Return the predicted latency of the deployed network; a missing row is an error."""
+        """Return the predicted latency of the deployed network at the base state.
+
+        A missing row is a `TableError`.
+        """
         count = len(architecture.entries())
-        return self.calibration.predict_ms(self.sum_ms(architecture), count)
+        sum_ms = self.sum_ms(architecture)
+        if self.model is None:
+            return self.calibration.predict_ms(sum_ms, count)
+        return self.model.predict(self.model.counts(architecture.entries())).ms
 
     def sum_ms(self, architecture: Architecture) -> float:
         """Add up the rows of an architecture, before calibration."""
-        times = self.times_ms()
         try:
-            return sum(times[entry] for entry in architecture.entries().values())
+            return sum(self.rows[entry].ms for entry in architecture.entries().values())
         except KeyError as error:
             raise self._no_row(error.args[0]) from None
 
     def times_ms(self) -> dict[Entry, float]:
-        """Return every row's milliseconds at the table's reference speed.
-
-        The clock drifts while a table is measured; the reference network, timed in every batch,
-        says by how much.
-        """
-        reference = self.reference_ms
-        return {
-            entry: row.ms * scale_to(reference, row.reference_ms)
-            for entry, row in self.rows.items()
-        }
+        """Return every row's milliseconds at the base state."""
+        return {entry: row.ms for entry, row in self.rows.items()}
 
     def row(self, entry: Entry) -> Row:
         """Return a row; a miss names the entry and the nearest row."""
@@ -162,118 +241,46 @@ class LatencyTable:
             "run heat profile again, or trust it all the same with --trust-table",
         )
 
-    def merge(self, other: "LatencyTable") -> None:
-        """Take over the rows that this table lacks; refuse rows of other conditions."""
+    def merge(self, other: Self) -> None:
+        """Take over the samples of another table, and the rows that this one lacks.
+
+        Raises `TableError` where the other was measured under other conditions.
+        """
         self.conditions.require(
             other.conditions,
             f"tables of {self.conditions.stem} measured under different conditions do not merge",
             "remove the older one, or use another --out",
         )
+        mine = (self.samples, self.networks, self.history)
+        self.samples, self.networks, self.history = [], [], []
+        self.add(other.samples, other.networks, other.history)
+        self.add(*mine)
         self.rows = other.rows | self.rows
-        if not self.calibration.anchors:
+        if not self.calibration.checks:
             self.calibration = other.calibration
         self.memory = self.memory or other.memory
         self.facts = other.facts | self.facts
+        if self.samples:
+            self.refit()
 
     def save(self, folder: Path) -> Path:
         """Write the CSV and the sidecar; return the CSV's path."""
-        shared = asdict(self.conditions)
-        frame = pd.DataFrame(
-            [asdict(entry) | asdict(row) | shared for entry, row in sorted(self.rows.items())]
-        )
-        text = frame.to_csv(index=False)
-        path = folder / f"{self.name}.csv"
-        sidecar = {
-            "format": FORMAT_VERSION,
-            "conditions": shared,
-            "calibration": asdict(self.calibration),
-            "memory": asdict(self.memory) if self.memory else None,
-            "held_out_error": self.calibration.held_out_error,
-            "facts": self.facts,
-        }
-        write_text(path, f"{text}{SEAL}{_hash(text)}\n")
-        write_text(path.with_suffix(".json"), json.dumps(sidecar, indent=1) + "\n")
-        return path
+        from .table_file import write_table
+
+        return write_table(self, folder)
 
     @classmethod
     def load(cls, path: Path) -> "LatencyTable":
         """Read a table; anything edited, cut short or impossible is a `TableError`."""
-        try:
-            content = path.read_text(encoding="utf-8")
-            sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise TableError(f"no table at {error.filename}: run heat profile") from None
-        except (OSError, ValueError) as error:
-            raise TableError(
-                f"{path} or its .json cannot be read ({error}): run heat profile again"
-            ) from None
-        text, found, seal = content.rpartition(SEAL)
-        if not found or seal.strip() != _hash(text):
-            raise TableError(
-                f"{path} was cut short or edited after it was measured: run heat profile again"
-            )
-        try:
-            if sidecar["format"] != FORMAT_VERSION:
-                raise TableError(
-                    f"{path}: format {sidecar['format']}, this HEAT reads {FORMAT_VERSION}: "
-                    "run heat profile again"
-                )
-            memory = sidecar["memory"]
-            table = cls(
-                Conditions(**sidecar["conditions"]),
-                {},
-                _calibration(sidecar["calibration"]),
-                MemoryModel.from_json(memory) if memory else None,
-                sidecar["facts"],
-            )
-            table.rows = _rows(text, path)
-            return table
-        except (KeyError, TypeError, ValueError) as error:
-            raise TableError(
-                f"{path} is no latency table ({error}): run heat profile again"
-            ) from None
+        from .table_file import read_table
+
+        return read_table(path)
 
     def scaled(self, factor: float) -> "LatencyTable":
-        """Return the table with every prediction multiplied."""
+        """Return the table with every prediction multiplied; samples are left behind."""
         old = self.calibration
         changed = replace(old, factor=old.factor * factor, overhead_ms=old.overhead_ms * factor)
-        return replace(self, calibration=changed)
-
-
-def _calibration(values: Mapping[str, Any]) -> Calibration:
-    anchors, held_out = (
-        tuple(Sample(**sample) for sample in values[name]) for name in ("anchors", "held_out")
-    )
-    return Calibration(values["factor"], values["overhead_ms"], anchors, held_out)
-
-
-COLUMNS = [item.name for kind in (Entry, Row, Conditions) for item in fields(kind)]
-
-
-def _rows(text: str, path: Path) -> dict[Entry, Row]:
-    header = next(csv.reader(io.StringIO(text)), [])
-    strange = sorted(set(header) ^ set(COLUMNS))
-    if text.strip() and strange:
-        raise TableError(
-            f"{path}: columns {', '.join(strange)} unknown or missing: run heat profile again"
-        )
-    rows: dict[Entry, Row] = {}
-    if not text.strip():
-        return rows
-    frame = pd.read_csv(io.StringIO(text), keep_default_na=False, na_values={"ms": ["", "nan"]})
-    names = [item.name for item in fields(Entry)]
-    kept = [item.name for item in fields(Row)]
-    for values in frame.to_dict("records"):
-        entry = Entry(**{str(name): values[name] for name in names})
-        row = Row(**{str(name): values[name] for name in kept})
-        if not (math.isfinite(row.ms) and row.ms >= 0):
-            raise TableError(f"{path}: {entry} has {row.ms} ms: run heat profile again")
-        rows[entry] = row
-    return rows
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+        return LatencyTable(self.conditions, self.rows, changed, self.memory, self.facts)
 
 
 def _distance(a: Entry, b: Entry) -> float:

@@ -11,7 +11,6 @@ import torch
 
 import heat.stages.form_search
 import heat.stages.profile
-from latency_tables.measure import ROUNDS
 from latency_tables.models import randomise
 from latency_tables.plan import Checks
 from supernet.architecture import Architecture
@@ -57,10 +56,11 @@ def _alike() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _roughly() -> Iterator[None]:
     """Let profiles in this process check their tables with few networks."""
-    rough = partial(Checks, anchors=4, held_out=2, memory=5, max_rounds=ROUNDS)
+    rough = partial(Checks, networks=4, memory=5, budget_s=6.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heat.stages.profile, "Checks", rough)
         patch.setattr(heat.stages.form_search, "Checks", rough)
+        patch.setattr(heat.stages.form_search, "LAZY", Checks(networks=2, memory=0, budget_s=4.0))
         yield
 
 

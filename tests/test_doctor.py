@@ -78,7 +78,7 @@ def test_what_makes_timings_unsteady(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tables_that_no_longer_serve(tmp_path: Path, unit: Architecture) -> None:
     here = conditions_of(resolve("cpu", threads=1), (128, 192))
-    rows = dict.fromkeys(unit.entries().values(), Row(0.5, 0.5, 0, 0, 12, 5.0, "2026-01-01", "0.1"))
+    rows = dict.fromkeys(unit.entries().values(), Row(0.5, 0.0, 3, 5.0, "2026-01-01", "0.1"))
     for conditions in (
         here,
         replace(here, runtime_version="0.0.1", precision="bf16"),

@@ -36,7 +36,7 @@ TEMPLATE = Architecture(
     t1_blocks=1, t2_blocks=1,
 )  # fmt: skip
 SPACE = SearchSpace(template=TEMPLATE, positions=(1, 1, 1, 1))
-CHECKS = Checks(anchors=2, held_out=1, memory=1)
+CHECKS = Checks(networks=3, memory=1)
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +63,7 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pack") / "heat-probe.pyz"
-    networks = check_networks(TEMPLATE, SPACE.widths, SPACE.positions, CHECKS)
+    networks = check_networks(TEMPLATE, SPACE.widths, SPACE.positions, CHECKS.networks)
     entries = [entry for network in networks for entry in network.entries().values()]
     target = declared("cpu", threads=1)
     made = write_pack(path, target, entries, networks, CHECKS, SPACE.to_json(), TEMPLATE.input_size)
@@ -119,7 +119,7 @@ def test_carried_results_become_a_table(results: Path, tmp_path: Path) -> None:
         unpack_results(Workspace(tmp_path), results)
     table = table_from_results(results)
     assert table.memory is not None and table.conditions.precision == "f32"
-    network = check_networks(TEMPLATE, SPACE.widths, SPACE.positions, CHECKS)[0]
+    network = check_networks(TEMPLATE, SPACE.widths, SPACE.positions, CHECKS.networks)[0]
     assert table.predict_ms(network) > 0
 
 
@@ -139,7 +139,7 @@ def test_a_killed_probe_goes_on(bare_python: Path, pack: Path, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     after = read_results(path)
     assert after[: len(before)] == before and len(after) > len(before)
-    assert table_from_results(path).calibration.anchors
+    assert table_from_results(path).calibration.checks
 
 
 def test_broken_results_are_refused(results: Path, tmp_path: Path) -> None:

@@ -8,32 +8,41 @@ import onnx
 import pytest
 import torch
 
-from heat.stages import measuring
-from latency_tables.batch import Model, NetworkResult, Setting, feeds_of, precision_of
+from latency_tables.batch import (
+    Setting,
+    feeds_of,
+    precision_of,
+)
 from latency_tables.costs import entry_bytes, size_mb, working_set_mb
 from latency_tables.devices import declared, load_device, load_devices, name_of, resolve
 from latency_tables.fresh import peak_mb
 from latency_tables.machine import (
     Detected,
-    Disturbance,
     Gpu,
     Watch,
     cpu_quota,
     detect_cpu,
     parse_gpus,
 )
-from latency_tables.measure import Job, at_one_speed, outer_rank, summarise, time_jobs
+from latency_tables.measure import (
+    Job,
+    at_one_speed,
+    outer_rank,
+    summarise,
+    time_jobs,
+)
+from latency_tables.meter import FRESH_COMMAND, DeviceMeter
 from latency_tables.models import ProbeNet, random_network, randomise, write, write_network
 from latency_tables.networks import random_architecture, reference_architecture
-from latency_tables.plan import Checks, check_networks
+from latency_tables.plan import Checks, check_networks, space_entries
 from latency_tables.probes import terms
-from latency_tables.profile import FRESH_COMMAND, calibrate, fill, open_bench
+from latency_tables.profile import calibrate, fill, random_targets
 from latency_tables.stacks import Setup, measure_stacks
 from latency_tables.store import conditions_of, open_table
 from latency_tables.table import LatencyTable, Row
 from supernet.architecture import CONDENSED, Architecture, Entry
 from supernet.detector import Detector
-from supernet.errors import DeviceError, TableError, UserError
+from supernet.errors import DeviceError, TableError
 from supernet.operators import OPERATORS
 
 TINY = Architecture(
@@ -41,14 +50,14 @@ TINY = Architecture(
     t1_blocks=1, t2_blocks=1,
 )  # fmt: skip
 LIMITS, POSITIONS = (64, 64, 64, 64), (1, 1, 2, 1)
-FEW = Checks(anchors=3, held_out=2, memory=0)
+FEW = Checks(networks=4, memory=0, budget_s=3.0)
 ORT = Setting(runtime="onnxruntime", precision="f32", threads=1)
 
 
 def test_a_table_of_another_runtime_version_is_refused(tmp_path: Path, unit: Architecture) -> None:
     target = resolve("cpu", threads=1)
     conditions = replace(conditions_of(target, (128, 192)), runtime_version="0.0.1")
-    row = Row(0.5, 0.5, 0.0, 0.0, 12, 5.0, "2026-01-01", "0.1.0")
+    row = Row(0.5, 0.0, 3, 5.0, "2026-01-01", "0.1.0")
     LatencyTable(conditions, dict.fromkeys(unit.entries().values(), row)).save(tmp_path)
     with pytest.raises(TableError, match=r"runtime_version .* against 0\.0\.1.*--trust-table"):
         open_table(tmp_path, target, (128, 192))
@@ -125,18 +134,24 @@ def test_a_real_table_predicts_real_networks(tmp_path: Path, runtime: str, preci
     """Not a timing test: only the order of magnitude is asserted, on this noisy machine."""
     target = resolve("cpu", runtime=runtime, threads=1, precision=precision)
     table = open_table(tmp_path, target, (64, 96))
-    calibrate(table, TINY, LIMITS, POSITIONS, checks=FEW, save=lambda: table.save(tmp_path))
+    meter = DeviceMeter(table.conditions)
+    entries = space_entries(TINY, LIMITS, oa=False)
+    targets = random_targets(TINY, LIMITS, POSITIONS)
+    fill(table, entries, meter, targets, checks=FEW, save=lambda: table.save(tmp_path))
+    assert set(entries) <= set(table.rows) and 0 < table.sampled < len(table.rows)
+    assert {row.source for row in table.rows.values()} == {"measured", "modelled"}
+    networks = check_networks(TINY, LIMITS, POSITIONS, FEW.networks)
+    calibrate(table, networks, meter, checks=FEW, save=lambda: table.save(tmp_path))
     assert table.calibration.held_out_error is not None
-    assert len(table.calibration.held_out) == FEW.held_out
+    assert len(table.calibration.checks) == FEW.networks
     again = open_table(tmp_path, target, (64, 96))
-    assert again.rows == table.rows
+    assert again.rows == table.rows and again.samples == table.samples
+    assert again.networks == table.networks and again.history == table.history
     assert set(again.facts["seconds"]) == {"write", "load", "time"}
     assert set(again.facts["disturbance"]) >= {"other_load", "throttled", "slowdown"}
     network = random_architecture(np.random.default_rng(5), TINY, LIMITS, POSITIONS)
-    bench = open_bench(again.conditions)
-    fill(again, network.entries().values(), bench=bench)
-    model = write_network(network, again.conditions.setting)
-    assert 0.3 < again.predict_ms(network) / bench.network(model).ms < 3.0
+    found = meter.network(network).networks[0]
+    assert 0.3 < again.predict_ms(network) / found.ms < 3.0
 
 
 def test_the_executed_precision_is_read_back() -> None:
@@ -150,7 +165,7 @@ def test_the_executed_precision_is_read_back() -> None:
     target = resolve("cpu", runtime="openvino", threads=1, precision="f16")
     if executed != "f16":
         with pytest.raises(DeviceError, match=rf"executes f16 as {executed} .*--precision"):
-            open_bench(conditions_of(target, (64, 96)))
+            DeviceMeter(conditions_of(target, (64, 96)))
 
 
 def test_int8_probes_compute_nearly_the_same() -> None:
@@ -183,7 +198,7 @@ def test_half_precision_graphs_compute_nearly_the_same(unit: Architecture) -> No
     onnx.checker.check_model(network.to_onnx(precision="bf16"), full_check=True)
     target = resolve("cpu", threads=1, precision="f16")
     with pytest.raises(DeviceError, match="onnxruntime executes f16 as f32"):
-        open_bench(conditions_of(target, (64, 96)))
+        DeviceMeter(conditions_of(target, (64, 96)))
 
 
 def test_torch_runs_what_is_deployed(unit: Architecture) -> None:
@@ -316,8 +331,9 @@ def test_gpus_are_read_from_nvidia_smi() -> None:
 def test_confidence_bound_of_order_statistics() -> None:
     assert [outer_rank(n) for n in (1, 12, 24)] == [0, 2, 6]
     steady, shaky = summarise([1.0] * 12, 1.0), summarise([1.0, 3.0] * 6, 1.0)
-    assert steady.stable and steady.interval == 0.0
-    assert not shaky.stable and shaky.interval == 1.0 and shaky.interval_ms == 2.0
+    assert steady.stable and steady.interval == steady.sd_ms == 0.0
+    assert not shaky.stable and shaky.interval == 1.0
+    assert shaky.sd_ms == pytest.approx(2.0 / 3.92)
 
 
 def test_unstable_models_are_visited_again() -> None:
@@ -337,7 +353,7 @@ def test_unstable_models_are_visited_again() -> None:
 
 
 def test_check_networks_span_the_sizes() -> None:
-    networks = check_networks(TINY, (192, 192, 256, 384), (2, 2, 18, 2), Checks())
+    networks = check_networks(TINY, (192, 192, 256, 384), (2, 2, 18, 2), 15)
     macs = [network.macs().total for network in networks]
     assert len(networks) == 15 and max(macs) > 10 * min(macs)
 
@@ -412,27 +428,3 @@ def test_a_declared_device_is_not_here() -> None:
     assert target.name == "v100" and not target.here and target.gpu is not None
     with pytest.raises(TableError, match=r"no table v100-tensorrt-f16-t1-64x96\.csv.*--estimate"):
         open_table(Path("nowhere"), target, (64, 96))
-
-
-def test_a_measurement_is_repeated_until_three_processes_agree(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Those count in which the reference ran most as in the table; HEAT_PROCESSES=1 takes one."""
-    # Milliseconds of the network and of the reference, process by process.
-    found = iter([(10.0, 5.0), (12.0, 6.0), (11.0, 5.2), (10.1, 5.0), (9.96, 5.0)])
-    quiet = Disturbance(0.0, 0.0, 0, 0.0)
-
-    def time_network(*_: object) -> NetworkResult:
-        ms, reference_ms = next(found)
-        return NetworkResult(ms, ms * 1.1, reference_ms, quiet, 0.0, 0.0)
-
-    monkeypatch.setattr(measuring, "time_network", time_network)
-    monkeypatch.setenv("HEAT_PROCESSES", "3")
-    setting = Setting(runtime="onnxruntime", precision="f32", threads=1)
-    speed = measuring.measure_model(Model(b"", {}), setting, (64, 64), 5.0)
-    assert speed.ms == 10.0 and speed.p95_ms == pytest.approx(11.0)
-    assert next(found, None) is None
-    for asked in ("0", "8", "many"):
-        monkeypatch.setenv("HEAT_PROCESSES", asked)
-        with pytest.raises(UserError, match=f"HEAT_PROCESSES={asked}"):
-            measuring.processes()

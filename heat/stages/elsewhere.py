@@ -8,7 +8,7 @@ from typing import Any
 
 from latency_tables.devices import Target, declared
 from latency_tables.pack import probe_version, read_plan, table_from_results, write_pack
-from latency_tables.plan import Checks, check_networks, space_entries
+from latency_tables.plan import TARGETS, Checks, check_networks, design, space_entries
 from latency_tables.remote import Host
 from latency_tables.table import LatencyTable
 from supernet.supernet import SearchSpace
@@ -16,15 +16,22 @@ from supernet.supernet import SearchSpace
 from ..workspace import Workspace
 from .profile import record, report, table_path
 
+PACKED_ENTRIES = 260
+"""Entries that a device elsewhere is asked to time; all others are modelled from them."""
+
 
 def pack_probe(path: Path, target: Target, space: SearchSpace) -> dict[str, Any]:
-    """Write the probe and all that a complete table needs into one file."""
+    """Write the probe and what a table needs into one file."""
     checks = Checks()
     return write_pack(
         path,
         target,
-        space_entries(space.template, space.widths, oa=True),
-        check_networks(space.template, space.widths, space.positions, checks),
+        design(
+            space_entries(space.template, space.widths, oa=True),
+            check_networks(space.template, space.widths, space.positions, TARGETS, seed=7),
+            PACKED_ENTRIES,
+        ),
+        check_networks(space.template, space.widths, space.positions, checks.networks),
         checks,
         space.to_json(),
         space.template.input_size,

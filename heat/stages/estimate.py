@@ -15,9 +15,10 @@ from latency_tables.estimate import (
     estimated_table,
     spread_entries,
 )
+from latency_tables.meter import DeviceMeter
 from latency_tables.pack import probe_version, table_from_results, write_pack
-from latency_tables.plan import Checks, space_entries
-from latency_tables.profile import fill
+from latency_tables.plan import Checks, batches_of, space_entries
+from latency_tables.profile import absorb
 from latency_tables.remote import Host
 from latency_tables.store import empty_table
 from latency_tables.table import LatencyTable
@@ -72,7 +73,7 @@ def _measure(
     if host is not None:
         with tempfile.TemporaryDirectory() as folder:
             pack = Path(folder) / "heat-probe.pyz"
-            checks = Checks(anchors=0, held_out=0, memory=0)
+            checks = Checks(networks=0, memory=0)
             size = space.template.input_size
             made = write_pack(pack, target, chosen, [], checks, space.to_json(), size)
             results = Path(folder) / "results.jsonl"
@@ -90,7 +91,10 @@ def _measure(
             "reach the device with --host USER@BOX"
         )
     table = empty_table(here, space.template.input_size)
-    fill(table, chosen)
+    meter = DeviceMeter(table.conditions)
+    for batch in batches_of(chosen):
+        absorb(table, meter.entries(batch))
+    table.refit(chosen)
     return table
 
 

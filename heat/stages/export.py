@@ -33,7 +33,7 @@ from supernet.shapes import draw
 from ..workspace import Workspace
 from .clusters import bound_clusters, check_attention
 from .measuring import measure_bundle
-from .profile import warn
+from .profile import recorded_table, warn
 
 Quantizer = Literal["heat", "nncf"]
 PARITY_IMAGES = 20
@@ -124,7 +124,7 @@ def export(
     predicted = float(thinned["predicted_fps"]) if same else None
     target_fps = float(thinned["target_fps"]) if same else None
     setting = replace(target.setting, runtime=form.runtime, precision=form.precision)
-    reference_ms = float(thinned["reference_ms"]) if same else 0.0
+    table = recorded_table(workspace, thinned) if same else None
     judge = _judge(data, names) if data is not None and training is not None else None
     plan = None
     check_attention(network, form)
@@ -137,7 +137,7 @@ def export(
     def measure(model: Path) -> Speed:
         nonlocal broken
         for attempt in range(MAX_MEASUREMENTS):
-            speed = measure_bundle(model, setting, size, reference_ms)
+            speed = measure_bundle(model, network.architecture, setting, table)
             broken = broken_promises(speed.fps, predicted, target_fps)
             if not broken:
                 break

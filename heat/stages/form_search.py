@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 
-from latency_tables.batch import Bench
 from latency_tables.devices import Target
 from latency_tables.lock import only_one
 from latency_tables.plan import LAZY, Checks
-from latency_tables.profile import fill, open_bench
+from latency_tables.pricing import Latency
 from latency_tables.store import open_table
 from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture
@@ -23,12 +22,12 @@ from ..ledger import write_ledger
 from ..limits import Cost, Limits, Pricer, worst_ms
 from ..proxies import ApDropBy, Evaluator, choose
 from ..search import Chain
-from ..settle import Goal, Settled, settle
+from ..settle import OVERSHOOT, Goal, Settled, settle
 from ..source import Source, check_fits, with_global_block
 from ..thinning import Logits, State, ThinningRules, Trial
 from ..workspace import Workspace
-from .measuring import measure_network
-from .profile import check_table, table_path
+from .measuring import NetworkMeter, measure_state
+from .profile import measure_table, table_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,55 +116,39 @@ def _goal(
     logits: Logits,
     journal: Journal,
 ) -> Goal:
-    """Calibrate a table where its device is at hand, and say how its networks are measured."""
+    """Measure a table where its device is at hand, and say how its networks are measured."""
     if not target.here:
         if limits.max_memory_mb is not None and table.memory is None:
             raise UserError(f"{table.conditions.stem} has no memory model: leave --max-memory-mb")
         return Goal(Pricer(table, space, logits, table.sum_ms), limits, None)
     if limits.max_memory_mb is not None and table.memory is None:
-        check_table(workspace, table, space, Checks())
-    elif not table.calibration.anchors:
-        check_table(workspace, table, space, LAZY)
+        measure_table(workspace, table, space, logits, Checks())
+    elif not table.calibration.checks:
+        measure_table(workspace, table, space, logits, LAZY)
     memory = limits.max_memory_mb is not None
+    meter = NetworkMeter(table)
+
+    def inside(latency: Latency) -> bool:
+        if limits.target_fps is None:
+            return True
+        return 1.0 <= 1000.0 / latency.sustained_ms / limits.target_fps <= OVERSHOOT
 
     def measure(state: State) -> Cost:
         architecture = state.architecture(space, logits)
         block = f" {state.global_block}" if state.global_block else ""
         key = f"{table.conditions.stem} {architecture.widths} {architecture.blocks}{block}"
-        found = journal.reading(
-            key,
-            lambda: asdict(
-                measure_network(
-                    architecture,
-                    table.conditions.setting,
-                    reference_ms=table.reference_ms,
-                    memory=memory,
-                )
-            ),
+        return measure_state(
+            meter,
+            architecture,
+            inside,
+            memory=memory,
+            journal=lambda take: journal.reading(key, take),
         )
-        return Cost(**found)
-
-    return Goal(Pricer(table, space, logits, _lazy_filler(workspace, table)), limits, measure)
-
-
-def _lazy_filler(workspace: Workspace, table: LatencyTable) -> Callable[[Architecture], object]:
-    """Return what measures the entries a table lacks, with a runtime opened once."""
-    bench: Bench | None = None
 
     def ensure(architecture: Architecture) -> None:
-        nonlocal bench
-        missing = table.missing(architecture.entries())
-        if missing:
-            bench = bench or open_bench(table.conditions)
-            fill(
-                table,
-                missing,
-                bench=bench,
-                max_rounds=LAZY.max_rounds,
-                save=lambda: table.save(workspace.tables),
-            )
+        table.refit(architecture.entries().values())
 
-    return ensure
+    return Goal(Pricer(table, space, logits, ensure), limits, measure)
 
 
 def _follow(workspace: Workspace, chain: Chain, fps: float) -> Callable[[list[Trial]], None]:

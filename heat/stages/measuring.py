@@ -1,98 +1,195 @@
-"""Measures deployed networks on this machine, at the speed that its latency table is for."""
+"""Measures deployed networks on this machine, for the states that its latency table has seen."""
 
 import math
 import os
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from deploy.bench import Speed
-from latency_tables.batch import Bench, Model, NetworkResult, Setting
+from latency_tables.batch import (
+    Model,
+    NetworkResult,
+    Setting,
+    network_from_json,
+    network_to_json,
+)
 from latency_tables.costs import size_mb
-from latency_tables.drift import scale_to
-from latency_tables.fresh import peak_mb, time_network
+from latency_tables.fresh import peak_mb
+from latency_tables.meter import FRESH_COMMAND, DeviceMeter, network_taken
 from latency_tables.models import write_network
-from latency_tables.networks import reference_architecture
-from latency_tables.profile import FRESH_COMMAND
+from latency_tables.pricing import Latency, Pricing
+from latency_tables.profile import absorb
+from latency_tables.samples import NetworkSample
+from latency_tables.store import conditions_of
+from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture
 from supernet.errors import UserError
+from supernet.network import AnyArchitecture
 
-from ..limits import Cost
+from ..limits import Cost, cost_of
 
 PROCESSES = 3
-"""Processes that must agree on a measurement; HEAT_PROCESSES overrides it, 1 is quick and rough."""
+"""Processes that a network is timed in; HEAT_PROCESSES overrides it, 1 is quick and rough."""
 MAX_PROCESSES = 7
-AGREE = 0.015
-"""Share by which they may differ."""
-
-
-def measure_network(
-    architecture: Architecture,
-    setting: Setting,
-    *,
-    reference_ms: float = 0.0,
-    memory: bool = True,
-) -> Cost:
-    """Measure a network with random weights and a busy head; memory too, if asked.
-
-    `reference_ms` is the table's time of the reference network; 0 where there is no table.
-    """
-    model = write_network(architecture, setting)
-    speed = measure_model(model, setting, architecture.input_size, reference_ms)
-    tail_ms = speed.ms * speed.p95_ms / speed.p50_ms
-    size = len(model.onnx) / 2**20 if model.onnx else size_mb(architecture)
-    peak = math.nan
-    if memory and model.onnx:  # torch deploys no file
-        peak = peak_mb(model, setting, FRESH_COMMAND)
-    return Cost(speed.fps, size, peak, speed.ms, tail_ms, 1000.0 / speed.p50_ms)
-
-
-def measure_bundle(
-    model: Path, setting: Setting, input_size: tuple[int, int], reference_ms: float
-) -> Speed:
-    """Measure an exported model file."""
-    image = {"image": ((1, *input_size, 3), "uint8")}
-    return measure_model(Model(b"", image, file=model), setting, input_size, reference_ms)
-
-
-def measure_model(
-    model: Model, setting: Setting, input_size: tuple[int, int], reference_ms: float
-) -> Speed:
-    """Time a model in processes of its own, in turns with the reference network.
-
-    Where a process lays its memory makes a network some percent faster or slower, and not every
-    network follows the clock as the reference does. So of several processes those count in which
-    the reference ran most as in the table; they are repeated until three agree, and the middle one
-    is the result.
-    """
-    needed = processes()
-    most = MAX_PROCESSES if needed > 1 else 1
-    reference = write_network(reference_architecture(input_size), setting)
-    results: list[NetworkResult] = []
-    speeds: list[Speed] = []
-    while len(results) < most:
-        if model.module is not None:  # torch's networks live in this process
-            results.append(Bench(setting, reference).network(model))
-        else:
-            results.append(time_network(model, reference, setting, FRESH_COMMAND))
-        if len(results) >= needed:
-            wanted_ms = reference_ms or results[0].reference_ms
-            results.sort(key=lambda result: abs(math.log(result.reference_ms / wanted_ms)))
-            speeds = sorted(
-                (_speed(result, reference_ms) for result in results[:needed]),
-                key=lambda speed: speed.ms,
-            )
-            if speeds[-1].ms <= speeds[0].ms * (1 + AGREE):
-                break
-    return speeds[needed // 2]
+SURE_SDS = 3.0
+"""A network this many standard deviations outside its window is not timed in further processes."""
 
 
 def processes() -> int:
-    """Return how many processes must agree on a measurement."""
+    """Return how many processes a measurement is made of."""
     asked = os.environ.get("HEAT_PROCESSES", str(PROCESSES))
     if not asked.isdigit() or not 1 <= int(asked) <= MAX_PROCESSES:
         raise UserError(f"HEAT_PROCESSES={asked}: a whole number from 1 to {MAX_PROCESSES}")
     return int(asked)
 
 
-def _speed(result: NetworkResult, reference_ms: float) -> Speed:
-    now = scale_to(reference_ms, result.reference_ms)
-    return Speed(result.ms * now, result.ms, result.p95_ms)
+class NetworkMeter:
+    """Times whole networks and models for one table, and adds what it finds to the table."""
+
+    def __init__(self, table: LatencyTable) -> None:
+        """Keep the table; the runtime is opened when something is measured."""
+        self.table = table
+        self._meter: DeviceMeter | None = None
+
+    def meter(self) -> DeviceMeter:
+        """Open the runtime once."""
+        if self._meter is None:
+            self._meter = DeviceMeter(self.table.conditions)
+        return self._meter
+
+    def results(
+        self, model: Model, architecture: Architecture, enough: Callable[[Latency], bool]
+    ) -> list[NetworkResult]:
+        """Time a model in processes of its own, until there are enough or `enough` is true."""
+        found: list[NetworkResult] = []
+        while len(found) < processes():
+            found.append(self.meter().time(model))
+            if enough(self.latency(architecture, found)):
+                break
+        return found
+
+    def latency(self, architecture: Architecture, results: Sequence[NetworkResult]) -> Latency:
+        """Return a measured network's latency over the table's states and those of the results."""
+        table = self.table.copy()
+        known = self.table.model is not None
+        for result in results:
+            taken = network_taken(architecture, result)
+            table.add(networks=() if known else taken.networks, moments=taken.moments)
+        return measured_latency(Pricing(table), architecture, results)
+
+    def take_in(self, architecture: Architecture, results: Sequence[NetworkResult]) -> None:
+        """Add what was timed to the table."""
+        for result in results:
+            absorb(self.table, network_taken(architecture, result))
+        self.table.refit()
+
+
+def measured_latency(
+    pricing: Pricing, architecture: Architecture, results: Sequence[NetworkResult]
+) -> Latency:
+    """Return a network's latency over a table's states from timings of it, each in its own state.
+
+    The median over the processes counts: where a process lays its memory makes a network some
+    percent faster or slower.
+    """
+    samples = [network_taken(architecture, result).networks[0] for result in results]
+    at_base = [s.ms / pricing.slowdown(architecture, s.state) for s in samples]
+    return pricing.latency_of(architecture, statistics.median(at_base), _sd(samples))
+
+
+def _sd(samples: Sequence[NetworkSample]) -> float:
+    return statistics.mean(sample.sd for sample in samples) / math.sqrt(len(samples))
+
+
+def measure_state(
+    meter: NetworkMeter,
+    architecture: Architecture,
+    inside: Callable[[Latency], bool],
+    *,
+    memory: bool,
+    journal: Callable[[Callable[[], Any]], Any] = lambda take: take(),
+) -> Cost:
+    """Measure a network with random weights and a busy head; memory too, if asked.
+
+    A network that is clearly outside its window is timed in one process only. What was timed goes
+    into the table. `journal` keeps the timings across a kill.
+    """
+
+    def take() -> dict[str, Any]:
+        setting = meter.table.conditions.setting
+        model = write_network(architecture, setting)
+
+        def enough(latency: Latency) -> bool:
+            room = SURE_SDS * max(latency.sd, 0.01)
+            scaled = [
+                replace(latency, sustained_ms=latency.sustained_ms * factor)
+                for factor in (1 - room, 1, 1 + room)
+            ]
+            return not any(inside(near) for near in scaled)
+
+        found = meter.results(model, architecture, enough)
+        peak = None
+        if memory and model.onnx:  # torch deploys no file
+            peak = peak_mb(model, setting, FRESH_COMMAND)
+        size = len(model.onnx) / 2**20 if model.onnx else size_mb(architecture)
+        return {"results": [network_to_json(r) for r in found], "size_mb": size, "peak_mb": peak}
+
+    kept = journal(take)
+    results = [network_from_json(record) for record in kept["results"]]
+    meter.take_in(architecture, results)
+    latency = measured_latency(Pricing(meter.table), architecture, results)
+    tail = statistics.median(r.timing.p95_ms / r.timing.ms for r in results)
+    peak = math.nan if kept["peak_mb"] is None else kept["peak_mb"]
+    cost = cost_of(latency, kept["size_mb"], peak, tail)
+    return replace(cost, fps_now=1000.0 / statistics.median(r.ms for r in results))
+
+
+def measure_network(architecture: Architecture, setting: Setting) -> Cost:
+    """Measure a network where there is no table: over the states of the measurement itself."""
+    meter = NetworkMeter(_no_table(setting, architecture.input_size))
+    return measure_state(meter, architecture, lambda latency: True, memory=False)
+
+
+def measure_bundle(
+    model: Path, architecture: AnyArchitecture, setting: Setting, table: LatencyTable | None
+) -> Speed:
+    """Measure an exported model file, over the states of its table if it has one.
+
+    What no table knows the parts of (a DETR) is reported as it was.
+    """
+    image = {"image": ((1, *architecture.input_size, 3), "uint8")}
+    meter = NetworkMeter(table or _no_table(setting, architecture.input_size))
+    if not isinstance(architecture, Architecture):
+        timed = [meter.meter().time(Model(b"", image, file=model)) for _ in range(processes())]
+        middle = sorted(timed, key=lambda result: result.ms)[len(timed) // 2]
+        return Speed(middle.ms, middle.ms, middle.timing.p95_ms)
+    results = meter.results(Model(b"", image, file=model), architecture, lambda latency: False)
+    latency = meter.latency(architecture, results)
+    return Speed(
+        ms=latency.sustained_ms,
+        p50_ms=statistics.median(result.ms for result in results),
+        p95_ms=statistics.median(result.timing.p95_ms for result in results),
+        best_ms=latency.best_ms,
+    )
+
+
+def _no_table(setting: Setting, size: tuple[int, int]) -> LatencyTable:
+    from latency_tables.devices import resolve
+
+    target = resolve("cpu" if setting.device == "cpu" else "cuda", runtime=setting.runtime)
+    target = replace(target, threads=setting.threads, precision=setting.precision)
+    return LatencyTable(conditions_of(target, size))
+
+
+def warn_if_slower(latency_ms: float, now_ms: float) -> None:
+    """Print that the machine is at the moment slower than the speed that it is said to sustain."""
+    if now_ms > 1.05 * latency_ms:
+        print(
+            f"warning: at this moment the machine runs it at {1000 / now_ms:.2f} FPS, slower than "
+            f"the {1000 / latency_ms:.2f} FPS that it was seen to sustain",
+            file=sys.stderr,
+        )

@@ -2,41 +2,79 @@
 
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from latency_tables.devices import Target
-from latency_tables.drift import SAME_STATE
 from latency_tables.lock import only_one
-from latency_tables.plan import Checks, space_entries
-from latency_tables.profile import calibrate, fill, open_bench
+from latency_tables.meter import DeviceMeter, Meter
+from latency_tables.plan import Checks, check_networks, space_entries
+from latency_tables.pricing import SUSTAINED
+from latency_tables.profile import calibrate, fill
 from latency_tables.store import empty_table, open_table
 from latency_tables.table import LatencyTable
 from supernet.errors import TableError
 from supernet.supernet import SearchSpace
 
+from ..aims import aims
+from ..thinning import Logits, prior_logits
 from ..workspace import Workspace
 
 
 def profile(workspace: Workspace, target: Target, space: SearchSpace) -> dict[str, Any]:
-    """Measure every entry of the space that the table lacks, then calibrate the table."""
+    """Measure what the table lacks of a space, then check it with whole networks."""
     started = time.monotonic()
     warn(target)
-    table = standing_table(workspace, target, space.template.input_size)
-    with only_one(table_path(workspace, table)):
-        every = space_entries(space.template, space.widths, oa=True)
-        todo = [entry for entry in every if entry not in table.rows]
-        if todo:
-            bench = open_bench(table.conditions)
-            fill(table, todo, bench=bench, save=lambda: table.save(workspace.tables))
+    with ExitStack() as locks:
+        table = open_for_writing(workspace, target, space.template.input_size, locks)
         checks = Checks()
-        # Thinning checks with fewer networks than these.
-        if len(table.calibration.anchors) < checks.anchors:
-            check_table(workspace, table, space, checks)
+        # Thinning checks its own tables with fewer networks than these.
+        if len(table.calibration.checks) < checks.networks:
+            measure_table(workspace, table, space, prior_logits(space), checks)
+        else:
+            table.refit(space_entries(space.template, space.widths, oa=True))
         table.save(workspace.tables)
     report(table)
     return record(workspace, target, space, table, time.monotonic() - started)
+
+
+def recorded_table(workspace: Workspace, stage: dict[str, Any]) -> LatencyTable:
+    """Return the table a stage names; the workspace may have moved, or the table be HEAT's own."""
+    moved = workspace.tables / Path(stage["table"]).name
+    return LatencyTable.load(moved if moved.exists() else Path(stage["table"]))
+
+
+def open_for_writing(
+    workspace: Workspace, target: Target, input_size: tuple[int, int], locks: ExitStack
+) -> LatencyTable:
+    """Return the table that exists, for this process alone."""
+    named = empty_table(target, input_size)
+    locks.enter_context(only_one(table_path(workspace, named)))
+    return standing_table(workspace, target, input_size)
+
+
+def measure_table(
+    workspace: Workspace,
+    table: LatencyTable,
+    space: SearchSpace,
+    logits: Logits,
+    checks: Checks,
+    meter: Meter | None = None,
+) -> None:
+    """Time entries and whole networks of a space, those on the way of thinning first."""
+    meter = meter or DeviceMeter(table.conditions)
+
+    def save() -> object:
+        return table.save(workspace.tables)
+
+    entries = space_entries(space.template, space.widths, oa=True)
+    fill(table, entries, meter, aims(space, logits), checks=checks, save=save)
+    networks = check_networks(space.template, space.widths, space.positions, checks.networks)
+    calibrate(table, networks, meter, checks=checks, save=save)
 
 
 def table_path(workspace: Workspace, table: LatencyTable) -> Path:
@@ -69,7 +107,11 @@ def record(
         "overhead_ms": table.calibration.overhead_ms,
         "memory_error": table.memory.held_out_error if table.memory else None,
         "unstable": round(table.unstable, 4),
-        "other_state": round(len(table.strays()) / max(1, len(table.rows)), 4),
+        "sampled": table.sampled,
+        "samples": len(table.samples),
+        "networks": len(table.networks),
+        "covered": table.calibration.covered,
+        "reference_ms": [round(ms, 4) for ms in speeds(table)],
         "disturbance": table.facts.get("disturbance"),
         "spent_seconds": table.facts.get("seconds"),
         "space": space.to_json(),
@@ -89,27 +131,14 @@ def standing_table(
         return empty_table(target, input_size)
 
 
-def check_table(
-    workspace: Workspace, table: LatencyTable, space: SearchSpace, checks: Checks
-) -> None:
-    """Measure whole networks that calibrate the table and tell its error."""
-    calibrate(
-        table,
-        space.template,
-        space.widths,
-        space.positions,
-        checks=checks,
-        save=lambda: table.save(workspace.tables),
-    )
-
-
 def report(table: LatencyTable) -> None:
     """Say what the time went into, what disturbed it, and how good the table is."""
     spent = table.facts.get("seconds", {})
     parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in spent.items())
     error = table.calibration.held_out_error
     print(
-        f"{len(table.rows)} entries; {parts}; error on networks not seen "
+        f"{len(table.rows)} entries, {table.sampled} of them timed, the others modelled; {parts}; "
+        f"error on networks predicted without their own timing "
         f"{'unknown' if error is None else f'{100 * error:.1f} %'}",
         file=sys.stderr,
     )
@@ -118,16 +147,25 @@ def report(table: LatencyTable) -> None:
             f"unstable: {100 * table.unstable:.0f} % of the entries are known no better than 10 %",
             file=sys.stderr,
         )
-    strays = len(table.strays()) / max(1, len(table.rows))
-    if strays:
-        print(
-            f"unstable: {100 * strays:.0f} % of the entries were measured while the machine was "
-            f"in another state (reference network more than {100 * SAME_STATE:.0f} % off): profile "
-            "again",
-            file=sys.stderr,
-        )
     for text in disturbances(table.facts):
         print(f"warning: {text}", file=sys.stderr)
+    best, sustained = speeds(table)
+    if sustained > 1.05 * best:
+        print(
+            "warning: the machine's speed changes: for a tenth of the time it is "
+            f"{100 * (sustained / best - 1):.0f} % slower than at its best; frame rates are "
+            "promised for what it sustains",
+            file=sys.stderr,
+        )
+
+
+def speeds(table: LatencyTable) -> tuple[float, float]:
+    """Return milliseconds of the reference network at best and sustained (p10 and p90)."""
+    found = [moment.state[0] for moment in table.history if moment.state]
+    if not found:
+        return table.reference_ms, table.reference_ms
+    best, sustained = np.quantile(found, [1 - SUSTAINED, SUSTAINED])
+    return float(best), float(sustained)
 
 
 def disturbances(facts: dict[str, Any]) -> list[str]:
@@ -143,13 +181,6 @@ def disturbances(facts: dict[str, Any]) -> list[str]:
     if worst.get("slowdown", 0) > 0.1:
         fell = 100 * (1 - 1 / (1 + worst["slowdown"]))
         said.append(f"the clock fell by up to {fell:.0f} % (throttling)")
-    speeds = facts.get("reference_ms", {})
-    if speeds and speeds["slowest"] > 1.1 * speeds["fastest"]:
-        drift = speeds["slowest"] / speeds["fastest"] - 1
-        said.append(
-            f"the reference network's speed changed by {100 * drift:.0f} %; times are compared at "
-            "one speed of it"
-        )
     return said
 
 

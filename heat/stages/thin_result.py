@@ -96,7 +96,7 @@ def result_of(
         "ap_drop_by": search.evaluator.meaning,
         "proxies": {v.proxy: _rounded(v.spearman, 3) for v in search.evaluator.verdicts},
         "table": str(where or table_path(workspace, table)),
-        "table_factor": round(goal.prices.speed * table.calibration.factor, 4),
+        "table_factor": round(table.calibration.factor, 4),
         "held_out_error": table.calibration.held_out_error,
         "margin": round(goal.margin(corrected=False), 4),
         "measurements": found.measurements,

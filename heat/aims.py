@@ -1,0 +1,48 @@
+"""The networks that a table must be certain of: those on the way of thinning, and random ones."""
+
+from latency_tables.plan import TARGETS, check_networks
+from latency_tables.profile import Targets
+from latency_tables.table import LatencyTable
+from supernet.architecture import Architecture
+from supernet.supernet import SearchSpace
+
+from .limits import Pricer
+from .search import Chain
+from .thinning import Logits, State, ThinningRules, removed_mass
+
+ON_THE_CHAIN = 25
+"""Networks of the chain that are aimed at, evenly over it."""
+
+
+def aims(space: SearchSpace, logits: Logits) -> Targets:
+    """Return what chooses the target networks of a table, given what it knows so far.
+
+    The chain is that of importance mass: cheap, and near to what any other evaluator follows.
+    """
+
+    def networks(table: LatencyTable) -> list[Architecture]:
+        random = check_networks(
+            space.template, space.widths, space.positions, TARGETS - ON_THE_CHAIN, seed=7
+        )
+        return chain_networks(table, space, logits) + random
+
+    return networks
+
+
+def chain_networks(table: LatencyTable, space: SearchSpace, logits: Logits) -> list[Architecture]:
+    """Return networks of the greedy chain by a table's predictions, from the full one down."""
+
+    def no_more(architecture: Architecture) -> None:
+        table.refit(architecture.entries().values())
+
+    prices = Pricer(table, space, logits, no_more)
+
+    def drop(before: State, after: State) -> float:
+        return removed_mass(before, after, logits)
+
+    chain = Chain(space, logits, ThinningRules(stage_rule="all"), prices.table_ms, drop)
+    while chain.extend():
+        pass
+    step = max(1, len(chain.states) // ON_THE_CHAIN)
+    states = [*chain.states[::-1][::step]][:ON_THE_CHAIN]
+    return [state.architecture(space, logits) for state in states]

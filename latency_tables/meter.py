@@ -1,0 +1,170 @@
+"""Times entries and whole networks on this machine, and returns samples of them.
+
+What fills a table (`profile.py`) asks a `Meter`; another meter may stand for a device that is
+simulated.
+"""
+
+import datetime
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from supernet.architecture import Architecture, Entry
+from supernet.errors import DeviceError
+from supernet.version import __version__
+
+from .batch import REFERENCES, BatchResult, Bench, Model, NetworkResult, precision_of
+from .conditions import Conditions
+from .fresh import peak_mb, time_network
+from .machine import Disturbance
+from .measure import Round, Timing
+from .models import write, write_network
+from .probes import terms
+from .references import reference_models
+from .samples import EntrySample, NetworkSample, State
+from .table import Moment
+
+FRESH_COMMAND = (sys.executable, "-m", "latency_tables.fresh")
+"""Starts a process of its own for a whole network."""
+
+ENTRY_ROUNDS = 4
+ENTRY_MAX_ROUNDS = 6
+"""Rounds of a batch of entries: few, since what is worth more is asked for again."""
+REPEAT = 0.01
+"""Share of a probe's time by which it repeats at best from one process or batch to the next."""
+NETWORK_REPEAT = 0.007
+"""Share by which a network repeats at best from one process to the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What one visit to the device gave."""
+
+    samples: tuple[EntrySample, ...] = ()
+    networks: tuple[NetworkSample, ...] = ()
+    moments: tuple[Moment, ...] = ()
+    p95_share: float = 1.0
+    """95th percentile / median of a network's latency at one state of the machine."""
+    disturbance: Disturbance | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """What the visit cost: write, load, time."""
+
+
+class Meter(Protocol):
+    """A device that can be timed."""
+
+    def entries(self, entries: Sequence[Entry]) -> Taken:
+        """Time entries against each other and the references."""
+
+    def network(self, architecture: Architecture, seed: int = 0) -> Taken:
+        """Time a whole deployed network with random weights."""
+
+    def peak_mb(self, architecture: Architecture, seed: int = 0) -> float | None:
+        """Return the peak memory of a process that runs a network; None if it has none."""
+
+
+class DeviceMeter:
+    """This machine, through the runtime of a table's conditions."""
+
+    def __init__(self, conditions: Conditions) -> None:
+        """Load the references, and see what precision the runtime executes.
+
+        Raises `DeviceError` where that is not the precision asked for.
+        """
+        self.setting = setting = conditions.setting
+        self._references = reference_models(conditions.input_size, setting)
+        executed = precision_of(self._references["network"], setting)
+        if executed != setting.precision:
+            raise DeviceError(
+                f"{setting.runtime} executes {setting.precision} as {executed} on "
+                f"{conditions.model}: use --precision {executed}"
+            )
+        self._bench: Bench | None = None
+
+    def bench(self) -> Bench:
+        """Return the references loaded in this process, once."""
+        self._bench = self._bench or Bench(self.setting, self._references)
+        return self._bench
+
+    def entries(self, entries: Sequence[Entry]) -> Taken:
+        """Time entries against each other and the references."""
+        start = time.perf_counter()
+        probes = {probe.key: probe for entry in entries for probe in terms(entry)}
+        models = {key: write(probe, self.setting) for key, probe in probes.items()}
+        written = time.perf_counter() - start
+        result = self.bench().run(models, rounds=ENTRY_ROUNDS, max_rounds=ENTRY_MAX_ROUNDS)
+        return entries_taken(entries, result, written)
+
+    def network(self, architecture: Architecture, seed: int = 0) -> Taken:
+        """Time a whole deployed network with random weights, in a process of its own."""
+        start = time.perf_counter()
+        model = write_network(architecture, self.setting, seed=seed)
+        written = time.perf_counter() - start
+        return network_taken(architecture, self.time(model), written)
+
+    def time(self, model: Model) -> NetworkResult:
+        """Time a model with the references in between."""
+        if model.module is not None:  # torch's networks live in this process
+            return self.bench().network(model)
+        return time_network(model, self._references, self.setting, FRESH_COMMAND)
+
+    def peak_mb(self, architecture: Architecture, seed: int = 0) -> float | None:
+        """Return the peak memory of a process that runs a network; torch deploys no file."""
+        model = write_network(architecture, self.setting, seed=seed)
+        return peak_mb(model, self.setting, FRESH_COMMAND) if model.onnx else None
+
+
+def entries_taken(entries: Sequence[Entry], result: BatchResult, written_s: float = 0.0) -> Taken:
+    """Return what a batch says about entries."""
+    today = datetime.date.today().isoformat()
+    state = state_of(result.references)
+    samples = []
+    for entry in entries:
+        parts = [(sign, result.timings[probe.key]) for probe, sign in terms(entry).items()]
+        spread = [sign * timing.sd_ms for sign, timing in parts]
+        spread += [REPEAT * sign * timing.ms for sign, timing in parts]
+        ms = sum(sign * timing.ms for sign, timing in parts)
+        samples.append(EntrySample(entry, ms, math.hypot(*spread), state, today, __version__))
+    return Taken(
+        samples=tuple(samples),
+        moments=moments_of(result.rounds),
+        disturbance=result.disturbance,
+        seconds={"write": written_s, "load": result.load_s, "time": result.time_s},
+    )
+
+
+def network_taken(
+    architecture: Architecture, result: NetworkResult, written_s: float = 0.0
+) -> Taken:
+    """Return what the timing of a whole network says."""
+    timing = result.timing
+    sample = NetworkSample(
+        architecture,
+        timing.ms,
+        math.hypot(timing.sd_ms / timing.ms, NETWORK_REPEAT),
+        state_of(result.references),
+        datetime.date.today().isoformat(),
+    )
+    return Taken(
+        networks=(sample,),
+        moments=moments_of(result.rounds),
+        p95_share=timing.p95_ms / timing.ms,
+        disturbance=result.disturbance,
+        seconds={"write": written_s, "load": result.load_s, "time": result.time_s},
+    )
+
+
+def state_of(references: Mapping[str, Timing]) -> State:
+    """Return the machine's state from the references' timings."""
+    return tuple(references[name].ms for name in REFERENCES)
+
+
+def moments_of(rounds: Sequence[Round]) -> tuple[Moment, ...]:
+    """Return the states of rounds."""
+    return tuple(
+        Moment(seen.seconds, tuple(seen.reference_ms[name] for name in REFERENCES))
+        for seen in rounds
+    )

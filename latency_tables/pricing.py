@@ -1,0 +1,112 @@
+"""What a network takes on a device: one answer for search, prediction, checks and report.
+
+A machine is not always equally fast. A table remembers the states it saw while it was measured
+(`LatencyTable.history`), and a network's latency has a distribution over them: each family of
+operators is slowed by its own sensitivity. Frame rates are promised for what the machine sustains:
+the rate that it keeps for 90 % of the time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from supernet.architecture import Architecture
+
+from .model import LatencyModel
+from .samples import Array, State
+from .table import LatencyTable
+
+SUSTAINED = 0.9
+"""Share of the time that the sustained frame rate is kept (p10 of the rate, p90 of the latency)."""
+MOST_STATES = 400
+"""States of the history that a distribution is taken over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds of one network, from uint8 image to boxes."""
+
+    typical_ms: float
+    """In the median state."""
+    sustained_ms: float
+    """Kept for 90 % of the time."""
+    best_ms: float
+    """Reached for 10 % of the time."""
+    sd: float
+    """Relative standard deviation of all three."""
+
+
+class Pricing:
+    """Predicts networks by one table; build a new one when the table has changed."""
+
+    def __init__(self, table: LatencyTable) -> None:
+        """Take the table's model and the states it has seen."""
+        self.table = table
+        self._model: LatencyModel | None = table.model
+        self._seconds, self._states = _thinned(table)
+        self._known: dict[Architecture, Latency] = {}
+
+    def latency(self, architecture: Architecture) -> Latency:
+        """Return what a network takes; a missing row is a `TableError`."""
+        if architecture not in self._known:
+            self._known[architecture] = self._price(architecture)
+        return self._known[architecture]
+
+    def _price(self, architecture: Architecture) -> Latency:
+        entries = architecture.entries()
+        if self._model is None:
+            ms = self.table.predict_ms(architecture)
+            error = self.table.calibration.held_out_error or 0.0
+            return Latency(ms, ms, ms, error)
+        self.table.sum_ms(architecture)  # refuses what the table has no row for
+        found = self._model.predict(self._model.counts(entries))
+        slow = self.slowdowns(architecture)
+        best, typical, sustained = (
+            _quantile(slow, self._seconds, q) for q in (1 - SUSTAINED, 0.5, SUSTAINED)
+        )
+        return Latency(found.ms * typical, found.ms * sustained, found.ms * best, found.sd)
+
+    def slowdowns(self, architecture: Architecture) -> Array:
+        """Return a network's time in each remembered state over that at the base state."""
+        return self._slowdowns(architecture, self._states)
+
+    def slowdown(self, architecture: Architecture, state: State) -> float:
+        """Return a network's time in one state over that at the base state."""
+        return float(self._slowdowns(architecture, [state])[0])
+
+    def _slowdowns(self, architecture: Architecture, states: Sequence[State]) -> Array:
+        if self._model is None or not states:
+            return np.ones(max(1, len(states)))
+        return self._model.network_slowdowns(self._model.counts(architecture.entries()), states)
+
+    def latency_of(self, architecture: Architecture, base_ms: float, sd: float) -> Latency:
+        """Return the distribution for a network whose milliseconds at the base were measured."""
+        slow = self.slowdowns(architecture)
+        best, typical, sustained = (
+            _quantile(slow, self._seconds, q) for q in (1 - SUSTAINED, 0.5, SUSTAINED)
+        )
+        return Latency(base_ms * typical, base_ms * sustained, base_ms * best, sd)
+
+
+def _thinned(table: LatencyTable) -> tuple[Array, list[State]]:
+    """Return the seconds and states of the history, neighbours merged where they are too many."""
+    moments = table.history
+    size = -(-len(moments) // MOST_STATES) if moments else 1
+    seconds, states = [], []
+    for start in range(0, len(moments), size):
+        part = [m for m in moments[start : start + size] if len(m.state) == len(moments[-1].state)]
+        if not part:
+            continue
+        weights = np.array([max(1e-9, moment.seconds) for moment in part])
+        logs = np.log([moment.state for moment in part])
+        states.append(tuple(float(x) for x in np.exp(weights @ logs / weights.sum())))
+        seconds.append(float(weights.sum()))
+    return np.array(seconds or [1.0]), states
+
+
+def _quantile(values: Array, weights: Array, share: float) -> float:
+    """Return the smallest value below or at which lie at least `share` of the weights."""
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order]) / weights.sum()
+    return float(values[order][min(len(order) - 1, int(np.searchsorted(reached, share)))])

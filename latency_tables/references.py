@@ -1,0 +1,27 @@
+"""The reference models: how fast the machine is at the moment, and what slows it.
+
+Other load, a falling clock and a hypervisor do not slow every operator alike. So four small models
+are timed with everything else: a whole network, an operator bound by computing, one bound by
+memory, and one that is hardly more than a call. They depend on nothing but the setting and, for the
+network, the input size.
+"""
+
+from supernet.architecture import Entry
+
+from .batch import Model, Setting
+from .models import write, write_network
+from .networks import reference_architecture
+from .probes import ProbeModel
+
+OPERATORS = {
+    "compute": ProbeModel("chain", Entry("repcnn", 16, 128, 128, 28, 28), 3),
+    "memory": ProbeModel("alone", Entry("up4", 4, 192, 192, 112, 112)),
+    "small": ProbeModel("chain", Entry("wmsa", 64, 32, 32, 7, 7), 3),
+}
+"""Multiply-adds of convolutions; 22 MB read and written; many calls on next to no data."""
+
+
+def reference_models(input_size: tuple[int, int], setting: Setting) -> dict[str, Model]:
+    """Return the reference models of a setting, by name."""
+    network = write_network(reference_architecture(input_size), setting)
+    return {"network": network} | {name: write(probe, setting) for name, probe in OPERATORS.items()}

@@ -1,0 +1,190 @@
+"""Latency tables on disk: a sealed CSV of rows, and a JSON sidecar with samples and provenance."""
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from supernet.architecture import Architecture, Entry
+from supernet.atomic import write_text
+from supernet.errors import HeatError, TableError
+
+from .calibration import Calibration, Check
+from .conditions import Conditions
+from .costs import MemoryModel
+from .samples import EntrySample, NetworkSample
+from .table import LatencyTable, Moment, Row
+
+FORMAT_VERSION = 3
+"""History: 1, the first; 2, reference speed, intervals, more conditions, memory, two-part
+calibration; 3, samples and the machine's states, rows estimated from all of them. Version 2 is
+still read: each of its rows becomes one sample."""
+
+OLD_VERSION = 2
+OLD_COLUMNS = ("ms", "min_ms", "uncertainty_ms", "spread", "n", "reference_ms", "date", "heat")
+OLD_INTERVAL_SDS = 3.92
+"""Version 2 stored the width of a 95 % interval."""
+OLD_REPEAT = 0.02
+"""Share by which a row of version 2 repeated at best, whatever its interval said."""
+
+SEAL = "# sha256="
+
+
+def write_table(table: LatencyTable, folder: Path) -> Path:
+    """Write the CSV and the sidecar; return the CSV's path."""
+    shared = asdict(table.conditions)
+    ordered = sorted(table.rows.items())
+    frame = pd.DataFrame([asdict(entry) | asdict(row) | shared for entry, row in ordered])
+    text = frame.to_csv(index=False)
+    path = folder / f"{table.name}.csv"
+    position = {entry: index for index, (entry, _) in enumerate(ordered)}
+    sidecar = {
+        "format": FORMAT_VERSION,
+        "conditions": shared,
+        "calibration": asdict(table.calibration),
+        "memory": asdict(table.memory) if table.memory else None,
+        "held_out_error": table.calibration.held_out_error,
+        "facts": table.facts,
+        "samples": [
+            [position[s.entry], s.ms, s.sd_ms, list(s.state), s.date, s.heat] for s in table.samples
+        ],
+        "networks": [
+            {
+                "architecture": json.loads(net.architecture.to_json()),
+                "ms": net.ms,
+                "sd": net.sd,
+                "state": list(net.state),
+                "date": net.date,
+            }
+            for net in table.networks
+        ],
+        "history": [[m.seconds, *m.state] for m in table.history],
+    }
+    write_text(path, f"{text}{SEAL}{seal_of(text)}\n")
+    write_text(path.with_suffix(".json"), json.dumps(sidecar) + "\n")
+    return path
+
+
+def read_table(path: Path) -> LatencyTable:
+    """Read a table; anything edited, cut short or impossible is a `TableError`."""
+    try:
+        content = path.read_text(encoding="utf-8")
+        sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TableError(f"no table at {error.filename}: run heat profile") from None
+    except (OSError, ValueError) as error:
+        raise TableError(
+            f"{path} or its .json cannot be read ({error}): run heat profile again"
+        ) from None
+    text, found, seal = content.rpartition(SEAL)
+    if not found or seal.strip() != seal_of(text):
+        raise TableError(
+            f"{path} was cut short or edited after it was measured: run heat profile again"
+        )
+    try:
+        version = sidecar["format"]
+        if version not in (FORMAT_VERSION, OLD_VERSION):
+            raise TableError(
+                f"{path}: format {version}, this HEAT reads {FORMAT_VERSION} and {OLD_VERSION}: "
+                "run heat profile again"
+            )
+        memory = sidecar["memory"]
+        table = LatencyTable(
+            Conditions(**sidecar["conditions"]),
+            memory=MemoryModel.from_json(memory) if memory else None,
+            facts=sidecar["facts"],
+        )
+        if version == OLD_VERSION:
+            _read_old(table, text, sidecar, path)
+            return table
+        calibration = sidecar["calibration"]
+        checks = tuple(Check(**check) for check in calibration.pop("checks"))
+        table.calibration = Calibration(**calibration, checks=checks)
+        kept = [item.name for item in fields(Row)]
+        for values in _records(text, path, kept):
+            row = Row(**{name: values[name] for name in kept})
+            _check(row.ms, values, path)
+            table.rows[_entry(values)] = row
+        entries = list(table.rows)
+        table.add(
+            [
+                EntrySample(entries[at], ms, sd_ms, tuple(state), date, heat)
+                for at, ms, sd_ms, state, date, heat in sidecar["samples"]
+            ],
+            [_network(record, path) for record in sidecar["networks"]],
+            [Moment(seconds, tuple(state)) for seconds, *state in sidecar["history"]],
+        )
+        return table
+    except HeatError as error:
+        raise TableError(str(error)) from None
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise TableError(f"{path} is no latency table ({error}): run heat profile again") from None
+
+
+def _network(record: Mapping[str, Any], path: Path) -> NetworkSample:
+    architecture = Architecture.from_json(json.dumps(record["architecture"]), str(path))
+    state = tuple(record["state"])
+    return NetworkSample(architecture, record["ms"], record["sd"], state, record["date"])
+
+
+def _read_old(table: LatencyTable, text: str, sidecar: Mapping[str, Any], path: Path) -> None:
+    """Read version 2: measured rows become samples, from which new rows are estimated."""
+    old = sidecar["calibration"]
+    calibration = Calibration(old["factor"], old["overhead_ms"])
+    checks = tuple(
+        Check(
+            calibration.predict_ms(sample["sum_ms"], sample["entries"]), 0.0, sample["measured_ms"]
+        )
+        for sample in old["held_out"]
+    )
+    table.calibration = Calibration(calibration.factor, calibration.overhead_ms, checks)
+    samples = []
+    for values in _records(text, path, [*OLD_COLUMNS, "source"]):
+        ms, entry = float(values["ms"]), _entry(values)
+        _check(ms, values, path)
+        sd_ms = math.hypot(float(values["uncertainty_ms"]) / OLD_INTERVAL_SDS, OLD_REPEAT * ms)
+        reference_ms, date, heat = values["reference_ms"], values["date"], values["heat"]
+        if values["source"] == "measured" and reference_ms > 0:
+            samples.append(EntrySample(entry, ms, sd_ms, (reference_ms,), date, heat))
+        else:
+            uncertainty = float(values["uncertainty_ms"])
+            source = str(values["source"])
+            table.rows[entry] = Row(ms, uncertainty, 0, reference_ms, date, heat, source)
+    table.add(samples, (), [Moment(1.0, sample.state) for sample in samples])
+    if samples and not table.estimated:
+        table.refit()
+
+
+def _entry(values: Mapping[str, Any]) -> Entry:
+    return Entry(**{item.name: values[item.name] for item in fields(Entry)})
+
+
+def _check(ms: float, values: Mapping[str, Any], path: Path) -> None:
+    if not (math.isfinite(ms) and ms >= 0):
+        raise TableError(f"{path}: {_entry(values)} has {ms} ms: run heat profile again")
+
+
+def _records(text: str, path: Path, own: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows of the CSV; unknown or missing columns are named."""
+    if not text.strip():
+        return []
+    columns = [item.name for kind in (Entry, Conditions) for item in fields(kind)]
+    strange = sorted(set(next(csv.reader(io.StringIO(text)))) ^ {*columns, *own})
+    if strange:
+        raise TableError(
+            f"{path}: columns {', '.join(strange)} unknown or missing: run heat profile again"
+        )
+    frame = pd.read_csv(io.StringIO(text), keep_default_na=False, na_values={"ms": ["", "nan"]})
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def seal_of(text: str) -> str:
+    """Return the hash that the CSV's last line holds."""
+    return hashlib.sha256(text.encode()).hexdigest()
