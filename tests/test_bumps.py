@@ -14,6 +14,7 @@ from heat.greedy import thin_step
 from heat.limits import Cost
 from heat.search import Chain
 from heat.spaces import search_space
+from heat.stages.explain import _close
 from heat.thinning import (
     Logits,
     Place,
@@ -211,6 +212,13 @@ def test_the_frontier_leaves_out_what_is_no_faster() -> None:
     assert speeds[-1] == pytest.approx(best, abs=1e-3)
     chain.jump(chain.states[-1])
     assert [row["move"] for row in frontier(chain, Prices())] == ["start", "study"]  # type: ignore[arg-type]
+
+
+def test_a_forced_step_has_no_price_to_explain() -> None:
+    """Its ratio is infinite in the ledger: what it lost for each FPS gained is not a number."""
+    forced = {"step": "4", "move": "WR", "stage": "2", "ratio": "inf"}
+    assert _close([forced, forced]) == []
+    assert len(_close([{**forced, "ratio": "0.5"}, forced])) == 1
 
 
 def test_original_attention_is_reduced_before_the_end() -> None:

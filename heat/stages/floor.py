@@ -166,6 +166,6 @@ def advice(ways: list[Way]) -> str:
         return "no other way to run it could be checked"
     reaching = [way for way in ways if way.reaches]
     if reaching:
-        return f"checked, best first: {' or '.join(map(str, reaching))}"
+        return f"measured to reach it, best first: {' or '.join(map(str, reaching))}"
     best = " and ".join(map(str, ways[:2]))
     return f"none of the {len(ways)} other ways checked reaches it, the best: {best}"
