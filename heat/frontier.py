@@ -1,4 +1,7 @@
-"""The frontier of a search: every network on the way down, each the answer to another target."""
+"""The frontier of a search: every network on the way down that answers another target.
+
+A network that is predicted no faster than one before it on the chain answers none, and is left out.
+"""
 
 import csv
 import io
@@ -28,18 +31,23 @@ COLUMNS = (
 
 
 def frontier(chain: Chain, prices: Pricer) -> list[dict[str, Any]]:
-    """Return a row for each state of the chain, as predicted with all corrections."""
+    """Return the states of the chain that are faster than all before, with all corrections."""
     rows: list[dict[str, Any]] = []
-    lost = 0.0
+    lost = fastest = 0.0
     for index, state in enumerate(chain.states):
         move, drop = "start", 0.0
-        if index:
-            chosen = next(trial for trial in chain.trials[index - 1] if trial.chosen)
+        chosen = chain.chosen(index)
+        if chosen is not None:
             drop = chosen.ap_drop
-            lost += drop
             position = "" if chosen.move.position is None else f".{chosen.move.position}"
             move = f"{chosen.move.kind} S{chosen.move.stage}{position}"
+        elif index:
+            move, drop = "study", chain.ap_drop(chain.states[index - 1], state)
+        lost += drop
         cost = prices.cost(state)
+        if cost.fps <= fastest:
+            continue
+        fastest = cost.fps
         architecture = state.architecture(chain.space, chain.logits)
         rows.append(
             {

@@ -8,7 +8,8 @@ from pathlib import Path
 from supernet.atomic import write_text
 from supernet.supernet import SearchSpace
 
-from .thinning import Logits, Trial
+from .greedy import Trial
+from .thinning import Logits
 
 LEDGER = (
     "step",

@@ -13,16 +13,8 @@ from typing import Literal
 
 from supernet.supernet import SearchSpace
 
-from .thinning import (
-    Logits,
-    Move,
-    State,
-    ThinningRules,
-    Trial,
-    every_move,
-    removed_mass,
-    thin_step,
-)
+from .greedy import Trial, thin_step
+from .thinning import Logits, Move, State, ThinningRules, every_move, removed_mass
 
 Method = Literal["greedy", "tpe", "nsga2", "random"]
 """The paper's search, or an Optuna study."""
@@ -55,14 +47,14 @@ class Chain:
     trials: list[list[Trial]] = field(default_factory=list)
     """Trials that led from each state to the next."""
     at_floor: bool = False
-    """No admissible move is left after the last state."""
+    """The last state is the smallest network: no reduction is left."""
 
     def __post_init__(self) -> None:
         """Start with everything alive."""
         self.states.append(State.full(self.space))
 
     def extend(self) -> bool:
-        """Make one more greedy move; return False at the floor."""
+        """Make one more greedy move; return False at the smallest network of the space."""
         if not self.at_floor:
             trials = thin_step(
                 len(self.trials),
@@ -79,6 +71,20 @@ class Chain:
                 self.states.append(next(t for t in trials if t.chosen).move.after)
                 self.on_step(trials)
         return not self.at_floor
+
+    def jump(self, state: State) -> None:
+        """Let a state that was found in another way follow on the first; greedy moves go on there.
+
+        No trials lead to it.
+        """
+        self.states[1:] = [state]
+        self.trials[:] = [[]]
+        self.at_floor = False
+
+    def chosen(self, index: int) -> Trial | None:
+        """Return the trial whose move led to a state; None at the start and after a jump."""
+        trials = self.trials[index - 1] if index else []
+        return next((trial for trial in trials if trial.chosen), None)
 
     def reach(self, good: Callable[[State], bool]) -> int | None:
         """Return the index of the first state that is good, extending; None where none is."""

@@ -1,11 +1,13 @@
 """Brings a search to its target on the device: predict, measure, correct, until they agree.
 
 The measured frame rate must end between the target and 5 % above it. A network that misses that
-window corrects the predictions, which picks the next one. What is kept in the end was measured.
+window corrects the predictions, which picks the next one. What is kept in the end was measured. So
+is what is out of reach: a table may be wrong, and only the smallest network of the space, measured,
+is the floor.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .limits import Cost, Limits, Pricer
@@ -57,7 +59,10 @@ class Settled:
     broken: list[str] = field(default_factory=list)
     """Limits that are not kept, as measured, or as predicted where nothing could be."""
     at_floor: bool = False
-    """Nothing smaller is in the space."""
+    """The limits are out of reach: this is the smallest network of the space, and it breaks them.
+
+    Measured wherever a device is at hand.
+    """
     speedup: float = 0.0
     """Measured / wanted frame rate on the device that is closest to its limit."""
     measurements: int = 0
@@ -65,35 +70,62 @@ class Settled:
 
 def settle(chain: Chain, goals: Sequence[Goal]) -> Settled:
     """Return the least thinned network that keeps every limit, measured where that is possible."""
-    tried: set[State] = set()
-    best: Settled | None = None
+    tried: dict[State, Settled] = {}
+    best = floor = None
     measurable = any(goal.measure for goal in goals)
-    while True:
-        found = _pick(chain, goals, tried, kept=best is not None and not best.broken)
+    while len(tried) < MAX_MEASUREMENTS:
+        found = _pick(chain, goals, tried, best if best and not best.broken else None)
         if found is None:
-            assert best is not None
-            return best
+            break
+        smallest = chain.at_floor and found.state == chain.states[-1]
         if not measurable:
             found.broken = _predicted_breaks(found.state, goals)
-            found.at_floor = found.at_floor and bool(found.broken)
+            found.at_floor = smallest and bool(found.broken)
             return found
         _measure(found, goals)
-        tried.add(found.state)
-        found.measurements = len(tried)
-        if found.at_floor and found.broken and (best is None or best.broken):
-            return found
-        found.at_floor = False
+        tried[found.state] = found
+        if smallest and found.broken:
+            found.at_floor, floor = True, found
         if best is None or _better(found, best):
             best = found
-        best.measurements = len(tried)
         if not best.broken and 1 + STEADY <= best.speedup <= OVERSHOOT - STEADY:
-            return best
-        if len(tried) == MAX_MEASUREMENTS or (not best.broken and found.index == 0):
-            return best
+            break
+        if not best.broken and found.index == 0:
+            break
+    assert best is not None
+    if best.broken and floor is not None:
+        best = floor
+    best.measurements = len(tried)
+    return best
 
 
-def _pick(chain: Chain, goals: Sequence[Goal], tried: set[State], *, kept: bool) -> Settled | None:
-    """Return the next state to try; None where something is `kept` and nothing near is better."""
+def _pick(
+    chain: Chain, goals: Sequence[Goal], tried: Mapping[State, Settled], kept: Settled | None
+) -> Settled | None:
+    """Return the next state to try; None where something is `kept` and nothing near is better.
+
+    A network smaller than one that is too fast already is not tried: where the predictions ask for
+    that, they contradict what was measured, and the chain is halved between what was measured to be
+    too slow and what is kept.
+    """
+    found = _predicted(chain, goals, tried, kept)
+    if kept is None or kept.speedup <= OVERSHOOT or not _predicted_breaks(kept.state, goals):
+        return found
+    if found is not None and found.index <= kept.index:
+        return found
+    slow = [other.index for other in tried.values() if other.broken and other.index < kept.index]
+    between = range(max(slow, default=-1) + 1, kept.index)
+    left = [index for index in between if chain.states[index] not in tried]
+    if not left:
+        return None
+    middle = left[len(left) // 2]
+    return Settled(chain.states[middle], middle)
+
+
+def _predicted(
+    chain: Chain, goals: Sequence[Goal], tried: Mapping[State, Settled], kept: Settled | None
+) -> Settled | None:
+    """Return the state to try by the predictions."""
 
     def good(state: State) -> bool:
         return not any(
@@ -106,22 +138,39 @@ def _pick(chain: Chain, goals: Sequence[Goal], tried: set[State], *, kept: bool)
 
     index = chain.reach(good)
     if index is None:
-        last = len(chain.states) - 1
-        if chain.states[last] not in tried:
-            return Settled(chain.states[last], last, at_floor=True)
-        return None
+        return _without_margin(chain, goals, tried, kept)
     before = chain.states[max(0, index - 1)]
     if all(goal.limits.fits_in(goal.predict(before)) for goal in goals):
         fitted = fit(chain, index, good, inside, tried)
         if fitted is not None:
             return Settled(fitted.state, fitted.start, fitted.moves)
-        if kept:
+        if kept is not None and (kept.index <= index or chain.states[index] in tried):
             return None
     while chain.states[index] in tried:
         index += 1
         if index == len(chain.states) and not chain.extend():
-            return None
+            return _without_margin(chain, goals, tried, kept)
     return Settled(chain.states[index], index)
+
+
+def _without_margin(
+    chain: Chain, goals: Sequence[Goal], tried: Mapping[State, Settled], kept: Settled | None
+) -> Settled | None:
+    """Return what is left to try where no untried state is predicted to pass with its margin.
+
+    The smallest network first, where it can be measured; then whatever is predicted just to pass.
+    """
+    if kept is not None:
+        return None
+    last = len(chain.states) - 1
+    smallest = Settled(chain.states[last], last)
+    measurable = any(goal.measure for goal in goals)
+    if measurable and smallest.state not in tried:
+        return smallest
+    for index, state in enumerate(chain.states):
+        if state not in tried and not _predicted_breaks(state, goals):
+            return Settled(state, index)
+    return None if measurable else smallest
 
 
 def _measure(found: Settled, goals: Sequence[Goal]) -> None:

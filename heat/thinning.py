@@ -1,14 +1,11 @@
-"""Device-adaptive thinning (paper Algorithm 1, corrected in spec section 9).
+"""States of the search and the moves between them (paper Algorithm 1, spec section 9).
 
-Greedy and monotone: while the predicted frame rate is below the target, make the admissible move
-that loses the least accuracy for each frame per second it gains. Pure functions of frozen values:
-what a network costs and what a move loses come from outside.
+Pure functions of frozen values: what a network costs and what a move loses come from outside.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from supernet.architecture import (
@@ -34,10 +31,8 @@ gives back: a layer, an operator, width (LA, OA, WA)."""
 StageRule = Literal["mean", "sum", "all"]
 """Stage importance over its live positions; `all` offers every stage's moves."""
 
-MIN_GAIN = 1e-3
-"""A move must lower the predicted latency by more than this share."""
-MIN_DROP = 0.01
-"""Floor of AP_drop in points, so that a free move does not hide its gain."""
+SMALLEST = CANDIDATES.index("repcnn")
+"""The candidate of a position that cannot be reduced further."""
 
 LETTERS = {operator: letter for letter, operator in LOCAL_OPERATORS.items()}
 
@@ -123,26 +118,8 @@ class Move:
     stage: int
     position: int | None
     after: State
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One line of the ledger: a move that was weighed in one step."""
-
-    step: int
-    move: Move
-    importance: float
-    """Importance M of the position, or of the stage for a width move."""
-    ap_drop: float
-    """Accuracy lost, in AP points or the proxy's equivalent."""
-    ms: float
-    fps: float
-    ratio: float
-    """max(AP_drop, 0.01) per frame per second gained."""
-    chosen: bool
-    reason: str
-    seconds: float = field(default=0.0, compare=False)
-    """What weighing the move took."""
+    steps: int = 1
+    """How many times the kind of move was made at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,8 +168,10 @@ def stage_moves(state: State, stage: int, logits: Logits, rules: ThinningRules) 
         for place in live:
             if state.operator(place, logits) == candidate:
                 after = state.forbidding(place, candidate)
-                if len(after.live(stage)) >= rules.min_blocks:
-                    yield Move(kind, stage, place[1], after)
+                if len(after.live(stage)) < rules.min_blocks:
+                    # The only candidate of a position that must stay: a study leaves such.
+                    after = state.allowing(place, (SMALLEST,))
+                yield Move(kind, stage, place[1], after)
                 break
     if state.widths[stage - 1] - WIDTH_STEP >= rules.min_width:
         yield Move("WR", stage, None, state.narrower(stage))
@@ -216,34 +195,34 @@ def attention_moves(state: State, space: SearchSpace) -> Iterator[Move]:
             yield Move("AR", 4, None, replace(state, global_block=kind))
 
 
-def candidate_moves(
-    state: State,
-    space: SearchSpace,
-    logits: Logits,
-    rules: ThinningRules,
-    shortens: Callable[[Move], bool],
-) -> list[Move]:
-    """Return LR, AR, and the moves of the least important stage that has an admissible one."""
-    layer = layer_move(state, logits, rules)
-    found = [layer] if layer is not None and shortens(layer) else []
-    found.extend(move for move in attention_moves(state, space) if shortens(move))
-    order = sorted(
-        (1, 2, 3, 4),
-        key=lambda stage: stage_importance(state, stage, logits, rules.stage_rule),
-    )
-    for stage in order:
-        moves = [
-            move
-            for move in stage_moves(state, stage, logits, rules)
-            if shortens(move) and not (layer is not None and move.after == layer.after)
-        ]
-        found.extend(moves)
-        if moves and rules.stage_rule != "all":
-            break
-    return found
-
-
 REDUCTION: Mapping[str, MoveKind] = {"repcnn": "RR", "wmsa": "WMR", "swmsa": "SR"}
+
+
+def repeated(move: Move, logits: Logits, rules: ThinningRules) -> Iterator[Move]:
+    """Yield a move made twice, three times and so on at once, as far as the floors allow.
+
+    LR goes on in the whole network, IR and WR in their stage; SR and WMR go on at their position
+    until its smallest operator is left.
+    """
+    while (after := _again(move, logits, rules)) is not None:
+        move = replace(move, after=after, steps=move.steps + 1)
+        yield move
+
+
+def _again(move: Move, logits: Logits, rules: ThinningRules) -> State | None:
+    """Return the state after the same kind of move is made once more; None at the floor."""
+    state = move.after
+    if move.kind == "LR":
+        layer = layer_move(state, logits, rules)
+        return layer.after if layer is not None else None
+    if move.kind in ("IR", "WR"):
+        moves = stage_moves(state, move.stage, logits, rules)
+        return next((again.after for again in moves if again.kind == move.kind), None)
+    if move.kind in ("SR", "WMR") and move.position is not None:
+        place = (move.stage, move.position)
+        if place in state.allowed and state.operator(place, logits) != SMALLEST:
+            return state.forbidding(place, state.operator(place, logits))
+    return None
 
 
 def every_move(
@@ -288,63 +267,6 @@ def removed_mass(before: State, after: State, logits: Logits) -> float:
         )
 
     return 100.0 * (1.0 - mass(after) / mass(before))
-
-
-def weigh(
-    step: int,
-    state: State,
-    move: Move,
-    logits: Logits,
-    rules: ThinningRules,
-    latency_ms: Callable[[State], float],
-    ap_drop: Callable[[State, State], float],
-) -> Trial:
-    """Price a move: what it loses for each frame per second that it gains."""
-    started = time.monotonic()
-    ms = latency_ms(move.after)
-    gain = 1000.0 / ms - 1000.0 / latency_ms(state)
-    drop = ap_drop(state, move.after)
-    if move.position is None:
-        weight = stage_importance(state, move.stage, logits, rules.stage_rule)
-    else:
-        place = (move.stage, move.position)
-        holder = state if place in state.allowed else move.after
-        weight = importance(holder, place, logits)
-    ratio = max(drop, MIN_DROP) / gain if gain > 0 else math.inf
-    seconds = time.monotonic() - started
-    return Trial(step, move, weight, drop, ms, 1000.0 / ms, ratio, False, "", seconds)
-
-
-def thin_step(
-    step: int,
-    state: State,
-    space: SearchSpace,
-    logits: Logits,
-    rules: ThinningRules,
-    latency_ms: Callable[[State], float],
-    ap_drop: Callable[[State, State], float],
-) -> list[Trial]:
-    """Weigh the moves of one step; the chosen one is marked. An empty list is the floor."""
-    ms_before = latency_ms(state)
-
-    def shortens(move: Move) -> bool:
-        return latency_ms(move.after) < ms_before * (1.0 - MIN_GAIN)
-
-    trials = [
-        weigh(step, state, move, logits, rules, latency_ms, ap_drop)
-        for move in candidate_moves(state, space, logits, rules, shortens)
-    ]
-    if not trials:
-        return []
-    best = min(trials, key=lambda trial: (trial.ratio, trial.ms))
-    return [
-        replace(
-            trial,
-            chosen=trial is best,
-            reason="least AP lost per FPS gained" if trial is best else "dearer per FPS gained",
-        )
-        for trial in trials
-    ]
 
 
 def prior_logits(space: SearchSpace) -> dict[Place, tuple[float, ...]]:

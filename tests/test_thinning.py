@@ -5,18 +5,16 @@ from dataclasses import replace
 
 import pytest
 
+from heat.greedy import Trial, candidate_moves, thin_step
 from heat.thinning import (
     Logits,
     State,
     ThinningRules,
-    Trial,
-    candidate_moves,
     every_move,
     importance,
     prior_logits,
     removed_mass,
     stage_importance,
-    thin_step,
 )
 from supernet.supernet import CANDIDATES
 from tests.toy_space import SPACE, latency_ms

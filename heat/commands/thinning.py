@@ -55,7 +55,7 @@ def thin(
         search: The paper's greedy search, or an Optuna study that starts from its result.
         trials: Networks that a study tries.
         study: Where it is kept, so that others can join: a file, or a database URL.
-        frontier: Go on to the floor and write every network on the way, each another target's.
+        frontier: Go on to the smallest network and write those on the way, each another target's.
         targets: TOML file of a fleet: several devices and targets, a network for each.
         explain: Say why the last thinned network looks as it does.
         diff: Two architecture.json; what differs between them?

@@ -15,6 +15,7 @@ from supernet.recipes import TrainConfig, recipe
 from supernet.supernet import SearchConfig, SearchSpace, Supernet
 from supernet.training import Running
 
+from ..ceiling import refuse_impossible
 from ..limits import Limits
 from ..plan import (
     SUPERNET_EPOCHS,
@@ -27,7 +28,7 @@ from ..plan import (
     step_seconds,
 )
 from ..proxies import ApDropBy
-from ..spaces import search_space
+from ..spaces import SPACES, search_space
 from ..workspace import Workspace
 from .evaluate import evaluate_bundle
 from .export import Wish, export
@@ -68,6 +69,12 @@ def build(
             f"{target.runtime}: give --runtime {RUNTIME_OF[format]}"
         )
     started = time.monotonic()
+    size = input_size or choose_input_size(data.records)
+    spaces = [
+        search_space(name, input_size=size, num_classes=data.num_classes, head=head)
+        for name in ([space] if space is not None else SPACES)
+    ]
+    refuse_impossible([(smallest, (target,), (limits,)) for smallest in spaces])
     asked = {
         "data": str(data.root),
         "target_fps": target_fps,

@@ -1,6 +1,7 @@
 """`heat thin --explain` and `--diff`: why a network looks as it does, in words and a picture."""
 
 import csv
+import math
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -19,7 +20,7 @@ VERB = {
     "SR": "took shifted window attention from its first position",
     "WMR": "took window attention from its first position",
     "RR": "took RepCNN from a position",
-    "WR": "narrowed the stage by one head",
+    "WR": "narrowed the stage by one head or more",
     "AR": "reduced original attention to clusters or windows",
     "LA": "gave a position back",
     "OA": "gave an operator back",
@@ -131,7 +132,7 @@ def _close(trials: list[dict[str, str]]) -> list[str]:
     options = sorted(
         (trial for trial in trials if trial["step"] == last), key=lambda t: float(t["ratio"])
     )
-    if len(options) < 2:
+    if len(options) < 2 or math.isinf(float(options[0]["ratio"])):
         return []
     best, second = options[0], options[1]
     return [

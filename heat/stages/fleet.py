@@ -4,12 +4,15 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from supernet.coco import DetectionSet
 from supernet.errors import PromiseError, UserError
 
+from ..ceiling import refuse_impossible
 from ..commands.forms import find_forms
 from ..limits import Limits
 from ..proxies import ApDropBy
 from ..workspace import Workspace
+from .form_search import Form
 from .thin import thin
 
 LIMITS = ("target_fps", "max_latency_ms", "percentile", "max_memory_mb", "max_size_mb")
@@ -44,9 +47,13 @@ def thin_fleet(
     data: Path | None = None,
     ap_drop: ApDropBy = "auto",
 ) -> dict[str, Any]:
-    """Thin for every member into `fleet/NAME/`; raise `PromiseError` at the end if one fails."""
+    """Thin for every member into `fleet/NAME/`; raise `PromiseError` at the end if one fails.
+
+    Every member's request is checked before the first is thinned.
+    """
     results: dict[str, Any] = {}
     missed = []
+    members: dict[str, tuple[list[Form], DetectionSet | None, bool]] = {}
     for name, values in read_fleet(path).items():
         limits = Limits(**{key: values[key] for key in LIMITS if key in values})
         trust = bool(values.get("trust_table", False))
@@ -62,6 +69,12 @@ def thin_fleet(
             data=data,
             trust=trust,
         )
+        try:
+            refuse_impossible([(form.space, form.targets, form.limits) for form in forms])
+        except UserError as error:
+            raise UserError(f"{path} [{name}]: {error}") from None
+        members[name] = forms, found, trust
+    for name, (forms, found, trust) in members.items():
         try:
             results[name] = thin(
                 workspace.member(name), forms, data=found, ap_drop=ap_drop, trust=trust

@@ -17,6 +17,7 @@ from supernet.errors import UserError
 from supernet.supernet import SearchSpace
 
 from ..accuracy import Readings
+from ..greedy import Trial
 from ..journal import Journal, fingerprint
 from ..ledger import write_ledger
 from ..limits import Cost, Limits, Pricer, worst_ms
@@ -24,7 +25,7 @@ from ..proxies import ApDropBy, Evaluator, choose
 from ..search import Chain
 from ..settle import OVERSHOOT, Goal, Settled, settle
 from ..source import Source, check_fits, with_global_block
-from ..thinning import Logits, State, ThinningRules, Trial
+from ..thinning import Logits, State, ThinningRules
 from ..workspace import Workspace
 from .measuring import NetworkMeter, measure_state
 from .profile import measure_table, table_path
@@ -159,6 +160,8 @@ def _follow(workspace: Workspace, chain: Chain, fps: float) -> Callable[[list[Tr
         place = f"S{chosen.move.stage}"
         if chosen.move.position is not None:
             place += f" position {chosen.move.position}"
+        if chosen.move.steps > 1:
+            place += f", {chosen.move.steps} steps"
         print(
             f"step {chosen.step}: {chosen.move.kind} {place}: {chosen.fps:.2f} FPS "
             f"(target {fps:g}), AP_drop {chosen.ap_drop:.3f}",

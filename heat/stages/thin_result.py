@@ -7,12 +7,14 @@ from typing import Any
 from latency_tables.store import find_table
 from supernet.errors import PromiseError
 
+from ..greedy import Trial, weigh
 from ..ledger import write_ledger
 from ..search import Chain
 from ..settle import Settled
 from ..source import Source
-from ..thinning import Trial, importances, weigh
+from ..thinning import importances
 from ..workspace import Workspace
+from .floor import advice, check_ways, smaller_size
 from .form_search import FormSearch
 from .profile import table_path
 
@@ -120,22 +122,33 @@ def _rounded(value: float, digits: int = 1) -> float | None:
 
 
 def floor_error(search: FormSearch, found: Settled, result: dict[str, Any]) -> PromiseError:
-    """Say what the smallest network reaches, and what would reach the target."""
+    """Say what the smallest network reaches, and which other ways were measured to reach more.
+
+    Where the device is not at hand nothing is measured, and what is offered is marked as estimated.
+    """
     target, limits = search.form.targets[0], search.form.limits[0]
-    height, width = result["input_size"]
-    fps = result["measured_fps"] or result["predicted_fps"]
-    # Nearly all cost is proportional to the number of pixels.
-    shrink = math.sqrt(min(1.0, fps / limits.fps))
-    sides = [int(side * shrink) // 64 * 64 for side in (height, width)]
-    other = "openvino" if target.runtime == "onnxruntime" else "onnxruntime"
-    ways = [f"--input-size {sides[0]}x{sides[1]} (estimated)"] if min(sides) >= 64 else []
-    if target.threads < target.detected.cores:
-        ways.append(f"--threads {target.detected.cores}")
-    ways.append(f"--runtime {other}")
+    architecture = search.architecture(found.state)
+    height, width = architecture.input_size
     result["floor"] = {"widths": result.pop("widths"), "blocks": result.pop("blocks")}
-    return PromiseError(
-        f"{limits.fps:g} FPS is out of reach: the smallest network of the space runs at "
-        f"{fps:.1f} FPS on {result['device']} at {height}x{width}, {target.threads} thread(s), "
-        f"{target.runtime} ({'; '.join(found.broken)}); try {' or '.join(ways)}",
-        result,
+    result["checked_ways"] = []
+    fps = result["measured_fps"] or result["predicted_fps"]
+    runs = "runs at" if result["measured_fps"] else "is predicted to run at"
+    said = (
+        f"the smallest network of the space {runs} {fps:.1f} FPS on {result['device']} at "
+        f"{height}x{width}, {target.threads} thread(s), {target.runtime} {target.precision} "
+        f"({'; '.join(found.broken)})"
     )
+    measured = found.measured[0] if found.measured else None
+    if limits.load(measured or search.goals[0].predict(found.state)) <= 1.0:
+        return PromiseError(f"the limits are out of reach: {said}", result)
+    if measured is not None:
+        ways = check_ways(architecture, target, limits, fps)
+        result["checked_ways"] = [
+            {"way": way.flags, "fps": round(way.fps, 3), "reaches": way.reaches} for way in ways
+        ]
+        said += f"; {advice(ways)}"
+    else:
+        smaller = smaller_size((height, width), fps / limits.fps)
+        if smaller is not None:
+            said += f"; try --input-size {smaller[0]}x{smaller[1]} (estimated)"
+    return PromiseError(f"{limits.fps:g} FPS is out of reach: {said}", result)
