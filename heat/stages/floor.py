@@ -14,9 +14,10 @@ from deploy.runtimes import installed_runtimes
 from latency_tables.batch import Bench, Setting, precision_of
 from latency_tables.devices import Target
 from latency_tables.fresh import time_network
+from latency_tables.meter import FRESH_COMMAND
 from latency_tables.models import write_network
-from latency_tables.profile import FRESH_COMMAND
-from supernet.architecture import Architecture, preset
+from latency_tables.references import reference_models
+from supernet.architecture import Architecture
 from supernet.errors import DeviceError, HeatError
 
 from ..limits import Cost, Limits
@@ -34,8 +35,8 @@ SMALLEST_SIDE_PX = 64
 SIZE_TRIES = 3
 PRECISIONS = ("f32", "bf16", "int8")
 OTHER_RUNTIME = {"onnxruntime": "openvino", "openvino": "onnxruntime", "torch": "onnxruntime"}
-BESIDE = preset("pico", input_size=(64, 64))
-"""A tiny network that is timed in turns with the one that counts."""
+BESIDE_SIZE = (64, 64)
+"""Input size of the reference network that is timed in turns with the one that counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,12 @@ def time_way(architecture: Architecture, setting: Setting) -> Cost:
         executed = precision_of(model, setting)
         if executed != setting.precision:
             raise DeviceError(f"{setting.runtime} executes {setting.precision} as {executed}")
-    beside = write_network(BESIDE, setting)
+    beside = reference_models(BESIDE_SIZE, setting)
     if model.module is not None:  # torch's networks live in this process
         result = Bench(setting, beside).network(model)
     else:
         result = time_network(model, beside, setting, FRESH_COMMAND)
-    return Cost(1000.0 / result.ms, math.nan, math.nan, result.ms, result.p95_ms)
+    return Cost(1000.0 / result.ms, math.nan, math.nan, result.ms, result.timing.p95_ms)
 
 
 def check_ways(
