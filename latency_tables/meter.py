@@ -98,6 +98,14 @@ class DeviceMeter:
         result = self.bench().run(models, rounds=ENTRY_ROUNDS, max_rounds=ENTRY_MAX_ROUNDS)
         return entries_taken(entries, result, written)
 
+    def watch(self, seconds: float) -> Taken:
+        """Time the references alone: how fast is the machine now?"""
+        found: list[Moment] = []
+        end = time.monotonic() + seconds
+        while not found or time.monotonic() < end:
+            found.extend(moments_of(self.bench().run({}, rounds=ENTRY_ROUNDS).rounds))
+        return Taken(moments=tuple(found), seconds={"time": seconds})
+
     def network(self, architecture: Architecture, seed: int = 0) -> Taken:
         """Time a whole deployed network with random weights, in a process of its own."""
         start = time.perf_counter()

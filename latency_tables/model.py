@@ -37,7 +37,7 @@ FACTOR_SD = 0.1
 """Prior of log F."""
 OVERHEAD_SHARE = 0.002
 """Prior standard deviation of c, as a share of the reference network's milliseconds."""
-UNEXPLAINED_SD = 0.015
+UNEXPLAINED_SD = 0.02
 """Prior standard deviation of d: what a network's sum of entries does not explain."""
 KNOWN_SD = 0.02
 """Standard deviation of log F, and of c in its unit, where an earlier calibration gives them."""

@@ -1,5 +1,6 @@
 """`heat export`: write the bundle, checked against torch and timed against the prediction."""
 
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ from supernet.shapes import draw
 
 from ..workspace import Workspace
 from .clusters import bound_clusters, check_attention
-from .measuring import measure_bundle
+from .measuring import measure_bundle, warn_if_slower
 from .profile import recorded_table, warn
 
 Quantizer = Literal["heat", "nncf"]
@@ -138,6 +139,7 @@ def export(
         nonlocal broken
         for attempt in range(MAX_MEASUREMENTS):
             speed = measure_bundle(model, network.architecture, setting, table)
+            warn_if_slower(speed)
             broken = broken_promises(speed.fps, predicted, target_fps)
             if not broken:
                 break
@@ -172,7 +174,8 @@ def export(
         "predicted_fps": predicted,
         "target_fps": target_fps,
         "measured_fps": round(done.speed.fps, 3) if done.speed else None,
-        "measured_fps_now": round(1000.0 / done.speed.p50_ms, 3) if done.speed else None,
+        "measured_fps_best": _fps(done.speed.best_ms) if done.speed else None,
+        "measured_fps_now": _fps(done.speed.p50_ms) if done.speed else None,
         "ratio": round(done.speed.fps / predicted, 4) if done.speed and predicted else None,
         "engine": done.card["engine"],
         "trained": training is not None,
@@ -228,6 +231,10 @@ def _tell(
         )
     if training is None:
         print("warning: this network is UNTRAINED: heat train makes it detect", file=sys.stderr)
+
+
+def _fps(ms: float) -> float | None:
+    return None if math.isnan(ms) else round(1000.0 / ms, 3)
 
 
 def _thinned_for(thinned: dict[str, Any]) -> dict[str, Any] | None:

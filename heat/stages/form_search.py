@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, replace
 
 from latency_tables.devices import Target
 from latency_tables.lock import only_one
+from latency_tables.meter import DeviceMeter
 from latency_tables.plan import LAZY, Checks
 from latency_tables.pricing import Latency
+from latency_tables.profile import absorb
 from latency_tables.store import open_table
 from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture
@@ -29,6 +31,9 @@ from ..thinning import Logits, State, ThinningRules
 from ..workspace import Workspace
 from .measuring import NetworkMeter, measure_state
 from .profile import measure_table, table_path
+
+WATCH_S = 8.0
+"""Seconds that the machine's state is watched for before a table made earlier is thinned by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,9 @@ def _goal(
         measure_table(workspace, table, space, logits, Checks())
     elif not table.calibration.checks:
         measure_table(workspace, table, space, logits, LAZY)
+    else:
+        # What the machine sustains today may not be what it did when it was profiled.
+        absorb(table, DeviceMeter(table.conditions).watch(WATCH_S))
     memory = limits.max_memory_mb is not None
     meter = NetworkMeter(table)
 

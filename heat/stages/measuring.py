@@ -37,6 +37,8 @@ PROCESSES = 3
 MAX_PROCESSES = 7
 SURE_SDS = 3.0
 """A network this many standard deviations outside its window is not timed in further processes."""
+NOTICEABLE = 1.05
+"""Share by which a machine must be slower than promised for a warning."""
 
 
 def processes() -> int:
@@ -73,30 +75,45 @@ class NetworkMeter:
         return found
 
     def latency(self, architecture: Architecture, results: Sequence[NetworkResult]) -> Latency:
-        """Return a measured network's latency over the table's states and those of the results."""
-        table = self.table.copy()
-        known = self.table.model is not None
-        for result in results:
-            taken = network_taken(architecture, result)
-            table.add(networks=() if known else taken.networks, moments=taken.moments)
-        return measured_latency(Pricing(table), architecture, results)
+        """Return a measured network's latency over the table's states.
+
+        Without a table the states are those of the results.
+        """
+        table = self.table
+        if table.model is None:
+            table = table.copy()
+            for result in results:
+                taken = network_taken(architecture, result)
+                table.add(networks=taken.networks, moments=taken.moments)
+        return measured_latency(Pricing(table), architecture, samples_of(architecture, results))
 
     def take_in(self, architecture: Architecture, results: Sequence[NetworkResult]) -> None:
-        """Add what was timed to the table."""
+        """Add what was timed to the table.
+
+        The states that the promise is about stay those of the table: a target must not move while
+        it is aimed at.
+        """
         for result in results:
-            absorb(self.table, network_taken(architecture, result))
+            taken = network_taken(architecture, result)
+            absorb(self.table, replace(taken, moments=()) if self.table.history else taken)
         self.table.refit()
 
 
+def samples_of(
+    architecture: Architecture, results: Sequence[NetworkResult]
+) -> list[NetworkSample]:
+    """Return timings of a network as samples."""
+    return [network_taken(architecture, result).networks[0] for result in results]
+
+
 def measured_latency(
-    pricing: Pricing, architecture: Architecture, results: Sequence[NetworkResult]
+    pricing: Pricing, architecture: Architecture, samples: Sequence[NetworkSample]
 ) -> Latency:
     """Return a network's latency over a table's states from timings of it, each in its own state.
 
     The median over the processes counts: where a process lays its memory makes a network some
     percent faster or slower.
     """
-    samples = [network_taken(architecture, result).networks[0] for result in results]
     at_base = [s.ms / pricing.slowdown(architecture, s.state) for s in samples]
     return pricing.latency_of(architecture, statistics.median(at_base), _sd(samples))
 
@@ -141,7 +158,9 @@ def measure_state(
     kept = journal(take)
     results = [network_from_json(record) for record in kept["results"]]
     meter.take_in(architecture, results)
-    latency = measured_latency(Pricing(meter.table), architecture, results)
+    latency = measured_latency(
+        Pricing(meter.table), architecture, samples_of(architecture, results)
+    )
     tail = statistics.median(r.timing.p95_ms / r.timing.ms for r in results)
     peak = math.nan if kept["peak_mb"] is None else kept["peak_mb"]
     cost = cost_of(latency, kept["size_mb"], peak, tail)
@@ -185,11 +204,12 @@ def _no_table(setting: Setting, size: tuple[int, int]) -> LatencyTable:
     return LatencyTable(conditions_of(target, size))
 
 
-def warn_if_slower(latency_ms: float, now_ms: float) -> None:
+def warn_if_slower(speed: Speed) -> None:
     """Print that the machine is at the moment slower than the speed that it is said to sustain."""
-    if now_ms > 1.05 * latency_ms:
+    if speed.p50_ms > NOTICEABLE * speed.ms:
         print(
-            f"warning: at this moment the machine runs it at {1000 / now_ms:.2f} FPS, slower than "
-            f"the {1000 / latency_ms:.2f} FPS that it was seen to sustain",
+            f"warning: at this moment it runs at {1000 / speed.p50_ms:.2f} FPS: this machine is "
+            f"slower than the {speed.fps:.2f} FPS that its table says it sustains; heat profile "
+            "measures anew",
             file=sys.stderr,
         )

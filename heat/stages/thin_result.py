@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from latency_tables.pricing import SUSTAINED
 from latency_tables.store import find_table
 from supernet.errors import PromiseError
 
@@ -69,6 +70,10 @@ def result_of(
         "predicted_memory_mb": _rounded(predicted.memory_mb),
         "measured_fps": round(measured.fps, 3) if measured else None,
         "measured_fps_now": round(measured.fps_now, 3) if measured else None,
+        "measured_fps_typical": round(measured.typical_fps, 3) if measured else None,
+        "measured_fps_best": round(measured.best_fps, 3) if measured else None,
+        "predicted_sd": round(predicted.sd, 4),
+        "sustained_share": SUSTAINED,
         "reference_ms": table.reference_ms,
         "measured_ms": round(1000.0 / measured.fps, 4) if measured else None,
         "measured_p50_ms": round(measured.p50_ms, 4) if measured else None,
