@@ -183,9 +183,15 @@ def main() -> None:
     parser.add_argument("what", choices=tuple(ENTRANTS))
     parser.add_argument("--minutes", type=float, default=7.0)
     parser.add_argument("--turn-seconds", type=float, default=1.0)
+    parser.add_argument("--without", default="", help="start of the names of entrants left out")
     parser.add_argument("--name")
     options = parser.parse_args()
-    entrants = ENTRANTS[options.what]
+    left_out = options.without
+    entrants = [
+        entrant
+        for entrant in ENTRANTS[options.what]
+        if not left_out or not entrant.name.startswith(left_out)
+    ]
     samples = race(entrants, options.minutes, options.turn_seconds)
     ms = {
         name: {condition: statistics.median(times) for condition, times in by.items()}
