@@ -22,7 +22,7 @@ from supernet.errors import BundleError, DataError, HeatError
 from supernet.letterbox import Image, boxes_to_image, letterbox, read_image
 
 from .postprocess import Postprocess, unpad
-from .runtimes import open_session
+from .runtimes import check_threads, core_count, open_session
 from .stream import Frame, Recorder, Source, is_video, run_stream
 
 CARD_FORMAT = 1
@@ -103,7 +103,9 @@ class Bundle:
                 )
         self.names: list[str] = self.card["names"]
         self.input_hw = (self.card["input"]["height"], self.card["input"]["width"])
-        self.threads = threads or int(self.card["threads"])
+        if threads is None:  # made on a machine with more cores, it runs on those that are here
+            threads = min(int(self.card["threads"]), core_count())
+        self.threads = check_threads(threads)
         self._session = open_session(
             self.card["runtime"],
             folder / self.card["model"],

@@ -8,6 +8,7 @@ import functools
 import importlib
 import importlib.metadata
 import json
+import os
 import tempfile
 import time
 from collections import Counter
@@ -65,15 +66,50 @@ class WallClock:
         return (time.perf_counter() - start) * 1e3
 
 
+BRIEF_SPIN = {
+    "session.intra_op.spin_duration_us": "10",
+    "session.intra_op.spin_backoff_max": "16",
+}
+"""How ONNX Runtime's threads wait by default; versions that do not know the keys ignore them.
+
+Nano at 448x448, two threads on two cores: ONNX Runtime's own spinning takes 9.5 ms alone and 32 ms
+beside one busy process; this takes 9.6 and 18 ms; no spinning takes 12 to 15 and 17 ms
+(`benchmarks/beside.py`).
+"""
+
+
+def core_count() -> int:
+    """Return the number of cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_threads(threads: int) -> int:
+    """Return a number of CPU threads; one that the machine has no cores for is a `UserError`."""
+    cores = core_count()
+    if not 1 <= threads <= cores:
+        raise UserError(f"threads {threads}: this machine gives {cores} core(s): 1 to {cores}")
+    return threads
+
+
 class OnnxRuntimeSession(WallClock):
     """ONNX Runtime on the CPU."""
 
     def __init__(
-        self, model: bytes | Path, threads: int, precision: str = "f32", *, profile: str = ""
+        self,
+        model: bytes | Path,
+        threads: int,
+        precision: str = "f32",
+        *,
+        profile: str = "",
+        spinning: bool | None = None,
+        pinning: bool = False,
     ) -> None:
         """Load the model with all graph optimisations; the model itself holds the precision.
 
-        With `profile`, a file prefix, the session records what it executes.
+        With `profile`, a file prefix, the session records what it executes. Threads that wait
+        spin briefly; as long as ONNX Runtime does by itself (`spinning` True); or not (False).
         """
         ort = import_runtime("onnxruntime")
         options = ort.SessionOptions()
@@ -85,6 +121,14 @@ class OnnxRuntimeSession(WallClock):
             options.profile_file_prefix = profile
         # Threads that spin after a run would steal time from whatever runs next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if spinning is None:
+            for key, value in BRIEF_SPIN.items():
+                options.add_session_config_entry(key, value)
+        elif not spinning:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if pinning and threads > 1:
+            cores = _worker_cores(threads)
+            options.add_session_config_entry("session.intra_op_thread_affinities", cores)
         self.session = ort.InferenceSession(
             str(model) if isinstance(model, Path) else model,
             options,
@@ -98,6 +142,17 @@ class OnnxRuntimeSession(WallClock):
     def runner(self) -> Callable[[Mapping[str, Any]], list[Any]]:
         """Return what one of several threads executes with."""
         return self.run
+
+
+def _worker_cores(threads: int) -> str:
+    """Return a core for each of ONNX Runtime's own threads; it counts cores from 1.
+
+    The calling thread is the first of them, and not ONNX Runtime's to pin.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        raise UserError("pinning: this system pins no threads; leave it out")
+    cores = sorted(os.sched_getaffinity(0))
+    return ";".join(str(cores[index % len(cores)] + 1) for index in range(1, threads))
 
 
 OPENVINO_HINT = {"f32": "f32", "bf16": "bf16", "f16": "f16", "int8": "f32"}
@@ -118,9 +173,23 @@ class OpenVinoSession(WallClock):
     """OpenVINO on the CPU, in the precision asked for and no other."""
 
     def __init__(
-        self, model: bytes | Path, threads: int, precision: str = "f32", *, streams: int = 1
+        self,
+        model: bytes | Path,
+        threads: int,
+        precision: str = "f32",
+        *,
+        streams: int = 1,
+        spinning: bool | None = None,
+        pinning: bool = False,
     ) -> None:
-        """Compile the model for latency, or for the throughput of several streams."""
+        """Compile the model for latency, or for the throughput of several streams.
+
+        OpenVINO pins threads to cores by itself: beside a training of two threads a nano network
+        then takes 23 to 24 ms instead of 15 to 16 ms, and as long without it alone (8.7 ms;
+        `benchmarks/beside.py`). How its threads wait cannot be chosen.
+        """
+        if spinning is not None:
+            raise UserError("spinning cannot be chosen for openvino: leave it out")
         core = openvino_core()
         network = core.read_model(model if isinstance(model, bytes) else str(model))
         self.compiled = core.compile_model(
@@ -131,6 +200,7 @@ class OpenVinoSession(WallClock):
                 "INFERENCE_NUM_THREADS": threads,
                 "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
                 "NUM_STREAMS": str(streams),
+                "ENABLE_CPU_PINNING": pinning,
             },
         )
         self._request = self.compiled.create_infer_request()
@@ -149,7 +219,7 @@ class OpenVinoSession(WallClock):
         return [results[output].copy() for output in self.compiled.outputs]
 
 
-RUNTIMES: dict[str, Callable[[bytes | Path, int, str], Session]] = {
+RUNTIMES: dict[str, Callable[..., Session]] = {
     "onnxruntime": OnnxRuntimeSession,
     "openvino": OpenVinoSession,
 }
@@ -162,10 +232,15 @@ def open_session(
     threads: int,
     precision: str = "f32",
     device: str | None = None,
+    *,
+    spinning: bool | None = None,
+    pinning: bool = False,
 ) -> Session:
     """Load a model file or its bytes; an unreadable model is a `BundleError`.
 
     `device` is cpu or cuda; without it TensorRT runs on cuda and everything else on the CPU.
+    Threads that wait spin briefly, unless `spinning` says whether they do as the runtime chooses;
+    `pinning` keeps each on one core. More threads than cores are a `UserError`.
     """
     device = device or ("cuda" if runtime == "tensorrt" else "cpu")
     runtimes = _runtimes(device)
@@ -173,8 +248,17 @@ def open_session(
         raise UserError(f"unknown runtime {runtime!r} on {device}: one of {', '.join(runtimes)}")
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}: one of {', '.join(PRECISIONS)}")
+    waiting: dict[str, bool] = {}
+    if spinning is not None:
+        waiting["spinning"] = spinning
+    if pinning:
+        waiting["pinning"] = pinning
+    if waiting and device != "cpu":
+        raise UserError(f"{' and '.join(waiting)}: for runtimes on a CPU, not on {device}")
+    if device == "cpu":
+        check_threads(threads)
     try:
-        return runtimes[runtime](model, threads, precision)
+        return runtimes[runtime](model, threads, precision, **waiting)
     except HeatError:
         raise
     except Exception as error:
@@ -187,6 +271,7 @@ def open_crowd(
     runtime: str, model: Path, requests: int, precision: str = "f32"
 ) -> "OnnxRuntimeSession | OpenVinoSession":
     """Load a model for several requests at once, each on a thread of its own."""
+    check_threads(requests)
     open_session(runtime, model, 1, precision, "cpu")  # refuses what is no model, by name
     if runtime == "openvino":
         return OpenVinoSession(model, requests, precision, streams=requests)
@@ -219,7 +304,7 @@ def installed_runtimes() -> dict[str, str | None]:
     return found
 
 
-def _runtimes(device: str) -> dict[str, Callable[[bytes | Path, int, str], Session]]:
+def _runtimes(device: str) -> dict[str, Callable[..., Session]]:
     if device == "cpu":
         return RUNTIMES
     # Not among the imports above: what runs on CPUs must not carry it. A probe, which is one file,

@@ -43,8 +43,18 @@ data_app.command(data.shapes)
 app.command(data_app)
 
 
+SPIN_COUNT = "10000"
+"""Looks of a waiting OpenMP thread before it sleeps; GNU's default is 300,000, milliseconds.
+
+Training is as fast alone, and while another process has a core, a thread that waits for one that is
+not running leaves its core sooner (`benchmarks/beside.py`). Results do not depend on it.
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    if "OMP_WAIT_POLICY" not in os.environ:  # before torch is imported, and for all child processes
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:
         result = app(
             list(arguments) if arguments is not None else None,

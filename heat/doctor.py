@@ -9,7 +9,8 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,15 @@ from rich.table import Table
 
 from deploy.runtimes import installed_runtimes, open_session
 from latency_tables.devices import Device, load_devices, resolve
-from latency_tables.machine import Detected, Gpu, Watch, detect_cpu, detect_gpus
+from latency_tables.machine import (
+    Detected,
+    Gpu,
+    Watch,
+    detect_cpu,
+    detect_gpus,
+    physical_cores,
+)
+from latency_tables.threads import ThreadTiming, best_count, describe, thread_check, trouble
 from supernet.errors import DeviceError, HeatError, UserError
 
 from .terminal import terminal
@@ -61,6 +70,7 @@ def examine(workspace: Workspace, device: Device | None = None) -> list[Finding]
         *packages(),
         *runtimes(),
         *processor(cpu),
+        *threads(cpu, physical_cores()),
         *graphics(gpus, device),
         telemetry(Path.home() / "intel" / "openvino_telemetry"),
         disk(workspace.root),
@@ -161,6 +171,37 @@ def processor(cpu: Detected) -> Iterator[Finding]:
         f"{load:.1f} cores are kept busy by others",
         "measure when they have ended: heat profile" if busy else "",
     )
+
+
+def threads(cpu: Detected, physical: int) -> Iterator[Finding]:
+    """Say how many threads HEAT uses, and whether as many serve better than one."""
+    if physical < cpu.cores:
+        seen = f"{cpu.cores} hardware threads, {physical} of them on cores of their own"
+        yield Finding("cores", "ok", f"{seen}: {physical} threads by default")
+    else:
+        yield Finding("cores", "ok", f"{physical} physical: as many threads by default")
+    if physical > 1 and installed_runtimes()["onnxruntime"] is not None:
+        with suppress(ModuleNotFoundError):  # what makes the graph is not installed on the edge
+            yield steadiness(_time_threads(physical))
+
+
+def steadiness(timings: Mapping[int, ThreadTiming]) -> Finding:
+    """Judge the times of a small network with one thread and with several."""
+    wrong, seen = trouble(timings), describe(timings)
+    if not wrong:
+        return Finding("threads", "ok", seen)
+    fix = f"--threads {best_count(timings)} for profile, detect and bench"
+    return Finding("threads", "warning", f"{wrong} ({seen})", fix)
+
+
+def _time_threads(most: int) -> dict[int, ThreadTiming]:
+    from latency_tables.models import write_network
+    from supernet.architecture import preset
+
+    size = (256, 256)
+    model = write_network(preset("nano", input_size=size))
+    feeds = {"image": np.zeros((1, *size, 3), np.uint8)}
+    return thread_check(model.onnx, feeds, (1, most))
 
 
 def graphics(gpus: tuple[Gpu, ...], device: Device | None) -> Iterator[Finding]:

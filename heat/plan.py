@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from latency_tables.devices import Target
+from latency_tables.machine import physical_cores
 from supernet.aligned import training_loss
 from supernet.coco import DetectionSet, Record
 from supernet.detector import Detector
@@ -15,6 +16,7 @@ from supernet.feed import feed
 from supernet.optimise import autocast_type
 from supernet.recipes import TrainConfig
 from supernet.supernet import SearchSpace
+from supernet.threads import planned
 
 from .spaces import SPACES
 from .stages.measuring import measure_network
@@ -28,6 +30,8 @@ SUPERNET_SHARE = 0.25
 """Share of the minutes for the supernet."""
 TRAIN_SHARE = 0.6
 """Share of the minutes for the final training."""
+AFTER_TRAINING_SHARE = 0.05
+"""Share of the minutes for export and evaluation."""
 MIN_SUPERNET_EPOCHS = 4
 SUPERNET_EPOCHS = (4, 24)
 TRAIN_EPOCHS = (12, 150)
@@ -76,7 +80,16 @@ def _stand_in(space: SearchSpace) -> Detector:
 
 
 def step_seconds(network: Detector, data: DetectionSet) -> float:
-    """Return the seconds that one image costs in training, measured on two steps."""
+    """Return the seconds that one image costs in training, measured on two steps.
+
+    With the threads that a training would use now.
+    """
+    with planned(physical_cores()) as threads:
+        threads.start(None)
+        return _step_seconds(network, data)
+
+
+def _step_seconds(network: Detector, data: DetectionSet) -> float:
     config = TrainConfig()
     few = replace(data, records=data.records[: 2 * config.batch_size])
     dtype = autocast_type(config.precision, torch.device("cpu"))
@@ -91,6 +104,18 @@ def step_seconds(network: Detector, data: DetectionSet) -> float:
             loss.total.backward()  # type: ignore[no-untyped-call]
             best = min(best, (time.perf_counter() - start) / len(images))
     return best
+
+
+def training_budgets(minutes: float, spent_s: float) -> tuple[float, float]:
+    """Return the seconds for the supernet and for the final training, given what is spent.
+
+    They are the planned shares of the minutes, or as much less as is left for both.
+    """
+    total_s = 60 * minutes
+    left_s = max(0.0, (1 - AFTER_TRAINING_SHARE) * total_s - spent_s)
+    shares = SUPERNET_SHARE + TRAIN_SHARE
+    supernet_s = min(SUPERNET_SHARE * total_s, left_s * SUPERNET_SHARE / shares)
+    return supernet_s, min(TRAIN_SHARE * total_s, left_s)
 
 
 def epochs_for(

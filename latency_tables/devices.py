@@ -16,7 +16,7 @@ from deploy.runtimes import PRECISIONS
 from supernet.errors import DeviceError
 
 from .batch import Setting
-from .machine import Detected, Gpu, detect_cpu, detect_gpus, slug
+from .machine import Detected, Gpu, detect_cpu, detect_gpus, physical_cores, slug
 
 FOLDER = Path(__file__).parent / "devices"
 
@@ -58,7 +58,7 @@ class Device:
     precision: str
     """Precision used unless another is asked for."""
     threads: int
-    """Threads used unless others are asked for; 0 for all cores of this machine."""
+    """Threads used unless others are asked for; 0 for all physical cores of this machine."""
     tensorrt_below: str = ""
     """First version of TensorRT that no longer builds for the GPU."""
     note: str = ""
@@ -182,9 +182,9 @@ def resolve(
             f"{name} means {device.title}; this machine is {detected.model} with "
             f"{detected.cores} cores: it is measured and named as {found}",
         )
-    wanted = threads if threads is not None else device.threads or detected.cores
+    wanted = threads if threads is not None else device.threads or physical_cores()
     if wanted < 1:
-        raise DeviceError(f"--threads {wanted}: at least 1")
+        raise DeviceError(f"--threads {wanted}: this machine gives {detected.cores} cores")
     if threads is not None and threads > detected.cores:
         raise DeviceError(f"--threads {threads}: this machine gives {detected.cores} cores")
     if detected.quota and wanted > math.ceil(detected.quota):
@@ -216,6 +216,9 @@ def declared(
     `threads` is 0 where neither the caller nor the file says how many: all of that machine's.
     """
     device = find_device(name)
+    cores = device.figures.cores if device.figures and device.kind == "cpu" else 0
+    if threads is not None and (threads < 1 or (cores and threads > cores)):
+        raise DeviceError(f"--threads {threads}: {device.title} has {cores or 'its own'} cores")
     wanted = threads or device.threads or (device.figures.cores if device.figures else 0)
     facts = Detected(
         model=device.title, cores=wanted, quota=None, governor="unknown", flags=(), memory_mb=0

@@ -21,7 +21,8 @@ INFERENCE_FLAGS = frozenset(
 """Vector extensions that runtimes choose kernels by."""
 
 CGROUP = Path("/sys/fs/cgroup")
-CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+TOPOLOGY = Path("/sys/devices/system/cpu")
+CPUFREQ = TOPOLOGY / "cpu0" / "cpufreq"
 
 YARDSTICK_LOOPS = 60_000
 """Additions of the frequency yardstick: about two milliseconds."""
@@ -89,6 +90,24 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def physical_cores(root: Path = TOPOLOGY) -> int:
+    """Return the physical cores that this process may use, and its quota gives time for.
+
+    Hardware threads that share a core (SMT) count once; a quota of 2.5 cores is two.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        siblings = {
+            _read(root / f"cpu{number}" / "topology" / "thread_siblings_list") or str(number)
+            for number in allowed
+        }
+        cores = len(siblings)
+    else:
+        cores = int(_sysctl("hw.physicalcpu") or os.cpu_count() or 1)
+    quota = cpu_quota()
+    return max(1, min(cores, int(quota)) if quota else cores)
 
 
 def cpu_quota(root: Path = CGROUP) -> float | None:

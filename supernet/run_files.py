@@ -53,6 +53,8 @@ class RunFiles:
         self.sums: dict[str, float] = {}
         """Sums of the losses of those steps."""
         self.skipped = 0
+        self.threads: int | None = None
+        """Threads that the next step is computed with; None where nothing recorded it."""
         self.history: list[dict[str, Any]] = []
 
     def fingerprint(self) -> dict[str, Any]:
@@ -106,6 +108,7 @@ class RunFiles:
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
             "skipped": self.skipped,
+            "threads": self.threads,
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -144,6 +147,7 @@ class RunFiles:
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.skipped = state["history"], state["skipped"]
         self.epoch, self.steps, self.sums = state["epoch"], state["steps"], state["sums"]
+        self.threads = state.get("threads")
         if self.epoch < self.config.epochs:
             self.event("resume", epoch=self.epoch, steps=self.steps, epochs=self.config.epochs)
 

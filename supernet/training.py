@@ -30,6 +30,7 @@ from .progress import Progress
 from .recipes import TrainConfig
 from .run_files import RunFiles
 from .task import Batch, DetectionTask, Task, total
+from .threads import ThreadPlan, planned
 
 MAX_BAD_STEPS = 20
 """Consecutive steps without a finite loss after which training stops."""
@@ -50,6 +51,9 @@ class Running:
     """Begin again, replacing what stands."""
     workers: int | None = None
     """Processes that load images; see `feed.default_workers` for how many by default."""
+    threads: int | None = None
+    """Most threads on a CPU, torch's number by default; fewer while others keep cores busy, unless
+    OMP_NUM_THREADS fixes the number."""
     compile: bool = False
     """Let torch compile the network first."""
     tensorboard: bool = False
@@ -118,7 +122,9 @@ def run_task(
     when the loss stays not finite, when memory does not suffice, or when a loading process dies.
     """
     running = running or Running()
-    with joined() as group:
+    with joined() as group, planned(running.threads) as threads:
+        # A compiled network has its number of threads built in.
+        threads.adapts &= group.world == 1 and group.device.type == "cpu" and not running.compile
         if config.batch_size < 2 * group.world:
             raise UserError(
                 f"--batch-size {config.batch_size}: at least two images for each of "
@@ -145,7 +151,7 @@ def run_task(
         )
         run.load(resume=running.resume, restart=running.restart)
         group.wait()  # nobody writes before everybody has read
-        loop = _Fit(network, task, config, optimizer, average, run, group, running)
+        loop = _Fit(network, task, config, optimizer, average, run, group, running, threads)
         return loop.train(on_epoch)
 
 
@@ -162,10 +168,11 @@ class _Fit:
         run: RunFiles,
         group: Group,
         running: Running,
+        threads: ThreadPlan,
     ) -> None:
         self.network, self.task, self.config = network, task, config
         self.optimizer, self.average, self.run, self.group = optimizer, average, run, group
-        self.running = running
+        self.running, self.threads = running, threads
         self.model = group.wrap(network)
         if running.compile:
             self.model = torch.compile(self.model)  # type: ignore[assignment]
@@ -181,6 +188,9 @@ class _Fit:
         """Train from where the run stands to the last epoch."""
         config, run = self.config, self.run
         first = run.epoch
+        if first < config.epochs:
+            self.threads.start(run.threads)
+            self._record_threads(shown=self.threads.now < self.threads.cores)
         done = first * self.passes + run.steps * config.accumulate
         shown = Progress("train", config.epochs * self.passes, done=done)
         with shown if self.group.leads else nullcontext() as bar:
@@ -233,10 +243,23 @@ class _Fit:
                 loss, rate = sum(losses.values()) / passes, config.learning_rate * factor
                 note = f"epoch {epoch + 1} loss {loss:.3f} lr {rate:.1e} {memory_mb():.0f} MB"
                 bar.advance(note, passes)
-            if time.monotonic() - saved > SAVE_EVERY_S:
+            replanned = self.threads.changed()
+            if replanned:
+                self._record_threads(shown=True)
+            if replanned or time.monotonic() - saved > SAVE_EVERY_S:
                 run.save_state()
                 saved = time.monotonic()
         return {key: value / self.passes for key, value in run.sums.items()}
+
+    def _record_threads(self, *, shown: bool) -> None:
+        """Keep the number of threads in the run's state and log; a resumed run uses the same."""
+        if not self.threads.adapts:
+            return
+        self.run.threads = self.threads.now
+        load = round(self.threads.other_load, 2)
+        self.run.event("threads", threads=self.threads.now, other_load=load)
+        if shown:
+            print(f"threads: {self.threads}", file=sys.stderr, flush=True)
 
     def step(self, parts: Sequence[Batch]) -> dict[str, float] | None:
         """Take one step on some batches; None, changing nothing, if a loss is not finite.

@@ -143,6 +143,9 @@ def test_bundle_round_trip(
     assert done.parity.passed and done.parity.matched > 0
     assert done.parity.max_score <= 1e-3
     loaded = heat.load(tmp_path / "bundle")
+    for wrong in (0, 99999):
+        with pytest.raises(UserError, match=f"threads {wrong}: this machine gives"):
+            heat.load(tmp_path / "bundle", threads=wrong)
     found = loaded.detect(images[0])
     assert found.boxes_xyxy_px.shape == (len(found.scores), 4)
     assert found.boxes_xyxy_px.max() <= 256

@@ -99,12 +99,15 @@ def bench(
         throughput: Also measure frames per second with a request on every core.
         picture: Draw the result here (.svg).
     """
+    from deploy.runtimes import check_threads
     from supernet.errors import UserError
 
     from ..stages.bench import bench as run
 
     if not models:
         raise UserError("which models? heat bench BUNDLE...")
+    if threads is not None:
+        check_threads(threads)
     return run(
         models,
         runtime=runtime,

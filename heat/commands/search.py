@@ -165,6 +165,7 @@ def supernet(
         return show_supernet(Workspace(out))
     if data is None:
         raise UserError("which data? give --data DIR (a small set: heat data shapes)")
+    from latency_tables.machine import physical_cores
     from supernet.recipes import TrainConfig, changed
     from supernet.supernet import SearchConfig
     from supernet.training import Running
@@ -202,7 +203,7 @@ def supernet(
     search = SearchConfig(
         noise=noise, straight_through=straight_through, logit_learning_rate=logit_learning_rate
     )
-    running = Running(resume=resume, restart=restart, workers=workers)
+    running = Running(resume=resume, restart=restart, workers=workers, threads=physical_cores())
     return train_supernet(
         workspace, train_set, chosen, config, search, backbone=backbone, running=running
     )

@@ -60,6 +60,7 @@ def pretrain(
     Args:
         data: Folder with train/CLASS/ and val/CLASS/ folders of pictures.
     """
+    from latency_tables.machine import physical_cores
     from supernet.architecture import parse_size
     from supernet.pretraining import load_pictures
     from supernet.recipes import PRETRAIN, changed
@@ -80,7 +81,12 @@ def pretrain(
         seed=seed,
     )
     running = Running(
-        resume=resume, restart=restart, workers=workers, compile=compile, tensorboard=tensorboard
+        resume=resume,
+        restart=restart,
+        workers=workers,
+        threads=physical_cores(),
+        compile=compile,
+        tensorboard=tensorboard,
     )
     chosen = find_heatdetr(architecture).with_(input_size=parse_size(input_size or "224x224"))
     return run(Workspace(out), pictures, val, chosen, config, running)
@@ -136,6 +142,7 @@ def train(
         inherit: Start from the supernet's weights instead of from scratch.
         eval_every: Epochs between two scores on the val split; 0 for none.
     """
+    from latency_tables.machine import physical_cores
     from supernet.architecture import Architecture, parse_size
     from supernet.attention.act import ROUNDS
     from supernet.coco import resolve_split
@@ -183,6 +190,7 @@ def train(
         resume=resume,
         restart=restart,
         workers=workers,
+        threads=physical_cores(),
         compile=compile,
         tensorboard=tensorboard,
         judge=judge,

@@ -7,6 +7,7 @@ from typing import Any
 
 from deploy.form import RUNTIME_OF, Format
 from latency_tables.devices import Target
+from latency_tables.machine import physical_cores
 from supernet.architecture import Architecture, HeadKind
 from supernet.coco import DetectionSet
 from supernet.detector import Detector
@@ -21,11 +22,11 @@ from ..plan import (
     SUPERNET_EPOCHS,
     SUPERNET_SHARE,
     TRAIN_EPOCHS,
-    TRAIN_SHARE,
     choose_input_size,
     choose_space,
     epochs_for,
     step_seconds,
+    training_budgets,
 )
 from ..proxies import ApDropBy
 from ..spaces import SPACES, search_space
@@ -94,18 +95,20 @@ def build(
     if not _stands(workspace, "profile", space=plan["space"], runtime=target.runtime):
         profile(workspace, target, chosen)
     _step("supernet")
-    config = TrainConfig(epochs=plan["supernet_epochs"], seed=seed)
+    epochs = _supernet_epochs(workspace, plan, chosen, data, time.monotonic() - started)
+    config = TrainConfig(epochs=epochs, seed=seed)
     search = SearchConfig(logit_learning_rate=SHORT_RUN_LOGIT_RATE)
-    train_supernet(workspace, data, chosen, config, search, running=Running(resume=True))
+    running = Running(resume=True, threads=physical_cores())
+    train_supernet(workspace, data, chosen, config, search, running=running)
     _step("thin")
     if not _stands(workspace, "thin", target_fps=target_fps, met=True):
         ap_drop: ApDropBy = "auto" if minutes >= PROXY_MINUTES else "mass"
         thin(workspace, [Form(chosen, (target,), (limits,))], data=data, ap_drop=ap_drop)
     _step("train")
     architecture = Architecture.load(workspace.architecture)
-    epochs = _train_epochs(workspace, architecture, data, minutes)
+    epochs = _train_epochs(workspace, architecture, data, minutes, time.monotonic() - started)
     config = recipe("small", epochs=epochs, seed=seed)
-    train(workspace, data, architecture, config, from_supernet=True, running=Running(resume=True))
+    train(workspace, data, architecture, config, from_supernet=True, running=running)
     _step("export")
     exported = export(workspace, target, Wish(format=format), data=val)
     _step("eval")
@@ -165,18 +168,64 @@ def _plan(
     return workspace.record("plan", plan)
 
 
+def _supernet_epochs(
+    workspace: Workspace,
+    plan: dict[str, Any],
+    space: SearchSpace,
+    data: DetectionSet,
+    spent_s: float,
+) -> int:
+    """Return the supernet's epochs: the plan's, or fewer where its minutes no longer suffice.
+
+    They are fixed when the supernet is first started, so that it is resumed as it began.
+    """
+    stands = workspace.stage("supernet-plan")
+    if stands is not None and stands["space"] == plan["space"]:
+        return int(stands["epochs"])
+    planned = int(plan["supernet_epochs"])
+    begun = workspace.stage("supernet") is not None or (workspace.supernet / "state.pt").exists()
+    epochs = planned
+    if not begun:
+        seconds = step_seconds(Supernet(space), data)
+        budget, _ = training_budgets(plan["minutes"], spent_s)
+        epochs = min(planned, epochs_for(seconds, len(data.records), budget, SUPERNET_EPOCHS))
+        _say_replanned("supernet", planned, epochs, seconds * len(data.records), budget)
+    workspace.record("supernet-plan", {"epochs": epochs, "space": plan["space"]})
+    return epochs
+
+
 def _train_epochs(
-    workspace: Workspace, architecture: Architecture, data: DetectionSet, minutes: float
+    workspace: Workspace,
+    architecture: Architecture,
+    data: DetectionSet,
+    minutes: float,
+    spent_s: float,
 ) -> int:
     """Return the epochs of the final training, fixed at the first start."""
     stands = workspace.stage("train-plan")
     if stands is not None and stands["architecture"] == architecture.to_json():
         return int(stands["epochs"])
     seconds = step_seconds(Detector(architecture), data)
-    budget = TRAIN_SHARE * minutes * 60
-    epochs = epochs_for(seconds, len(data.records), budget, TRAIN_EPOCHS)
+    images = len(data.records)
+    _, budget = training_budgets(minutes, spent_s)
+    planned = epochs_for(seconds, images, training_budgets(minutes, 0.0)[1], TRAIN_EPOCHS)
+    epochs = epochs_for(seconds, images, budget, TRAIN_EPOCHS)
+    _say_replanned("training", planned, epochs, seconds * images, budget)
     workspace.record("train-plan", {"epochs": epochs, "architecture": architecture.to_json()})
     return epochs
+
+
+def _say_replanned(
+    what: str, planned: int, epochs: int, epoch_seconds: float, budget_s: float
+) -> None:
+    """Print one line where a plan is changed, or where its fewest epochs take too long."""
+    facts = f"{budget_s:.0f} s are left for it, an epoch takes {epoch_seconds:.1f} s"
+    if epochs < planned:
+        print(f"plan: {what} {epochs} epochs instead of {planned}: {facts}", file=sys.stderr)
+    elif epochs * epoch_seconds > budget_s:
+        late_s = epochs * epoch_seconds - budget_s
+        text = f"plan: {what} keeps {epochs} epochs, the fewest: {facts}, the build ends "
+        print(f"{text}{late_s:.0f} s late", file=sys.stderr)
 
 
 def _stands(workspace: Workspace, name: str, **expected: Any) -> bool:
