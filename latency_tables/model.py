@@ -42,6 +42,8 @@ UNEXPLAINED_SD = 0.02
 KNOWN_SD = 0.02
 """Standard deviation of log F, and of c in its unit, where an earlier calibration gives them."""
 ITERATIONS = 4
+CONVERGED = 1e-4
+"""Change of log ms below which no further iteration is made."""
 ROBUST_ITERATIONS = 3
 OUTLIER = 2.5
 """Leave-one-out residual, in standard deviations, beyond which a sample weighs less."""
@@ -146,9 +148,18 @@ class LatencyModel:
             rows[number, own[number]] = 1.0
             at = entries + width * self._family[own[number]]
             rows[number, at : at + width] = q[number]
+        cross = np.zeros((len(self._mean), total))
+        # Only entries are correlated, and a sample is of one entry.
+        rest = np.diag(self._prior)[entries:]
+        cross[:entries, :count] = self._prior[:entries, own]
+        cross[entries:, :count] = rest[:, None] * rows[:count, entries:].T
+        gram = np.zeros((total, total))
+        gram[:count, :count] = rows[:count] @ cross[:, :count]
         target, noise = np.zeros(total), np.ones(total)
         certain = ms > CERTAIN * sd_ms
+        logs = np.log(np.where(certain, ms, 1.0)) - s0
         self._theta = self._mean.copy()
+        self._shares = np.zeros((len(self.networks), entries))
         inflate = np.ones(total)
         for robust in range(ROBUST_ITERATIONS):
             for _ in range(ITERATIONS):
@@ -156,26 +167,27 @@ class LatencyModel:
                 now = rows[:count] @ self._theta
                 here_ms = np.exp(now + s0)
                 step = np.clip((ms - here_ms) / here_ms, -1.0, 1.0)
-                logs = np.log(np.where(certain, ms, 1.0))
-                target[:count] = np.where(certain, logs - s0, now + step)
+                target[:count] = np.where(certain, logs, now + step)
                 noise[:count] = sd_ms / np.where(certain, np.maximum(ms, 1e-9), here_ms)
-                shares = np.zeros((len(self.networks), entries))
                 for number, counts in enumerate(self._counts):
-                    row, value, shares[number] = self._network_row(counts, net_q[number])
+                    row, value, self._shares[number] = self._network_row(counts, net_q[number])
                     rows[count + number] = row
-                    expected = value + net_s0[number]
-                    gap = np.clip(net_log[number] - expected, -1.0, 1.0)
+                    gap = np.clip(net_log[number] - value - net_s0[number], -1.0, 1.0)
                     target[count + number] = row @ self._theta + gap
                 noise[count:] = net_sd
-                self._shares = shares
-                cross = self._prior @ rows.T
-                scale = (noise * inflate) ** 2
-                gram = rows @ cross + np.diag(scale)
-                gram[count:, count:] += UNEXPLAINED_SD**2 * _intersection(shares, shares)
-                factor = cho_factor(gram, lower=True)
+                cross[:entries, count:] = self._prior[:entries, :entries] @ rows[count:, :entries].T
+                cross[entries:, count:] = rest[:, None] * rows[count:, entries:].T
+                gram[:, count:] = rows @ cross[:, count:]
+                gram[count:, :count] = gram[:count, count:].T
+                gram[count:, count:] += UNEXPLAINED_SD**2 * _intersection(
+                    self._shares, self._shares
+                )
+                factor = cho_factor(gram + np.diag((noise * inflate) ** 2), lower=True)
                 self._alpha = cho_solve(factor, target - rows @ self._mean)
-                self._theta = self._mean + cross @ self._alpha
-            self._cross, self._chol, self._rows = cross, factor, rows
+                before, self._theta = self._theta, self._mean + cross @ self._alpha
+                if np.abs(self._theta - before).max() < CONVERGED:
+                    break
+            self._cross, self._chol = cross, factor
             inverse = cho_solve(factor, np.eye(total))
             left_out = self._alpha / np.diag(inverse)
             self._left_out_sd = np.sqrt(1.0 / np.diag(inverse))

@@ -19,7 +19,7 @@ FIRST_OF_A_FAMILY = 4
 """Entries of each family that are timed before anything is known of it."""
 TARGETS = 40
 """Random networks whose prediction is to become certain."""
-ENOUGH_SD = 0.004
+ENOUGH_SD = 0.003
 """Relative standard deviation, from entries, at which a table is complete."""
 CONTRADICTION = 3.0
 """Leave-one-out residual, in standard deviations, at which an entry is timed again."""

@@ -99,9 +99,7 @@ class NetworkMeter:
         self.table.refit()
 
 
-def samples_of(
-    architecture: Architecture, results: Sequence[NetworkResult]
-) -> list[NetworkSample]:
+def samples_of(architecture: Architecture, results: Sequence[NetworkResult]) -> list[NetworkSample]:
     """Return timings of a network as samples."""
     return [network_taken(architecture, result).networks[0] for result in results]
 
