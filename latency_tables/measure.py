@@ -105,7 +105,7 @@ def time_jobs(
             job.session.run(job.feeds)
             visits[key][number] = [job.session.timed(job.feeds) for _ in range(RUNS_A_VISIT)]
         if watched is not None:
-            seen = {key: statistics.mean(visits[key][number]) for key in jobs if key in references}
+            seen = {key: statistics.fmean(visits[key][number]) for key in jobs if key in references}
             watched.append(Round(time.perf_counter() - start, seen))
     return at_one_speed(visits)
 
@@ -119,7 +119,7 @@ def at_one_speed(visits_ms: Mapping[Any, Mapping[int, Sequence[float]]]) -> dict
     slowness: dict[int, list[float]] = {}
     for key, rounds in visits_ms.items():
         for number, samples in rounds.items():
-            slowness.setdefault(number, []).append(statistics.mean(samples) / typical[key])
+            slowness.setdefault(number, []).append(statistics.fmean(samples) / typical[key])
     common = {
         number: statistics.median(ratios) if len(visits_ms) > 1 else 1.0
         for number, ratios in slowness.items()

@@ -32,6 +32,9 @@ RUNS = 4 * 4
 PROBES = 6.0
 """Milliseconds that one run of all probes of an entry takes, in milliseconds of the entry."""
 EXPECTED_NOISE = 0.03
+"""Relative standard deviation of a timing that is not known yet."""
+LARGE_MS = 0.1
+"""Entries above it show by how much timings repeat on this machine."""
 EXPECTED_NOISE_MS = 0.003
 
 
@@ -116,7 +119,7 @@ def next_entries(
     shares = target_shares(model, targets)
     covariance = model.entry_covariance()
     times_ms = model.times_ms
-    noise = EXPECTED_NOISE**2 + (EXPECTED_NOISE_MS / times_ms) ** 2
+    noise = expected_noise(model) ** 2 + (EXPECTED_NOISE_MS / times_ms) ** 2
     cost = FIXED_COST_S + RUNS * PROBES * times_ms / 1e3
     for entry in chosen:
         _condition(covariance, model.index[entry], noise)
@@ -128,6 +131,12 @@ def next_entries(
         _condition(covariance, at[best], noise)
         at = np.delete(at, best)
     return chosen
+
+
+def expected_noise(model: LatencyModel) -> float:
+    """Return the relative standard deviation that the next timing will have, as those before it."""
+    found = [sample.sd_ms / sample.ms for sample in model.samples if sample.ms > LARGE_MS]
+    return float(np.median(found)) if found else EXPECTED_NOISE
 
 
 def design(entries: Iterable[Entry], targets: Sequence[Architecture], count: int) -> list[Entry]:

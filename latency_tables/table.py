@@ -168,6 +168,7 @@ class LatencyTable:
             own.setdefault(sample.entry, []).append(sample)
         latest = max([s.date for s in self.samples] + [n.date for n in self.networks], default="")
         version = self.samples[-1].heat if self.samples else ""
+        reference_ms = self.reference_ms
         for entry in wanted:
             ms = float(model.times_ms[model.index[entry]])
             sd = float(model.entry_sd[model.index[entry]])
@@ -176,7 +177,7 @@ class LatencyTable:
                 ms=ms,
                 uncertainty_ms=INTERVAL_90 * sd * ms,
                 samples=len(mine),
-                reference_ms=self.reference_ms,
+                reference_ms=reference_ms,
                 date=mine[-1].date if mine else latest,
                 heat=mine[-1].heat if mine else version,
                 source="measured" if mine else "modelled",
