@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .coco import Boxes
+from .detection_set import Boxes
 from .letterbox import PAD_RGB, Image, scale_to_fit
 
 MIN_VISIBLE = 0.25

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .augment import augment, mosaic
-from .coco import Boxes, DetectionSet, Record
+from .detection_set import Boxes, DetectionSet, Record
 from .distributed import Group
 from .errors import DataError, HeatError
 from .letterbox import Image, read_image, scale_to_fit

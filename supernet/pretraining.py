@@ -23,11 +23,11 @@ from .detector import Detector
 from .distributed import Group
 from .errors import CheckpointError, DataError
 from .feed import Keyed, feed_keyed
+from .image_files import list_images
 from .letterbox import Image, letterbox, read_image
 from .recipes import TrainConfig
 from .supernet import CANDIDATES, GLOBAL_BLOCKS, GlobalMixture, Mixture, Supernet
 from .task import Batch
-from .yolo import SUFFIXES
 
 SMOOTHING = 0.1
 """Label smoothing, as Swin's recipe has it."""
@@ -53,7 +53,13 @@ def load_pictures(root: Path, split: str, names: Sequence[str] | None = None) ->
     folder = root / split
     if not folder.is_dir():
         raise DataError(f"no folder {folder}: pictures are looked for in {folder}/<class>/")
-    found = tuple(sorted(place.name for place in folder.iterdir() if place.is_dir()))
+    found = tuple(
+        sorted(
+            place.name
+            for place in folder.iterdir()
+            if place.is_dir() and not place.name.startswith(".")
+        )
+    )
     if names is not None and not set(found) <= set(names):
         strange = sorted(set(found) - set(names))[0]
         raise DataError(f"{folder} has a class {strange!r} that training has not")
@@ -62,10 +68,9 @@ def load_pictures(root: Path, split: str, names: Sequence[str] | None = None) ->
         raise DataError(f"{folder} has {len(names)} class folders: at least 2 needed")
     paths, labels = [], []
     for label, name in enumerate(names):
-        for path in sorted((folder / name).rglob("*")):
-            if path.suffix.lower() in SUFFIXES:
-                paths.append(path)
-                labels.append(label)
+        found_here = list_images(folder / name)
+        paths += found_here
+        labels += [label] * len(found_here)
     if not paths:
         raise DataError(f"{folder}: no pictures in its {len(names)} class folders")
     return Pictures(root, split, names, tuple(paths), tuple(labels))

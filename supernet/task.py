@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .aligned import training_loss
 from .checkpoint import Kind
-from .coco import DetectionSet
+from .detection_set import DetectionSet
 from .detr.criterion import DETR, SAM_DETR, set_loss
 from .detr.detr import Host
 from .detr.mtkd import Branches, distance

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .coco import DetectionSet
+from .detection_set import DetectionSet
 from .distributed import Group, joined
 from .errors import HeatError, UserError
 from .feed import batch_starts, default_workers

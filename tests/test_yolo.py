@@ -46,7 +46,7 @@ def test_wrong_lines_are_kept_as_problems(tmp_path: Path) -> None:
     root = write(tmp_path, "2 0.5 0.5 0.5 0.5\nx 1\n0 12 30 40 50\n0 0.5 0.5\n1 0.5 0.5 1 1\n")
     data = load_split(root, "val")
     assert [p.kind for p in data.problems] == [
-        "unknown class", "broken annotation", "not a share of the picture", "broken annotation",
+        "unknown class", "broken annotation", "not a share of the image", "broken annotation",
     ]  # fmt: skip
     assert data.problems[0].where == "a.txt line 1" and len(data.records[0].labels) == 1
 
