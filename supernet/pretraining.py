@@ -7,9 +7,8 @@ backbone is the network from the stem to the last stage, with the SAM between th
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from safetensors.torch import load_file
@@ -24,7 +23,7 @@ from .distributed import Group
 from .errors import CheckpointError, DataError
 from .feed import Keyed, feed_keyed
 from .image_files import list_images
-from .letterbox import Image, letterbox, read_image
+from .letterbox import Image, letterbox, read_image, resized
 from .recipes import TrainConfig
 from .supernet import CANDIDATES, GLOBAL_BLOCKS, GlobalMixture, Mixture, Supernet
 from .task import Batch
@@ -171,11 +170,10 @@ def random_crop(
     h = int(min(height, max(1, round((area / ratio) ** 0.5))))
     x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
     part = image[y : y + h, x : x + w]
-    how = cv2.INTER_AREA if h > size[0] else cv2.INTER_LINEAR
-    pixels = cv2.resize(part, size[::-1], interpolation=how)
+    pixels = resized(part, size)
     if rng.random() < config.flip:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
-    return recoloured(cast(Image, pixels), config, rng)
+    return recoloured(pixels, config, rng)
 
 
 @torch.inference_mode()
