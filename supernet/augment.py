@@ -111,7 +111,7 @@ def mosaic(
     for index, (image, boxes) in enumerate(pictures):
         size, factors = _scaled(image, scale_to_fit(image.shape[:2], input_hw) * zoom)
         right, low = bool(index % 2), index >= 2
-        offset = np.array([cut_x, cut_y]) - size * (not right, not low)
+        offset = np.array([cut_x, cut_y], dtype=np.float64) - size * (not right, not low)
         region = (
             max(0, cut_x) if right else 0,
             max(0, cut_y) if low else 0,

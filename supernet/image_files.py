@@ -40,11 +40,14 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(Path(name) for name in found)
 
 
-def image_size(path: Path) -> tuple[int, int] | None:
-    """Return height and width of an image as it is to be seen, from its head; None for others."""
+def image_size(path: Path, *, turned: bool = True) -> tuple[int, int] | None:
+    """Return height and width of an image from its head; None for files that are no image.
+
+    They are those of the image as it is to be seen, or as it is stored without `turned`.
+    """
     try:
         with _large_ones_too(), Image.open(path) as image:
-            turned = image.getexif().get(ORIENTATION) in TURNED
+            exchanged = turned and image.getexif().get(ORIENTATION) in TURNED
             width, height = image.size
             tags = getattr(image, "tag_v2", None)  # of a TIFF; Pillow turns its size itself or not
             if tags is not None:
@@ -53,7 +56,7 @@ def image_size(path: Path) -> tuple[int, int] | None:
         return None
     if not 0 < width * height <= MAX_PIXELS:
         return None
-    return (width, height) if turned else (height, width)
+    return (width, height) if exchanged else (height, width)
 
 
 @contextmanager

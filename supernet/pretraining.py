@@ -4,6 +4,8 @@ Pictures lie in folders named by their class: `train/<class>/*.jpg`, `val/<class
 backbone is the network from the stem to the last stage, with the SAM between the stages.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,15 @@ class Pictures:
     names: tuple[str, ...]
     paths: tuple[Path, ...]
     labels: tuple[int, ...]
+
+    @property
+    def digest(self) -> str:
+        """Hash of the files, by their path within the set and their size, and of their classes."""
+        files = [
+            (str(path.relative_to(self.root)), path.stat().st_size, label)
+            for path, label in zip(self.paths, self.labels, strict=True)
+        ]
+        return hashlib.sha256(json.dumps([self.names, files]).encode()).hexdigest()
 
 
 def load_pictures(root: Path, split: str, names: Sequence[str] | None = None) -> Pictures:
@@ -112,6 +123,7 @@ class ClassifyTask:
         self.pictures, self.size = pictures, network.trunk.architecture.input_size
         self.description = network.trunk.architecture.to_json()
         self.names, self.num_images = pictures.names, len(pictures.paths)
+        self.digest = pictures.digest
 
     def facts(self) -> dict[str, Any]:
         """Return data, split and number of images."""

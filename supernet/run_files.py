@@ -18,6 +18,15 @@ from .optimise import Averaged
 from .recipes import TrainConfig
 from .task import Task
 
+DIFFERENT = {
+    "config": "other options",
+    "names": "other classes",
+    "images": "another number of images",
+    "data": "other images or annotations",
+    "what": "another architecture",
+}
+"""What differs, by the part of a fingerprint."""
+
 
 class RunFiles:
     """The files of one training run, and where it stands."""
@@ -51,7 +60,9 @@ class RunFiles:
         self.steps = 0
         """Steps done of the next one."""
         self.sums: dict[str, float] = {}
-        """Sums of the losses of those steps."""
+        """Sums of the losses of those steps, where they were finite."""
+        self.counted = 0
+        """Passes in those sums."""
         self.skipped = 0
         self.history: list[dict[str, Any]] = []
 
@@ -61,12 +72,13 @@ class RunFiles:
             "config": json.loads(json.dumps(self.config.lasting())),
             "names": list(self.task.names),
             "images": self.task.num_images,
+            "data": self.task.digest,
             "what": self.task.description,
         }
 
     def finish(self, epoch: int, facts: dict[str, float]) -> None:
         """Count an epoch, and write the averaged weights and the state after it."""
-        self.epoch, self.steps, self.sums = epoch, 0, {}
+        self.epoch, self.steps, self.sums, self.counted = epoch, 0, {}, 0
         if not self.writes:
             return
         row = {"epoch": epoch, **facts}
@@ -78,6 +90,11 @@ class RunFiles:
         for key, value in facts.items():
             if self.board is not None:
                 self.board.add_scalar(key, value, epoch)
+
+    def close(self) -> None:
+        """Close TensorBoard's file: its writer is a thread of its own."""
+        if self.board is not None:
+            self.board.close()
 
     def event(self, name: str, **facts: Any) -> None:
         """Append a line to the log."""
@@ -101,6 +118,7 @@ class RunFiles:
             "epochs": self.config.epochs,
             "steps": self.steps,
             "sums": self.sums,
+            "counted": self.counted,
             "network": self.network.state_dict(),
             "average": self.average.weights,
             "optimizer": self.optimizer.state_dict(),
@@ -115,6 +133,8 @@ class RunFiles:
         """Take up the run that stands in the folder, if it is to be used."""
         if restart or not self.state.exists():
             if self.writes:
+                # Else a restart that is killed before it saves would resume the run it replaces.
+                self.state.unlink(missing_ok=True)
                 self.events.unlink(missing_ok=True)
             return
         try:
@@ -124,10 +144,18 @@ class RunFiles:
             raise CheckpointError(
                 f"{self.state} is truncated ({type(error).__name__}): delete it to train afresh"
             ) from None
-        if fingerprint != self.fingerprint():
+        own = self.fingerprint()
+        if "data" not in fingerprint:
             raise CheckpointError(
-                f"{self.state} belongs to other settings, data or architecture: "
+                f"{self.state} was written by a HEAT that did not record what it was trained on: "
                 "--restart replaces it, another --out keeps it"
+            )
+        different = [DIFFERENT[key] for key in own if fingerprint.get(key) != own[key]]
+        if different:
+            raise CheckpointError(
+                f"{self.state} belongs to other settings, data or architecture "
+                f"({', '.join(dict.fromkeys(different))}): --restart replaces it, another --out "
+                "keeps it"
             )
         if state["epoch"] > self.config.epochs:
             raise CheckpointError(
@@ -144,6 +172,7 @@ class RunFiles:
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.skipped = state["history"], state["skipped"]
         self.epoch, self.steps, self.sums = state["epoch"], state["steps"], state["sums"]
+        self.counted = state["counted"]
         if self.epoch < self.config.epochs:
             self.event("resume", epoch=self.epoch, steps=self.steps, epochs=self.config.epochs)
 

@@ -1,6 +1,5 @@
 """Commands that train a network, or take a trained one: pretrain, train, adopt."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -138,8 +137,8 @@ def train(
     """
     from supernet.architecture import Architecture, parse_size
     from supernet.attention.act import ROUNDS
-    from supernet.coco import resolve_split
-    from supernet.errors import DataError, UserError
+    from supernet.coco import find_split
+    from supernet.errors import UserError
     from supernet.network import AnyArchitecture, find_architecture
     from supernet.recipes import recipe as recipe_of
     from supernet.training import Running
@@ -176,9 +175,9 @@ def train(
         seed=seed,
     )
     judge = None
-    with suppress(DataError):
-        resolve_split(data, "val")
-        judge = judge_on(find_data(workspace, data, "val")) if eval_every else None
+    if eval_every and find_split(data, "val") is not None:
+        # Matched to the classes that are trained, and refused now where that cannot be.
+        judge = judge_on(find_data(workspace, data, "val").numbered_as(train_set.names))
     running = Running(
         resume=resume,
         restart=restart,
@@ -186,7 +185,7 @@ def train(
         compile=compile,
         tensorboard=tensorboard,
         judge=judge,
-        judge_every=max(1, eval_every),
+        judge_every=eval_every,
     )
     return run(
         workspace,
@@ -208,6 +207,7 @@ def adopt(
     architecture: str = "detr-r50",
     input_size: Size = None,
     data: Data = None,
+    restart: Restart = False,
     out: Out = DEFAULT,
 ) -> Result:
     """Take a published DETR checkpoint (.pth), to be scored, exported, or taught to bear ACT.
@@ -231,4 +231,4 @@ def adopt(
         chosen = chosen.with_(input_size=parse_size(input_size))
     workspace = Workspace(out)
     found = find_data(workspace, data, "val") if data is not None else None
-    return run(workspace, checkpoint, chosen, found)
+    return run(workspace, checkpoint, chosen, found, restart=restart)
