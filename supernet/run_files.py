@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +50,8 @@ class RunFiles:
         """
         self.writes = writes
         self.checkpoint = folder / "weights.safetensors"
+        self.best = folder / "best.safetensors"
+        """Weights of the epoch with the highest AP so far; only where AP is computed."""
         self.state = folder / "state.pt"
         self.metrics = folder / "metrics.csv"
         self.events = folder / "events.jsonl"
@@ -83,7 +86,9 @@ class RunFiles:
             return
         row = {"epoch": epoch, **facts}
         self.history.append({**row, **self.task.traces()})
-        self._save_weights()
+        self._save_weights(self.checkpoint)
+        if best_epoch(self.history) == epoch:
+            self._save_weights(self.best)
         self.save_state()
         self._save_curves()
         self.event("epoch", **row)
@@ -135,6 +140,7 @@ class RunFiles:
             if self.writes:
                 # Else a restart that is killed before it saves would resume the run it replaces.
                 self.state.unlink(missing_ok=True)
+                self.best.unlink(missing_ok=True)
                 self.events.unlink(missing_ok=True)
             return
         try:
@@ -176,7 +182,7 @@ class RunFiles:
         if self.epoch < self.config.epochs:
             self.event("resume", epoch=self.epoch, steps=self.steps, epochs=self.config.epochs)
 
-    def _save_weights(self) -> None:
+    def _save_weights(self, path: Path) -> None:
         rates = [row["images_per_second"] for row in self.history if "images_per_second" in row]
         facts = {
             **self.task.facts(),
@@ -195,7 +201,7 @@ class RunFiles:
             facts=facts,
         )
         weights = self.average.weights if self.config.ema_decay else self.network.state_dict()
-        save_checkpoint(self.checkpoint, weights, info)
+        save_checkpoint(path, weights, info)
 
     def _save_curves(self) -> None:
         columns = list(dict.fromkeys(key for row in self.history for key in row if key != "r"))
@@ -204,6 +210,12 @@ class RunFiles:
         writer.writeheader()
         writer.writerows(self.history)
         write_text(self.metrics, text.getvalue())
+
+
+def best_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the epoch of the highest AP, the first of equal ones; None where none has any."""
+    scored = [row for row in history if row.get("ap", -1) >= 0]
+    return int(max(scored, key=lambda row: float(row["ap"]))["epoch"]) if scored else None
 
 
 def _board(folder: Path) -> Any:

@@ -119,8 +119,9 @@ def run_task(
 ) -> TrainResult:
     """Train and leave `weights.safetensors` in `folder`; `state.pt` there allows to resume.
 
-    Both files are replaced after every epoch, each atomically. A finished run of the same settings
-    stands as it is; an unfinished or different one needs `resume` or `restart`, so that nothing is
+    `best.safetensors` holds the epoch of the highest AP, where one is computed. All files are
+    replaced after every epoch, each atomically. A finished run of the same settings and data is
+    kept as it is; an unfinished or different one needs `resume` or `restart`, so that nothing is
     lost by accident. Under `torchrun` the processes share every batch; a run may be resumed on
     another number of them. `on_epoch` receives the epoch and its mean losses. Raises `HeatError`
     when the loss stays not finite, when memory does not suffice, or when a loading process dies.

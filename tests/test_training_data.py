@@ -17,12 +17,14 @@ import torch
 from heat.accuracy import BATCH, load_batches
 from heat.commands.data import shapes as shapes_command
 from supernet.architecture import Architecture
+from supernet.checkpoint import read_info
 from supernet.claim import claimed
 from supernet.coco import DetectionSet, load_split
 from supernet.detector import Detector
 from supernet.errors import CheckpointError, DataError, UserError
 from supernet.pretraining import load_pictures
 from supernet.recipes import TrainConfig
+from supernet.run_files import best_epoch
 from supernet.training import Running, _Fit, fit
 
 from .command_line import fails, run
@@ -259,3 +261,40 @@ def test_two_trainings_in_one_workspace(tmp_path: Path) -> None:
     thread.join()
     assert f"process {os.getpid()} (since" in line and "is training in" in line
     assert not (tmp_path / "run" / "train" / "events.jsonl").exists()
+
+
+def test_the_best_epoch_is_kept_beside_the_last(
+    data: DetectionSet, small: Architecture, tmp_path: Path
+) -> None:
+    """The second of three epochs has the highest AP; a restart begins without it."""
+    aps = iter([0.1, 0.3, 0.2])
+    config = replace(CONFIG, epochs=3)
+    running = Running(judge=lambda _: {"ap": next(aps)}, judge_every=1)
+    fit(Detector(small), data, config, tmp_path, running)
+    assert read_info(tmp_path / "best.safetensors").epoch == 2
+    assert read_info(tmp_path / "weights.safetensors").epoch == 3
+    fit(Detector(small), data, config, tmp_path, Running(restart=True))
+    assert not (tmp_path / "best.safetensors").exists()
+
+
+def test_no_epoch_is_best_where_none_has_an_ap() -> None:
+    assert best_epoch([{"epoch": 1}, {"epoch": 2, "ap": -1.0}]) is None
+    assert best_epoch([{"epoch": 1, "ap": 0.2}, {"epoch": 2, "ap": 0.2}]) == 1
+
+
+def test_a_val_split_without_objects_is_reported(tmp_path: Path) -> None:
+    """Its AP is not known: it was 0 or -1 by chance."""
+    root = pair(tmp_path, [])
+    code, result, errors = run("train", "--data", root, *TINY, "--out", tmp_path / "run")
+    assert code == 0 and "warning: no boxes in val: its AP is -1" in errors
+    assert "best" not in result
+
+
+def test_every_training_command_refuses_a_set_without_boxes(tmp_path: Path) -> None:
+    """Before anything else is done: `heat build` would profile first."""
+    root = write(write(tmp_path / "a", [note(iscrowd=1)]), [note()], "val")
+    message = "no box to train on in the 2 images of train, 1 crowd regions"
+    for command in (["train", *TINY], ["supernet"], ["build", "--target-fps", 10]):
+        line = fails(2, *command, "--data", root, "--out", tmp_path / "run")
+        assert message in line
+        assert not (tmp_path / "run").exists()

@@ -23,6 +23,7 @@ from supernet.inherit import inherit
 from supernet.network import AnyArchitecture, Network, build
 from supernet.pretraining import load_backbone
 from supernet.recipes import TrainConfig
+from supernet.run_files import best_epoch
 from supernet.training import Judge, Running, fit
 
 from ..learning import draw_batches, draw_learning
@@ -74,6 +75,11 @@ def train(
     if done.leads:
         history = read_info(done.checkpoint).facts["history"]
         draw_learning(history, workspace.train / "learning.svg")
+        best = best_epoch(history)
+        if best is not None:
+            ap = next(row["ap"] for row in history if row["epoch"] == best)
+            file = str(workspace.train / "best.safetensors")
+            result["best"] = {"epoch": best, "ap": ap, "checkpoint": file}
         workspace.record("train", result)
     return result
 
