@@ -39,7 +39,10 @@ class Objects:
 def number(value: Any) -> float:
     """Return a number, also of text; raise `ValueError` for anything else."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(value) from None
     if isinstance(value, str) and "_" not in value:
         return float(value)
     raise ValueError(value)
@@ -48,7 +51,7 @@ def number(value: Any) -> float:
 def whole(value: Any) -> int:
     """Return a whole number, also of text or of 3.0; raise `ValueError` for anything else."""
     found = value if type(value) is int else number(value)
-    if not (math.isfinite(found) and found == int(found)) or abs(found) > LARGEST_ID:
+    if not abs(found) <= LARGEST_ID or found != int(found):  # NaN is not smaller either
         raise ValueError(value)
     return int(found)
 
@@ -124,6 +127,8 @@ def image_key(value: Any) -> int | str:
 def box_of(item: Mapping[str, Any]) -> tuple[float, float, float, float]:
     """Return x, y, width and height of an annotation: of its polygons where it has no `bbox`."""
     if item.get("bbox"):
+        if not isinstance(item["bbox"], list):
+            raise ValueError(item["bbox"])
         x, y, w, h = item["bbox"]
         return number(x), number(y), number(w), number(h)
     points = [number(value) for polygon in item["segmentation"] for value in polygon]

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 from .detection_set import DetectionSet, Problem, Record
 from .errors import DataError
-from .image_files import image_size
 from .letterbox import read_image
 from .progress import Progress
 
@@ -38,7 +37,8 @@ def _problem(record: Record) -> Problem | None:
         return Problem("image cannot be decoded", str(record.path), "remove it")
     stated, real = (record.height, record.width), image.shape[:2]
     # As it is to be seen, or as it is stored: EXIF orientation may turn it.
-    if stated in (real, image_size(record.path, turned=False)):
+    stored = read_image(record.path, turned=False) if stated != real else image
+    if stored is not None and stored.shape[:2] == stated:
         return None
     return Problem(
         "size differs",

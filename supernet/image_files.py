@@ -40,23 +40,25 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(Path(name) for name in found)
 
 
-def image_size(path: Path, *, turned: bool = True) -> tuple[int, int] | None:
-    """Return height and width of an image from its head; None for files that are no image.
+def image_size(path: Path) -> tuple[int, int] | None:
+    """Return height and width of an image as it is to be seen, from its head; None for others.
 
-    They are those of the image as it is to be seen, or as it is stored without `turned`.
+    An AVIF file that is to be turned counts as none: OpenCV does not turn it.
     """
     try:
         with _large_ones_too(), Image.open(path) as image:
-            exchanged = turned and image.getexif().get(ORIENTATION) in TURNED
+            orientation = image.getexif().get(ORIENTATION, 1)
+            if image.format == "AVIF" and orientation != 1:
+                return None
             width, height = image.size
             tags = getattr(image, "tag_v2", None)  # of a TIFF; Pillow turns its size itself or not
             if tags is not None:
                 width, height = int(tags[TIFF_WIDTH]), int(tags[TIFF_HEIGHT])
-    except (OSError, ValueError, SyntaxError, KeyError, TypeError):
+    except Exception:  # a broken head raises anything, by format
         return None
     if not 0 < width * height <= MAX_PIXELS:
         return None
-    return (width, height) if exchanged else (height, width)
+    return (width, height) if orientation in TURNED else (height, width)
 
 
 @contextmanager

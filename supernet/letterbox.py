@@ -71,21 +71,25 @@ def boxes_to_image(boxes_xyxy: Any, scale: float, image_hw: tuple[int, int]) -> 
 
 
 def read_image(
-    path: Path, expected_hw: tuple[int, int] | None = None, shrink: int = 1
+    path: Path,
+    expected_hw: tuple[int, int] | None = None,
+    shrink: int = 1,
+    *,
+    turned: bool = True,
 ) -> Image | None:
     """Decode an image file as RGB, or return None if it cannot be decoded.
 
     EXIF rotation is applied, unless only the unrotated pixels have the expected height and width
-    (annotations of the stored image). An image of yet another size is resized to the expected one:
-    its annotations are shares of the size that they state. Values of 16-bit files are scaled by
-    the bits that they use. `shrink` 2, 4 or 8 returns an image that many times smaller, which is as
-    many times quicker for JPEG files.
+    (annotations of the stored image); without `turned` it never is. An image of yet another size is
+    resized to the expected one: its annotations are shares of the size that they state. Values of
+    16-bit files are scaled by the bits that they use. `shrink` 2, 4 or 8 returns an image that many
+    times smaller, which is as many times quicker for JPEG files.
     """
     try:
         data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
     except OSError:
         return None
-    pixels = _decode(data, shrink)
+    pixels = _decode(data, shrink, 0 if turned else cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None or expected_hw is None or _has_size(pixels, expected_hw, shrink):
         return pixels
     stored = _decode(data, shrink, cv2.IMREAD_IGNORE_ORIENTATION)
@@ -102,7 +106,7 @@ def _has_size(image: Image, expected_hw: tuple[int, int], shrink: int) -> bool:
     )
 
 
-def _decode(data: npt.NDArray[np.uint8], shrink: int, orientation: int = 0) -> Image | None:
+def _decode(data: npt.NDArray[np.uint8], shrink: int, orientation: int) -> Image | None:
     if data.size == 0:
         return None
     jpeg = bytes(data[:2]) == b"\xff\xd8"

@@ -109,6 +109,10 @@ def test_image_ids_may_be_text(tmp_path: Path, ids: tuple[Any, Any]) -> None:
         (note(bbox=None, segmentation={"counts": "abc", "size": [1, 2]}), "broken annotation"),
         (note(bbox=None), "broken annotation"),
         (None, "broken annotation"),
+        (note(bbox="1234"), "broken annotation"),
+        (note(bbox=[10**400, 20, 40, 30]), "broken annotation"),
+        (note(category=10**400), "broken annotation"),
+        (note(image=10**400), "unknown image"),
         (note(bbox=[10, 20, float("inf"), 30]), "degenerate box"),
     ],
 )

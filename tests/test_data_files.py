@@ -57,6 +57,33 @@ def test_orientations(tmp_path: Path, kind: str, orientation: int) -> None:
     assert pixels.shape[:2] == ((60, 40) if orientation >= 5 else (40, 60))
 
 
+def test_an_avif_file_that_is_to_be_turned_is_not_read_wrongly(tmp_path: Path) -> None:
+    """OpenCV does not turn it: its boxes would be those of another image."""
+    image = Image.new("RGB", (60, 40))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    try:
+        image.save(tmp_path / "a.avif", exif=exif)
+    except (KeyError, OSError):
+        pytest.skip("this Pillow writes no AVIF")
+    assert image_size(tmp_path / "a.avif") is None
+
+
+def test_a_tiff_annotated_as_it_is_stored_is_reported(tmp_path: Path) -> None:
+    """OpenCV always turns a TIFF; a JPEG annotated as it is stored is read so."""
+    image = Image.new("RGB", (200, 100))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    files = []
+    for index, name in enumerate(("a.tif", "b.jpg"), 1):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        image.save(tmp_path / "train" / name, exif=exif)
+        files.append({"id": index, "file_name": name, "width": 200, "height": 100})
+    root = write_coco(tmp_path, [note()], images=files)
+    found = image_problems(load_split(root, "train"))
+    assert [(p.kind, Path(p.where).name) for p in found] == [("size differs", "a.tif")]
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 def test_values_of_16_bit_files_are_scaled_by_the_bits_in_use(
