@@ -298,3 +298,17 @@ def test_every_training_command_refuses_a_set_without_boxes(tmp_path: Path) -> N
         line = fails(2, *command, "--data", root, "--out", tmp_path / "run")
         assert message in line
         assert not (tmp_path / "run").exists()
+
+
+def test_eval_matches_classes_by_name(tmp_path: Path) -> None:
+    """A val split in another order was refused, or scored as other classes."""
+    names = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
+    root = pair(tmp_path / "a", [note(1, 2), note(2, 1)], categories=names)
+    out = ("--out", tmp_path / "run")
+    assert run("train", "--data", root, *TINY, "--eval-every", 0, *out)[0] == 0
+    code, result, errors = run("eval", "--data", root, *out)
+    assert code == 0, errors
+    assert list(result["ap_by_class"]) == ["cat", "dog"]
+    other = [{"id": 1, "name": "horse"}, {"id": 2, "name": "cat"}]
+    root = pair(tmp_path / "b", [note(1, 1)], categories=other)
+    assert "not trained for: horse (1 boxes)" in fails(2, "eval", "--data", root, *out)
