@@ -17,6 +17,7 @@ from supernet.detector import Detector
 from supernet.errors import DataError
 from supernet.evaluate import Found, result_rows, score_rows
 from supernet.fake_quant import simulate_int8
+from supernet.feed import batch_starts
 from supernet.inherit import inherit, kept_channels
 from supernet.letterbox import boxes_to_image, letterbox, read_image, scale_to_fit
 from supernet.loss import Target
@@ -49,10 +50,14 @@ def split_held_out(data: DetectionSet) -> tuple[DetectionSet, DetectionSet]:
 def load_batches(
     records: Sequence[Record], input_hw: tuple[int, int]
 ) -> Iterator[tuple[Tensor, list[Target]]]:
-    """Yield letterboxed batches without augmentation."""
-    for start in range(0, len(records), BATCH):
+    """Yield letterboxed batches without augmentation; a last one of few joins the one before.
+
+    BatchNorm cannot be recalibrated on a batch of one.
+    """
+    starts = batch_starts(len(records), BATCH)
+    for start, stop in zip(starts, [*starts[1:], len(records)], strict=True):
         images, targets = [], []
-        for record in records[start : start + BATCH]:
+        for record in records[start:stop]:
             image = read_image(record.path, (record.height, record.width))
             if image is None:
                 raise DataError(f"cannot decode {record.path}: see heat data check")
@@ -126,6 +131,8 @@ class Readings:
         Half precision is computed by autocast, INT8 is simulated: weights of each output channel
         and inputs of each layer are rounded to 8 bits.
         """
+        if precision == "f32":
+            return self._both(state)
         key = f"{precision}: loss, AP {self._name(state)}"
         loss, ap = self._journal.reading(key, lambda: self._read(state, precision))
         return float(loss), float(ap)

@@ -19,6 +19,8 @@ from supernet.recipes import TrainConfig
 
 from .charts import save
 
+MAX_SIDE_INCHES = 24.0
+"""Of a confusion matrix; a thousand classes at full size would take gigabytes to draw."""
 SHOWN = 16
 """Pictures of the first batches that are shown."""
 COLOURS = (
@@ -39,6 +41,14 @@ LOSSES = {
     "distance": "distance to the exact branch (MTKD)",
 }
 """Terms of losses, by network, and what they are called."""
+
+
+def plain(name: str) -> str:
+    """Return a class name as matplotlib writes it unchanged: `$` would begin mathematics.
+
+    Names that begin with `_` would be left out of legends.
+    """
+    return (f" {name}" if name.startswith("_") else name).replace("$", r"\$")
 
 
 def draw_learning(history: Sequence[Mapping[str, Any]], path: Path) -> Path:
@@ -70,7 +80,7 @@ def draw_precision(scores: Scores, names: Sequence[str], path: Path) -> Path:
     known = [curve for curve in curves if curve.min() > -1]
     for name, curve in zip(names, curves, strict=True):
         if curve.min() > -1:
-            label = f"{name} {curve.mean():.3f}" if len(names) <= 20 else None
+            label = f"{plain(name)} {curve.mean():.3f}" if len(names) <= 20 else None
             axis.plot(recall, curve, linewidth=1, label=label)
     if known:
         mean = np.mean(known, axis=0)
@@ -83,14 +93,15 @@ def draw_precision(scores: Scores, names: Sequence[str], path: Path) -> Path:
 
 def draw_confusion(counts: npt.NDArray[np.int64], names: Sequence[str], path: Path) -> Path:
     """Draw a confusion matrix, shares of each row; the numbers are counts."""
-    labels = [*names, "nothing"]
-    side = max(4.0, 0.32 * len(labels) + 2)
+    labels = [*map(plain, names), "nothing"]
+    side = min(max(4.0, 0.32 * len(labels) + 2), MAX_SIDE_INCHES)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axis = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axis.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
-    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    if side < MAX_SIDE_INCHES:
+        axis.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
+        axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.set(xlabel="found", ylabel="truth")
     if len(labels) <= 25:
         for (row, column), count in np.ndenumerate(counts):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from latency_tables.compare import Comparison
@@ -14,8 +15,8 @@ from latency_tables.devices import Device
 from latency_tables.machine import Detected, Gpu
 from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture
+from supernet.check import class_problems, image_problems
 from supernet.coco import load_split, splits_of
-from supernet.letterbox import read_image
 from supernet.operators import OPERATORS
 
 from .terminal import terminal
@@ -128,39 +129,41 @@ def check_data(root: Path) -> dict[str, Any]:
     """Print counts, classes and problems of every split; decode every image."""
     console = terminal()
     result: dict[str, Any] = {"data": str(root), "splits": {}, "problems": []}
-    for split in splits_of(root):
-        data = load_split(root, split)
+    sets = [load_split(root, split) for split in splits_of(root)]
+    train = next((data for data in sets if data.split.startswith("train")), sets[0])
+    for data in sets:
+        problems = [*data.problems, *class_problems(train, data), *image_problems(data)]
         counts = np.zeros(data.num_classes, dtype=int)
-        problems = [(p.kind, p.where, p.detail) for p in data.problems]
         for record in data.records:
             np.add.at(counts, record.labels, 1)
-            image = read_image(record.path, (record.height, record.width))
-            if image is None:
-                problems.append(("image cannot be decoded", str(record.path), "remove it"))
-            elif image.shape[:2] != (record.height, record.width):
-                stated, real = (record.height, record.width), image.shape[:2]
-                problems.append(
-                    ("size differs", str(record.path), f"stated {stated}, is {real}: boxes are off")
-                )
-        table = Table(title=f"{root.name} {split}: {len(data.records)} images")
+        title = f"{root.absolute().name} {data.split}: {len(data.records)} images"
+        table = Table(title=escape(title))
         for column in ("class", "COCO id", "name", "boxes"):
             table.add_column(column, justify="right" if column != "name" else "left")
         for index, name in enumerate(data.names):
-            table.add_row(str(index), str(data.category_ids[index]), name, str(counts[index]))
+            cells = (str(index), str(data.category_ids[index]), escape(name), str(counts[index]))
+            table.add_row(*cells)
         console.print(table)
-        empty = sum(len(record.labels) == 0 for record in data.records)
-        console.print(f"{data.num_crowd} crowd regions, {empty} images without boxes")
-        for kind, where, detail in problems:
+        empty = sum(not len(r.labels) for r in data.records)
+        negative = sum(not len(r.labels) and not r.crowds for r in data.records)
+        console.print(
+            f"{data.num_crowd} crowd regions, {negative} negative images (nothing in them), "
+            f"{empty - negative} images with crowds only"
+        )
+        for problem in problems:
+            kind, where, detail = map(escape, (problem.kind, problem.where, problem.detail))
             console.print(f"[bold]{kind}[/bold] at {where}: {detail}", soft_wrap=True)
-        result["splits"][split] = {
+        result["splits"][data.split] = {
             "images": len(data.records),
             "boxes": int(counts.sum()),
             "crowd": data.num_crowd,
             "without_boxes": empty,
+            "negative": negative,
             "names": list(data.names),
         }
         result["problems"].extend(
-            {"split": split, "kind": k, "where": w, "detail": d} for k, w, d in problems
+            {"split": data.split, "kind": p.kind, "where": p.where, "detail": p.detail}
+            for p in problems
         )
     return result
 

@@ -1,7 +1,8 @@
-"""Training augmentation: pictures are placed on the network input, flipped, recoloured.
+"""Training augmentation: images are placed on the network input, flipped, recoloured.
 
-`augment` places one picture, `mosaic` four around a point (Bochkovskiy et al. 2020). Every picture
-is warped once, straight onto the network input.
+`augment` places one image, `mosaic` four around a point (Bochkovskiy et al. 2020). Every image is
+resized once, by the rule of evaluation (`letterbox.resized`), and placed on whole pixels: moving it
+by a part of a pixel would blur what evaluation sees sharp.
 """
 
 import math
@@ -13,8 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .coco import Boxes
-from .letterbox import PAD_RGB, Image, scale_to_fit
+from .detection_set import Boxes
+from .letterbox import PAD_RGB, Image, resized, scale_to_fit
 
 MIN_VISIBLE = 0.25
 """A box of which less is left inside the picture is dropped."""
@@ -71,16 +72,26 @@ def augment(
         image, origin = _cropped(image, rng)
         fit = scale_to_fit(image.shape[:2], input_hw)
     scale = fit * np.exp(rng.uniform(*np.log(np.array(config.scale))))
-    height, width = image.shape[:2]
-    slack = np.array([input_hw[1] - width * scale, input_hw[0] - height * scale])
+    size, factors = _scaled(image, scale)
     jitter = rng.uniform(-config.shift, config.shift, 2) * input_hw[::-1]
     jitter *= rng.random() < config.shifted
-    offset = rng.uniform(0, 1, 2) * slack + jitter
+    offset = np.round(rng.uniform(0, 1, 2) * (np.array(input_hw[::-1]) - size) + jitter)
     canvas = _canvas(input_hw)
-    _paste(canvas, image, scale, offset, (0, 0, input_hw[1], input_hw[0]))
-    placed = (boxes_xyxy - np.tile(origin, 2)) * scale + np.tile(offset, 2)
-    area = np.array([*offset, *(offset + np.array([width, height]) * scale)])
+    _paste(canvas, image, size, offset, (0, 0, input_hw[1], input_hw[0]))
+    placed = (boxes_xyxy - np.tile(origin, 2)) * np.tile(factors, 2) + np.tile(offset, 2)
+    area = np.array([*offset, *(offset + size)])
     return _finish(canvas, [(placed, area)], config, rng)
+
+
+def largest_scale(
+    image_hw: tuple[int, int], input_hw: tuple[int, int], config: AugmentConfig
+) -> float:
+    """Return the largest factor from image pixels to network pixels that may be drawn."""
+    fit = scale_to_fit(image_hw, input_hw)
+    if config.crop:
+        smallest = max(1.0, CROP[0] / max(SHORT_SIDES) * min(image_hw))
+        fit = max(fit, min(input_hw) / smallest)
+    return fit * config.scale[1]
 
 
 def mosaic(
@@ -98,18 +109,18 @@ def mosaic(
     canvas = _canvas(input_hw)
     parts = []
     for index, (image, boxes) in enumerate(pictures):
-        scale = scale_to_fit(image.shape[:2], input_hw) * zoom
-        size = np.array(image.shape[1::-1]) * scale
+        size, factors = _scaled(image, scale_to_fit(image.shape[:2], input_hw) * zoom)
         right, low = bool(index % 2), index >= 2
-        offset = np.array([cut_x, cut_y]) - size * (not right, not low)
+        offset = np.array([cut_x, cut_y], dtype=np.float64) - size * (not right, not low)
         region = (
             max(0, cut_x) if right else 0,
             max(0, cut_y) if low else 0,
             W if right else min(W, cut_x),
             H if low else min(H, cut_y),
         )
-        _paste(canvas, image, scale, offset, region)
-        parts.append((boxes * scale + np.tile(offset, 2), np.array(region, dtype=np.float64)))
+        _paste(canvas, image, size, offset, region)
+        placed = boxes * np.tile(factors, 2) + np.tile(offset, 2)
+        parts.append((placed, np.array(region, dtype=np.float64)))
     return _finish(canvas, parts, config, rng)
 
 
@@ -130,23 +141,28 @@ def _cropped(image: Image, rng: np.random.Generator) -> tuple[Image, npt.NDArray
     return cut, np.array([left, top], dtype=np.float64)
 
 
+def _scaled(image: Image, scale: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return width and height in whole pixels after scaling, and the exact factor of each."""
+    before = np.array(image.shape[1::-1])
+    size = np.maximum(1, np.round(before * scale)).astype(np.int64)
+    return size, size / before
+
+
 def _paste(
     canvas: Image,
     image: Image,
-    scale: float,
+    size: npt.NDArray[np.int64],
     offset: npt.NDArray[np.float64],
     region: tuple[int, int, int, int],
 ) -> None:
-    """Draw an image, scaled and moved, into a region (x1, y1, x2, y2) of the canvas."""
-    left, top, right, bottom = region
-    if right <= left or bottom <= top:
+    """Draw an image of another size, moved, into a region (x1, y1, x2, y2) of the canvas."""
+    left, top = np.round(offset).astype(int)
+    x1, y1 = max(left, region[0]), max(top, region[1])
+    x2, y2 = min(left + int(size[0]), region[2]), min(top + int(size[1]), region[3])
+    if x2 <= x1 or y2 <= y1:
         return
-    # Pixel centres: column c of the image is at (c + 0.5) * scale + offset - 0.5.
-    x, y = offset - (left, top) + 0.5 * scale - 0.5
-    matrix = np.array([[scale, 0, x], [0, scale, y]])
-    canvas[top:bottom, left:right] = cv2.warpAffine(
-        image, matrix, (right - left, bottom - top), flags=cv2.INTER_LINEAR, borderValue=PAD_RGB
-    )
+    pixels = resized(image, (int(size[1]), int(size[0])))
+    canvas[y1:y2, x1:x2] = pixels[y1 - top : y2 - top, x1 - left : x2 - left]
 
 
 def _finish(

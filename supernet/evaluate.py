@@ -1,18 +1,16 @@
-"""COCO average precision by pycocotools, for anything that turns an image into boxes."""
+"""Runs anything that turns an image into boxes on a split, and scores what it found."""
 
 import contextlib
-import copy
-import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from .average_precision import Metrics, Scores, score
 from .boxes import iou_matrix
-from .coco import DetectionSet, Record
+from .detection_set import DetectionSet, Record
 from .errors import DataError
 from .letterbox import Image, read_image
 from .progress import Progress
@@ -22,39 +20,19 @@ Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.i
 
 Detect = Callable[[Image], Found]
 
-
-@dataclass(frozen=True, slots=True)
-class Metrics:
-    """COCO's summary, as shares of 1; -1 where there is no such object."""
-
-    ap: float
-    ap50: float
-    ap75: float
-    ap_small: float
-    ap_medium: float
-    ap_large: float
-    ar1: float
-    ar10: float
-    ar100: float
-    images: int
-    ap_by_class: Mapping[str, float] = field(default_factory=dict)
-
-    def rounded(self) -> dict[str, Any]:
-        """Return what a stage records."""
-        facts = {key: value for key, value in asdict(self).items() if key != "ap_by_class"}
-        numbers = {k: round(v, 5) if isinstance(v, float) else v for k, v in facts.items()}
-        return numbers | {"ap_by_class": {k: round(v, 5) for k, v in self.ap_by_class.items()}}
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """The summary, and the curves behind it."""
-
-    metrics: Metrics
-    precision_TRK: npt.NDArray[np.float64]
-    """Precision at IoU 0.5, 0.55 ... 0.95 and 101 recalls, by class; -1 where it has no objects."""
-    by: str
-    """Package that scored."""
+__all__ = [
+    "Detect",
+    "Found",
+    "Metrics",
+    "Scores",
+    "check_names",
+    "confusion_matrix",
+    "evaluate",
+    "found_rows",
+    "result_rows",
+    "score",
+    "score_rows",
+]
 
 
 def evaluate(detect: Detect, data: DetectionSet, *, progress: bool = True) -> Metrics:
@@ -81,21 +59,21 @@ def found_rows(
 def result_rows(record: Record, found: Found, data: DetectionSet) -> list[dict[str, object]]:
     """Return what was found on an image as COCO result rows."""
     rows: list[dict[str, object]] = []
-    for box, score, label in zip(*found, strict=True):
+    for box, sureness, label in zip(*found, strict=True):
         x0, y0, x1, y1 = (float(side) for side in box)
         rows.append(
             {
                 "image_id": record.image_id,
                 "category_id": data.category_ids[int(label)],
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "score": float(score),
+                "score": float(sureness),
             }
         )
     return rows
 
 
 def check_names(names: Sequence[str], data: DetectionSet) -> None:
-    """Refuse data whose classes are not a model's."""
+    """Refuse data whose classes are not a model's; `DetectionSet.numbered_as` matches them."""
     if tuple(names) != data.names:
         raise DataError(
             f"{data.annotation_path} has classes {', '.join(data.names[:5])} ..., the model has "
@@ -106,43 +84,6 @@ def check_names(names: Sequence[str], data: DetectionSet) -> None:
 def score_rows(rows: list[dict[str, object]], data: DetectionSet) -> Metrics:
     """Score COCO result rows against a split."""
     return score(rows, data).metrics
-
-
-def score(rows: list[dict[str, object]], data: DetectionSet) -> Scores:
-    """Score COCO result rows: by faster-coco-eval where it is installed, else by pycocotools."""
-    coco, evaluation, by = _evaluator()
-    if not rows:
-        by_class = dict.fromkeys(data.names, 0.0)
-        nothing = Metrics(0, 0, 0, 0, 0, 0, 0, 0, 0, len(data.records), by_class)
-        return Scores(nothing, np.zeros((10, 101, data.num_classes)), by)
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = coco()
-        truth.dataset = copy.deepcopy(data.ground_truth)
-        truth.createIndex()
-        scoring = evaluation(truth, truth.loadRes(rows), "bbox")
-        scoring.evaluate()
-        scoring.accumulate()
-        scoring.summarize()
-    ap, ap50, ap75, small, medium, large, ar1, ar10, ar100 = (float(v) for v in scoring.stats[:9])
-    everything = np.asarray(scoring.eval["precision"])[:, :, :, 0, -1]
-    classes = {}
-    for index, name in enumerate(data.names):
-        known = everything[:, :, index][everything[:, :, index] > -1]
-        classes[name] = float(known.mean()) if known.size else -1.0
-    sizes = (small, medium, large)
-    found = Metrics(ap, ap50, ap75, *sizes, ar1, ar10, ar100, len(data.records), classes)
-    return Scores(found, everything, by)
-
-
-def _evaluator() -> tuple[Any, Any, str]:
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-not-found]
-    except ImportError:
-        from pycocotools.coco import COCO as SLOW_COCO
-        from pycocotools.cocoeval import COCOeval
-
-        return SLOW_COCO, COCOeval, "pycocotools"
-    return COCO, COCOeval_faster, "faster-coco-eval"
 
 
 def confusion_matrix(

@@ -1,7 +1,7 @@
-"""Fits an image into the network input: resize keeping the ratio, pad right and bottom.
+"""Decodes an image, and fits it into the network input: resize keeping the ratio, pad.
 
-The one resize rule of training, evaluation, export checks and detection. Needs numpy and OpenCV
-only; every bundle's `detect.py` carries this file's text.
+`resized` is the one resize rule of training, evaluation, export checks and detection, `read_image`
+the one decoder. Needs numpy and OpenCV only; every bundle's `detect.py` carries this file's text.
 """
 
 from pathlib import Path
@@ -11,19 +11,22 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from .errors import DataError
+
 Image = npt.NDArray[np.uint8]
 """RGB pixels [height, width, 3]."""
 
 PAD_RGB = (124, 116, 104)
 """ImageNet's mean colour: close to zero after normalisation."""
 
-_FLAGS = {
-    1: cv2.IMREAD_COLOR,
+_REDUCED = {
     2: cv2.IMREAD_REDUCED_COLOR_2,
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
-"""How to decode a picture that many times smaller."""
+"""How to decode a JPEG image that many times smaller."""
+VALUE_BITS = (8, 10, 12, 14, 16)
+"""Bits that the values of a 16-bit file may use."""
 
 
 def scale_to_fit(image_hw: tuple[int, int], input_hw: tuple[int, int]) -> float:
@@ -34,17 +37,31 @@ def scale_to_fit(image_hw: tuple[int, int], input_hw: tuple[int, int]) -> float:
 def letterbox(image: Image, input_hw: tuple[int, int]) -> tuple[Image, float]:
     """Return the padded network input [height, width, 3] and the factor applied to the image."""
     height, width = image.shape[:2]
+    if not height or not width:
+        raise DataError(f"the image is empty: {height}x{width} pixels")
     scale = scale_to_fit((height, width), input_hw)
     new_h = min(input_hw[0], max(1, round(height * scale)))
     new_w = min(input_hw[1], max(1, round(width * scale)))
     canvas = np.empty((*input_hw, 3), dtype=np.uint8)
     canvas[:] = PAD_RGB
-    if (new_h, new_w) == (height, width):
-        canvas[:new_h, :new_w] = image
-    else:
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        canvas[:new_h, :new_w] = cv2.resize(image, (new_w, new_h), interpolation=how)
+    canvas[:new_h, :new_w] = resized(image, (new_h, new_w))
     return canvas, scale
+
+
+def resized(image: Image, new_hw: tuple[int, int]) -> Image:
+    """Return the image in another size: shrunk by the mean of areas, enlarged linearly.
+
+    Each side is treated by itself, so that an image that becomes wider and lower does not alias.
+    """
+    height, width = image.shape[:2]
+    low = min(new_hw[0], height), min(new_hw[1], width)
+    pixels: Any = image
+    if low != (height, width):
+        pixels = cv2.resize(pixels, low[::-1], interpolation=cv2.INTER_AREA)
+    if low != tuple(new_hw):
+        pixels = cv2.resize(pixels, new_hw[::-1], interpolation=cv2.INTER_LINEAR)
+    found: Image = pixels
+    return found
 
 
 def boxes_to_image(boxes_xyxy: Any, scale: float, image_hw: tuple[int, int]) -> Any:
@@ -54,26 +71,32 @@ def boxes_to_image(boxes_xyxy: Any, scale: float, image_hw: tuple[int, int]) -> 
 
 
 def read_image(
-    path: Path, expected_hw: tuple[int, int] | None = None, shrink: int = 1
+    path: Path,
+    expected_hw: tuple[int, int] | None = None,
+    shrink: int = 1,
+    *,
+    turned: bool = True,
 ) -> Image | None:
     """Decode an image file as RGB, or return None if it cannot be decoded.
 
     EXIF rotation is applied, unless only the unrotated pixels have the expected height and width
-    (annotations of the stored image). `shrink` 2, 4 or 8 decodes that many times smaller, which is
-    as many times quicker for JPEG files.
+    (annotations of the stored image); without `turned` it never is. An image of yet another size is
+    resized to the expected one: its annotations are shares of the size that they state. Values of
+    16-bit files are scaled by the bits that they use. `shrink` 2, 4 or 8 returns an image that many
+    times smaller, which is as many times quicker for JPEG files.
     """
     try:
         data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
     except OSError:
         return None
-    pixels = _decode(data, _FLAGS[shrink])
-    if pixels is None or expected_hw is None:
+    pixels = _decode(data, shrink, 0 if turned else cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None or expected_hw is None or _has_size(pixels, expected_hw, shrink):
         return pixels
-    if not _has_size(pixels, expected_hw, shrink):
-        stored = _decode(data, _FLAGS[shrink] | cv2.IMREAD_IGNORE_ORIENTATION)
-        if stored is not None and _has_size(stored, expected_hw, shrink):
-            return stored
-    return pixels
+    stored = _decode(data, shrink, cv2.IMREAD_IGNORE_ORIENTATION)
+    if stored is not None and _has_size(stored, expected_hw, shrink):
+        return stored
+    height, width = (max(1, -(-side // shrink)) for side in expected_hw)
+    return resized(pixels, (height, width))
 
 
 def _has_size(image: Image, expected_hw: tuple[int, int], shrink: int) -> bool:
@@ -83,11 +106,29 @@ def _has_size(image: Image, expected_hw: tuple[int, int], shrink: int) -> bool:
     )
 
 
-def _decode(data: npt.NDArray[np.uint8], flags: int) -> Image | None:
+def _decode(data: npt.NDArray[np.uint8], shrink: int, orientation: int) -> Image | None:
     if data.size == 0:
         return None
+    jpeg = bytes(data[:2]) == b"\xff\xd8"
     try:
-        pixels = cv2.imdecode(data, flags)
+        if jpeg and shrink > 1:
+            return _rgb(cv2.imdecode(data, _REDUCED[shrink] | orientation))
+        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | orientation)
+        if pixels is not None and pixels.dtype == np.uint16:
+            used = int(pixels.max()).bit_length()
+            bits = next(depth for depth in VALUE_BITS if used <= depth)
+            pixels = cv2.convertScaleAbs(pixels, alpha=255 / ((1 << bits) - 1))
+        elif pixels is not None and pixels.dtype != np.uint8:
+            pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | orientation)
     except cv2.error:
         return None
-    return None if pixels is None else np.ascontiguousarray(pixels[:, :, ::-1]).astype(np.uint8)
+    image = _rgb(pixels)
+    if image is None or shrink == 1:
+        return image
+    # OpenCV reduces other formats than JPEG by picking pixels.
+    height, width = (max(1, -(-side // shrink)) for side in image.shape[:2])
+    return resized(image, (height, width))
+
+
+def _rgb(pixels: Any) -> Image | None:
+    return None if pixels is None else np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)

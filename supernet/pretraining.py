@@ -4,12 +4,13 @@ Pictures lie in folders named by their class: `train/<class>/*.jpg`, `val/<class
 backbone is the network from the stem to the last stage, with the SAM between the stages.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from safetensors.torch import load_file
@@ -23,11 +24,11 @@ from .detector import Detector
 from .distributed import Group
 from .errors import CheckpointError, DataError
 from .feed import Keyed, feed_keyed
-from .letterbox import Image, letterbox, read_image
+from .image_files import list_images
+from .letterbox import Image, letterbox, read_image, resized
 from .recipes import TrainConfig
 from .supernet import CANDIDATES, GLOBAL_BLOCKS, GlobalMixture, Mixture, Supernet
 from .task import Batch
-from .yolo import SUFFIXES
 
 SMOOTHING = 0.1
 """Label smoothing, as Swin's recipe has it."""
@@ -47,13 +48,28 @@ class Pictures:
     paths: tuple[Path, ...]
     labels: tuple[int, ...]
 
+    @property
+    def digest(self) -> str:
+        """Hash of the files, by their path within the set and their size, and of their classes."""
+        files = [
+            (str(path.relative_to(self.root)), path.stat().st_size, label)
+            for path, label in zip(self.paths, self.labels, strict=True)
+        ]
+        return hashlib.sha256(json.dumps([self.names, files]).encode()).hexdigest()
+
 
 def load_pictures(root: Path, split: str, names: Sequence[str] | None = None) -> Pictures:
     """Find the pictures of a split; its classes must be those of `names`, if given."""
     folder = root / split
     if not folder.is_dir():
         raise DataError(f"no folder {folder}: pictures are looked for in {folder}/<class>/")
-    found = tuple(sorted(place.name for place in folder.iterdir() if place.is_dir()))
+    found = tuple(
+        sorted(
+            place.name
+            for place in folder.iterdir()
+            if place.is_dir() and not place.name.startswith(".")
+        )
+    )
     if names is not None and not set(found) <= set(names):
         strange = sorted(set(found) - set(names))[0]
         raise DataError(f"{folder} has a class {strange!r} that training has not")
@@ -62,10 +78,9 @@ def load_pictures(root: Path, split: str, names: Sequence[str] | None = None) ->
         raise DataError(f"{folder} has {len(names)} class folders: at least 2 needed")
     paths, labels = [], []
     for label, name in enumerate(names):
-        for path in sorted((folder / name).rglob("*")):
-            if path.suffix.lower() in SUFFIXES:
-                paths.append(path)
-                labels.append(label)
+        found_here = list_images(folder / name)
+        paths += found_here
+        labels += [label] * len(found_here)
     if not paths:
         raise DataError(f"{folder}: no pictures in its {len(names)} class folders")
     return Pictures(root, split, names, tuple(paths), tuple(labels))
@@ -108,6 +123,7 @@ class ClassifyTask:
         self.pictures, self.size = pictures, network.trunk.architecture.input_size
         self.description = network.trunk.architecture.to_json()
         self.names, self.num_images = pictures.names, len(pictures.paths)
+        self.digest = pictures.digest
 
     def facts(self) -> dict[str, Any]:
         """Return data, split and number of images."""
@@ -166,11 +182,10 @@ def random_crop(
     h = int(min(height, max(1, round((area / ratio) ** 0.5))))
     x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
     part = image[y : y + h, x : x + w]
-    how = cv2.INTER_AREA if h > size[0] else cv2.INTER_LINEAR
-    pixels = cv2.resize(part, size[::-1], interpolation=how)
+    pixels = resized(part, size)
     if rng.random() < config.flip:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
-    return recoloured(cast(Image, pixels), config, rng)
+    return recoloured(pixels, config, rng)
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ the paper's, for a backbone that was trained on ImageNet before (spec section 11
 `sam-detr` are those of their authors, `mtkd` teaches a trained one to bear ACT.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -17,6 +18,10 @@ Precision = Literal["auto", "f32", "bf16", "f16"]
 Recipe = Literal["small", "1x", "3x", "detr", "sam-detr", "mtkd"]
 Assign = Literal["uniform", "aligned"]
 """Which anchors answer for a box: the paper's (`supernet.matching`), or `supernet.aligned`."""
+
+
+MAX_SEED = 2**32
+"""Seeds from here on would overflow in the seeds of single steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,8 +69,12 @@ class TrainConfig:
             raise UserError(f"--epochs {self.epochs} --batch-size {self.batch_size}: at least 1")
         if self.accumulate < 1:
             raise UserError(f"--accumulate {self.accumulate}: at least 1")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise UserError(f"--learning-rate {self.learning_rate}: a positive number needed")
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"--drop-path {self.drop_path}: a rate of 0 <= rate < 1 needed")
+        if not 0 <= self.seed < MAX_SEED:
+            raise UserError(f"--seed {self.seed}: a whole number from 0 to {MAX_SEED - 1} needed")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"--ema-decay {self.ema_decay}: 0 <= decay < 1 needed")
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,15 @@ from .errors import CheckpointError, UserError
 from .optimise import Averaged
 from .recipes import TrainConfig
 from .task import Task
+
+DIFFERENT = {
+    "config": "other options",
+    "names": "other classes",
+    "images": "another number of images",
+    "data": "other images or annotations",
+    "what": "another architecture",
+}
+"""What differs, by the part of a fingerprint."""
 
 
 class RunFiles:
@@ -40,6 +50,8 @@ class RunFiles:
         """
         self.writes = writes
         self.checkpoint = folder / "weights.safetensors"
+        self.best = folder / "best.safetensors"
+        """Weights of the epoch with the highest AP so far; only where AP is computed."""
         self.state = folder / "state.pt"
         self.metrics = folder / "metrics.csv"
         self.events = folder / "events.jsonl"
@@ -51,7 +63,9 @@ class RunFiles:
         self.steps = 0
         """Steps done of the next one."""
         self.sums: dict[str, float] = {}
-        """Sums of the losses of those steps."""
+        """Sums of the losses of those steps, where they were finite."""
+        self.counted = 0
+        """Passes in those sums."""
         self.skipped = 0
         self.threads: int | None = None
         """Threads that the next step is computed with; None where nothing recorded it."""
@@ -63,23 +77,31 @@ class RunFiles:
             "config": json.loads(json.dumps(self.config.lasting())),
             "names": list(self.task.names),
             "images": self.task.num_images,
+            "data": self.task.digest,
             "what": self.task.description,
         }
 
     def finish(self, epoch: int, facts: dict[str, float]) -> None:
         """Count an epoch, and write the averaged weights and the state after it."""
-        self.epoch, self.steps, self.sums = epoch, 0, {}
+        self.epoch, self.steps, self.sums, self.counted = epoch, 0, {}, 0
         if not self.writes:
             return
         row = {"epoch": epoch, **facts}
         self.history.append({**row, **self.task.traces()})
-        self._save_weights()
+        self._save_weights(self.checkpoint)
+        if best_epoch(self.history) == epoch:
+            self._save_weights(self.best)
         self.save_state()
         self._save_curves()
         self.event("epoch", **row)
         for key, value in facts.items():
             if self.board is not None:
                 self.board.add_scalar(key, value, epoch)
+
+    def close(self) -> None:
+        """Close TensorBoard's file: its writer is a thread of its own."""
+        if self.board is not None:
+            self.board.close()
 
     def event(self, name: str, **facts: Any) -> None:
         """Append a line to the log."""
@@ -103,6 +125,7 @@ class RunFiles:
             "epochs": self.config.epochs,
             "steps": self.steps,
             "sums": self.sums,
+            "counted": self.counted,
             "network": self.network.state_dict(),
             "average": self.average.weights,
             "optimizer": self.optimizer.state_dict(),
@@ -118,6 +141,9 @@ class RunFiles:
         """Take up the run that stands in the folder, if it is to be used."""
         if restart or not self.state.exists():
             if self.writes:
+                # Else a restart that is killed before it saves would resume the run it replaces.
+                self.state.unlink(missing_ok=True)
+                self.best.unlink(missing_ok=True)
                 self.events.unlink(missing_ok=True)
             return
         try:
@@ -127,10 +153,18 @@ class RunFiles:
             raise CheckpointError(
                 f"{self.state} is truncated ({type(error).__name__}): delete it to train afresh"
             ) from None
-        if fingerprint != self.fingerprint():
+        own = self.fingerprint()
+        if "data" not in fingerprint:
             raise CheckpointError(
-                f"{self.state} belongs to other settings, data or architecture: "
+                f"{self.state} was written by a HEAT that did not record what it was trained on: "
                 "--restart replaces it, another --out keeps it"
+            )
+        different = [DIFFERENT[key] for key in own if fingerprint.get(key) != own[key]]
+        if different:
+            raise CheckpointError(
+                f"{self.state} belongs to other settings, data or architecture "
+                f"({', '.join(dict.fromkeys(different))}): --restart replaces it, another --out "
+                "keeps it"
             )
         if state["epoch"] > self.config.epochs:
             raise CheckpointError(
@@ -148,10 +182,11 @@ class RunFiles:
         self.history, self.skipped = state["history"], state["skipped"]
         self.epoch, self.steps, self.sums = state["epoch"], state["steps"], state["sums"]
         self.threads = state.get("threads")
+        self.counted = state["counted"]
         if self.epoch < self.config.epochs:
             self.event("resume", epoch=self.epoch, steps=self.steps, epochs=self.config.epochs)
 
-    def _save_weights(self) -> None:
+    def _save_weights(self, path: Path) -> None:
         rates = [row["images_per_second"] for row in self.history if "images_per_second" in row]
         facts = {
             **self.task.facts(),
@@ -170,7 +205,7 @@ class RunFiles:
             facts=facts,
         )
         weights = self.average.weights if self.config.ema_decay else self.network.state_dict()
-        save_checkpoint(self.checkpoint, weights, info)
+        save_checkpoint(path, weights, info)
 
     def _save_curves(self) -> None:
         columns = list(dict.fromkeys(key for row in self.history for key in row if key != "r"))
@@ -179,6 +214,12 @@ class RunFiles:
         writer.writeheader()
         writer.writerows(self.history)
         write_text(self.metrics, text.getvalue())
+
+
+def best_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the epoch of the highest AP, the first of equal ones; None where none has any."""
+    scored = [row for row in history if row.get("ap", -1) >= 0]
+    return int(max(scored, key=lambda row: float(row["ap"]))["epoch"]) if scored else None
 
 
 def _board(folder: Path) -> Any:

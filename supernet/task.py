@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .aligned import training_loss
 from .checkpoint import Kind
-from .coco import DetectionSet
+from .detection_set import DetectionSet
 from .detr.criterion import DETR, SAM_DETR, set_loss
 from .detr.detr import Host
 from .detr.mtkd import Branches, distance
@@ -33,6 +33,8 @@ class Task(Protocol):
     """Names of the classes."""
     num_images: int
     """Images of an epoch."""
+    digest: str
+    """Hash of the images and their annotations."""
 
     def facts(self) -> dict[str, Any]:
         """Return what a checkpoint says of the data and of the search."""
@@ -61,6 +63,7 @@ class DetectionTask:
         """Keep both."""
         self.network, self.data = network, data
         self.names, self.num_images = data.names, len(data.records)
+        self.digest = data.digest
         self.kind: Kind = "detector"
         self.description = network.architecture.to_json()
         if isinstance(network, Supernet):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .coco import DetectionSet
+from .detection_set import DetectionSet, check_trainable
 from .distributed import Group, joined
 from .errors import HeatError, UserError
 from .feed import batch_starts, default_workers
@@ -61,7 +61,14 @@ class Running:
     judge: Judge | None = None
     """Scores the averaged weights now and then."""
     judge_every: int = 10
-    """Epochs between two scores; the last epoch always has one."""
+    """Epochs between two scores, the last epoch always has one; 0 for none."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can be carried out with."""
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"--workers {self.workers}: 0 or more processes")
+        if self.judge_every < 0:
+            raise UserError(f"--eval-every {self.judge_every}: epochs, or 0 for no evaluation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,7 @@ def fit(
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
 ) -> TrainResult:
     """Train a network or a supernet; see `run_task`."""
+    check_trainable(data)
     network.set_drop_path(config.drop_path)
     task = DetectionTask(network, data)
     return run_task(network, task, config, folder, running, on_epoch=on_epoch)
@@ -115,8 +123,9 @@ def run_task(
 ) -> TrainResult:
     """Train and leave `weights.safetensors` in `folder`; `state.pt` there allows to resume.
 
-    Both files are replaced after every epoch, each atomically. A finished run of the same settings
-    stands as it is; an unfinished or different one needs `resume` or `restart`, so that nothing is
+    `best.safetensors` holds the epoch of the highest AP, where one is computed. All files are
+    replaced after every epoch, each atomically. A finished run of the same settings and data is
+    kept as it is; an unfinished or different one needs `resume` or `restart`, so that nothing is
     lost by accident. Under `torchrun` the processes share every batch; a run may be resumed on
     another number of them. `on_epoch` receives the epoch and its mean losses. Raises `HeatError`
     when the loss stays not finite, when memory does not suffice, or when a loading process dies.
@@ -149,10 +158,13 @@ def run_task(
             writes=group.leads,
             tensorboard=running.tensorboard,
         )
-        run.load(resume=running.resume, restart=running.restart)
-        group.wait()  # nobody writes before everybody has read
-        loop = _Fit(network, task, config, optimizer, average, run, group, running, threads)
-        return loop.train(on_epoch)
+        try:
+            run.load(resume=running.resume, restart=running.restart)
+            group.wait()  # nobody writes before everybody has read
+            loop = _Fit(network, task, config, optimizer, average, run, group, running, threads)
+            return loop.train(on_epoch)
+        finally:
+            run.close()
 
 
 class _Fit:
@@ -239,6 +251,7 @@ class _Fit:
             self.average.update(network, step)
             for key, value in losses.items():
                 run.sums[key] = run.sums.get(key, 0.0) + value
+            run.counted += passes
             if bar is not None:
                 loss, rate = sum(losses.values()) / passes, config.learning_rate * factor
                 note = f"epoch {epoch + 1} loss {loss:.3f} lr {rate:.1e} {memory_mb():.0f} MB"
@@ -249,7 +262,7 @@ class _Fit:
             if replanned or time.monotonic() - saved > SAVE_EVERY_S:
                 run.save_state()
                 saved = time.monotonic()
-        return {key: value / self.passes for key, value in run.sums.items()}
+        return {key: value / run.counted for key, value in run.sums.items()}
 
     def _record_threads(self, *, shown: bool) -> None:
         """Keep the number of threads in the run's state and log; a resumed run uses the same."""
@@ -324,8 +337,9 @@ class _Fit:
     def _judged(self, epoch: int) -> dict[str, float]:
         """Return scores of the averaged weights, where it is time for them."""
         judge, every = self.running.judge, self.running.judge_every
-        due = (epoch + 1) % every == 0 or epoch + 1 == self.config.epochs
-        if judge is None or not due or not self.group.leads:
+        if judge is None or not every or not self.group.leads:
+            return {}
+        if (epoch + 1) % every and epoch + 1 < self.config.epochs:
             return {}
         network = copy.deepcopy(self.network)
         if self.config.ema_decay:

@@ -19,7 +19,7 @@ from latency_tables.machine import detect_cpu
 from tests.command_line import SMALL, fails, run
 
 OPTIONS = {
-    "adopt": "checkpoint architecture input_size data out",
+    "adopt": "checkpoint architecture input_size data restart out",
     "bench": "models runtime precision threads rounds throughput picture",
     "build": "data target_fps device runtime threads minutes format space input_size output_stride "
     "head seed out",

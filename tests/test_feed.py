@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from supernet.augment import AugmentConfig, augment, mosaic
-from supernet.coco import DetectionSet, load_split
+from supernet.augment import AugmentConfig, _cropped, augment, largest_scale, mosaic
+from supernet.coco import DetectionSet, Record, load_split
 from supernet.distributed import Group
 from supernet.errors import DataError, HeatError
 from supernet.feed import Keyed, Samples, feed, feed_keyed, rare_first
-from supernet.letterbox import read_image
+from supernet.letterbox import PAD_RGB, letterbox, read_image, scale_to_fit
 from supernet.loss import Target
 from supernet.recipes import TrainConfig
 
@@ -142,3 +142,84 @@ def test_large_pictures_are_decoded_small(tmp_path: Path) -> None:
             small = read_image(tmp_path / name, (601, 803), shrink)
             assert small is not None
             assert abs(small.shape[0] - 601 / shrink) < 1 and abs(small.shape[1] - 803 / shrink) < 1
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize(
+    ("side", "zoom"),
+    [((768, 1024), 0.7), ((768, 1024), 1.0), ((300, 400), 1.0), ((1536, 2048), 0.6),
+     ((3000, 4000), 0.9)],
+)  # fmt: skip
+def test_images_shrink_in_training_as_in_evaluation(
+    tmp_path: Path, side: tuple[int, int], zoom: float, suffix: str
+) -> None:
+    """Noise of standard deviation 30 comes out as strong in both, within 10 %."""
+    rng = np.random.default_rng(0)
+    noise = np.clip(rng.normal(128, 30, (*side, 1)), 0, 255).astype(np.uint8).repeat(3, 2)
+    path = tmp_path / f"noise.{suffix}"
+    cv2.imwrite(str(path), noise, [cv2.IMWRITE_JPEG_QUALITY, 100])
+    hw = (448, 448)
+    no_boxes = np.zeros((0, 4), np.float32)
+    record = Record(1, path, *side, no_boxes, np.zeros(0, np.int64))
+    still = replace(PLAIN, scale=(zoom, zoom), shift=0.0, flip=0.0)
+    config = replace(CONFIG, plain_epochs=3, augment=still)
+    pixels = Samples([record], hw, config).sample(0, 0)[0].numpy()[..., 0]
+    used = pixels[pixels != PAD_RGB[0]]
+    image = read_image(path)
+    assert image is not None
+    wanted = letterbox(image, (round(448 * zoom),) * 2)[0][..., 0]
+    seen = wanted[wanted != PAD_RGB[0]]
+    assert used.std() == pytest.approx(seen.std(), rel=0.1)
+
+
+def test_a_crop_is_not_enlarged_from_what_was_decoded_small() -> None:
+    """DETR's crop shows a part larger than the whole image would be shown."""
+    config = replace(PLAIN, crop=1.0, scale=(1.0, 1.0))
+    assert largest_scale((900, 1600), (400, 400), replace(config, crop=0.0)) == 0.25
+    rng = np.random.default_rng(0)
+    limit = largest_scale((900, 1600), (400, 400), config)
+    image = np.zeros((900, 1600, 3), np.uint8)
+    cuts = [_cropped(image, rng)[0].shape[:2] for _ in range(300)]
+    scales = [scale_to_fit(cut, (400, 400)) for cut in cuts]
+    assert max(scales) <= limit and max(scales) > 0.25
+
+
+def test_boxes_of_enlarged_and_shrunk_images_are_exact() -> None:
+    """Sides are whole pixels, and boxes follow the exact factors."""
+    rng = np.random.default_rng(0)
+    still = replace(PLAIN, scale=(0.83, 0.83), shift=0.0, flip=0.0)
+    image = np.zeros((97, 131, 3), np.uint8)
+    image[:] = 255
+    whole = np.array([[0, 0, 131, 97]], dtype=np.float32)
+    pixels, boxes, kept = augment(image, whole, (64, 64), still, rng)
+    rows, columns = np.nonzero((pixels == 255).all(2))
+    assert kept.all()
+    assert boxes[0].tolist() == pytest.approx(
+        [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], abs=1e-4
+    )
+
+
+@pytest.mark.parametrize(("stated", "real"), [((40, 60), (80, 120)), ((80, 120), (40, 60)),
+                                              ((40, 60), (40, 80))])  # fmt: skip
+def test_a_size_that_differs_from_the_annotation_is_one_rule(
+    tmp_path: Path, stated: tuple[int, int], real: tuple[int, int]
+) -> None:
+    """Boxes are shares of the stated size, for training as for evaluation."""
+    pixels = np.zeros((*real, 3), np.uint8)
+    pixels[: real[0] // 2, : real[1] // 2] = 255
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), pixels)
+    image = read_image(path, stated)
+    assert image is not None and image.shape[:2] == stated
+    corner = np.array([[0, 0, stated[1] / 2, stated[0] / 2]], np.float32)
+    record = Record(1, path, *stated, corner, np.zeros(1, np.int64))
+    still = replace(PLAIN, scale=(1.0, 1.0), shift=0.0, flip=0.0)
+    config = replace(CONFIG, plain_epochs=3, augment=still)
+    shown, target = Samples([record], (64, 96), config).sample(0, 0)
+    x0, y0, x1, y1 = (round(v) for v in target.boxes_xyxy[0].tolist())
+    white = (shown.numpy() > 250).all(2)
+    assert white[y0 + 1 : y1 - 1, x0 + 1 : x1 - 1].all() and not white[y1 + 1 :].any()
+    evaluated, scale = letterbox(image, (64, 96))
+    x0, y0, x1, y1 = (round(v * scale) for v in corner[0].tolist())
+    white = (evaluated > 250).all(2)
+    assert white[y0 + 1 : y1 - 1, x0 + 1 : x1 - 1].all() and not white[:, x1 + 1 :].any()

@@ -32,6 +32,8 @@ def shapes(
 
     if train < 1 or val < 1:
         raise UserError(f"--train {train} --val {val}: at least 1 image each")
+    if seed < 0:
+        raise UserError(f"--seed {seed}: 0 or more")
     if (folder / "annotations").exists():
         raise UserError(f"{folder} already holds annotations: give another folder")
     make_shapes(folder, train=train, val=val, seed=seed)

@@ -190,11 +190,14 @@ def build(
     """
     from deploy.form import RUNTIME_OF
     from supernet.architecture import parse_size
+    from supernet.detection_set import check_trainable
 
     from ..stages.build import build as run
 
     workspace = Workspace(out)
-    train_set, val_set = find_data(workspace, data, "train"), find_data(workspace, data, "val")
+    train_set = find_data(workspace, data, "train")
+    check_trainable(train_set)
+    val_set = find_data(workspace, data, "val").numbered_as(train_set.names)
     return run(
         workspace,
         find_target(device, runtime or RUNTIME_OF[format], threads, "f32"),

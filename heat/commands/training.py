@@ -1,6 +1,5 @@
 """Commands that train a network, or take a trained one: pretrain, train, adopt."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -145,8 +144,8 @@ def train(
     from latency_tables.machine import physical_cores
     from supernet.architecture import Architecture, parse_size
     from supernet.attention.act import ROUNDS
-    from supernet.coco import resolve_split
-    from supernet.errors import DataError, UserError
+    from supernet.coco import find_split
+    from supernet.errors import UserError
     from supernet.network import AnyArchitecture, find_architecture
     from supernet.recipes import recipe as recipe_of
     from supernet.training import Running
@@ -183,9 +182,9 @@ def train(
         seed=seed,
     )
     judge = None
-    with suppress(DataError):
-        resolve_split(data, "val")
-        judge = judge_on(find_data(workspace, data, "val")) if eval_every else None
+    if eval_every and find_split(data, "val") is not None:
+        # Matched to the classes that are trained, and refused now where that cannot be.
+        judge = judge_on(find_data(workspace, data, "val").numbered_as(train_set.names))
     running = Running(
         resume=resume,
         restart=restart,
@@ -194,7 +193,7 @@ def train(
         compile=compile,
         tensorboard=tensorboard,
         judge=judge,
-        judge_every=max(1, eval_every),
+        judge_every=eval_every,
     )
     return run(
         workspace,
@@ -216,6 +215,7 @@ def adopt(
     architecture: str = "detr-r50",
     input_size: Size = None,
     data: Data = None,
+    restart: Restart = False,
     out: Out = DEFAULT,
 ) -> Result:
     """Take a published DETR checkpoint (.pth), to be scored, exported, or taught to bear ACT.
@@ -239,4 +239,4 @@ def adopt(
         chosen = chosen.with_(input_size=parse_size(input_size))
     workspace = Workspace(out)
     found = find_data(workspace, data, "val") if data is not None else None
-    return run(workspace, checkpoint, chosen, found)
+    return run(workspace, checkpoint, chosen, found, restart=restart)

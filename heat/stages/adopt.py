@@ -3,25 +3,35 @@
 from pathlib import Path
 from typing import Any
 
-from supernet.checkpoint import CheckpointInfo, save_checkpoint
+from supernet.checkpoint import CheckpointInfo, read_info, save_checkpoint
+from supernet.claim import claimed
 from supernet.coco import DetectionSet
 from supernet.detr.family import DetrArchitecture
 from supernet.detr.published import load_published
+from supernet.errors import UserError
 
 from ..workspace import Workspace
 
 
 def adopt(
-    workspace: Workspace, path: Path, architecture: DetrArchitecture, data: DetectionSet | None
+    workspace: Workspace,
+    path: Path,
+    architecture: DetrArchitecture,
+    data: DetectionSet | None,
+    *,
+    restart: bool = False,
 ) -> dict[str, Any]:
     """Load a published checkpoint strictly and write it as the workspace's.
 
-    With data its classes are the data's, by their category ids; else they are numbered.
+    With data its classes are the data's, by their category ids; else they are numbered. Weights
+    that were trained in the workspace are replaced with `restart` only.
     """
+    checkpoint = workspace.train / "weights.safetensors"
+    if not restart:
+        _keep_trained(workspace, checkpoint)
     network = load_published(path, architecture, data.category_ids if data else None)
     classes = network.architecture.num_classes
     names = data.names if data else tuple(f"category_{index}" for index in range(classes))
-    checkpoint = workspace.train / "weights.safetensors"
     workspace.train.mkdir(parents=True, exist_ok=True)
     info = CheckpointInfo(
         kind="detector",
@@ -31,7 +41,9 @@ def adopt(
         epochs=1,
         facts={"adopted": path.name, "history": []},
     )
-    save_checkpoint(checkpoint, network.state_dict(), info)
+    with claimed(workspace.train):
+        (workspace.train / "state.pt").unlink(missing_ok=True)  # of the training that is replaced
+        save_checkpoint(checkpoint, network.state_dict(), info)
     result = {
         "checkpoint": str(checkpoint),
         "adopted": str(path),
@@ -43,3 +55,13 @@ def adopt(
     if data is not None:
         workspace.record("train", result)
     return result
+
+
+def _keep_trained(workspace: Workspace, checkpoint: Path) -> None:
+    """Refuse to replace weights that cost a training."""
+    if (workspace.train / "state.pt").exists() or (
+        checkpoint.exists() and "adopted" not in read_info(checkpoint).facts
+    ):
+        raise UserError(
+            f"{checkpoint} holds a trained network: --restart replaces it, another --out keeps it"
+        )

@@ -12,7 +12,6 @@ from supernet.evaluate import (
     Detect,
     Found,
     Metrics,
-    check_names,
     confusion_matrix,
     found_rows,
     score,
@@ -27,7 +26,7 @@ from .export import Change, as_it_is, load_network
 def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> dict[str, Any]:
     """Score an exported bundle on a split and write the result into its card."""
     bundle = Bundle(folder)
-    check_names(bundle.names, data)
+    data = data.numbered_as(bundle.names)
 
     def detect(image: Image) -> Found:
         found = bundle.detect(image)
@@ -45,8 +44,8 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Score the workspace's network in torch."""
     network, names, _ = load_network(workspace, change)
-    check_names(names, data)
-    return _scored(workspace, torch_detect(network), data, str(workspace.train), "torch")
+    numbered = data.numbered_as(names)
+    return _scored(workspace, torch_detect(network), numbered, str(workspace.train), "torch")
 
 
 def _scored(
@@ -55,8 +54,9 @@ def _scored(
     """Score, draw what was found right and wrong, and record it."""
     rows = found_rows(detect, data)
     scores = score(rows, data)
-    folder = workspace.root / "eval"
-    counts = confusion_matrix(rows, data)
+    precision, confusion = (
+        workspace.root / "eval" / name for name in ("precision.svg", "confusion.svg")
+    )
     result = {
         **scores.metrics.rounded(),
         "data": str(data.root),
@@ -64,7 +64,10 @@ def _scored(
         "scored": model,
         "runtime": runtime,
         "scored_by": scores.by,
-        "precision_picture": str(draw_precision(scores, data.names, folder / "precision.svg")),
-        "confusion_picture": str(draw_confusion(counts, data.names, folder / "confusion.svg")),
+        "precision_picture": str(precision),
+        "confusion_picture": str(confusion),
     }
-    return workspace.record("eval", result)
+    workspace.record("eval", result)  # before drawing: the score is what took the time
+    draw_precision(scores, data.names, precision)
+    draw_confusion(confusion_matrix(rows, data), data.names, confusion)
+    return result

@@ -1,11 +1,14 @@
 """`heat pretrain`: train a backbone to tell classes of pictures apart."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from supernet.architecture import Architecture
 from supernet.checkpoint import load_weights
+from supernet.claim import claimed
+from supernet.distributed import first_process
 from supernet.errors import DataError
 from supernet.pretraining import Classifier, ClassifyTask, Pictures, accuracy
 from supernet.recipes import TrainConfig
@@ -29,7 +32,8 @@ def pretrain(
     network = Classifier(architecture, len(pictures.names))
     network.trunk.set_drop_path(config.drop_path)
     task = ClassifyTask(network, pictures)
-    done = run_task(network, task, config, workspace.pretrain, running)
+    with claimed(workspace.pretrain) if first_process() else nullcontext():
+        done = run_task(network, task, config, workspace.pretrain, running)
     before = workspace.stage("pretrain")
     if done.stood and before is not None:
         return before

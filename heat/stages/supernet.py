@@ -1,11 +1,15 @@
 """`heat supernet`: train the Gumbel-softmax supernet once."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from supernet.claim import claimed
 from supernet.coco import DetectionSet
+from supernet.detection_set import check_trainable
+from supernet.distributed import first_process
 from supernet.recipes import TrainConfig
 from supernet.supernet import SearchConfig, SearchSpace, Supernet
 from supernet.training import Running, fit
@@ -26,11 +30,13 @@ def train_supernet(
     running: Running | None = None,
 ) -> dict[str, Any]:
     """Train the supernet on all training images but those kept out to read losses on."""
+    check_trainable(data)
     torch.manual_seed(config.seed)
     network = Supernet(space, search)
     loaded = start_from(backbone, network)
     part, _ = split_held_out(data)
-    done = fit(network, part, config, workspace.supernet, running)
+    with claimed(workspace.supernet) if first_process() else nullcontext():
+        done = fit(network, part, config, workspace.supernet, running)
     before = workspace.stage("supernet")
     if done.stood and before is not None:
         return before

@@ -1,6 +1,7 @@
 """`heat train`: train the thinned architecture, from scratch or from the supernet's weights."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from deploy.gate import torch_detect
 from supernet.architecture import Architecture
 from supernet.checkpoint import load_weights, read_info
+from supernet.claim import claimed
 from supernet.coco import DetectionSet
+from supernet.detection_set import check_trainable
 from supernet.detector import Detector
 from supernet.detr.detr import Host
 from supernet.detr.mtkd import act_cores
@@ -20,6 +23,7 @@ from supernet.inherit import inherit
 from supernet.network import AnyArchitecture, Network, build
 from supernet.pretraining import load_backbone
 from supernet.recipes import TrainConfig
+from supernet.run_files import best_epoch
 from supernet.training import Judge, Running, fit
 
 from ..learning import draw_batches, draw_learning
@@ -44,6 +48,7 @@ def train(
     It starts from the supernet's weights, from a pretrained backbone, from another checkpoint, or
     from scratch. `students` are the rounds of ACT that MTKD teaches a trained DETR.
     """
+    check_trainable(data)
     architecture = architecture.with_(num_classes=data.num_classes)
     torch.manual_seed(config.seed)
     network = _inherited(workspace, architecture) if from_supernet else build(architecture)
@@ -52,9 +57,11 @@ def train(
         load_weights(weights, network)
     if students is not None:
         _teach(network, students, trained=weights is not None)
-    if first_process():
-        draw_batches(data, architecture.input_size, config, workspace.train / "first-batches.jpg")
-    done = fit(network, data, config, workspace.train, running)
+    with claimed(workspace.train) if first_process() else nullcontext():
+        if first_process():
+            first = workspace.train / "first-batches.jpg"
+            draw_batches(data, architecture.input_size, config, first)
+        done = fit(network, data, config, workspace.train, running)
     before = workspace.stage("train")
     if done.stood and before is not None:
         return before
@@ -68,6 +75,11 @@ def train(
     if done.leads:
         history = read_info(done.checkpoint).facts["history"]
         draw_learning(history, workspace.train / "learning.svg")
+        best = best_epoch(history)
+        if best is not None:
+            ap = next(row["ap"] for row in history if row["epoch"] == best)
+            file = str(workspace.train / "best.safetensors")
+            result["best"] = {"epoch": best, "ap": ap, "checkpoint": file}
         workspace.record("train", result)
     return result
 

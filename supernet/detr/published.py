@@ -51,7 +51,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise CheckpointError(f"no file {path}") from None
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} is no checkpoint of weights alone ({reason})") from None
     found = found.get("model", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):

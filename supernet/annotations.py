@@ -1,0 +1,228 @@
+"""Annotations as plain values: every field is checked and converted once, for all uses.
+
+What is trained on, checked and scored are the same boxes. A number written as text is a number;
+what is no number is reported and skipped. Nothing is skipped silently.
+"""
+
+import math
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Complain = Callable[[str, str, str], None]
+"""Takes the kind of a problem, where it is, and what is done about it."""
+
+LARGEST_ID = 2**53
+"""Larger ids are treated as names: the scorers keep ids as floating-point numbers."""
+LEAVES_PX = 1.0
+"""A box that leaves its image by no more is clipped without a word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """All usable boxes of a split, sorted by image; `of[i]` is the slice of the image i."""
+
+    boxes_M4: npt.NDArray[np.float32]
+    """Corners in pixels, clipped to the image."""
+    labels_M: npt.NDArray[np.int64]
+    """Class indices."""
+    areas_M: npt.NDArray[np.float64]
+    """Areas in square pixels, of the mask where that is annotated."""
+    crowd_M: npt.NDArray[np.bool_]
+    of: tuple[slice, ...]
+
+
+def number(value: Any) -> float:
+    """Return a number, also of text; raise `ValueError` for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(value) from None
+    if isinstance(value, str) and "_" not in value:
+        return float(value)
+    raise ValueError(value)
+
+
+def whole(value: Any) -> int:
+    """Return a whole number, also of text or of 3.0; raise `ValueError` for anything else."""
+    found = value if type(value) is int else number(value)
+    if not abs(found) <= LARGEST_ID or found != int(found):  # NaN is not smaller either
+        raise ValueError(value)
+    return int(found)
+
+
+def flag(value: Any) -> bool:
+    """Return whether `iscrowd` is set: 0, 1, their texts, true, false, or nothing."""
+    if value is None or value == "":
+        return False
+    return value if isinstance(value, bool) else bool(whole(value))
+
+
+def read_objects(
+    annotations: Sequence[Any],
+    image_of: Mapping[Any, int | None],
+    sizes_hw: npt.NDArray[np.float64],
+    files: Sequence[str],
+    class_of: Mapping[int, int],
+    where: str,
+    complain: Complain,
+) -> Objects:
+    """Return the usable boxes of COCO annotations.
+
+    `image_of` gives the index of an image by its id, None for one that is left out; `files` name
+    the images in reports, `where` the annotation file.
+    """
+    images, labels, crowds = array("q"), array("q"), array("b")
+    boxes, areas = array("d"), array("d")
+    for index, item in enumerate(annotations):
+        try:
+            key = image_key(item["image_id"])
+            category, crowd = whole(item["category_id"]), flag(item.get("iscrowd"))
+            x, y, w, h = box_of(item)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            complain("broken annotation", f"{where} annotations[{index}]", "skipped")
+            continue
+        if key not in image_of:
+            complain("unknown image", f"{where} annotations[{index}]", f"image_id {key}, skipped")
+        elif category not in class_of:
+            detail = f"category {category}, skipped"
+            complain("unknown class", f"{where} annotations[{index}]", detail)
+        elif not (w > 0 and h > 0 and math.isfinite(x + y + w + h)):
+            detail = f"{[x, y, w, h]}, skipped"
+            complain("degenerate box", f"{where} annotations[{index}]", detail)
+        elif (place := image_of[key]) is not None:
+            images.append(place)
+            labels.append(class_of[category])
+            crowds.append(crowd)
+            boxes.extend((x, y, x + w, y + h))
+            areas.append(_area(item.get("area")))
+    order = np.argsort(np.asarray(images, np.int64), kind="stable")
+    return _clipped(
+        np.asarray(images, np.int64)[order],
+        np.asarray(labels, np.int64)[order],
+        np.asarray(boxes, np.float64).reshape(-1, 4)[order],
+        np.asarray(areas, np.float64)[order],
+        np.asarray(crowds, np.int8)[order].astype(bool),
+        sizes_hw,
+        files,
+        complain,
+    )
+
+
+def image_key(value: Any) -> int | str:
+    """Return an image id: a number, also of text, else the text itself."""
+    try:
+        return whole(value)
+    except ValueError:
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            return str(value)
+        raise
+
+
+def box_of(item: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """Return x, y, width and height of an annotation: of its polygons where it has no `bbox`."""
+    if item.get("bbox"):
+        if not isinstance(item["bbox"], list):
+            raise ValueError(item["bbox"])
+        x, y, w, h = item["bbox"]
+        return number(x), number(y), number(w), number(h)
+    points = [number(value) for polygon in item["segmentation"] for value in polygon]
+    if len(points) < 6 or len(points) % 2:
+        raise ValueError(item)
+    xs, ys = points[::2], points[1::2]
+    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+
+
+def _area(value: Any) -> float:
+    """Return a stated area; NaN, for that of the box, where none is stated."""
+    try:
+        area = number(value)
+    except ValueError:
+        return math.nan
+    return area if 0 < area < math.inf else math.nan
+
+
+def _clipped(
+    images: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    boxes: npt.NDArray[np.float64],
+    areas: npt.NDArray[np.float64],
+    crowds: npt.NDArray[np.bool_],
+    sizes_hw: npt.NDArray[np.float64],
+    files: Sequence[str],
+    complain: Complain,
+) -> Objects:
+    """Clip boxes to their images; leave out those outside, and the second of two equal ones."""
+    limits = np.tile(sizes_hw[images][:, ::-1], 2)
+    inside = np.clip(boxes, 0, limits).astype(np.float32)
+    sides = inside[:, 2:] - inside[:, :2]
+    outside = sides.min(axis=1, initial=np.inf) <= 0
+    leaves = (np.abs(inside - boxes).max(axis=1, initial=0) > LEAVES_PX) & ~outside
+    again = _repeated(images, labels, crowds, inside) & ~outside
+    for kind, found, what in (
+        ("box outside the image", outside, "skipped"),
+        ("box leaves the image", leaves, "clipped"),
+        ("duplicate box", again, "skipped"),
+    ):
+        for index in np.flatnonzero(found):
+            box = [round(float(value), 2) for value in boxes[index]]
+            complain(kind, files[images[index]], f"{box}, {what}")
+    keep = ~outside & ~again
+    own = sides.astype(np.float64).prod(axis=1)
+    areas = np.where(leaves, np.fmin(areas, own), np.where(np.isnan(areas), own, areas))[keep]
+    counts = np.bincount(images[keep], minlength=len(sizes_hw))
+    ends = np.cumsum(counts)
+    of = tuple(slice(int(end - count), int(end)) for end, count in zip(ends, counts, strict=True))
+    return Objects(inside[keep], labels[keep], areas, crowds[keep], of)
+
+
+def _repeated(
+    images: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    crowds: npt.NDArray[np.bool_],
+    boxes: npt.NDArray[np.float32],
+) -> npt.NDArray[np.bool_]:
+    """Return which boxes equal an earlier one of the same image and class."""
+    order = np.lexsort((*boxes.T, crowds, labels, images))
+    same = np.zeros(len(order), dtype=bool)
+    for column in (images, labels, crowds, *boxes.T):
+        ordered = column[order]
+        if column is images:
+            same[1:] = ordered[1:] == ordered[:-1]
+        else:
+            same[1:] &= ordered[1:] == ordered[:-1]
+    found = np.zeros(len(order), dtype=bool)
+    found[order] = same
+    return found
+
+
+def look_like_corners(
+    annotations: Sequence[Any], sizes_hw: Mapping[Any, tuple[float, float]], enough: int
+) -> str | None:
+    """Return what is wrong where boxes are corners (x1, y1, x2, y2), not x, y, width and height.
+
+    Read as widths, most of them would leave their images; read as corners, none does. Fewer than
+    `enough` boxes are not judged.
+    """
+    outside = total = 0
+    for item in annotations:
+        try:
+            x, y, w, h = (number(value) for value in item["bbox"])
+            height, width = sizes_hw[image_key(item["image_id"])]
+        except (KeyError, TypeError, ValueError):
+            continue
+        if not (x < w <= width + 1 and y < h <= height + 1):
+            return None
+        total += 1
+        outside += x + w > width + 1 or y + h > height + 1
+    if total < enough or outside <= total / 4:
+        return None
+    return (
+        f"boxes look like corners (x1, y1, x2, y2), {outside} of {total} would leave their "
+        "images; COCO's bbox is (x, y, width, height)"
+    )

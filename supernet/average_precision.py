@@ -1,0 +1,163 @@
+"""COCO average precision, by faster-coco-eval where it is installed, else by pycocotools.
+
+Classes are scored in groups: the scorers keep a list for each pair of an image and a class, which
+for a thousand classes is more than most machines have.
+"""
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .detection_set import DetectionSet
+
+PAIRS = 100_000
+"""Pairs of an image and a class that are scored at once: some hundred megabytes."""
+GROUP = 50
+"""Classes that are scored at once, at most: their curves take 0.2 MB each."""
+MAX_DETECTIONS = (1, 10, 100)
+AREAS = 4
+"""All, small, medium and large."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """COCO's summary, as shares of 1; -1 where there is no such object."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    ar1: float
+    ar10: float
+    ar100: float
+    images: int
+    ap_by_class: Mapping[str, float] = field(default_factory=dict)
+    """Classes of one name are told apart by their category ids."""
+
+    def rounded(self) -> dict[str, Any]:
+        """Return what a stage records."""
+        facts = {key: value for key, value in asdict(self).items() if key != "ap_by_class"}
+        numbers = {k: round(v, 5) if isinstance(v, float) else v for k, v in facts.items()}
+        return numbers | {"ap_by_class": {k: round(v, 5) for k, v in self.ap_by_class.items()}}
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The summary, and the curves behind it."""
+
+    metrics: Metrics
+    precision_TRK: npt.NDArray[np.float64]
+    """Precision at IoU 0.5, 0.55 ... 0.95 and 101 recalls, by class; -1 where it has no objects."""
+    by: str
+    """Package that scored."""
+
+
+def score(rows: Sequence[Mapping[str, Any]], data: DetectionSet) -> Scores:
+    """Score COCO result rows against a split."""
+    coco, evaluation, by = _evaluator()
+    K = data.num_classes
+    precision_TRK = np.full((10, 101, K), -1.0)
+    recall_TKM = np.full((10, K, len(MAX_DETECTIONS)), -1.0)
+    by_size_KA = np.full((K, AREAS), np.nan)
+    truth = data.ground_truth
+    objects, found = _by_category(truth["annotations"]), _by_category(rows)
+    size = min(GROUP, max(1, PAIRS // max(1, len(data.records))))
+    for first in range(0, K, size):
+        part = range(first, min(first + size, K))
+        ids = [data.category_ids[index] for index in part]
+        own = [item for id in ids for item in objects.get(id, ())]
+        if not own:
+            continue
+        theirs = [item for id in ids for item in found.get(id, ())]
+        with contextlib.redirect_stdout(io.StringIO()):
+            scoring = evaluation(
+                _as_coco(coco, truth, own), _as_coco(coco, truth, _numbered(theirs)), "bbox"
+            )
+            scoring.params.catIds = ids
+            scoring.params.imgIds = sorted({item["image_id"] for item in (*own, *theirs)})
+            scoring.evaluate()
+            scoring.accumulate()
+        precision = np.asarray(scoring.eval["precision"])  # [T, R, K, A, M]
+        precision_TRK[:, :, part.start : part.stop] = precision[:, :, :, 0, -1]
+        recall_TKM[:, part.start : part.stop] = np.asarray(scoring.eval["recall"])[:, :, 0]
+        for place, index in enumerate(part):
+            by_size_KA[index] = [_mean(precision[:, :, place, a, -1]) for a in range(AREAS)]
+    by_size_KA[by_size_KA == -1] = np.nan
+    classes = {
+        name: _mean(precision_TRK[:, :, index]) for index, name in enumerate(unique_names(data))
+    }
+    small, medium, large = (_mean_known(by_size_KA[:, area]) for area in range(1, AREAS))
+    metrics = Metrics(
+        _mean(precision_TRK),
+        _mean(precision_TRK[0]),
+        _mean(precision_TRK[5]),
+        small,
+        medium,
+        large,
+        _mean(recall_TKM[:, :, 0]),
+        _mean(recall_TKM[:, :, 1]),
+        _mean(recall_TKM[:, :, 2]),
+        len(data.records),
+        classes,
+    )
+    return Scores(metrics, precision_TRK, by)
+
+
+def unique_names(data: DetectionSet) -> list[str]:
+    """Return the class names, with the category id where several classes have one name."""
+    return [
+        name if data.names.count(name) == 1 else f"{name} (id {id})"
+        for name, id in zip(data.names, data.category_ids, strict=True)
+    ]
+
+
+def _by_category(items: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
+    found: dict[int, list[Mapping[str, Any]]] = {}
+    for item in items:
+        found.setdefault(int(item["category_id"]), []).append(item)
+    return found
+
+
+def _numbered(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return result rows as annotations, numbered from 1."""
+    return [
+        {**row, "id": index, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
+        for index, row in enumerate(rows, 1)
+    ]
+
+
+def _as_coco(coco: Any, truth: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> Any:
+    made = coco()
+    made.dataset = {**truth, "annotations": [dict(item) for item in annotations]}
+    made.createIndex()
+    return made
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    """Return the mean of what is known; -1 where nothing is."""
+    known = values[values > -1]
+    return float(known.mean()) if known.size else -1.0
+
+
+def _mean_known(values: npt.NDArray[np.float64]) -> float:
+    """Return the mean over classes with such objects: each has as many thresholds and recalls."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else -1.0
+
+
+def _evaluator() -> tuple[Any, Any, str]:
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-not-found]
+    except ImportError:
+        from pycocotools.coco import COCO as SLOW_COCO
+        from pycocotools.cocoeval import COCOeval
+
+        return SLOW_COCO, COCOeval, "pycocotools"
+    return COCO, COCOeval_faster, "faster-coco-eval"

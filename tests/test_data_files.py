@@ -1,0 +1,167 @@
+"""Image files as people have them, and `heat data check` on whole sets."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from heat.learning import draw_confusion, draw_precision, plain
+from heat.tables import check_data
+from supernet.average_precision import score
+from supernet.check import image_problems
+from supernet.coco import load_split
+from supernet.errors import DataError
+from supernet.image_files import image_size, list_images
+from supernet.letterbox import letterbox, read_image
+
+from .test_annotations import note
+from .test_annotations import write as write_coco
+
+
+@pytest.mark.parametrize(
+    "suffix", [".jpg", ".jfif", ".png", ".webp", ".tif", ".gif", ".avif", ".jp2", ".ppm", ".bmp"]
+)
+def test_every_kind_of_file_that_is_listed_is_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix.upper()}"
+    kind = "JPEG" if suffix == ".jfif" else None
+    try:
+        Image.new("RGB", (60, 40), (250, 10, 10)).save(path, format=kind)
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow writes no {suffix}")
+    assert list_images(tmp_path) == [path] and image_size(path) == (40, 60)
+    image = read_image(path)
+    assert image is not None and image.shape == (40, 60, 3)
+    assert np.abs(image[20, 30].astype(int) - (250, 10, 10)).max() < 15
+
+
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    for name in ("a.jpg", ".ipynb_checkpoints/a-checkpoint.jpg", "._a.jpg", "below/b.png", "c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert [p.name for p in list_images(tmp_path)] == ["a.jpg", "b.png"]
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientations(tmp_path: Path, kind: str, orientation: int) -> None:
+    image = Image.new("RGB", (60, 40))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{kind.lower()}"
+    image.save(path, format=kind, exif=exif)
+    pixels = read_image(path)
+    assert pixels is not None and image_size(path) == pixels.shape[:2]
+    assert pixels.shape[:2] == ((60, 40) if orientation >= 5 else (40, 60))
+
+
+def test_an_avif_file_that_is_to_be_turned_is_not_read_wrongly(tmp_path: Path) -> None:
+    """OpenCV does not turn it: its boxes would be those of another image."""
+    image = Image.new("RGB", (60, 40))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    try:
+        image.save(tmp_path / "a.avif", exif=exif)
+    except (KeyError, OSError):
+        pytest.skip("this Pillow writes no AVIF")
+    assert image_size(tmp_path / "a.avif") is None
+
+
+def test_a_tiff_annotated_as_it_is_stored_is_reported(tmp_path: Path) -> None:
+    """OpenCV always turns a TIFF; a JPEG annotated as it is stored is read so."""
+    image = Image.new("RGB", (200, 100))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    files = []
+    for index, name in enumerate(("a.tif", "b.jpg"), 1):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        image.save(tmp_path / "train" / name, exif=exif)
+        files.append({"id": index, "file_name": name, "width": 200, "height": 100})
+    root = write_coco(tmp_path, [note()], images=files)
+    found = image_problems(load_split(root, "train"))
+    assert [(p.kind, Path(p.where).name) for p in found] == [("size differs", "a.tif")]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_values_of_16_bit_files_are_scaled_by_the_bits_in_use(
+    tmp_path: Path, suffix: str, bits: int
+) -> None:
+    ramp = np.linspace(0, 2**bits - 1, 60).round().astype(np.uint16)
+    path = tmp_path / f"a.{suffix}"
+    cv2.imwrite(str(path), np.tile(ramp, (40, 1)))
+    image = read_image(path)
+    assert image is not None
+    assert np.abs(image[0, :, 0] - np.linspace(0, 255, 60)).max() < 1.01
+
+
+def test_very_large_images_are_read_by_one_rule(tmp_path: Path) -> None:
+    """Pillow would take it for a decompression bomb, OpenCV decodes it."""
+    path = tmp_path / "large.png"
+    cv2.imwrite(str(path), np.zeros((10_000, 20_000), np.uint8))
+    limit = Image.MAX_IMAGE_PIXELS
+    assert image_size(path) == (10_000, 20_000)
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_an_empty_image_is_refused() -> None:
+    for shape in ((0, 10, 3), (10, 0, 3)):
+        with pytest.raises(DataError, match="the image is empty"):
+            letterbox(np.zeros(shape, np.uint8), (64, 64))
+
+
+def test_data_check_finds_what_is_wrong_with_files(tmp_path: Path) -> None:
+    root = write_coco(tmp_path, [note(), note(2, 7)])
+    cv2.imwrite(str(root / "train" / "a.png"), np.zeros((50, 100, 3), np.uint8))
+    (root / "train" / "b.png").write_bytes(b"no image")
+    found = image_problems(load_split(root, "train"))
+    assert [(p.kind, Path(p.where).name) for p in found] == [
+        ("size differs", "a.png"), ("image cannot be decoded", "b.png"),
+    ]  # fmt: skip
+    assert "stated 200x100, is 100x50: boxes are taken as shares" in found[0].detail
+
+
+def test_data_check_prints_names_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [{"id": 3, "name": "car [small]"}, {"id": 7, "name": "[/x]"}]
+    root = write_coco(tmp_path / "[/y]", [note(), note(2, 8)], categories=names)
+    write_coco(root, [note(2)], "val", categories=names[::-1])
+    write_coco(root, [note(2)], "test", categories=[{"id": 3, "name": "bus"}])
+    result = check_data(root)
+    shown = capsys.readouterr().err
+    assert "car [small]" in shown and "[/x]" in shown and "[/y]" in shown
+    assert result["splits"]["train"]["negative"] == 1
+    kinds = {(p["split"], p["kind"]) for p in result["problems"]}
+    assert kinds == {("train", "unknown class"), ("test", "classes differ from train")}
+
+
+def test_data_check_of_a_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_coco(tmp_path / "y", [note()])
+    monkeypatch.chdir(tmp_path / "y")
+    assert check_data(Path())["splits"]["train"]["boxes"] == 1
+
+
+def test_names_are_not_read_as_mathematics(tmp_path: Path) -> None:
+    names = ("$x^{$", "_hidden")
+    head = {"categories": [{"id": i, "name": n} for i, n in zip((3, 7), names, strict=True)]}
+    data = load_split(write_coco(tmp_path, [note(), note(2, 7)], **head), "train")
+    rows: list[dict[str, Any]] = [{**note(), "score": 0.5}]
+    draw_confusion(np.ones((3, 3), np.int64), names, tmp_path / "confusion.svg")
+    draw_precision(score(rows, data), names, tmp_path / "precision.svg")
+    assert plain("_hidden") == " _hidden" and plain("$") == r"\$"
+
+
+def test_a_thousand_classes_are_drawn_at_a_bounded_size(tmp_path: Path) -> None:
+    names = [f"class {i}" for i in range(1000)]
+    path = draw_confusion(np.eye(1001, dtype=np.int64), names, tmp_path / "confusion.svg")
+    assert path.stat().st_size < 20 * 2**20
+
+
+def test_the_check_counts_as_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr("supernet.check.Progress.advance", lambda *_: seen.append(1))
+    check_data(write_coco(tmp_path, [note()]))
+    assert len(seen) == 2

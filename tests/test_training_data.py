@@ -1,0 +1,314 @@
+"""Training on the data that was asked for: its content, its classes, one run in a folder."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from heat.accuracy import BATCH, load_batches
+from heat.commands.data import shapes as shapes_command
+from supernet.architecture import Architecture
+from supernet.checkpoint import read_info
+from supernet.claim import claimed
+from supernet.coco import DetectionSet, load_split
+from supernet.detector import Detector
+from supernet.errors import CheckpointError, DataError, UserError
+from supernet.pretraining import load_pictures
+from supernet.recipes import TrainConfig
+from supernet.run_files import best_epoch
+from supernet.training import Running, _Fit, fit
+
+from .command_line import fails, run
+from .test_annotations import note, write
+
+CONFIG = TrainConfig(epochs=1, batch_size=4, precision="f32", warmup_steps=2)
+TINY = ["--architecture", "pico", "--input-size", "64x96", "--epochs", 1, "--batch-size", 2]
+
+
+@pytest.fixture
+def data(shapes: Path) -> DetectionSet:
+    found = load_split(shapes, "train")
+    return replace(found, records=found.records[:6])
+
+
+@pytest.fixture
+def small(unit: Architecture) -> Architecture:
+    return unit.with_(input_size=(64, 96), num_classes=4, blocks=("R", "R", "R", "R"))
+
+
+def test_corrected_labels_are_another_run(
+    data: DetectionSet, small: Architecture, tmp_path: Path
+) -> None:
+    """Of equal image count and class names, the old result was returned."""
+    fit(Detector(small), data, CONFIG, tmp_path)
+    first = data.records[0]
+    moved = replace(first, boxes_xyxy=first.boxes_xyxy + np.float32(1))
+    corrected = replace(data, records=(moved, *data.records[1:]))
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match=r"\(other images or annotations\): --restart"):
+            fit(Detector(small), corrected, CONFIG, tmp_path, Running(resume=resume))
+    done = fit(Detector(small), corrected, CONFIG, tmp_path, Running(restart=True))
+    assert not done.stood
+    with pytest.raises(CheckpointError, match=r"\(other options\)"):
+        fit(Detector(small), corrected, replace(CONFIG, seed=3), tmp_path)
+
+
+def test_a_state_without_a_record_of_its_data(
+    data: DetectionSet, small: Architecture, tmp_path: Path
+) -> None:
+    fit(Detector(small), data, CONFIG, tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["fingerprint"]["data"]
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match="did not record what it was trained on"):
+        fit(Detector(small), data, CONFIG, tmp_path, Running(resume=True))
+
+
+def test_a_restart_that_was_killed_does_not_resume_what_it_replaced(
+    data: DetectionSet, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(Detector(small), data, CONFIG, tmp_path)
+
+    def killed(self: Any, *_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Fit, "epoch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit(Detector(small), data, CONFIG, tmp_path, Running(restart=True))
+    assert not fit(Detector(small), data, CONFIG, tmp_path, Running(resume=True)).stood
+
+
+def test_means_are_over_the_steps_that_counted(
+    data: DetectionSet, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of three steps was skipped: the others' mean is not lowered by it."""
+    steps = iter([{"classes": 2.0}, None, {"classes": 4.0}])
+    monkeypatch.setattr(_Fit, "step", lambda self, parts: next(steps))
+    means: list[dict[str, float]] = []
+    config = replace(CONFIG, batch_size=2)
+    fit(Detector(small), data, config, tmp_path, on_epoch=lambda _, found: means.append(found))
+    assert means == [{"classes": 3.0}]
+
+
+def test_tensorboard_is_closed(
+    data: DetectionSet, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+
+    class Board:
+        def add_scalar(self, *_: object) -> None: ...
+        def close(self) -> None:
+            closed.append("closed")
+
+    monkeypatch.setattr("supernet.run_files._board", lambda _: Board())
+    fit(Detector(small), data, CONFIG, tmp_path, Running(tensorboard=True))
+    with pytest.raises(CheckpointError):
+        fit(Detector(small), data, replace(CONFIG, seed=1), tmp_path, Running(tensorboard=True))
+    assert closed == ["closed"] * 2
+
+
+def test_a_set_without_boxes_is_refused(
+    data: DetectionSet, small: Architecture, tmp_path: Path
+) -> None:
+    bare = [
+        replace(r, boxes_xyxy=np.zeros((0, 4), np.float32), labels=np.zeros(0, np.int64))
+        for r in data.records
+    ]
+    with pytest.raises(DataError, match="no box to train on"):
+        fit(Detector(small), data.of(bare), CONFIG, tmp_path)
+
+
+def test_nine_images_in_eights(data: DetectionSet, shapes: Path) -> None:
+    """The last batch is not one image: BatchNorm cannot be recalibrated on it."""
+    records = load_split(shapes, "train").records[: BATCH + 1]
+    assert [len(images) for images, _ in load_batches(records, (64, 64))] == [BATCH + 1]
+
+
+def test_one_training_in_a_folder(tmp_path: Path) -> None:
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom supernet.claim import claimed\n"
+        "with claimed(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    message = rf"process {other.pid} \(since .*\) is training in"
+    with pytest.raises(UserError, match=message), claimed(tmp_path):
+        pass
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    with claimed(tmp_path):
+        assert json.loads((tmp_path / ".training.lock").read_text())["process"] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "-1"], "--seed -1: a whole number from 0"),
+        (["--workers", "-1"], "--workers -1: 0 or more"),
+        (["--drop-path", "2"], "--drop-path 2.0: a rate of 0 <= rate < 1"),
+        (["--eval-every", "-1"], "--eval-every -1: epochs, or 0"),
+        (["--learning-rate", "inf"], "--learning-rate inf"),
+    ],
+)
+def test_senseless_options(shapes: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    command = ("train", "--data", shapes, *TINY, "--out", tmp_path / "run", *options)
+    assert message in fails(2, *command)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_seed_of_shapes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--seed -1: 0 or more"):
+        shapes_command(tmp_path / "x", seed=-1)
+
+
+def pair(root: Path, val: list[dict[str, Any]] | None, **head: Any) -> Path:
+    """Write a train split of cats and dogs, and a val split."""
+    write(root, [note(), note(2, 7, bbox=[60, 5, 20, 20])])
+    if val is not None:
+        write(root, val, "val", **head)
+    return root
+
+
+def test_val_is_matched_by_name_or_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
+    root = pair(tmp_path / "a", [note(1, 2), note(2, 1)], categories=names)
+    judged: list[DetectionSet] = []
+
+    def keep(data: DetectionSet) -> Any:
+        judged.append(data)
+        return lambda _: {"ap": 0.0}
+
+    monkeypatch.setattr("heat.stages.train.judge_on", keep)
+    code, _, errors = run("train", "--data", root, *TINY, "--out", tmp_path / "run")
+    assert code == 0, errors
+    assert judged[0].names == ("cat", "dog")
+    assert [r.labels.tolist() for r in judged[0].records] == [[0], [1]]
+
+    names = [{"id": 3, "name": "cat"}, {"id": 7, "name": "horse"}]
+    root = pair(tmp_path / "b", [note(2, 7)], categories=names)
+    line = fails(2, "train", "--data", root, *TINY, "--out", tmp_path / "other")
+    assert "classes that the model was not trained for: horse (1 boxes)" in line
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_broken_val_split_is_an_error_and_a_missing_one_is_not(tmp_path: Path) -> None:
+    root = pair(tmp_path / "a", [])
+    (root / "annotations" / "instances_val.json").write_text("{")
+    line = fails(2, "train", "--data", root, *TINY, "--out", tmp_path / "run")
+    assert "instances_val.json is not valid JSON" in line
+    command = ("train", "--data", root, *TINY, "--out", tmp_path / "run")
+    assert run(*command, "--eval-every", 0)[0] == 0  # then it is not read
+    code, _, errors = run(
+        "train", "--data", pair(tmp_path / "b", None), *TINY, "--out", tmp_path / "other"
+    )
+    assert code == 0, errors
+
+
+def test_adopting_keeps_what_was_trained(tmp_path: Path) -> None:
+    root = pair(tmp_path / "a", None)
+    assert run("train", "--data", root, *TINY, "--out", tmp_path / "run")[0] == 0
+    weights = tmp_path / "run" / "train" / "weights.safetensors"
+    before = weights.read_bytes()
+    file = tmp_path / "x.pth"
+    file.write_bytes(b"")
+    line = fails(2, "adopt", file, "--out", tmp_path / "run")
+    assert "holds a trained network: --restart replaces it" in line
+    assert weights.read_bytes() == before
+    line = fails(2, "adopt", file, "--out", tmp_path / "run", "--restart")
+    assert "x.pth is no checkpoint of weights alone" in line
+    assert weights.read_bytes() == before
+
+
+def test_classified_images_have_a_digest(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/2.png", "b/3.png"):
+        path = tmp_path / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.zeros((8, 8, 3), np.uint8))
+    before = load_pictures(tmp_path, "train").digest
+    (tmp_path / "train" / "a" / "2.png").rename(tmp_path / "train" / "b" / "2.png")
+    assert load_pictures(tmp_path, "train").digest != before
+
+
+def test_two_trainings_in_one_workspace(tmp_path: Path) -> None:
+    root = pair(tmp_path / "a", None)
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with claimed(tmp_path / "run" / "train"):
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(10)
+    line = fails(2, "train", "--data", root, *TINY, "--out", tmp_path / "run")
+    done.set()
+    thread.join()
+    assert f"process {os.getpid()} (since" in line and "is training in" in line
+    assert not (tmp_path / "run" / "train" / "events.jsonl").exists()
+
+
+def test_the_best_epoch_is_kept_beside_the_last(
+    data: DetectionSet, small: Architecture, tmp_path: Path
+) -> None:
+    """The second of three epochs has the highest AP; a restart begins without it."""
+    aps = iter([0.1, 0.3, 0.2])
+    config = replace(CONFIG, epochs=3)
+    running = Running(judge=lambda _: {"ap": next(aps)}, judge_every=1)
+    fit(Detector(small), data, config, tmp_path, running)
+    assert read_info(tmp_path / "best.safetensors").epoch == 2
+    assert read_info(tmp_path / "weights.safetensors").epoch == 3
+    fit(Detector(small), data, config, tmp_path, Running(restart=True))
+    assert not (tmp_path / "best.safetensors").exists()
+
+
+def test_no_epoch_is_best_where_none_has_an_ap() -> None:
+    assert best_epoch([{"epoch": 1}, {"epoch": 2, "ap": -1.0}]) is None
+    assert best_epoch([{"epoch": 1, "ap": 0.2}, {"epoch": 2, "ap": 0.2}]) == 1
+
+
+def test_a_val_split_without_objects_is_reported(tmp_path: Path) -> None:
+    """Its AP is not known: it was 0 or -1 by chance."""
+    root = pair(tmp_path, [])
+    code, result, errors = run("train", "--data", root, *TINY, "--out", tmp_path / "run")
+    assert code == 0 and "warning: no boxes in val: its AP is -1" in errors
+    assert "best" not in result
+
+
+def test_every_training_command_refuses_a_set_without_boxes(tmp_path: Path) -> None:
+    """Before anything else is done: `heat build` would profile first."""
+    root = write(write(tmp_path / "a", [note(iscrowd=1)]), [note()], "val")
+    message = "no box to train on in the 2 images of train, 1 crowd regions"
+    for command in (["train", *TINY], ["supernet"], ["build", "--target-fps", 10]):
+        line = fails(2, *command, "--data", root, "--out", tmp_path / "run")
+        assert message in line
+        assert not (tmp_path / "run").exists()
+
+
+def test_eval_matches_classes_by_name(tmp_path: Path) -> None:
+    """A val split in another order was refused, or scored as other classes."""
+    names = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
+    root = pair(tmp_path / "a", [note(1, 2), note(2, 1)], categories=names)
+    out = ("--out", tmp_path / "run")
+    assert run("train", "--data", root, *TINY, "--eval-every", 0, *out)[0] == 0
+    code, result, errors = run("eval", "--data", root, *out)
+    assert code == 0, errors
+    assert list(result["ap_by_class"]) == ["cat", "dog"]
+    other = [{"id": 1, "name": "horse"}, {"id": 2, "name": "cat"}]
+    root = pair(tmp_path / "b", [note(1, 1)], categories=other)
+    assert "not trained for: horse (1 boxes)" in fails(2, "eval", "--data", root, *out)
