@@ -79,8 +79,13 @@ def _parts(workspace: Workspace, thin: dict[str, Any] | None) -> list[dict[str, 
     if thin is None:
         return []
     table = _table(workspace, thin)
-    times = table.times_ms()
-    architecture = Architecture.load(workspace.architecture)
+    times, calibration = table.times_ms(), table.calibration
+    entries = Architecture.load(workspace.architecture).entries()
+    if any(entry not in times for entry in entries.values()):
+        return []  # the table was measured again, for another space
+    shares = {place: calibration.predict_ms(times[entry], 1) for place, entry in entries.items()}
+    # The parts add up to the latency that was predicted, corrections by measuring included.
+    scale = thin["predicted_ms"] / sum(shares.values())
     return [
         {
             "place": place,
@@ -89,9 +94,9 @@ def _parts(workspace: Workspace, thin: dict[str, Any] | None) -> list[dict[str, 
             if entry.d_in == entry.d_out
             else f"{entry.d_in}→{entry.d_out}",
             "map": f"{entry.h}x{entry.w}",
-            "ms": times[entry] * thin["table_factor"],
+            "ms": shares[place] * scale,
         }
-        for place, entry in architecture.entries().items()
+        for place, entry in entries.items()
     ]
 
 

@@ -50,12 +50,17 @@ class Problem:
     """Latency that a network must keep."""
     evaluator: str
     """Name of the evaluator, part of what a study is about."""
+    based_on: str = ""
+    """Digest of the latency tables and of the supernet's weights, likewise."""
 
     @property
     def digest(self) -> str:
         """Return what must be the same for a study to be joined."""
         return fingerprint(
-            space=self.space.to_json(), evaluator=self.evaluator, max_ms=round(self.max_ms, 6)
+            space=self.space.to_json(),
+            evaluator=self.evaluator,
+            max_ms=round(self.max_ms, 6),
+            based_on=self.based_on,
         )
 
 
@@ -173,8 +178,8 @@ def search(
             study.enqueue_trial(encode(start, problem.space, problem.logits))
     elif stands != problem.digest:
         raise UserError(
-            f"the study {name} in {storage} was made by another space, evaluator or limit: "
-            "use another --study"
+            f"the study {name} in {storage} was made by another space, evaluator, limit, "
+            "latency table or supernet: use another --study"
         )
     _retry_killed(study)
     current: int | None = None
