@@ -10,7 +10,8 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
-from deploy.detect import Bundle, draw, read_card
+from deploy.detect import Bundle, read_card
+from deploy.drawing import draw
 from deploy.form import RUNTIME_OF
 from latency_tables.curves import block_curves
 from latency_tables.table import LatencyTable
@@ -178,8 +179,8 @@ def _samples(folders: list[Path], data: DetectionSet | None) -> list[tuple[str, 
         image = read_image(record.path, (record.height, record.width))
         if image is None:
             continue
-        picture = draw(image, bundle.detect(image).above(SHOWN_SCORE), bundle.names)
-        ok, encoded = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
+        drawn = draw(image, bundle.detect(image).above(SHOWN_SCORE), bundle.names)
+        ok, encoded = cv2.imencode(".jpg", drawn[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
         if ok:
             samples.append((record.path.name, base64.b64encode(encoded.tobytes()).decode()))
     return samples

@@ -20,11 +20,12 @@ from tests.command_line import SMALL, fails, run
 
 OPTIONS = {
     "adopt": "checkpoint architecture input_size data out",
-    "bench": "models runtime precision threads rounds throughput picture",
+    "bench": "models runtime precision threads rounds throughput input_size picture",
     "build": "data target_fps device runtime threads minutes format space input_size output_stride "
     "head seed out",
     "describe": "what input_size",
-    "detect": "bundle source score save show frames json threads",
+    "detect": "bundle sources score save show frames labels class_agnostic tiles track json "
+    "threads",
     "devices": "",
     "doctor": "device out",
     "eval": "data split bundle attention rounds window clusters out",

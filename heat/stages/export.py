@@ -280,6 +280,7 @@ def _same_conditions(
         and (thinned["runtime"], thinned["threads"]) == (form.runtime, target.threads)
         and thinned["precision"] == form.precision
         and thinned["model"] == _model(target)
+        and workspace.architecture.exists()
         and _is_thinned(architecture, Architecture.load(workspace.architecture))
     )
 

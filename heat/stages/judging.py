@@ -78,7 +78,7 @@ def images_of(
 ) -> list[Image]:
     """Return the user's images, the data's, or synthetic shapes, in that order of preference."""
     if folder is not None:
-        from deploy.detect import image_paths
+        from deploy.sources import image_paths
 
         found = [read_image(path) for path in image_paths(folder)[:count]]
     elif data is not None:
