@@ -80,7 +80,7 @@ class Source:
         if self._file is None:
             return 0
         cut = is_cut_off(self._file)
-        if not (cut or has_true_count(self._file)):
+        if not (cut or has_true_count(self._file, self._length_s)):
             return 0
         after = max(0, round((self._length_s - self.time_s) * self.fps) - 1)
         lost = max(0, min(self.frames - known, self._gaps + after))

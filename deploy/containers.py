@@ -3,17 +3,69 @@
 Needs Python's own library only; every bundle's `detect.py` carries this file's text.
 """
 
+import math
 from pathlib import Path
 from typing import BinaryIO
 
 ISO_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"}
+TRIMMED_S = 0.1
+"""Length by which an edit list may be shorter for other reasons than trimming."""
+LARGEST_INDEX = 2**26
 EBML_HEAD, EBML_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
-def has_true_count(path: Path) -> bool:
-    """Return whether a file lists every frame (.mp4, .mov, .3gp), so that their number is known."""
+def has_true_count(path: Path, length_s: float) -> bool:
+    """Return whether a file lists every frame, and shows all of them (.mp4, .mov, .3gp).
+
+    `length_s` is the length of all its frames: where an edit list shows less, the file was trimmed
+    without its frames being removed, as phones do.
+    """
     with path.open("rb") as stream:
-        return stream.read(8)[4:] in ISO_BOXES
+        if stream.read(8)[4:] not in ISO_BOXES:
+            return False
+        moov = _iso_index(stream, path.stat().st_size)
+    return _edited_s(moov) >= length_s - TRIMMED_S
+
+
+def _iso_index(stream: BinaryIO, size: int) -> bytes:
+    """Return the box with a file's index, or nothing where it has none of a usual size."""
+    start = 0
+    while start + 8 <= size:
+        stream.seek(start)
+        head = stream.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if length < 8:
+            break
+        if head[4:8] == b"moov" and length <= LARGEST_INDEX:
+            stream.seek(start)
+            return stream.read(length)
+        start += length
+    return b""
+
+
+def _edited_s(moov: bytes) -> float:
+    """Return the shortest length that an edit list shows; infinity without any."""
+    header = moov.find(b"mvhd")
+    if header < 0:
+        return math.inf
+    clock = header + (24 if moov[header + 4] else 16)  # version 1 has longer dates before it
+    ticks = int.from_bytes(moov[clock : clock + 4], "big") or 1
+    shortest = math.inf
+    at = moov.find(b"elst")
+    while at >= 0:
+        long = bool(moov[at + 4])
+        word, entry = (8, 20) if long else (4, 12)
+        shown = 0
+        for number in range(int.from_bytes(moov[at + 8 : at + 12], "big")):
+            place = at + 12 + number * entry
+            begins = int.from_bytes(moov[place + word : place + 2 * word], "big", signed=True)
+            if begins >= 0:  # -1 shows nothing
+                shown += int.from_bytes(moov[place : place + word], "big")
+        shortest = min(shortest, shown / ticks)
+        at = moov.find(b"elst", at + 1)
+    return shortest
 
 
 def is_cut_off(path: Path) -> bool:

@@ -108,12 +108,18 @@ def recordings_of(sources: Sequence[str], folder: Path) -> dict[str, Path]:
         name = recording_name(source)
         target = folder / below.get(Path(source), Path()) / name
         number = 1
-        while target in found.values():
+        # What a camera saw yesterday cannot be recorded again.
+        while target in found.values() or (is_live(source) and recorded(target).exists()):
             number += 1
             target = target.with_name(f"{name}-{number}")
-        check_free(target.with_name(f"{target.name}.mp4"), taken)
+        check_free(recorded(target), taken)
         found[source] = target
     return found
+
+
+def recorded(target: Path) -> Path:
+    """Return the video of a recording."""
+    return target.with_name(f"{target.name}.mp4")
 
 
 def below_shared(paths: Sequence[Path]) -> list[Path]:
@@ -125,6 +131,8 @@ def below_shared(paths: Sequence[Path]) -> list[Path]:
 
 def check_folder(folder: Path, sources: Sequence[Path]) -> None:
     """Refuse to write into a folder from which is read."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"--save {folder} is a file: give a folder")
     real = os.path.realpath(folder)
     for source in sources:
         if os.path.realpath(source.parent) == real or os.path.realpath(source) == real:

@@ -37,6 +37,20 @@ def is_video(source: str) -> bool:
     return Path(source).suffix.lower() in VIDEO_SUFFIXES and not Path(source).is_dir()
 
 
+def expanded(sources: Iterable[str]) -> list[str]:
+    """Return the sources, each pattern replaced by the images and videos that match it, once."""
+    found: dict[str, None] = {}
+    for source in sources:
+        if is_live(source) or Path(source).exists() or not _has_wildcard(source):
+            found[source] = None
+            continue
+        matching = _matching(Path(source), IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+        if not matching:
+            raise DataError(f"no image or video matches {source}")
+        found |= dict.fromkeys(map(str, matching))
+    return list(found)
+
+
 def image_paths(sources: Path | Iterable[Path]) -> list[Path]:
     """Return the image files of folders and patterns (`shots/*.jpg`) and the files named, once."""
     named = [sources] if isinstance(sources, Path) else list(sources)
@@ -45,28 +59,32 @@ def image_paths(sources: Path | Iterable[Path]) -> list[Path]:
 
 def _images_of(source: Path) -> list[Path]:
     if source.is_dir():
-        found = sorted(path for path in source.iterdir() if _is_image(path, source))
+        found = sorted(p for p in source.iterdir() if _is_one_of(p, source, IMAGE_SUFFIXES))
         if not found:
             raise DataError(f"no images in {source}: {', '.join(sorted(IMAGE_SUFFIXES))} are read")
         return found
     if source.exists():
         return [source]
-    if any(sign in str(source) for sign in WILDCARDS):
-        found = _matching(source)
+    if _has_wildcard(str(source)):
+        found = _matching(source, IMAGE_SUFFIXES)
         if not found:
             raise DataError(f"no image matches {source}")
         return found
     raise DataError(f"no image or folder at {source}")
 
 
-def _matching(pattern: Path) -> list[Path]:
-    """Return the images that match; what exists of the path is taken as written."""
+def _has_wildcard(source: str) -> bool:
+    return any(sign in source for sign in WILDCARDS)
+
+
+def _matching(pattern: Path, suffixes: set[str]) -> list[Path]:
+    """Return the files that match; what exists of the path is taken as written."""
     root = next((folder for folder in pattern.parents if folder.is_dir()), Path())
     rest = str(pattern.relative_to(root))
     try:
         # A bracket may also be part of a folder's name that follows a wildcard.
         for text in (rest, escape(rest).replace("[*]", "*").replace("[?]", "?")):
-            found = sorted(path for path in root.glob(text) if _is_image(path, root))
+            found = sorted(p for p in root.glob(text) if _is_one_of(p, root, suffixes))
             if found:
                 return found
     except ValueError as error:
@@ -74,9 +92,9 @@ def _matching(pattern: Path) -> list[Path]:
     return []
 
 
-def _is_image(path: Path, root: Path) -> bool:
+def _is_one_of(path: Path, root: Path, suffixes: set[str]) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file()
+    return path.suffix.lower() in suffixes and not hidden and path.is_file()
 
 
 def recording_name(source: str) -> str:

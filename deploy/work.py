@@ -20,7 +20,7 @@ from .labels import Labels
 from .postprocess import suppressed
 from .recorder import Recorder, show_frame
 from .saving import outputs_of, recordings_of, write_image, write_whole
-from .sources import image_paths, is_video
+from .sources import expanded, image_paths, is_video
 from .stream import Frame, run_stream
 from .tiles import detect_tiled
 from .track import Tracker
@@ -166,24 +166,28 @@ def detect_stream(
             else:
                 recorder.discard()
     tracks = {} if tracker is None else {"tracks": tracker.count}
-    return {"source": masked(source), **tally.summary(), **tracks}
+    saved = {} if recorder is None else {"saved": str(recorder.video)}
+    return {"source": masked(source), **tally.summary(), **tracks, **saved}
 
 
 def detect_sources(
     bundle: Finder, sources: Sequence[str], options: DetectOptions
 ) -> tuple[dict[str, Any], list[str]]:
-    """Run the bundle on images, folders, patterns, videos, cameras and streams, in this order.
+    """Run the bundle on images, folders and patterns, then on videos, cameras and streams.
 
     Return the JSON line and what was wrong. Of one video the line is its own; of several, and of
     images besides, `videos` has one for each.
     """
-    save = options.save
+    save, sources = options.save, expanded(sources)
     videos = [source for source in sources if is_video(source) and not _still(source)]
-    named = [Path(source) for source in sources if source not in videos]
-    images = image_paths(named)
-    moving = [path for path in images if path not in named and not _still(str(path))]
-    videos += [str(path) for path in moving if path.suffix.lower() == ".gif"]
-    images = [path for path in images if str(path) not in videos]
+    moving = set(videos)
+    named = [Path(source) for source in sources if source not in moving]
+    images = []
+    for path in image_paths(named):
+        if path.suffix.lower() == ".gif" and not _still(str(path)):  # in a folder
+            videos.append(str(path))
+        else:
+            images.append(path)
     saved = recordings_of(videos, save) if save is not None else {}
     results, problems = [], []
     result: dict[str, Any] = {}

@@ -15,7 +15,8 @@ from deploy.detect import Bundle
 from deploy.export import export_bundle
 from deploy.form import Form
 from deploy.pixels import as_pixels
-from deploy.saving import outputs_of
+from deploy.recorder import Recorder
+from deploy.saving import outputs_of, recordings_of
 from deploy.sources import image_paths, is_live, is_video, recording_name
 from deploy.work import DetectOptions, detect_files
 from supernet.detector import Detector
@@ -93,6 +94,17 @@ def test_the_users_videos_are_never_replaced(tmp_path: Path) -> None:
     assert names == {"clip.mp4", "clip.jsonl", "clip.avi.mp4", "clip.avi.jsonl"}
 
 
+def test_recordings_of_a_camera_follow_each_other(tmp_path: Path) -> None:
+    for expected in ("camera0", "camera0-2", "camera0-3"):
+        target = recordings_of(["0"], tmp_path)["0"]
+        assert target == tmp_path / expected
+        recorder = Recorder(target.parent, target.name, 25.0)
+        recorder.add(np.zeros((48, 64, 3), np.uint8), {"boxes_xyxy_px": []})
+        recorder.close()
+    same = recordings_of(["rtsp://a/live", "rtsp://b/live"], tmp_path)
+    assert [path.name for path in same.values()] == ["live", "live-2"]
+
+
 def test_a_name_of_255_bytes_does_not_stop_the_folder(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     for name in ("a" * 251 + ".png", "ä" * 124 + ".webp", "b.png"):
@@ -127,6 +139,13 @@ def test_any_number_of_sources(tmp_path: Path) -> None:
     clip = write_video(tmp_path / "clip.mp4", "mp4v", 5)
     result, problems = detect([*sources, str(clip)], save=tmp_path / "out")
     assert result["images"] == 3 and result["videos"][0]["frames"] == 5
+    quoted = [str(tmp_path / "*.mp4"), str(tmp_path / "photos" / "*")]
+    result, problems = detect(quoted, save=tmp_path / "quoted")
+    assert result["images"] == 3 and result["videos"][0]["frames"] == 5 and not problems
+    with pytest.raises(DataError, match="no image or video matches"):
+        detect([str(tmp_path / "*.mkv")])
+    with pytest.raises(DataError, match="is a file: give a folder"):
+        detect([str(clip)], save=images[0])
     with pytest.raises(DataError, match="no image or folder at"):
         detect([*sources, str(tmp_path / "absent.jpg")])
 

@@ -1,6 +1,7 @@
 """Videos as people have them: containers without an index, pauses, slow motion, cut files."""
 
 import json
+import struct
 import threading
 import time
 from collections.abc import Sequence
@@ -169,6 +170,39 @@ def test_what_is_cut_off_or_broken_is_reported(tmp_path: Path) -> None:
     path.write_bytes(data)
     done = detect_stream(BUNDLE, str(path), DetectOptions())
     assert (done["frames"], done["broken"]) == (57, 3)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "code"), [(".mkv", "MJPG"), (".webm", "VP80"), (".avi", "MJPG")]
+)
+def test_sound_that_is_longer_than_the_picture_is_no_loss(
+    tmp_path: Path, suffix: str, code: str
+) -> None:
+    """The container's length, and with it the number of frames that it states, is the sound's."""
+    path = write_video(tmp_path / f"clip{suffix}", code)
+    data = bytearray(path.read_bytes())
+    if suffix == ".avi":
+        for name, place in ((b"strh", 40), (b"avih", 24)):
+            at = data.index(name) + place
+            data[at : at + 4] = struct.pack("<I", 100)
+    else:
+        at = data.index(b"\x44\x89\x88") + 3
+        data[at : at + 8] = struct.pack(">d", 4000.0)
+    path.write_bytes(data)
+    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) == 100
+    result, problems = detect([str(path)])
+    assert (result["frames"], result["broken"], problems) == (60, 0, [])
+
+
+def test_a_trimmed_video_has_the_frames_that_it_shows(tmp_path: Path) -> None:
+    """Phones trim by an edit list; the frames stay in the file."""
+    path = write_video(tmp_path / "clip.mp4", "mp4v")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"elst") + 12
+    data[at : at + 4] = struct.pack(">I", struct.unpack(">I", data[at : at + 4])[0] // 2)
+    path.write_bytes(data)
+    result, problems = detect([str(path)])
+    assert (result["frames"], result["broken"], problems) == (30, 0, [])
 
 
 class Hanging(Source):
