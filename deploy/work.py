@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from supernet.errors import HeatError, UserError, masked
+from supernet.errors import DataError, HeatError, UserError, masked
 from supernet.letterbox import Image, read_image
 
 from .capture import Source, is_animated
@@ -196,13 +196,19 @@ def detect_sources(
         result = summary(records)
         problems += [f"{path} is no image that can be decoded" for path in broken]
     for video in videos:
-        done = detect_stream(bundle, video, options, saved.get(video))
+        try:
+            done = detect_stream(bundle, video, options, saved.get(video))
+        except DataError as error:
+            if len(videos) == 1 and not images:
+                raise
+            problems.append(str(error))  # the others are not to blame
+            continue
         results.append(done)
         lost = what_was_lost(done)
         problems += [lost] if lost else []
-    if len(results) == 1 and not images:
+    if len(videos) == 1 and not images:
         return results[0], problems
-    return {**result, **({"videos": results} if results else {})}, problems
+    return {**result, **({"videos": results} if videos else {})}, problems
 
 
 def _still(source: str) -> bool:

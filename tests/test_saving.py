@@ -139,6 +139,12 @@ def test_any_number_of_sources(tmp_path: Path) -> None:
     clip = write_video(tmp_path / "clip.mp4", "mp4v", 5)
     result, problems = detect([*sources, str(clip)], save=tmp_path / "out")
     assert result["images"] == 3 and result["videos"][0]["frames"] == 5
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"none")
+    result, problems = detect([str(broken), str(clip)])
+    assert [video["frames"] for video in result["videos"]] == [5]
+    assert len(problems) == 1 and "broken.mp4" in problems[0]
+    broken.unlink()
     quoted = [str(tmp_path / "*.mp4"), str(tmp_path / "photos" / "*")]
     result, problems = detect(quoted, save=tmp_path / "quoted")
     assert result["images"] == 3 and result["videos"][0]["frames"] == 5 and not problems
@@ -249,6 +255,10 @@ def test_the_command_takes_what_a_shell_expands(bundle: Path, tmp_path: Path) ->
     (tmp_path / "photos" / "d.jpg").write_bytes(b"none")
     code, found, errors = run("detect", bundle, tmp_path / "photos", "--save", out)
     assert code == 2 and found["images"] == 3 and "d.jpg is no image" in errors
+    for name in ("one.mp4", "two.mp4"):
+        (tmp_path / name).write_bytes(b"none")
+    code, found, errors = run("detect", bundle, *sorted(tmp_path.glob("*.mp4")), "--save", out)
+    assert (code, found) == (2, {"videos": []}) and "one.mp4" in errors and "two.mp4" in errors
     line = fails(2, "detect", bundle, "rtsp://me:secret@127.0.0.1:1/x", "--save", out)
     assert "secret" not in line and "rtsp://***@127.0.0.1:1/x" in line
 

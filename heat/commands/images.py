@@ -70,7 +70,7 @@ def detect(
             f"{record['file']}: {len(record['names'])} objects, {record['latency_ms']:.1f} ms",
             file=sys.stderr,
         )
-    for video in result.get("videos", [] if "detections" in result else [result]):
+    for video in result.get("videos", [result] if "frames" in result else []):
         print(
             f"{video['source']}: {video['frames']} frames at {video['fps']:.1f} FPS, "
             f"{video['dropped']} dropped",
