@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -199,3 +200,18 @@ def test_int8_without_labels_claims_nothing(
     assert judge_of(data, list(data.names)) is not None
     assert judge_of(data.of(empty), list(data.names)) is None
     assert "no box" in capsys.readouterr().err
+
+
+def test_an_int8_export_on_images_without_labels_names_no_loss(
+    thinned: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        cv2.imwrite(str(photos / f"{index}.png"), draw(rng)[0])
+    asked = ["--network", "thinned", "--precision", "int8", "--images", photos, "--threads", 1]
+    code, exported, errors = run("export", *asked, "--out", thinned)
+    assert code == 0, errors
+    assert "points lost" not in errors and "what INT8 loses is not known" in errors
+    assert exported["precision"] == "int8" and exported["accuracy_check"] is None
