@@ -21,8 +21,9 @@ from typing import Any
 
 from result import here, tell
 
+from deploy.feeds import inputs_of
 from deploy.runtimes import OnnxRuntimeSession
-from deploy.side_by_side import Entrant, inputs_of, race, run_for
+from deploy.side_by_side import Entrant, race, run_for
 from latency_tables.models import random_network
 from supernet.architecture import parse_size, preset
 

@@ -61,7 +61,8 @@ def check_capability(capability: str, precision: str, package: str, version: str
         return
     have = (int(version.split(".")[0]), int(version.split(".")[1]))
     if known.last is not None and have > known.last:
-        last = ".".join(map(str, known.last))
+        major, minor = known.last
+        first_without = f"{major}.{minor + 1}"
         raise DeviceError(
-            f"TensorRT {version} does not run on {where}: pip install 'tensorrt<={last}.*'"
+            f"TensorRT {version} does not run on {where}: pip install 'tensorrt<{first_without}'"
         )

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -68,8 +69,7 @@ def export_bundle(
         "architecture": architecture.to_json(),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for stale in folder.parent.glob(f".{folder.name}.*"):  # left by an export that was killed
-        shutil.rmtree(stale, ignore_errors=True)
+    _tidy(folder)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     scratch.chmod(0o755)
     try:
@@ -161,6 +161,17 @@ def _input_facts(size: tuple[int, int]) -> dict[str, Any]:
 def write_card(folder: Path, card: dict[str, Any]) -> None:
     """Write `card.json` atomically."""
     write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
+
+
+def _tidy(folder: Path) -> None:
+    """Put back the old bundle, where an export was killed in the swap, and remove its remains."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
+    left = re.compile(rf"\.{re.escape(folder.name)}\.([a-z0-9_]{{8}}|old)")  # as mkdtemp names
+    for path in folder.parent.iterdir():
+        if left.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _swap(scratch: Path, folder: Path) -> None:

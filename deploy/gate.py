@@ -39,6 +39,13 @@ def check_parity(
     parity = compare(network, find, raw_session, images, form.precision)
     if parity.passed:
         return parity
+    if parity.not_finite:
+        raise PromiseError(
+            f"the {form.format} model in {form.precision} gives NaN or infinity on "
+            f"{parity.not_finite} of {parity.images} images; nothing was written; "
+            f"{_where(network, form, images, plan)}: export --precision f32, or train again where "
+            "torch gives them too"
+        )
     allowed = parity.allowed
     raise PromiseError(
         f"the {form.format} model in {form.precision} disagrees with torch on {parity.images} "
@@ -124,7 +131,7 @@ def check_ap(
     if judge is None:
         return None
     exact, ours = judge(torch_detect(network)), judge(artefact_detect(network, find))
-    if exact - ours > max_ap_drop:
+    if not exact - ours <= max_ap_drop:
         raise PromiseError(
             f"the {form.format} model in {form.precision} loses {exact - ours:.2f} points of AP "
             f"({exact:.2f} in torch, {ours:.2f} here; --max-ap-drop {max_ap_drop:g}); nothing was "

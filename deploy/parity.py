@@ -66,6 +66,8 @@ class Parity:
     raw_max_score: float
     """Largest score difference before NMS, over all anchors and classes."""
     precision: str = "f32"
+    not_finite: int = 0
+    """Images on which the artefact gave NaN or infinity."""
 
     @property
     def allowed(self) -> Allowed:
@@ -77,7 +79,8 @@ class Parity:
         """Whether the artefact computes what torch computes."""
         allowed = self.allowed
         return (
-            self.unmatched <= allowed.unmatched * (self.matched + self.unmatched)
+            not self.not_finite
+            and self.unmatched <= allowed.unmatched * (self.matched + self.unmatched)
             and self.max_score <= allowed.score
             and self.raw_max_score <= allowed.score
             and self.raw_max_box_px <= allowed.raw_box_px
@@ -86,12 +89,17 @@ class Parity:
     @property
     def worst_box_px(self) -> float:
         """Largest box difference, before or after NMS."""
-        return max(self.max_box_px, self.raw_max_box_px)
+        return largest(self.max_box_px, self.raw_max_box_px)
 
     @property
     def worst_score(self) -> float:
         """Largest score difference, before or after NMS."""
-        return max(self.max_score, self.raw_max_score)
+        return largest(self.max_score, self.raw_max_score)
+
+
+def largest(one: float, other: float) -> float:
+    """Return the larger of two differences; NaN where one of them is NaN, unlike `max`."""
+    return float(np.maximum(one, other))
 
 
 @torch.no_grad()
@@ -106,7 +114,7 @@ def compare(
     network = network.deployed()
     size = network.architecture.input_size
     least = ALLOWED[precision].iou
-    matched = unmatched = 0
+    matched = unmatched = not_finite = 0
     box_px = score = raw_box_px = raw_score = 0.0
     for image in images:
         pixels = letterbox(image, size)[0][None]
@@ -115,11 +123,14 @@ def compare(
         exact, boxes = network.decode.open(*outputs)
         first, second = (torch.from_numpy(x) for x in raw_session.run({"image": pixels}))
         scores_raw = first.reshape(exact.shape)  # of one image an axis may be missing
-        raw_score = max(raw_score, float((scores_raw - exact).abs().max()))
+        raw_score = largest(raw_score, float((scores_raw - exact).abs().max()))
         boxes_raw = network.decode.boxes_px(second.view_as(outputs[1]))
-        raw_box_px = max(raw_box_px, float((boxes - boxes_raw).abs().max()))
+        raw_box_px = largest(raw_box_px, float((boxes - boxes_raw).abs().max()))
         found = [torch.from_numpy(np.asarray(output)) for output in find({"image": pixels})]
         theirs = (found[0], found[1], found[2])
+        # Decoding clips boxes, so that NaN and infinity may show in the maps only.
+        outputs_finite = [bool(values.isfinite().all()) for values in (first, second, *theirs)]
+        not_finite += not all(outputs_finite)
         pairs, lonely, largest_box, largest_score = match_detections(
             network.decode.select(exact[0], boxes[0]), theirs, least
         )
@@ -130,8 +141,18 @@ def compare(
                 own = network.decode.select(scores_raw[0], boxes_raw[0], nms_iou=NMS_IOU + edge)
                 pairs, lonely, largest_box, largest_score = match_detections(own, theirs, least)
         matched, unmatched = matched + pairs, unmatched + lonely
-        box_px, score = max(box_px, largest_box), max(score, largest_score)
-    return Parity(len(images), matched, unmatched, box_px, score, raw_box_px, raw_score, precision)
+        box_px, score = largest(box_px, largest_box), largest(score, largest_score)
+    return Parity(
+        images=len(images),
+        matched=matched,
+        unmatched=unmatched,
+        max_box_px=box_px,
+        max_score=score,
+        raw_max_box_px=raw_box_px,
+        raw_max_score=raw_score,
+        precision=precision,
+        not_finite=not_finite,
+    )
 
 
 Detected = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

@@ -69,6 +69,18 @@ class Postprocess:
         return boxes
 
 
+def suppressed(
+    boxes_xyxy: Numbers, scores: Numbers, iou_limit: float, labels: Numbers | None = None
+) -> Numbers:
+    """Return the rows that greedy suppression keeps, best first; with labels, class by class."""
+    order = np.argsort(-scores, kind="stable")
+    boxes = boxes_xyxy[order].astype(np.float64)
+    if labels is not None and len(boxes):
+        boxes = boxes + labels[order][:, None] * (boxes.max() + 1)
+    rows: Numbers = order[nms(boxes, iou_limit, len(order))]
+    return rows
+
+
 def nms(boxes_xyxy: Numbers, iou_limit: float, keep: int) -> Numbers:
     """Return the rows that greedy suppression keeps; boxes are given best first."""
     x0, y0, x1, y1 = boxes_xyxy.T

@@ -34,7 +34,7 @@ class Attempt:
 def quantize(
     network: Detector,
     batches: Sequence[Tensor],
-    lost: Callable[[Quantization], float],
+    lost: Callable[[Quantization], float] | None,
     max_drop: float,
     *,
     outputs: bool = False,
@@ -42,14 +42,17 @@ def quantize(
     """Return the plan with the fewest entries in floating point that loses at most `max_drop`.
 
     `batches` are images uint8 [B, H, W, 3] of the kind that will be seen; `lost` builds the
-    artefact of a plan and says how many points it loses. With `outputs` those of convolutions are
-    rounded too. Raises `PromiseError` where rounding any
-    single entry already loses too much.
+    artefact of a plan and returns how many points it loses; without it every entry is quantized.
+    With `outputs` those of convolutions are quantized too. Raises `PromiseError` where quantizing
+    any single entry already loses too much.
     """
     folded = network.deployed()
     with Progress("calibrate", 2) as bar:
         plan = calibrate(folded, batches, outputs=outputs)
         bar.advance()
+        if lost is None:
+            bar.advance()
+            return plan, []
         order = by_sensitivity(folded, plan, batches[0][:SENSITIVITY_IMAGES])
         bar.advance()
     attempts: list[Attempt] = []

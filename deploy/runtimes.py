@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -203,11 +204,13 @@ class OpenVinoSession(WallClock):
                 "ENABLE_CPU_PINNING": pinning,
             },
         )
-        self._request = self.compiled.create_infer_request()
+        self._own = threading.local()
 
     def run(self, inputs: Mapping[str, Any]) -> list[Any]:
-        """Execute once."""
-        return self._run(self._request, inputs)
+        """Execute once, by a request of the calling thread's own: two cannot share one."""
+        if not hasattr(self._own, "request"):
+            self._own.request = self.compiled.create_infer_request()
+        return self._run(self._own.request, inputs)
 
     def runner(self) -> Callable[[Mapping[str, Any]], list[Any]]:
         """Return what one of several threads executes with: a request of its own."""

@@ -1,6 +1,6 @@
 """Times models side by side: a process for each, in turns, so that all meet the same machine.
 
-    python -m deploy.side_by_side FILE RUNTIME PRECISION THREADS alone|crowd
+    python -m deploy.side_by_side FILE RUNTIME PRECISION THREADS alone|crowd HEIGHTxWIDTH|-
 
 is one such process: it loads the model, says so, and obeys lines on stdin. Needs numpy and the
 runtime only.
@@ -24,7 +24,8 @@ import numpy as np
 from supernet.errors import HeatError, UserError
 
 from .bench import own_peak_mb
-from .runtimes import OnnxRuntimeSession, OpenVinoSession, Session, open_crowd, open_session
+from .feeds import described, inputs_of
+from .runtimes import Session, open_crowd, open_session
 
 ROUNDS = 15
 TURN_SECONDS = 0.4
@@ -40,6 +41,8 @@ class Entrant:
     runtime: str
     precision: str = "f32"
     threads: int = 1
+    input_hw: tuple[int, int] | None = None
+    """Height and width of images, where the model leaves them open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ class Lap:
     """From opening the file to the first result."""
     peak_mb: float
     """Peak resident memory of its process, MiB."""
+    inputs: str = ""
+    """Name, type and shape of what it is fed."""
 
     @property
     def fps(self) -> float:
@@ -93,7 +98,17 @@ def _lap(entrant: Entrant, racer: "_Racer", last: dict[str, Any], turns: list[li
     every = np.array([ms for turn in turns for ms in turn])
     p50, p95, p99 = (float(value) for value in np.percentile(every, (50, 95, 99)))
     medians = tuple(statistics.median(turn) for turn in turns)
-    return Lap(entrant.name, p50, p95, p99, medians, len(every), racer.start_ms, last["peak_mb"])
+    return Lap(
+        name=entrant.name,
+        p50_ms=p50,
+        p95_ms=p95,
+        p99_ms=p99,
+        rounds_ms=medians,
+        runs=len(every),
+        start_ms=racer.start_ms,
+        peak_mb=last["peak_mb"],
+        inputs=racer.inputs,
+    )
 
 
 class _Racer:
@@ -104,7 +119,9 @@ class _Racer:
         self._name, self._process = entrant.name, process
         self._to: IO[str] = process.stdin
         self._from: IO[str] = process.stdout
-        self.start_ms: float = self._answer()["start_ms"]
+        first = self._answer()
+        self.start_ms: float = first["start_ms"]
+        self.inputs: str = first["inputs"]
 
     def ask(self, *words: object) -> dict[str, Any]:
         self._to.write(" ".join(map(str, words)) + "\n")
@@ -128,6 +145,7 @@ def _racer(entrant: Entrant, mode: str = "alone") -> Iterator[_Racer]:
     command = [
         sys.executable, "-m", "deploy.side_by_side",
         str(entrant.model), entrant.runtime, entrant.precision, str(entrant.threads), mode,
+        "x".join(map(str, entrant.input_hw)) if entrant.input_hw else "-",
     ]  # fmt: skip
     home = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH")) if part)
@@ -143,38 +161,6 @@ def _racer(entrant: Entrant, mode: str = "alone") -> Iterator[_Racer]:
     finally:
         process.kill()
         process.communicate()
-
-
-def inputs_of(session: Session) -> dict[str, Any]:
-    """Draw inputs for a model from what it says of them; unknown sides are 1."""
-    rng = np.random.default_rng(0)
-    feeds = {}
-    for name, shape, kind in _declared(session):
-        if "float" not in kind and "f32" not in kind:
-            dtype = np.int64 if "64" in kind else np.uint8
-            feeds[name] = rng.integers(0, 256, shape).astype(dtype)
-        else:
-            feeds[name] = rng.random(shape, dtype=np.float32)
-    return feeds
-
-
-def _declared(session: Session) -> list[tuple[str, list[int], str]]:
-    if isinstance(session, OnnxRuntimeSession):
-        return [
-            (i.name, [side if isinstance(side, int) else 1 for side in i.shape], i.type)
-            for i in session.session.get_inputs()
-        ]
-    if isinstance(session, OpenVinoSession):
-        return [
-            (
-                port.get_any_name(),
-                [side.get_length() if side.is_static else 1 for side in port.partial_shape],
-                port.element_type.get_type_name(),
-            )
-            for port in session.compiled.inputs
-        ]
-    found: list[tuple[str, list[int], str]] = session.declared()  # type: ignore[attr-defined]
-    return found
 
 
 def run_for(session: Session, feeds: dict[str, Any], seconds: float) -> list[float]:
@@ -218,15 +204,16 @@ def crowd_fps(session: Any, feeds: dict[str, Any], requests: int, seconds: float
 
 def main(arguments: Sequence[str]) -> int:
     """Load a model and obey: `run SECONDS`, `end`."""
-    model, runtime, precision, threads, mode = arguments
+    model, runtime, precision, threads, mode, size = arguments
     try:
         start = time.perf_counter()
         crowd = mode == "crowd"
         opened = open_crowd if crowd else open_session
         session = opened(runtime, Path(model), int(threads), precision)
-        feeds = inputs_of(session)
+        height, _, width = size.partition("x")
+        feeds = inputs_of(session, (int(height), int(width)) if width else None)
         session.run(feeds)
-        _say({"start_ms": (time.perf_counter() - start) * 1e3})
+        _say({"start_ms": (time.perf_counter() - start) * 1e3, "inputs": described(feeds)})
         run_for(session, feeds, 0.0)
         for line in sys.stdin:
             verb, *rest = line.split()
@@ -241,6 +228,9 @@ def main(arguments: Sequence[str]) -> int:
     except HeatError as error:
         _say({"error": str(error)})
         return error.exit_code
+    except Exception as error:  # what a runtime raises has no common base
+        _say({"error": " ".join(f"it cannot be run: {error}".split())[:300]})
+        return 1
     return 0
 
 

@@ -11,18 +11,41 @@ from types import ModuleType
 
 from supernet import errors, letterbox
 
-from . import cuda, detect, engine, gpu, postprocess, runtimes, stream
+from . import (
+    capture,
+    containers,
+    cuda,
+    detect,
+    drawing,
+    engine,
+    gpu,
+    labels,
+    pixels,
+    postprocess,
+    recorder,
+    runtimes,
+    saving,
+    sources,
+    stream,
+    tiles,
+    track,
+    work,
+)
 
-PARTS = (errors, letterbox, runtimes, postprocess, stream, detect)
+DETECTING = (
+    postprocess, sources, containers, capture, stream, saving, recorder, pixels, drawing, labels,
+    tiles, track, work, detect,
+)  # fmt: skip
+PARTS = (errors, letterbox, runtimes, *DETECTING)
 """In the order in which they need each other."""
-GPU_PARTS = (errors, letterbox, runtimes, cuda, engine, gpu, postprocess, stream, detect)
+GPU_PARTS = (errors, letterbox, runtimes, cuda, engine, gpu, *DETECTING)
 """The same for TensorRT."""
 
 OURS = ("heat", "supernet", "latency_tables", "deploy")
 
 HEADER = '''"""Detects objects with the model in this folder.
 
-    python detect.py IMAGE|FOLDER|PATTERN|VIDEO|CAMERA|URL --save DIR
+    python detect.py IMAGE|FOLDER|PATTERN|VIDEO|CAMERA|URL ... --save DIR
 
 Needs numpy, opencv-python-headless and the runtime named in card.json. Made by heat export.
 """

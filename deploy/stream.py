@@ -3,31 +3,32 @@
 Three threads with queues of two frames between them. A file is read no faster than it is worked
 off, and every frame counts. A camera or stream keeps its own rate: a frame that is not worked off
 when a newer one comes is dropped, the oldest first, and counted, so that what is shown is never
-more than two frames old. Needs numpy and OpenCV; every bundle's `detect.py` carries this text.
+more than two frames old. Needs numpy and OpenCV only; every bundle's `detect.py` carries this text.
 """
 
-import json
 import queue
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 
-from supernet.errors import DataError, UserError
 from supernet.letterbox import Image
+
+from .capture import Source
 
 QUEUE = 2
 """Frames that wait between two threads."""
 PATIENCE = 30
 """Frames of a file in a row that may be broken; a camera has PATIENCE_S."""
 PATIENCE_S = 3.0
-WINDOW = "heat detect"
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts"}
+HANG_S = 30.0
+"""How long a camera may hang in a read before it is given up."""
+KEPT_TIMES = 10_000
+"""Times of a step that percentiles are taken of, drawn evenly from all frames."""
 
 
 class Detected(Protocol):
@@ -40,12 +41,14 @@ class Detected(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A picture and when it was there."""
+    """An image and when it was there."""
 
     number: int
     image: Image
     arrived_s: float
     decode_ms: float
+    time_s: float = 0.0
+    """Its place in the recording."""
 
 
 @dataclass(slots=True)
@@ -64,11 +67,19 @@ class Tally:
     ended: str = ""
     """Why a live source ended, if it did by itself."""
     times_ms: dict[str, list[float]] = field(default_factory=dict)
+    """At most KEPT_TIMES of each step: a camera may run for months."""
+    _seen: dict[str, int] = field(default_factory=dict)
+    _random: random.Random = field(default_factory=lambda: random.Random(0))
 
     def add(self, **times_ms: float) -> None:
-        """Note the times of a frame."""
+        """Keep the times of a frame; beyond KEPT_TIMES by reservoir sampling (Vitter, 1985)."""
         for name, value in times_ms.items():
-            self.times_ms.setdefault(name, []).append(value)
+            kept = self.times_ms.setdefault(name, [])
+            self._seen[name] = seen = self._seen.get(name, 0) + 1
+            if len(kept) < KEPT_TIMES:
+                kept.append(value)
+            elif (place := self._random.randrange(seen)) < KEPT_TIMES:
+                kept[place] = value
 
     def summary(self) -> dict[str, Any]:
         """Return counts, the sustained rate, and percentiles of every step."""
@@ -90,40 +101,6 @@ class Tally:
         }
 
 
-def is_video(source: str) -> bool:
-    """Say whether a source is a camera number, a stream, or a video file."""
-    return source.isdigit() or "://" in source or Path(source).suffix.lower() in VIDEO_SUFFIXES
-
-
-class Source:
-    """A camera (its number), a stream (a URL), or a video file, read frame by frame."""
-
-    def __init__(self, name: str) -> None:
-        """Open it; raises `DataError` where OpenCV cannot."""
-        self.name = name
-        self.live = name.isdigit() or "://" in name
-        if not self.live and not Path(name).exists():
-            raise DataError(f"no video at {name}")
-        self._capture = cv2.VideoCapture(int(name) if name.isdigit() else name)
-        if not self._capture.isOpened():
-            what = f"camera {name}" if name.isdigit() else name
-            raise DataError(f"OpenCV cannot open {what}: is it there, and is it a video?")
-        self.fps = float(self._capture.get(cv2.CAP_PROP_FPS) or 0.0)
-        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.frames = 0 if self.live else max(0, int(count))
-
-    def read(self) -> Image | None:
-        """Return the next frame as RGB, None where it cannot be had."""
-        ok, pixels = self._capture.read()
-        if not ok or pixels is None:
-            return None
-        return np.ascontiguousarray(pixels[:, :, ::-1]).astype(np.uint8)
-
-    def close(self) -> None:
-        """Let go of it."""
-        self._capture.release()
-
-
 class _Slots:
     """A queue of a few items; a live one drops its oldest rather than wait."""
 
@@ -131,6 +108,7 @@ class _Slots:
         self._queue: queue.Queue[Any] = queue.Queue(QUEUE)
         self._live, self._on_drop = live, on_drop
         self.stop = threading.Event()
+        self.starved = False
 
     def put(self, item: Any) -> None:
         while not self.stop.is_set():
@@ -155,14 +133,19 @@ class _Slots:
                 continue
 
     def __iter__(self) -> Iterator[Any]:
+        last_s = time.perf_counter()
         while not self.stop.is_set():
             try:
                 item = self._queue.get(timeout=0.1)
             except queue.Empty:
+                self.starved = self._live and time.perf_counter() - last_s > HANG_S
+                if self.starved:
+                    return
                 continue
             if item is None:
                 return
             yield item
+            last_s = time.perf_counter()
 
 
 def run_stream(
@@ -194,6 +177,9 @@ def run_stream(
                     break
         except BaseException as error:
             raised.append(error)
+        finally:
+            # Here, and not in the other thread: OpenCV must not close what it is reading from.
+            source.close()
         frames.end()
 
     def finishing() -> None:
@@ -208,10 +194,10 @@ def run_stream(
             frames.stop.set()
             found.stop.set()
 
-    threads = [threading.Thread(target=work, daemon=True) for work in (reading, finishing)]
+    reader, finisher = (threading.Thread(target=w, daemon=True) for w in (reading, finishing))
     start = time.perf_counter()
-    for thread in threads:
-        thread.start()
+    reader.start()
+    finisher.start()
     try:
         for frame in frames:
             result = detect(frame.image)
@@ -229,9 +215,10 @@ def run_stream(
         tally.seconds = time.perf_counter() - start
         frames.stop.set()
         found.end()
-        for thread in threads:
-            thread.join(timeout=10)
-        source.close()
+        finisher.join()
+        reader.join(timeout=PATIENCE_S)  # one that hangs in a driver keeps its camera
+    if frames.starved:
+        tally.ended = f"no frame for {HANG_S:g} s: the camera or its driver hangs"
     if raised:
         raise raised[0]
     return tally
@@ -246,8 +233,10 @@ def _frames(source: Source, tally: Tally) -> Iterator[Frame]:
         image = source.read()
         now = time.perf_counter()
         if image is not None:
-            yield Frame(tally.read, image, start if not source.live else now, (now - start) * 1e3)
+            arrived_s = start if not source.live else now
+            yield Frame(tally.read, image, arrived_s, (now - start) * 1e3, source.time_s)
             tally.read += 1
+            tally.broken += failed
             failed, last_s = 0, now
         elif source.live:
             if now - last_s > PATIENCE_S:
@@ -256,56 +245,6 @@ def _frames(source: Source, tally: Tally) -> Iterator[Frame]:
             time.sleep(0.02)
         else:
             failed += 1
-            # The count in a file's header is what it should have; at its end, reading fails too.
-            if tally.read + tally.broken + failed > source.frames or failed > PATIENCE:
-                missing = source.frames - tally.read - tally.broken
-                tally.broken += max(0, missing)
+            if failed > PATIENCE:  # at the end of a file reading fails too
+                tally.broken += source.missing(tally.read + tally.broken)
                 return
-
-
-class Recorder:
-    """Writes a video with boxes and a line of JSON for each frame; whole or not at all."""
-
-    def __init__(self, folder: Path, stem: str, fps: float, *, show: bool = False) -> None:
-        """Make the folder; the files appear when the recorder is closed."""
-        self._folder, self._stem, self._fps, self._show = folder, stem, fps or 25.0, show
-        self._writer: Any = None
-        self._lines: Any = None
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lines = self._partial("jsonl").open("w", encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"cannot write to {folder}: {error.strerror}") from None
-
-    def _partial(self, suffix: str) -> Path:
-        return self._folder / f".{self._stem}.part.{suffix}"
-
-    def add(self, picture: Image, record: dict[str, Any]) -> None:
-        """Append a frame."""
-        if self._writer is None:
-            height, width = picture.shape[:2]
-            code = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(
-                str(self._partial("mp4")), code, self._fps, (width, height)
-            )
-            if not self._writer.isOpened():
-                raise DataError(f"OpenCV cannot write {self._folder / self._stem}.mp4")
-        pixels = np.ascontiguousarray(picture[:, :, ::-1])
-        self._writer.write(pixels)
-        self._lines.write(json.dumps(record) + "\n")
-        if self._show:
-            try:
-                cv2.imshow(WINDOW, pixels)
-                cv2.waitKey(1)
-            except cv2.error:
-                raise UserError(
-                    "this OpenCV has no windows: leave out --show, or pip install opencv-python"
-                ) from None
-
-    def close(self) -> None:
-        """Give the files their names."""
-        self._lines.close()
-        self._partial("jsonl").replace(self._folder / f"{self._stem}.jsonl")
-        if self._writer is not None:
-            self._writer.release()
-            self._partial("mp4").replace(self._folder / f"{self._stem}.mp4")

@@ -36,7 +36,8 @@ from supernet.version import __version__  # noqa: E402
 def load(folder: str | Path, threads: int | None = None) -> "Bundle":
     """Load an exported bundle; raise `BundleError` where it is broken.
 
-    `.detect(image)` takes RGB uint8 pixels [height, width, 3] and returns boxes in image pixels.
+    `.detect(image)` takes RGB uint8 pixels [height, width, 3], a path or a PIL image, and returns
+    boxes in image pixels. Several threads may share a bundle.
     """
     from deploy.detect import Bundle
 

@@ -21,20 +21,22 @@ def fingerprint(**facts: Any) -> str:
 
 
 class Journal:
-    """Readings of one search, by key; a file of another search is replaced."""
+    """Readings of one search, by key; a file of another search is replaced at the first reading."""
 
     def __init__(self, path: Path | None, of: str) -> None:
         """Read what stands. `of` is the search's fingerprint; without a path nothing is kept."""
         self._path = path
         self._known: dict[str, Any] = {}
+        self._header = {"search": of}
+        self._begun = False
         if path is None:
             return
         lines = path.read_bytes().split(b"\n") if path.exists() else []
         # What follows the last line break was torn by a kill.
         records = [_record(line) for line in lines[:-1]]
-        if not records or records[0] != {"search": of}:
-            write_text(path, json.dumps({"search": of}) + "\n")
+        if not records or records[0] != self._header:
             return
+        self._begun = True
         whole = 0
         for record, line in zip(records, lines, strict=False):
             if record is None:
@@ -53,15 +55,26 @@ class Journal:
         if key not in self._known:
             self._known[key] = take()
             if self._path is not None:
+                self._begin()
                 with self._path.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps({"key": key, "value": self._known[key]}) + "\n")
                     stream.flush()
                     os.fsync(stream.fileno())
         return self._known[key]
 
+    def _begin(self) -> None:
+        """Write the header, unless it is there: several forms share one file of readings."""
+        if self._begun or self._path is None:
+            return
+        first = self._path.read_bytes().split(b"\n")[0] if self._path.exists() else b""
+        if _record(first) != self._header:
+            write_text(self._path, json.dumps(self._header) + "\n")
+        self._begun = True
+
     def forget(self) -> None:
         """Drop everything: the search is over."""
         self._known.clear()
+        self._begun = False
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 

@@ -10,7 +10,8 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
-from deploy.detect import Bundle, draw, read_card
+from deploy.detect import Bundle, read_card
+from deploy.drawing import draw
 from deploy.form import RUNTIME_OF
 from latency_tables.curves import block_curves
 from supernet.architecture import Architecture
@@ -79,8 +80,13 @@ def _parts(workspace: Workspace, thin: dict[str, Any] | None) -> list[dict[str, 
     if thin is None:
         return []
     table = recorded_table(workspace, thin)
-    times = table.times_ms()
-    architecture = Architecture.load(workspace.architecture)
+    times, calibration = table.times_ms(), table.calibration
+    entries = Architecture.load(workspace.architecture).entries()
+    if any(entry not in times for entry in entries.values()):
+        return []  # the table was measured again, for another space
+    shares = {place: calibration.predict_ms(times[entry], 1) for place, entry in entries.items()}
+    # The parts add up to the latency that was predicted, corrections by measuring included.
+    scale = thin["predicted_ms"] / sum(shares.values())
     return [
         {
             "place": place,
@@ -89,9 +95,9 @@ def _parts(workspace: Workspace, thin: dict[str, Any] | None) -> list[dict[str, 
             if entry.d_in == entry.d_out
             else f"{entry.d_in}→{entry.d_out}",
             "map": f"{entry.h}x{entry.w}",
-            "ms": times[entry] * thin["table_factor"],
+            "ms": shares[place] * scale,
         }
-        for place, entry in architecture.entries().items()
+        for place, entry in entries.items()
     ]
 
 
@@ -167,8 +173,8 @@ def _samples(folders: list[Path], data: DetectionSet | None) -> list[tuple[str, 
         image = read_image(record.path, (record.height, record.width))
         if image is None:
             continue
-        picture = draw(image, bundle.detect(image).above(SHOWN_SCORE), bundle.names)
-        ok, encoded = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
+        drawn = draw(image, bundle.detect(image).above(SHOWN_SCORE), bundle.names)
+        ok, encoded = cv2.imencode(".jpg", drawn[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
         if ok:
             samples.append((record.path.name, base64.b64encode(encoded.tobytes()).decode()))
     return samples

@@ -12,11 +12,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from supernet.architecture import CONDENSED, WIDTH_STEP
@@ -26,12 +24,9 @@ from supernet.supernet import CANDIDATES, IDENTITY, SearchSpace, place_name
 
 from .journal import fingerprint
 from .search import Method
+from .study_storage import STALE_AFTER_S, open_storage
 from .thinning import Logits, Place, State, ThinningRules
 
-HEARTBEAT_S = 30
-STALE_AFTER_S = 300
-"""A trial of another machine without news for so long belongs to a killed worker."""
-RETRIES = 3
 WORKER = "worker"
 """Trial attribute: host and process that tries it."""
 
@@ -50,12 +45,17 @@ class Problem:
     """Latency that a network must keep."""
     evaluator: str
     """Name of the evaluator, part of what a study is about."""
+    based_on: str = ""
+    """Digest of the latency tables and of the supernet's weights, likewise."""
 
     @property
     def digest(self) -> str:
         """Return what must be the same for a study to be joined."""
         return fingerprint(
-            space=self.space.to_json(), evaluator=self.evaluator, max_ms=round(self.max_ms, 6)
+            space=self.space.to_json(),
+            evaluator=self.evaluator,
+            max_ms=round(self.max_ms, 6),
+            based_on=self.based_on,
         )
 
 
@@ -104,31 +104,6 @@ def suggest(trial: optuna.Trial, problem: Problem) -> State:
     return decode(values, problem.space, problem.logits, problem.rules.min_blocks)
 
 
-def open_storage(url: str | None) -> optuna.storages.BaseStorage | None:
-    """Open a journal file (a path) or a database (a URL); None keeps the study in memory."""
-    if url is None:
-        return None
-    if "://" not in url:
-        path = Path(url)
-        if not path.parent.is_dir():
-            raise UserError(f"--study {url}: no folder {path.parent}")
-        backend = JournalFileBackend(str(path))
-        return optuna.storages.JournalStorage(backend)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
-            return optuna.storages.RDBStorage(
-                url,
-                heartbeat_interval=HEARTBEAT_S,
-                grace_period=STALE_AFTER_S,
-                heartbeat_stale_trial_callback=retry,
-            )
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--study {url} cannot be opened: {reason}") from None
-
-
 def sampler_of(method: Method, seed: int) -> optuna.samplers.BaseSampler:
     """Return Optuna's sampler of a method."""
     if method == "nsga2":
@@ -157,24 +132,32 @@ def search(
     two = frontier or method == "nsga2"
     opened = open_storage(storage)
     name = f"heat-{method}{'-frontier' if frontier else ''}"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study = optuna.create_study(
-            storage=opened,
-            sampler=sampler_of(method, seed if storage is None else seed + os.getpid()),
-            study_name=name,
-            directions=["minimize"] * (2 if two else 1),
-            load_if_exists=True,
-        )
-    stands = study.user_attrs.get("problem")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study = optuna.create_study(
+                storage=opened,
+                sampler=sampler_of(method, seed if storage is None else seed + os.getpid()),
+                study_name=name,
+                directions=["minimize"] * (2 if two else 1),
+                load_if_exists=True,
+            )
+        stands, begun = study.user_attrs.get("problem"), bool(study.get_trials(deepcopy=False))
+    except Exception as error:
+        if storage is None:
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"--study {storage} cannot be read: {reason}: use another") from None
+    if stands is None and begun:
+        raise UserError(f"the study {name} in {storage} is not HEAT's: use another --study")
     if stands is None:
         study.set_user_attr("problem", problem.digest)
         for start in starts:
             study.enqueue_trial(encode(start, problem.space, problem.logits))
     elif stands != problem.digest:
         raise UserError(
-            f"the study {name} in {storage} was made by another space, evaluator or limit: "
-            "use another --study"
+            f"the study {name} in {storage} was made by another space, evaluator, limit, "
+            "latency table or supernet: use another --study"
         )
     _retry_killed(study)
     current: int | None = None

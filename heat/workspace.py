@@ -13,19 +13,23 @@ heat-run/
 
 import datetime
 import json
+import os
 import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latency_tables.lock import only_one
 from supernet.atomic import write_text
-from supernet.errors import UserError
+from supernet.errors import UserError, masked
 
 FORMAT_VERSION = 1
 """History of `run.json`: 1, the first."""
 
 DEFAULT = Path("heat-run")
+PATIENCE_S = 60.0
+"""How long a stage waits until another command has written its record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +38,32 @@ class Workspace:
 
     root: Path
     parent: Path | None = None
-    """Workspace of the fleet that this one is a member of: it has the tables and the supernet."""
+    """Workspace of the fleet that this one is a member of: it has the tables and the supernet.
+
+    Where it is not given, `run.json` knows it.
+    """
 
     def member(self, name: str) -> "Workspace":
         """Return the workspace of a member of the fleet."""
         return Workspace(self.root / "fleet" / name, self.root)
 
     @property
+    def home(self) -> Path:
+        """The workspace that has the tables and the supernet."""
+        if self.parent is not None:
+            return self.parent
+        known = self._read().get("parent")
+        return Path(os.path.normpath(self.root / known)) if isinstance(known, str) else self.root
+
+    @property
     def tables(self) -> Path:
         """Folder of latency tables."""
-        return (self.parent or self.root) / "tables"
+        return self.home / "tables"
 
     @property
     def supernet(self) -> Path:
         """Folder of the supernet's checkpoint."""
-        return (self.parent or self.root) / "supernet"
+        return self.home / "supernet"
 
     @property
     def pretrain(self) -> Path:
@@ -86,16 +101,19 @@ class Workspace:
 
     def stages(self) -> dict[str, dict[str, Any]]:
         """Return what every finished stage recorded, by stage name."""
+        return dict(self._read()["stages"])
+
+    def _read(self) -> dict[str, Any]:
         path = self.root / "run.json"
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if record["format"] != FORMAT_VERSION:
                 raise UserError(
                     f"{path}: format {record['format']}, this HEAT reads {FORMAT_VERSION}"
                 )
-            return dict(record["stages"])
+            return {**record, "stages": dict(record["stages"])}
         except FileNotFoundError:
-            return {}
+            return {"stages": {}}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} cannot be read ({error}): use another --out") from None
 
@@ -111,19 +129,26 @@ class Workspace:
         return found
 
     def record(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
-        """Keep a stage's result in `run.json` and return it."""
+        """Keep a stage's result in `run.json` and return it.
+
+        Commands that run at once in one workspace write one after the other. Of URLs in the command
+        neither users nor passwords are kept.
+        """
         from supernet.version import __version__
 
-        stages = self.stages()
-        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        stages[name] = {**result, "finished": now}
-        record = {
-            "format": FORMAT_VERSION,
-            "heat": __version__,
-            "python": platform.python_version(),
-            "platform": f"{platform.system()} {platform.machine()}",
-            "command": ["heat", *sys.argv[1:]],
-            "stages": stages,
-        }
-        write_text(self.root / "run.json", json.dumps(record, indent=1) + "\n")
+        path = self.root / "run.json"
+        with only_one(path, patience_s=PATIENCE_S):
+            now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+            home = self.home
+            record = {
+                "format": FORMAT_VERSION,
+                "heat": __version__,
+                "python": platform.python_version(),
+                "platform": f"{platform.system()} {platform.machine()}",
+                "command": ["heat", *map(masked, sys.argv[1:])],
+                # Seen from here, so that a fleet can move.
+                **({"parent": os.path.relpath(home, self.root)} if home != self.root else {}),
+                "stages": {**self.stages(), name: {**result, "finished": now}},
+            }
+            write_text(path, json.dumps(record, indent=1) + "\n")
         return result

@@ -12,7 +12,18 @@ HeatError                 exit code 1: a fault of ours
 A message says what failed, the value seen, and the command that fixes it, in one line.
 """
 
+import re
 from typing import Any
+
+SECRETS = re.compile(
+    r"(?<=://)[^\s?#]+(?=@)|(?<=[?&])((?:password|passwd|pwd|token|key|secret|auth)=)[^&\s]+", re.I
+)
+"""User and password in a URL, and what its query gives by such a name."""
+
+
+def masked(text: str) -> str:
+    """Return a text in which the URLs show neither users nor passwords."""
+    return SECRETS.sub(lambda found: (found[1] or "") + "***", text)
 
 
 class HeatError(Exception):
@@ -24,8 +35,8 @@ class HeatError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, result: dict[str, Any] | None = None) -> None:
-        """Keep the result beside the message."""
-        super().__init__(message)
+        """Keep the result beside the message, in which no URL shows a password."""
+        super().__init__(masked(message))
         self.result = result
 
 

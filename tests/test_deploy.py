@@ -13,12 +13,15 @@ import pytest
 import torch
 
 import heat
-from deploy.detect import Bundle, detect_files, draw, image_paths
+from deploy.detect import Bundle
+from deploy.drawing import draw
 from deploy.export import Exported, export_bundle
 from deploy.form import Form, Format
 from deploy.parity import compare, match_detections
 from deploy.runtimes import open_session
+from deploy.sources import image_paths
 from deploy.standalone import detect_script
+from deploy.work import DetectOptions, detect_files
 from supernet.detector import Detector
 from supernet.errors import BundleError, DataError, PromiseError, UserError
 from supernet.letterbox import Image, letterbox, read_image
@@ -192,7 +195,7 @@ def test_the_bundles_own_script_needs_neither_torch_nor_heat(
     record = json.loads(done.stdout.splitlines()[-1])["detections"][0]
     ours = Bundle(tmp_path / "bundle").detect(images[0]).above(0.1)
     assert record["scores"] == [round(float(score), 4) for score in ours.scores]
-    assert (tmp_path / "out" / "picture.jpg").exists()
+    assert (tmp_path / "out" / "picture.png").exists()
     wrong = subprocess.run(
         [*command[:4], str(tmp_path / "nothing.png")],
         capture_output=True,
@@ -347,7 +350,9 @@ def test_files_that_are_no_image_do_not_stop_the_rest(
     cv2.imwrite(str(folder / "c.png"), images[1])
     (folder / "notes.txt").write_text("not looked at")
     loaded = Bundle(tmp_path / "bundle")
-    records, broken = detect_files(loaded, image_paths(folder), save=tmp_path / "out")
+    records, broken = detect_files(
+        loaded, image_paths(folder), DetectOptions(save=tmp_path / "out")
+    )
     assert [Path(record["file"]).name for record in records] == ["a.png", "c.png"]
     assert broken == [str(folder / "b.png")]
     assert json.loads((tmp_path / "out" / "detections.json").read_text()) == records

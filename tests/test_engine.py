@@ -24,11 +24,11 @@ from supernet.shapes import draw
 @pytest.mark.parametrize(
     ("capability", "precision", "package", "version", "said"),
     [
-        ("7.0", "f16", "tensorrt", "11.0.0", "tensorrt<=10.4"),
+        ("7.0", "f16", "tensorrt", "11.0.0", "tensorrt<10.5'"),
         ("7.0", "bf16", "tensorrt", "10.3.0", "no bf16"),
-        ("6.1", "f32", "tensorrt", "10.4.0", "tensorrt<=9.3"),
+        ("6.1", "f32", "tensorrt", "10.4.0", "tensorrt<9.4'"),
         ("6.1", "f16", "tensorrt", "8.6.1", "no f16"),
-        ("8.7", "f16", "tensorrt", "11.1.0", "tensorrt<=10.7"),
+        ("8.7", "f16", "tensorrt", "11.1.0", "tensorrt<10.8'"),
         ("7.5", "f32", "tensorrt_rtx", "1.7.1", "--precision f16"),
         ("7.0", "f16", "tensorrt_rtx", "1.7.1", "builds nothing"),
     ],

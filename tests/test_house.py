@@ -115,7 +115,7 @@ def test_files_that_are_joined_share_no_names() -> None:
     from deploy import standalone
     from latency_tables import pack
 
-    for parts in (pack.PARTS, standalone.PARTS):
+    for parts in (pack.PARTS, standalone.PARTS, standalone.GPU_PARTS):
         seen: dict[str, str] = {}
         for part in parts:
             tree = ast.parse(Path(str(part.__file__)).read_text(encoding="utf-8"))

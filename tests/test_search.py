@@ -286,9 +286,20 @@ def test_readings_outlive_a_kill(tmp_path: Path) -> None:
     again.reading("c", lambda: take("c"))
     assert taken == ["a", "b", "c"]
     assert len(Journal(path, "search")) == 3
-    assert len(Journal(path, "another search")) == 0
-    assert json.loads(path.read_text()) == {"search": "another search"}
+    other = Journal(path, "another search")
+    assert len(other) == 0 and len(Journal(path, "search")) == 3, "kept until there is a reading"
+    other.reading("a", lambda: take("a"))
+    assert json.loads(path.read_text().splitlines()[0]) == {"search": "another search"}
     assert fingerprint(a=1) == fingerprint(a=1) != fingerprint(a=2)
+
+
+def test_two_journals_of_one_search_share_a_file(tmp_path: Path) -> None:
+    """Every candidate of a search opens the file of readings before the first is taken."""
+    path = tmp_path / "readings.jsonl"
+    one, two = Journal(path, "search"), Journal(path, "search")
+    one.reading("a", lambda: 1)
+    two.reading("b", lambda: 2)
+    assert len(Journal(path, "search")) == 2
 
 
 def test_logits_with_equal_states_share_a_hash() -> None:

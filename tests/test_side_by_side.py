@@ -3,9 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 
+from deploy.feeds import closed_shape, inputs_of
+from deploy.runtimes import open_session
 from deploy.side_by_side import Entrant, race, ratio, throughput
 from latency_tables.models import randomise
 from supernet.architecture import Architecture
@@ -73,3 +78,63 @@ def test_the_command(models: dict[str, Path], tmp_path: Path) -> None:
     assert "which models" in fails(2, "bench")
     assert "neither a bundle" in fails(2, "bench", tmp_path / "model.pt")
     assert "no model at" in fails(2, "bench", tmp_path / "absent.onnx")
+
+
+def write_model(path: Path, sides: list[object], kind: int = TensorProto.FLOAT) -> Path:
+    """Write a model that casts its input to float."""
+    shape = helper.make_tensor_value_info("x", kind, sides)
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, sides)
+    node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)
+    graph = helper.make_graph([node], "g", [shape], [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        (TensorProto.FLOAT16, np.float16), (TensorProto.DOUBLE, np.float64),
+        (TensorProto.INT32, np.int32), (TensorProto.INT64, np.int64), (TensorProto.BOOL, np.bool_),
+        (TensorProto.UINT8, np.uint8), (TensorProto.INT8, np.int8), (TensorProto.FLOAT, np.float32),
+    ],
+)  # fmt: skip
+def test_inputs_are_fed_in_their_own_type(
+    tmp_path: Path, runtime: str, kind: int, dtype: type
+) -> None:
+    model = write_model(tmp_path / "model.onnx", [1, 3, 8, 8], kind)
+    session = open_session(runtime, model, 1)
+    feeds = inputs_of(session)
+    (array,) = feeds.values()
+    assert array.dtype == dtype and array.shape == (1, 3, 8, 8)
+    assert session.run(feeds)[0].shape == (1, 3, 8, 8)
+
+
+def test_open_sides_are_refused_or_given() -> None:
+    assert closed_shape("x", [None, 3, 8, 8], None) == (1, 3, 8, 8)
+    assert closed_shape("x", [1, 3, None, None], (64, 96)) == (1, 3, 64, 96)
+    assert closed_shape("x", [None, None, None, 3], (64, 96)) == (1, 64, 96, 3)
+    assert closed_shape("x", [None, None, None, None], (64, 96)) == (1, 3, 64, 96)
+    for sides in ([1, 3, None, None], [None] * 4, [1, None, None, 3]):
+        with pytest.raises(UserError, match="--input-size"):
+            closed_shape("x", sides, None)
+    with pytest.raises(UserError, match="open sides that are no image's"):
+        closed_shape("ids", [1, None], (64, 96))
+    with pytest.raises(UserError, match="a side of 0"):
+        closed_shape("x", [0, 3, 8, 8], None)
+    with pytest.raises(UserError, match="no number of sides"):
+        closed_shape("x", None, (64, 96))
+
+
+def test_a_model_of_open_size_is_never_timed_at_one_pixel(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "open.onnx", ["batch", 3, "height", "width"])
+    line = fails(2, "bench", path, "--rounds", 1)
+    assert "leaves height and width open" in line and "--input-size" in line
+    code, found, errors = run("bench", path, "--rounds", 1, "--input-size", "64x96")
+    assert code == 0, errors
+    assert found["models"][0]["inputs"] == "x float32 1x3x64x96"
+    assert "--rounds 0: at least 1" in fails(2, "bench", path, "--rounds", 0)
+    assert "--input-size 64" in fails(2, "bench", path, "--input-size", 64)
+    text = write_model(tmp_path / "text.onnx", [1, 3], TensorProto.STRING)
+    assert "cannot be" in fails(2, "bench", text, "--rounds", 1)

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 from deploy import stream
-from deploy.detect import Found, what_was_lost
-from deploy.stream import Frame, Recorder, Source, is_video, run_stream
+from deploy.capture import Source
+from deploy.detect import Found
+from deploy.recorder import Recorder
+from deploy.sources import is_video
+from deploy.stream import Frame, run_stream
+from deploy.work import what_was_lost
 from supernet.errors import DataError
 from supernet.letterbox import Image
 

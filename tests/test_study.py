@@ -6,11 +6,13 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,9 +26,9 @@ from heat.study import (
     best_state,
     decode,
     encode,
-    open_storage,
     search,
 )
+from heat.study_storage import check_storage, open_storage
 from heat.thinning import State, ThinningRules, removed_mass
 from supernet.errors import UserError
 from tests.toy_space import LOGITS, SPACE, chain_of, latency_ms
@@ -76,12 +78,72 @@ def test_a_study_goes_on_and_others_are_refused(tmp_path: Path) -> None:
     search(problem(), "random", trials=4, storage=storage)
     study = search(problem(), "random", trials=7, storage=storage)
     assert len(study.trials) == 7
-    with pytest.raises(UserError, match="made by another space, evaluator or limit"):
+    with pytest.raises(UserError, match="made by another space, evaluator, limit"):
         search(problem(max_ms=12.0), "random", trials=8, storage=storage)
     with pytest.raises(UserError, match="no folder"):
         open_storage(str(tmp_path / "absent" / "study.journal"))
     with pytest.raises(UserError, match="cannot be opened"):
         open_storage("nosuchdatabase://here/study")
+
+
+def test_a_study_knows_its_table_and_supernet(tmp_path: Path) -> None:
+    """Two workers with tables of different devices would mix their milliseconds."""
+    storage = str(tmp_path / "study.journal")
+    search(replace(problem(), based_on="one"), "random", trials=2, storage=storage)
+    with pytest.raises(UserError, match="latency table or supernet"):
+        search(replace(problem(), based_on="other"), "random", trials=3, storage=storage)
+
+
+def test_what_is_no_study_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("notes")  # one line: Optuna would take it for a torn one, and append
+    with pytest.raises(UserError, match="is no journal of a study"):
+        open_storage(str(text))
+    other = tmp_path / "other.db"
+    with closing(sqlite3.connect(other)) as database:
+        database.execute("CREATE TABLE customers (name TEXT)")
+        database.commit()
+    before = other.read_bytes()
+    for url, message in (
+        (f"sqlite:///{other}", "holds something else"),
+        (str(other), "is a database"),
+        (f"sqlite:///{text}", "is no SQLite database"),
+        (f"sqlite:///{tmp_path}/absent/study.db", "no folder"),
+        (str(tmp_path), "is a folder"),
+        ("mysql://user:secret@localhost/study", "cannot be opened"),
+        ("postgresql+nodriver://user:secret@localhost/study", "cannot be opened"),
+    ):
+        for check in (check_storage, open_storage):
+            with pytest.raises(UserError, match=message) as raised:
+                check(url)
+            assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
+    assert text.read_text() == "notes" and other.read_bytes() == before
+    assert not (tmp_path / "absent").exists()
+    journal = tmp_path / "study.journal"
+    check_storage(str(journal))
+    assert not journal.exists(), "checking writes nothing"
+
+
+def test_a_cut_journal_goes_on_or_is_refused_in_one_line(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    search(problem(), "random", trials=4, storage=str(journal))
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:-20])  # a worker was killed while it wrote
+    study = search(problem(), "random", trials=6, storage=str(journal))
+    assert len([t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]) == 6
+    lines = whole.splitlines(keepends=True)
+    journal.write_bytes(b"".join([lines[0], b'{"op_code": 4}\n', *lines[3:]]))
+    with pytest.raises(UserError, match=r"--study .* cannot be") as raised:
+        search(problem(), "random", trials=7, storage=str(journal))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_study_of_another_program_is_not_joined(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/study.db"
+    other = optuna.create_study(study_name="heat-random", storage=open_storage(storage))
+    other.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    with pytest.raises(UserError, match="is not HEAT's"):
+        search(problem(), "random", trials=2, storage=storage)
 
 
 def work(storage: str, delay_s: float) -> None:

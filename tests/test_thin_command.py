@@ -123,7 +123,7 @@ def test_one_network_for_two_devices(workspace: Path) -> None:
     assert all(d["predicted_fps"] >= d["target_fps"] for d in thinned["devices"])
 
 
-def test_a_fleet_shares_one_supernet(workspace: Path, tmp_path: Path) -> None:
+def test_a_fleet_shares_one_supernet(workspace: Path, tmp_path: Path, shapes: Path) -> None:
     fleet = tmp_path / "fleet.toml"
     fleet.write_text(
         '[camera]\ndevice = "cpu"\nruntime = "onnxruntime"\nthreads = 1\ntarget_fps = 1\n'
@@ -136,6 +136,11 @@ def test_a_fleet_shares_one_supernet(workspace: Path, tmp_path: Path) -> None:
     assert result["fleet"]["server"]["source"] == "estimated"
     for name in result["fleet"]:
         assert (workspace / "fleet" / name / "thin" / "architecture.json").exists()
+    member = ["--out", workspace / "fleet" / "camera"]
+    code, trained, errors = run(
+        "train", "--data", shapes, "--inherit", "--epochs", 1, "--batch-size", 8, *member
+    )
+    assert code == 0 and trained["inherited"], errors
     fleet.write_text('[camera]\ndevice = "cpu"\ntarget = 1\n')
     assert "unknown 'target'" in fails(2, "thin", "--targets", fleet, "--out", workspace)
     fleet.write_text("[camera")

@@ -3,81 +3,90 @@
 import sys
 from json import dumps
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from .options import PrecisionName, Result, Threads
 
 
 def detect(
     bundle: Path,
-    source: str,
     /,
-    *,
+    *sources: str,
     score: float = 0.3,
     save: Path = Path("detections"),
     show: bool = False,
     frames: int = 0,
+    labels: Literal["coco", "yolo"] | None = None,
+    class_agnostic: bool = False,
+    tiles: bool = False,
+    track: bool = False,
     json: Path | None = None,
     threads: Threads = None,
 ) -> Result:
-    """Find objects in images, a video, a camera or a stream, without torch.
+    """Find objects in images, videos, a camera or a stream, without torch.
 
     A video is worked off frame by frame. A camera keeps its rate: frames that a newer one overtakes
     are dropped and counted.
 
     Args:
         bundle: Folder written by heat export.
-        source: Image, folder, pattern, video file, camera number, or stream URL.
+        sources: Images, folders, patterns, video files, camera numbers, stream URLs.
         score: Lowest score reported.
-        save: Folder for what was found: pictures and detections.json, or a video and a line of JSON
-            for each frame.
+        save: Folder for what was found: images and detections.json, or a video and a line of JSON
+            for each frame. It is none of the sources' folders.
         show: Show a video in a window while it runs.
-        frames: End a video after so many frames.
+        frames: End a video after so many frames; 0 for all.
+        labels: Also write what was found in images as labels, to be corrected and trained on.
+        class_agnostic: Suppress boxes of different classes too, so that one object is at one place.
+        tiles: Look at images larger than the network's input in overlapping tiles too.
+        track: Number the objects of a video and follow them (ByteTrack).
         json: Also write the result's JSON to this file.
     """
-    from deploy.detect import (
-        Bundle,
-        detect_files,
-        detect_stream,
-        image_paths,
-        summary,
-        what_was_lost,
-    )
-    from deploy.stream import is_video
+    from deploy.detect import Bundle
+    from deploy.work import DetectOptions, detect_sources
     from supernet.atomic import write_text
-    from supernet.errors import DataError
+    from supernet.errors import DataError, UserError
 
+    if not sources:
+        raise UserError("which images? heat detect BUNDLE IMAGE|FOLDER|PATTERN|VIDEO|CAMERA|URL...")
+    options = DetectOptions(
+        score=score,
+        save=save,
+        show=show,
+        limit=frames,
+        labels=labels,
+        class_agnostic=class_agnostic,
+        tiles=tiles,
+        track=track,
+    )
     loaded = Bundle(bundle, threads)
     if not loaded.card["trained"]:
         print("warning: this bundle is UNTRAINED: its detections mean nothing", file=sys.stderr)
-    if is_video(source):
-        result = detect_stream(loaded, source, score=score, save=save, show=show, limit=frames)
-        print(
-            f"{source}: {result['frames']} frames at {result['fps']:.1f} FPS, "
-            f"{result['dropped']} dropped; the video and its detections are in {save}",
-            file=sys.stderr,
-        )
-        if json is not None:
-            write_text(json, dumps(result) + "\n")
-        lost = what_was_lost(result)
-        if lost:
-            print(dumps(result))
-            raise DataError(lost)
-        return result
-    records, broken = detect_files(loaded, image_paths(Path(source)), score=score, save=save)
-    result = summary(records)
-    for record in records:
+    result, problems = detect_sources(loaded, sources, options)
+    for record in result.get("detections", []):
         print(
             f"{record['file']}: {len(record['names'])} objects, {record['latency_ms']:.1f} ms",
             file=sys.stderr,
         )
-    print(f"pictures and detections.json are in {save}", file=sys.stderr)
+    for video in result.get("videos", [result] if "frames" in result else []):
+        print(
+            f"{video['source']}: {video['frames']} frames at {video['fps']:.1f} FPS, "
+            f"{video['dropped']} dropped",
+            file=sys.stderr,
+        )
+    print(f"images, videos and detections are in {save}", file=sys.stderr)
     if json is not None:
         write_text(json, dumps(result) + "\n")
-    if broken:
-        print(dumps(result))
-        raise DataError(f"{len(broken)} file(s) cannot be decoded: {', '.join(broken[:5])}")
+    if problems:
+        raise DataError("; ".join(problems[:5]) + more(problems[5:]), result)
     return result
+
+
+def more(left: list[str]) -> str:
+    """Return in words how many problems were not listed."""
+    return f"; and {len(left)} more" if left else ""
 
 
 def bench(
@@ -87,6 +96,9 @@ def bench(
     threads: Threads = None,
     rounds: int = 15,
     throughput: bool = False,
+    input_size: Annotated[
+        str | None, Parameter(help="HxW of images, for models that leave it open.")
+    ] = None,
     picture: Path | None = None,
 ) -> Result:
     """Time bundles and other models side by side: in turns, each in a process of its own.
@@ -108,6 +120,12 @@ def bench(
         raise UserError("which models? heat bench BUNDLE...")
     if threads is not None:
         check_threads(threads)
+    size = None
+    if input_size is not None:
+        height, _, width = input_size.partition("x")
+        if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+            raise UserError(f"--input-size {input_size}: HxW is needed, 640x640 for instance")
+        size = int(height), int(width)
     return run(
         models,
         runtime=runtime,
@@ -115,5 +133,6 @@ def bench(
         threads=threads,
         rounds=rounds,
         crowd=throughput,
+        input_hw=size,
         picture=picture,
     )

@@ -81,8 +81,9 @@ def export(
     quantizer: Literal["heat", "nncf"] = "heat",
     threads: Threads = None,
     images: Annotated[
-        Path | None, Parameter(help="Pictures on which the export is compared with torch.")
+        Path | None, Parameter(help="Images on which the export is compared with torch.")
     ] = None,
+    network: Literal["trained", "thinned"] | None = None,
     attention: AttentionName = None,
     rounds: Rounds = None,
     window: Window = None,
@@ -100,6 +101,7 @@ def export(
         opset: ONNX opset for older tools, 17 at least; 20 by default.
         gpu: Compute capability of the GPU that an engine is for, 8.9 for instance; the GPU that is
             here by default. Another's is built ahead of time, by TensorRT for RTX, and not run.
+        network: Which network, where another is trained than the thinned one.
         quantizer: What makes int8: HEAT, which keeps parts in floating point where they cost AP,
             or NNCF (OpenVINO only, an extra).
         max_ap_drop: Points of AP that a lower precision may lose on labelled data; in int8, parts
@@ -148,6 +150,7 @@ def export(
         gpu=gpu,
         quantizer=quantizer,
         max_ap_drop=max_ap_drop,
+        network=network,
     )
     return run(
         workspace,

@@ -88,10 +88,16 @@ def thin(
         max_memory_mb=max_memory_mb,
         max_size_mb=max_size_mb,
     )
+    if trials < 1:
+        raise UserError(f"--trials {trials}: at least 1")
     if study is not None and search == "greedy":
         raise UserError("--study keeps an Optuna study: give --search tpe, nsga2 or random")
     if frontier and search != "greedy":
         raise UserError(f"--frontier is of the greedy search's chain: leave out --search {search}")
+    if study is not None:
+        from ..study_storage import check_storage
+
+        check_storage(study)  # before a minute of measuring
     forms, found = find_forms(
         workspace,
         limits,

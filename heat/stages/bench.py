@@ -23,14 +23,21 @@ def bench(
     rounds: int,
     crowd: bool,
     picture: Path | None,
+    input_hw: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Time models in turns, each in a process of its own; print a table, draw a picture.
+    """Time models in turns, each in a process of its own; print a table, draw a figure.
 
-    A bundle runs as its card says, an .onnx or .xml file in `runtime`, `precision`, `threads`.
+    A bundle runs as its card says, an .onnx or .xml file in `runtime`, `precision`, `threads`; one
+    that leaves the size of its images open is fed images of `input_hw`.
     """
-    entrants = _named_apart(
-        [_entrant(path, runtime=runtime, precision=precision, threads=threads) for path in models]
-    )
+    if rounds < 1:
+        raise UserError(f"--rounds {rounds}: at least 1")
+    found = [
+        _entrant(path, runtime=runtime, precision=precision, threads=threads) for path in models
+    ]
+    entrants = _named_apart([replace(entrant, input_hw=input_hw) for entrant in found])
+    if crowd and any(entrant.runtime == "tensorrt" for entrant in entrants):
+        raise UserError("--throughput counts requests on the cores of a CPU: leave it for TensorRT")
     laps = race(entrants, rounds=rounds)
     machine = detect_cpu()
     rows = []
@@ -94,4 +101,5 @@ def _row(entrant: Entrant, lap: Lap, first: Lap) -> dict[str, Any]:
         "peak_mb": round(lap.peak_mb, 1),
         "start_ms": round(lap.start_ms, 1),
         "runs": lap.runs,
+        "inputs": lap.inputs,
     }

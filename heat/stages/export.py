@@ -2,7 +2,6 @@
 
 import math
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,36 +14,29 @@ from deploy.bench import Speed
 from deploy.build_engine import plan_engine
 from deploy.export import Exported, export_bundle
 from deploy.form import Form, Format
-from deploy.gate import Judge, artefact_detect, torch_detect
-from deploy.quantize import CALIBRATION_IMAGES, quantize
-from deploy.runtimes import ROUNDS_OUTPUTS
+from deploy.quantize import CALIBRATION_IMAGES
 from latency_tables.devices import Target
 from supernet.architecture import Architecture
 from supernet.checkpoint import load_weights, read_info
 from supernet.coco import DetectionSet
 from supernet.detector import Detector
-from supernet.errors import DataError, PromiseError, UserError
-from supernet.evaluate import check_names, evaluate
-from supernet.letterbox import Image, letterbox, read_image
+from supernet.errors import PromiseError, UserError
+from supernet.letterbox import Image, letterbox
 from supernet.network import AnyArchitecture, Network, build, read_architecture
 from supernet.onnx_graph import Precision
-from supernet.quantization import Quantization
-from supernet.shapes import draw
 
 from ..workspace import Workspace
 from .clusters import bound_clusters, check_attention
+from .judging import images_of, judge_of, quantized
 from .measuring import measure_bundle, warn_if_slower
 from .profile import recorded_table, warn
 
 Quantizer = Literal["heat", "nncf"]
-PARITY_IMAGES = 20
-BATCH = 8
+Which = Literal["trained", "thinned"]
+"""The network of the checkpoint, or the thinned one, where they differ."""
 MAX_MEASUREMENTS = 3
 RATIO_BOUNDS = (0.9, 1.1)
 """Allowed measured / predicted frame rate."""
-JUDGED_IMAGES = 200
-"""Labelled images on which torch and the artefact are scored."""
-
 
 Change = Callable[[AnyArchitecture], AnyArchitecture]
 """Makes another architecture of one, with the same weights."""
@@ -69,6 +61,13 @@ class Wish:
     """Compute capability of an engine for a GPU that is not here."""
     quantizer: Quantizer = "heat"
     max_ap_drop: float = 1.0
+    network: Which | None = None
+    """Which network, where another is trained than the thinned one."""
+
+    def __post_init__(self) -> None:
+        """Refuse what compares with nothing."""
+        if math.isnan(self.max_ap_drop):
+            raise UserError("--max-ap-drop nan: a number of points is needed")
 
     def form(self, target: Target, pixels: Sequence[Image], timings: Path) -> Form:
         """Return the form, calibrated on images of the network's size; refuse what cannot be."""
@@ -102,31 +101,33 @@ def export(
 ) -> dict[str, Any]:
     """Export what is trained, or, marked as such, what is not, and check it on the target.
 
-    The images for the comparison with torch are the user's, the data's, or drawn shapes; INT8 is
-    calibrated on `calibration`, else on those. `change` is made to the architecture. Raises
+    The images for the comparison with torch are the user's, the data's, or synthetic shapes; INT8
+    is calibrated on `calibration`, else on those. `change` is made to the architecture. Raises
     `PromiseError` when the artefact disagrees with torch, loses more AP on labelled data than it
     may, is executed in another precision, misses the target, or runs at another speed than
     predicted.
     """
     warn(target)
-    network, names, training = load_network(workspace, change)
+    network, names, training = load_network(workspace, change, wish.network)
     thinned = workspace.stage("thin") or {}
     size = network.architecture.input_size
-    pictures = _pictures(data, images)
-    clusters = bound_clusters(network, pictures)
+    parity_images = images_of(data, images)
+    clusters = bound_clusters(network, parity_images)
     samples: list[Image] = []
     if (wish.precision or target.precision) == "int8":
         if data is None and images is None:
             raise UserError("INT8 is calibrated on images: give --data or --images")
-        samples = _pictures(calibration, None, CALIBRATION_IMAGES) if calibration else pictures
+        samples = parity_images
+        if calibration:
+            samples = images_of(calibration, None, CALIBRATION_IMAGES)
     pixels = [letterbox(image, size)[0] for image in samples]
     form = wish.form(target, pixels, workspace.root / "tensorrt-timings.cache")
-    same = _same_conditions(thinned, network.architecture, target, form)
+    same = _same_conditions(workspace, thinned, network.architecture, target, form)
     predicted = float(thinned["predicted_fps"]) if same else None
     target_fps = float(thinned["target_fps"]) if same else None
     setting = replace(target.setting, runtime=form.runtime, precision=form.precision)
     table = recorded_table(workspace, thinned) if same else None
-    judge = _judge(data, names) if data is not None and training is not None else None
+    judge = judge_of(data, names) if data is not None and training is not None else None
     plan = None
     check_attention(network, form)
     if form.precision == "int8" and form.nncf is None:
@@ -151,7 +152,7 @@ def export(
         workspace.bundle(form.format),
         form,
         names=names,
-        images=pictures,
+        images=parity_images,
         facts=facts,
         plan=plan,
         judge=judge,
@@ -202,7 +203,7 @@ def _facts(
     return {
         "heat": __version__,
         "device": target.name if form.runs_here else None,
-        "device_model": target.detected.model if form.runs_here else None,
+        "device_model": _model(target) if form.runs_here else None,
         "trained": training is not None,
         "training": training,
         "ranked_by": thinned.get("ranked_by"),
@@ -264,8 +265,17 @@ def broken_promises(fps: float, predicted: float | None, target_fps: float | Non
     return ""
 
 
+def _model(target: Target) -> str:
+    """Return the model of what executes: the GPU's where there is one, as in latency tables."""
+    return target.gpu.model if target.gpu is not None else target.detected.model
+
+
 def _same_conditions(
-    thinned: dict[str, Any], architecture: AnyArchitecture, target: Target, form: Form
+    workspace: Workspace,
+    thinned: dict[str, Any],
+    architecture: AnyArchitecture,
+    target: Target,
+    form: Form,
 ) -> bool:
     """Say whether the thinning's prediction is about this network, runtime and thread count."""
     return (
@@ -275,100 +285,54 @@ def _same_conditions(
         and form.runs_here
         and (thinned["runtime"], thinned["threads"]) == (form.runtime, target.threads)
         and thinned["precision"] == form.precision
-        and thinned["model"] == target.detected.model
-        and tuple(thinned["widths"]) == architecture.widths
-        and tuple(thinned["blocks"]) == architecture.blocks
-        and thinned.get("global_block", architecture.global_block) == architecture.global_block
-        and tuple(thinned["input_size"]) == architecture.input_size
+        and thinned["model"] == _model(target)
+        and workspace.architecture.exists()
+        and _is_thinned(architecture, Architecture.load(workspace.architecture))
     )
 
 
+def _is_thinned(architecture: AnyArchitecture, thinned: Architecture) -> bool:
+    """Say whether a network is the thinned one; training decides the number of classes."""
+    return thinned.with_(num_classes=architecture.num_classes) == architecture
+
+
 def load_network(
-    workspace: Workspace, change: Change = as_it_is
+    workspace: Workspace, change: Change = as_it_is, which: Which | None = None
 ) -> tuple[Network, list[str], dict[str, Any] | None]:
-    """Return the network to export, its class names, and how it was trained (None if not)."""
+    """Return the network to export, its class names, and how it was trained (None if not).
+
+    Raises `UserError` where another network is trained than the thinned one, unless `which` says
+    which of them is meant.
+    """
     path = workspace.train / "weights.safetensors"
     thinned = Architecture.load(workspace.architecture) if workspace.architecture.exists() else None
-    if path.exists():
-        info = read_info(path)
+    info = read_info(path) if path.exists() else None
+    if info is not None:
         architecture = read_architecture(info.description, str(path))
-        if thinned is None or thinned.with_(num_classes=architecture.num_classes) == architecture:
+        differs = thinned is not None and not _is_thinned(architecture, thinned)
+        if differs and which is None:
+            raise UserError(
+                f"{path} is not of the thinned network but of another ({architecture.name}): heat "
+                "export --network trained takes the one that is trained, --network thinned the "
+                "thinned one without training; heat train --restart trains the thinned one"
+            )
+        if not differs or which == "trained":
             network = build(change(architecture))
             load_weights(path, network)
             if info.epoch < info.epochs:
                 print(
-                    f"warning: training stands at epoch {info.epoch} of {info.epochs} "
+                    f"warning: training ended at epoch {info.epoch} of {info.epochs} "
                     "(heat train --resume goes on)",
                     file=sys.stderr,
                 )
             facts = {"epoch": info.epoch, "epochs": info.epochs, **info.facts}
             facts.pop("history", None)
             return network.eval(), list(info.names), facts
-        print(
-            f"warning: {path} holds another architecture than the thinned one: not used",
-            file=sys.stderr,
-        )
+    elif which == "trained":
+        raise UserError(f"--network trained: there is no {path}: heat train makes it")
     if thinned is None:
         workspace.need("thin", "heat thin --target-fps FPS")
     assert thinned is not None
     torch.manual_seed(0)
     names = [f"class_{index}" for index in range(thinned.num_classes)]
     return build(change(thinned)).eval(), names, None
-
-
-def quantized(
-    network: Detector,
-    form: Form,
-    samples: Sequence[Image],
-    judge: Judge | None,
-    max_ap_drop: float,
-) -> Quantization:
-    """Return how a network is rounded to 8 bits without losing more AP than it may.
-
-    `samples` have the size of the network's input.
-    """
-    pixels = torch.from_numpy(np.stack(samples))
-    exact = judge(torch_detect(network)) if judge else 0.0
-
-    def lost(plan: Quantization) -> float:
-        if judge is None:
-            return 0.0
-        graph = form.graph(network, plan)
-        with tempfile.TemporaryDirectory() as folder:
-            session = form.open(graph, form.write(graph, Path(folder))[0])
-            return exact - judge(artefact_detect(network, form.finder(session, network)))
-
-    if judge is None:
-        print(
-            "warning: no labelled data or no training: what INT8 loses is not known (--data)",
-            file=sys.stderr,
-        )
-    batches = [pixels[i : i + BATCH] for i in range(0, len(pixels), BATCH)]
-    rounded = form.runtime in ROUNDS_OUTPUTS
-    return quantize(network, batches, lost, max_ap_drop, outputs=rounded)[0]
-
-
-def _judge(data: DetectionSet, names: list[str]) -> Judge:
-    """Return what scores a detector on some labelled images, in points of AP."""
-    check_names(names, data)
-    part = data.of(data.records[:JUDGED_IMAGES])
-    return lambda detect: 100.0 * max(0.0, evaluate(detect, part).ap)
-
-
-def _pictures(
-    data: DetectionSet | None, folder: Path | None, count: int = PARITY_IMAGES
-) -> list[Image]:
-    if folder is not None:
-        from deploy.detect import image_paths
-
-        found = [read_image(path) for path in image_paths(folder)[:count]]
-    elif data is not None:
-        records = data.records[:count]
-        found = [read_image(record.path, (record.height, record.width)) for record in records]
-    else:
-        rng = np.random.default_rng(0)
-        found = [draw(rng)[0] for _ in range(count)]
-    pictures = [image for image in found if image is not None]
-    if not pictures:
-        raise DataError(f"none of the images in {folder or data} can be decoded")
-    return pictures

@@ -2,14 +2,16 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from supernet.architecture import parse_size
 from supernet.coco import DetectionSet
 from supernet.errors import PromiseError, UserError
 
 from ..ceiling import refuse_impossible
-from ..commands.forms import find_forms
-from ..limits import Limits
+from ..commands.forms import find_forms, precisions
+from ..commands.options import RuntimeName
+from ..limits import Limits, Percentile
 from ..proxies import ApDropBy
 from ..workspace import Workspace
 from .form_search import Form
@@ -17,6 +19,20 @@ from .thin import thin
 
 LIMITS = ("target_fps", "max_latency_ms", "percentile", "max_memory_mb", "max_size_mb")
 WHERE = ("device", "runtime", "precision", "threads", "input_size", "trust_table")
+NUMBERS = ("target_fps", "max_latency_ms", "max_memory_mb", "max_size_mb")
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    **{name: ((int, float), "a number, without quotes") for name in NUMBERS},
+    "threads": ((int,), "a whole number, without quotes"),
+    "trust_table": ((bool,), "true or false"),
+    **{name: ((str,), "a text in quotes") for name in ("device", "input_size", "percentile")},
+    **{name: ((str,), "a text in quotes") for name in ("runtime", "precision")},
+}
+"""What each key must be."""
+CHOICES: dict[str, tuple[str, ...]] = {
+    "percentile": get_args(Percentile),
+    "runtime": get_args(RuntimeName),
+}
+LONGEST_NAME = 100
 
 
 def read_fleet(path: Path) -> dict[str, dict[str, Any]]:
@@ -36,7 +52,32 @@ def read_fleet(path: Path) -> dict[str, dict[str, Any]]:
         if unknown:
             known = ", ".join((*WHERE, *LIMITS))
             raise UserError(f"{path} [{name}]: unknown {unknown[0]!r}, known are {known}")
+        _check_member(f"{path} [{name}]", name, values)
     return fleet
+
+
+def _check_member(where: str, name: str, values: dict[str, Any]) -> None:
+    """Refuse a name that is no folder's, and values of another kind than their key's."""
+    folder = name.strip() == name and Path(name).name == name and len(name) <= LONGEST_NAME
+    if not folder or name in ("", ".", "..") or "\\" in name or not name.isprintable():
+        raise UserError(f"{where}: a network's name is that of its folder, without / and \\")
+    for key, value in values.items():
+        kinds, text = KINDS[key]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise UserError(f"{where}: {key} = {value!r}: {text} is needed")
+        if key in CHOICES and value not in CHOICES[key]:
+            raise UserError(f"{where}: {key} = {value!r}: one of {', '.join(CHOICES[key])}")
+    try:
+        _limits(values)
+        precisions(values.get("precision"))
+        for side in values.get("input_size", "448x448").split(".."):
+            parse_size(side)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _limits(values: dict[str, Any]) -> Limits:
+    return Limits(**{key: values[key] for key in LIMITS if key in values})
 
 
 def thin_fleet(
@@ -55,7 +96,7 @@ def thin_fleet(
     missed = []
     members: dict[str, tuple[list[Form], DetectionSet | None, bool]] = {}
     for name, values in read_fleet(path).items():
-        limits = Limits(**{key: values[key] for key in LIMITS if key in values})
+        limits = _limits(values)
         trust = bool(values.get("trust_table", False))
         forms, found = find_forms(
             workspace,

@@ -63,6 +63,8 @@ class FormSearch:
     evaluator: Evaluator
     readings: Readings | None
     measured: Journal
+    based_on: str
+    """Digest of the tables' conditions and calibrations and of the supernet's weights."""
 
     def architecture(self, state: State) -> Architecture:
         """Return the network of a state."""
@@ -87,20 +89,29 @@ def open_search(
     space = form.space
     if source.supernet is not None:
         check_fits(source.supernet, space, workspace)
-        space = replace(
-            with_global_block(source.supernet, form.targets[0]), template=space.template
-        )
+        decided = with_global_block(source.supernet, form.targets[0])
+        block = decided.template.global_block
+        space = replace(decided, template=space.template.with_(global_block=block))
         form = replace(form, space=space)
     readings = None
     if source.supernet is not None and data is not None:
         of = fingerprint(
-            supernet=source.digest, data=str(data.root), images=len(data.records), kind="readings"
+            supernet=source.digest,
+            data=str(data.root),
+            images=len(data.records),
+            block=space.template.global_block,
+            kind="readings",
         )
         journal = Journal(workspace.root / "thin" / "readings.jsonl", of)
         readings = Readings(source.supernet, space, data, source.logits, journal)
     evaluator = choose(ap_drop, readings, space, source.logits, rules)
-    run = fingerprint(form=str(form), limits=[asdict(limit) for limit in form.limits])
-    measured = Journal(workspace.root / "thin" / "measured.jsonl", run)
+    run = fingerprint(
+        form=str(form),
+        network=space.template.to_json(),
+        limits=[asdict(limit) for limit in form.limits],
+    )
+    # One file a form: several are open at once.
+    measured = Journal(workspace.root / "thin" / f"measured-{run}.jsonl", run)
     with ExitStack() as locks:
         goals = []
         for target, limits in zip(form.targets, form.limits, strict=True):
@@ -110,7 +121,12 @@ def open_search(
         latency_ms = worst_ms([goal.prices for goal in goals], form.limits)
         chain = Chain(space, source.logits, rules, latency_ms, evaluator.drop)
         chain.on_step = _follow(workspace, chain, form.limits[0].fps)
-        yield FormSearch(form, chain, goals, evaluator, readings, measured)
+        tables = [goal.prices.table for goal in goals]
+        based_on = fingerprint(
+            supernet=source.digest,
+            tables=[[asdict(t.conditions), asdict(t.calibration)] for t in tables],
+        )
+        yield FormSearch(form, chain, goals, evaluator, readings, measured, based_on)
 
 
 def _goal(

@@ -144,6 +144,7 @@ def _study(workspace: Workspace, search: FormSearch, plan: StudyPlan) -> None:
         lost=lambda state: search.chain.ap_drop(full, state),
         max_ms=1000.0 / search.form.limits[0].fps / (1 + margin),
         evaluator=search.evaluator.name,
+        based_on=search.based_on,
     )
     study = run(
         problem, plan.method, trials=plan.trials, starts=[greedy.state], storage=plan.storage

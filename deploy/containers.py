@@ -1,0 +1,119 @@
+"""What a video file's container tells about its frames: an index of them, and its own length.
+
+Needs Python's own library only; every bundle's `detect.py` carries this file's text.
+"""
+
+import math
+from pathlib import Path
+from typing import BinaryIO
+
+ISO_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"}
+TRIMMED_S = 0.1
+"""Length by which an edit list may be shorter for other reasons than trimming."""
+LARGEST_INDEX = 2**26
+EBML_HEAD, EBML_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+
+
+def has_true_count(path: Path, length_s: float) -> bool:
+    """Return whether a file lists every frame, and shows all of them (.mp4, .mov, .3gp).
+
+    `length_s` is the length of all its frames: where an edit list shows less, the file was trimmed
+    without its frames being removed, as phones do.
+    """
+    with path.open("rb") as stream:
+        if stream.read(8)[4:] not in ISO_BOXES:
+            return False
+        moov = _iso_index(stream, path.stat().st_size)
+    return _edited_s(moov) >= length_s - TRIMMED_S
+
+
+def _iso_index(stream: BinaryIO, size: int) -> bytes:
+    """Return the box with a file's index, or nothing where it has none of a usual size."""
+    start = 0
+    while start + 8 <= size:
+        stream.seek(start)
+        head = stream.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if length < 8:
+            break
+        if head[4:8] == b"moov" and length <= LARGEST_INDEX:
+            stream.seek(start)
+            return stream.read(length)
+        start += length
+    return b""
+
+
+def _edited_s(moov: bytes) -> float:
+    """Return the shortest length that an edit list shows; infinity without any."""
+    header = moov.find(b"mvhd")
+    if header < 0:
+        return math.inf
+    clock = header + (24 if moov[header + 4] else 16)  # version 1 has longer dates before it
+    ticks = int.from_bytes(moov[clock : clock + 4], "big") or 1
+    shortest = math.inf
+    at = moov.find(b"elst")
+    while at >= 0:
+        long = bool(moov[at + 4])
+        word, entry = (8, 20) if long else (4, 12)
+        shown = 0
+        for number in range(int.from_bytes(moov[at + 8 : at + 12], "big")):
+            place = at + 12 + number * entry
+            begins = int.from_bytes(moov[place + word : place + 2 * word], "big", signed=True)
+            if begins >= 0:  # -1 shows nothing
+                shown += int.from_bytes(moov[place : place + word], "big")
+        shortest = min(shortest, shown / ticks)
+        at = moov.find(b"elst", at + 1)
+    return shortest
+
+
+def is_cut_off(path: Path) -> bool:
+    """Return whether a file is shorter than its container states (MP4, AVI, MKV and WebM)."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = stream.read(12)
+        if head[:4] == b"RIFF":
+            return int.from_bytes(head[4:8], "little") + 8 > size
+        if head[:4] == EBML_HEAD:
+            return _ebml_end(stream) > size
+        if head[4:8] in ISO_BOXES:
+            return _iso_end(stream, size) > size
+    return False
+
+
+def _iso_end(stream: BinaryIO, size: int) -> int:
+    """Return where the last box ends; a size of 0 reaches to the end of the file, 1 is a long."""
+    start = 0
+    while start + 8 <= size:
+        stream.seek(start)
+        head = stream.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if length < 8:
+            return size
+        start += length
+    return start
+
+
+def _ebml_end(stream: BinaryIO) -> int:
+    """Return where the segment ends, or 0 where it was written without its length."""
+    stream.seek(4)
+    length, _ = _variable_length(stream)
+    stream.seek(length, 1)
+    if stream.read(4) != EBML_SEGMENT:
+        return 0
+    length, known = _variable_length(stream)
+    return stream.tell() + length if known else 0
+
+
+def _variable_length(stream: BinaryIO) -> tuple[int, bool]:
+    """Read an EBML number; also return whether it is one: all bits set is an unknown length."""
+    first = stream.read(1)
+    if not first or not first[0]:
+        return 0, False
+    extra = 8 - first[0].bit_length()
+    value = first[0] & ((1 << (7 - extra)) - 1)
+    value = value << (8 * extra) | int.from_bytes(stream.read(extra), "big")
+    return value, value != (1 << 7 * (extra + 1)) - 1

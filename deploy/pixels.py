@@ -1,0 +1,42 @@
+"""Takes an image as users give it: an array, a file, or PIL's.
+
+Needs numpy only, and PIL for PIL's images; every bundle's `detect.py` carries this file's text.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from supernet.errors import DataError
+from supernet.letterbox import Image, read_image
+
+
+def as_pixels(image: Any) -> Image:
+    """Return an image as RGB uint8 [height, width, 3]; raises `DataError` for what is none.
+
+    The EXIF rotation of a file and of a PIL image is applied.
+    """
+    if isinstance(image, str | Path):
+        pixels = read_image(Path(image))
+        if pixels is None:
+            raise DataError(f"{image} is no image that can be decoded")
+        return pixels
+    if isinstance(image, list | tuple):
+        raise DataError(f"a list of {len(image)} was given: call detect for each image of it")
+    if type(image).__module__.partition(".")[0] == "PIL":
+        turned = importlib.import_module("PIL.ImageOps").exif_transpose(image)
+        return np.asarray(turned.convert("RGB"), dtype=np.uint8)
+    if not isinstance(image, np.ndarray):
+        raise DataError(
+            f"a {type(image).__name__} was given: an RGB uint8 image [height, width, 3], a path "
+            "or a PIL image is needed"
+        )
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise DataError(
+            f"an RGB uint8 image [height, width, 3] is needed, got {image.dtype} {image.shape}"
+        )
+    if image.size == 0:
+        raise DataError(f"an image without pixels was given: {image.shape}")
+    return image

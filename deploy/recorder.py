@@ -1,0 +1,155 @@
+"""Records a video with what was found in it, and shows it while it runs.
+
+Needs numpy and OpenCV only; every bundle's `detect.py` carries this file's text.
+"""
+
+import json
+import math
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from supernet.errors import DataError, UserError
+from supernet.letterbox import Image
+
+from .saving import MADE_BY_HEAT, check_free, partial_path
+
+WINDOW = "heat detect"
+USUAL_FPS = 25.0
+"""Rate of a recording whose source has none."""
+MAX_TIMEBASE = 65535
+"""Largest denominator of a frame rate in MPEG-4."""
+PAUSE_FRAMES = 1.5
+"""Frames by which time stamps must be ahead; MPEG's are one off now and then."""
+LONGEST_PAUSE_S = 60.0
+"""Longest time for which a frame is repeated in the recording."""
+
+
+class Recorder:
+    """Writes a video with boxes and a line of JSON for each frame; whole or not at all.
+
+    Every frame is written once at least, and again where the next one comes later than the frame
+    rate has it: the recording is as long as its source, pauses included.
+    """
+
+    def __init__(self, folder: Path, stem: str, fps: float) -> None:
+        """Make the folder; the files appear when the recorder is closed."""
+        self.video, self.lines = folder / f"{stem}.mp4", folder / f"{stem}.jsonl"
+        for path in (self.video, self.lines):
+            check_free(path)
+        self._fps = writable_fps(fps)
+        self._writer: Any = None
+        self._size: tuple[int, int] | None = None
+        self._last: Any = None
+        self._start_s = 0.0
+        self.frames = 0
+        """Frames of the recording, repeated ones included."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._stream = partial_path(self.lines).open("w", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise DataError(f"cannot write to {folder}: {error.strerror}") from None
+
+    def add(self, image: Image, record: dict[str, Any], time_s: float | None = None) -> None:
+        """Append a frame, at its time in the source if that is known."""
+        pixels = np.ascontiguousarray(image[:, :, ::-1])
+        if self._writer is None:
+            self._open(pixels.shape[1], pixels.shape[0], time_s or 0.0)
+        elif time_s is not None:
+            behind = (time_s - self._start_s) * self._fps - self.frames
+            if behind >= PAUSE_FRAMES:
+                for _ in range(round(min(behind, LONGEST_PAUSE_S * self._fps))):
+                    self._write(self._last)
+        self._write(pixels)
+        self._last = pixels
+        try:
+            self._stream.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise DataError(f"cannot write {self.lines}: {error.strerror}") from None
+
+    def _open(self, width: int, height: int, time_s: float) -> None:
+        code = cv2.VideoWriter.fourcc(*"mp4v")
+        part = str(partial_path(self.video))
+        self._writer = cv2.VideoWriter(part, code, self._fps, (width, height))
+        self._start_s, self._size = time_s, (width, height)
+        if not self._writer.isOpened():
+            raise DataError(
+                f"OpenCV cannot write {self.video} ({width}x{height}, {self._fps:g} FPS)"
+            )
+
+    def _write(self, pixels: Any) -> None:
+        if (pixels.shape[1], pixels.shape[0]) != self._size:  # a stream that changed its size
+            pixels = cv2.resize(pixels, self._size)
+        self._writer.write(pixels)
+        self.frames += 1
+
+    def close(self) -> None:
+        """Give the files their names, once they are whole."""
+        try:
+            self._stream.close()
+            if self._writer is not None:
+                self._writer.release()
+                self._check()
+                with partial_path(self.video).open("ab") as stream:
+                    # A box that players skip.
+                    size = len(MADE_BY_HEAT) + 8
+                    stream.write(size.to_bytes(4, "big") + b"free" + MADE_BY_HEAT)
+                partial_path(self.video).replace(self.video)
+            partial_path(self.lines).replace(self.lines)
+        except OSError as error:
+            raise DataError(f"cannot write {self.video}: {error.strerror}") from None
+        finally:
+            self.discard()
+
+    def _check(self) -> None:
+        """Read back how many frames the file has: OpenCV reports no full disk."""
+        part = partial_path(self.video)
+        capture = cv2.VideoCapture(str(part))
+        count = capture.get(cv2.CAP_PROP_FRAME_COUNT) if capture.isOpened() else 0
+        capture.release()
+        if count < self.frames:
+            free = shutil.disk_usage(self.video.parent).free / 2**20
+            raise DataError(
+                f"cannot write {self.video}: {max(0, int(count))} of {self.frames} frames were "
+                f"written ({free:.0f} MiB are free there)"
+            )
+
+    def discard(self) -> None:
+        """Remove what is not whole."""
+        with suppress(OSError):
+            self._stream.close()
+        if self._writer is not None:
+            self._writer.release()
+        for path in (self.video, self.lines):
+            with suppress(OSError):
+                partial_path(path).unlink(missing_ok=True)
+
+
+def writable_fps(fps: float) -> float:
+    """Return the nearest frame rate that OpenCV can write as MPEG-4.
+
+    It writes 239.583 as 239583 / 1000, and the larger of both may have 16 bits.
+    """
+    if not (math.isfinite(fps) and 0 < fps <= MAX_TIMEBASE):
+        return USUAL_FPS
+    for digits in (3, 2, 1, 0):
+        near = round(fps, digits)
+        base = next(10**d for d in range(4) if abs(round(near * 10**d) / 10**d - near) < 1e-4)
+        if 0 < near * base <= MAX_TIMEBASE:
+            return near
+    return USUAL_FPS
+
+
+def show_frame(image: Image) -> None:
+    """Show a frame in a window."""
+    try:
+        cv2.imshow(WINDOW, np.ascontiguousarray(image[:, :, ::-1]))
+        cv2.waitKey(1)
+    except cv2.error:
+        raise UserError(
+            "this OpenCV has no windows: leave out --show, or pip install opencv-python"
+        ) from None

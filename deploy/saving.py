@@ -1,0 +1,165 @@
+"""Writes what was found, whole or not at all, and over nothing that HEAT did not write.
+
+Images and videos end with a mark by which they are known again. Needs numpy and OpenCV only; every
+bundle's `detect.py` carries this file's text.
+"""
+
+import hashlib
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from supernet.errors import DataError
+from supernet.letterbox import Image
+
+from .sources import is_live, recording_name
+
+MADE_BY_HEAT = b"heat detect\n"
+"""Ends every image and video that was written; decoders stop before it."""
+RECORD_KEY = b'"boxes_xyxy_px"'
+"""In every file of detections that has any."""
+LONGEST_NAME = 255
+"""Bytes of a file's name."""
+WRITTEN_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+"""Formats in which images with boxes are written as they came; others become JPEG."""
+LONGEST_SIDE_PX = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
+"""Largest images that formats hold."""
+
+
+def partial_path(path: Path) -> Path:
+    """Return the hidden name beside a file that is being written; short, however long its own."""
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    return path.with_name(f".{digest}.part{path.suffix}")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write beside the target, then rename; like `supernet.atomic`, which a bundle lacks."""
+    temporary = partial_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"cannot write {path}: {error.strerror}") from None
+
+
+def write_image(path: Path, image: Image) -> Path:
+    """Write an RGB image and return where: as PNG where its own format cannot hold its size."""
+    pixels = np.ascontiguousarray(image[:, :, ::-1])
+    own = path.suffix.lower()
+    for suffix in dict.fromkeys((own, ".png")):
+        if max(image.shape[:2]) > LONGEST_SIDE_PX.get(suffix, 2**31):
+            continue
+        try:
+            ok, data = cv2.imencode(suffix, pixels)
+        except cv2.error:
+            continue
+        if ok:
+            target = path
+            if suffix != own:
+                target = renamed(path, suffix)
+                check_free(target)
+            write_whole(target, data.tobytes() + MADE_BY_HEAT)
+            return target
+    height, width = image.shape[:2]
+    raise DataError(f"cannot write {path}: neither {path.suffix} nor PNG holds {width}x{height}")
+
+
+def renamed(path: Path, suffix: str) -> Path:
+    """Return a path with another suffix after its own; too long a name is cut, and kept unique."""
+    name = path.name + suffix
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
+        stem = os.fsencode(path.stem)[: LONGEST_NAME - 14 - len(os.fsencode(path.suffix + suffix))]
+        name = f"{stem.decode(errors='ignore')}-{digest}{path.suffix}{suffix}"
+    return path.with_name(name)
+
+
+def outputs_of(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """Return where each image is written: its own name and its path below what all share.
+
+    Raises `DataError` where that is a source, or a file that HEAT did not write.
+    """
+    check_folder(folder, paths)
+    taken = {os.path.realpath(path) for path in paths}
+    found: dict[Path, Path] = {}
+    for path, below in zip(paths, below_shared(paths), strict=True):
+        target = folder / below / path.name
+        if path.suffix.lower() not in WRITTEN_SUFFIXES:
+            target = renamed(target, ".jpg")
+        check_free(target, taken)
+        found[path] = target
+    check_free(folder / "detections.json")
+    return found
+
+
+def recordings_of(sources: Sequence[str], folder: Path) -> dict[str, Path]:
+    """Return where each video's recording is written, without suffix, no two at one place."""
+    files = [Path(source) for source in sources if not is_live(source)]
+    check_folder(folder, files)
+    taken = {os.path.realpath(path) for path in files}
+    below = dict(zip(files, below_shared(files), strict=True))
+    found: dict[str, Path] = {}
+    for source in sources:
+        name = recording_name(source)
+        target = folder / below.get(Path(source), Path()) / name
+        number = 1
+        # What a camera saw yesterday cannot be recorded again.
+        while target in found.values() or (is_live(source) and recorded(target).exists()):
+            number += 1
+            target = target.with_name(f"{name}-{number}")
+        check_free(recorded(target), taken)
+        found[source] = target
+    return found
+
+
+def recorded(target: Path) -> Path:
+    """Return the video of a recording."""
+    return target.with_name(f"{target.name}.mp4")
+
+
+def below_shared(paths: Sequence[Path]) -> list[Path]:
+    """Return each file's folder, seen from the deepest folder that holds all of them."""
+    parents = [os.path.normpath(path.parent.absolute()) for path in paths]
+    shared = os.path.commonpath(parents) if parents else ""
+    return [Path(os.path.relpath(parent, shared)) for parent in parents]
+
+
+def check_folder(folder: Path, sources: Sequence[Path]) -> None:
+    """Refuse to write into a folder from which is read."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"--save {folder} is a file: give a folder")
+    real = os.path.realpath(folder)
+    for source in sources:
+        if os.path.realpath(source.parent) == real or os.path.realpath(source) == real:
+            raise DataError(
+                f"--save {folder} is the folder of {source}, which would be replaced: choose "
+                "another"
+            )
+
+
+def check_free(path: Path, taken: Collection[str] = ()) -> None:
+    """Refuse to replace a source, or a file that was not written by `heat detect`."""
+    if os.path.realpath(path) in taken:
+        raise DataError(f"{path} is a source, which would be replaced: choose another --save")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder: choose another --save")
+    if path.exists() and not _written_by_heat(path):
+        raise DataError(f"{path} is there already, and not from heat detect: choose another --save")
+
+
+def _written_by_heat(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            if path.suffix in (".json", ".jsonl"):
+                start = stream.read(2**16)
+                return RECORD_KEY in start or start.strip() in (b"", b"[]")
+            stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, stream.tell() - len(MADE_BY_HEAT)))
+            return stream.read() == MADE_BY_HEAT
+    except OSError:
+        return False

@@ -1,0 +1,112 @@
+"""Finds what a detector runs on: images, videos, cameras and streams, by the names users give.
+
+Needs Python's own library only; every bundle's `detect.py` carries this file's text.
+"""
+
+from collections.abc import Iterable
+from glob import escape
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from supernet.errors import DataError
+
+IMAGE_SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif",
+    ".jp2", ".ppm", ".pgm", ".pbm", ".pnm",
+}  # fmt: skip
+"""Files of a folder or a pattern that are taken for images."""
+VIDEO_SUFFIXES = {
+    ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".avi", ".mkv", ".webm", ".wmv", ".asf", ".flv", ".mpg",
+    ".mpeg", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".ogv", ".gif", ".mjpeg", ".mjpg",
+}  # fmt: skip
+WILDCARDS = "*?["
+
+
+def is_live(source: str) -> bool:
+    """Return whether a source is a camera number or a stream, and no file or folder of that name.
+
+    A folder called 0 is a folder.
+    """
+    return "://" in source or (source.isdecimal() and not Path(source).exists())
+
+
+def is_video(source: str) -> bool:
+    """Return whether a source is a camera number, a stream, or a video file."""
+    if is_live(source):
+        return True
+    return Path(source).suffix.lower() in VIDEO_SUFFIXES and not Path(source).is_dir()
+
+
+def expanded(sources: Iterable[str]) -> list[str]:
+    """Return the sources, each pattern replaced by the images and videos that match it, once."""
+    found: dict[str, None] = {}
+    for source in sources:
+        if is_live(source) or Path(source).exists() or not _has_wildcard(source):
+            found[source] = None
+            continue
+        matching = _matching(Path(source), IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+        if not matching:
+            raise DataError(f"no image or video matches {source}")
+        found |= dict.fromkeys(map(str, matching))
+    return list(found)
+
+
+def image_paths(sources: Path | Iterable[Path]) -> list[Path]:
+    """Return the image files of folders and patterns (`shots/*.jpg`) and the files named, once."""
+    named = [sources] if isinstance(sources, Path) else list(sources)
+    return list(dict.fromkeys(path for source in named for path in _images_of(source)))
+
+
+def _images_of(source: Path) -> list[Path]:
+    if source.is_dir():
+        found = sorted(p for p in source.iterdir() if _is_one_of(p, source, IMAGE_SUFFIXES))
+        if not found:
+            raise DataError(f"no images in {source}: {', '.join(sorted(IMAGE_SUFFIXES))} are read")
+        return found
+    if source.exists():
+        return [source]
+    if _has_wildcard(str(source)):
+        found = _matching(source, IMAGE_SUFFIXES)
+        if not found:
+            raise DataError(f"no image matches {source}")
+        return found
+    raise DataError(f"no image or folder at {source}")
+
+
+def _has_wildcard(source: str) -> bool:
+    return any(sign in source for sign in WILDCARDS)
+
+
+def _matching(pattern: Path, suffixes: set[str]) -> list[Path]:
+    """Return the files that match; what exists of the path is taken as written."""
+    root = next((folder for folder in pattern.parents if folder.is_dir()), Path())
+    rest = str(pattern.relative_to(root))
+    try:
+        # A bracket may also be part of a folder's name that follows a wildcard.
+        for text in (rest, escape(rest).replace("[*]", "*").replace("[?]", "?")):
+            found = sorted(p for p in root.glob(text) if _is_one_of(p, root, suffixes))
+            if found:
+                return found
+    except ValueError as error:
+        raise DataError(f"{pattern} is no pattern: {error}") from None
+    return []
+
+
+def _is_one_of(path: Path, root: Path, suffixes: set[str]) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    return path.suffix.lower() in suffixes and not hidden and path.is_file()
+
+
+def recording_name(source: str) -> str:
+    """Return the name, without .mp4, under which what was found in a video is saved.
+
+    It keeps a suffix other than .mp4, so that clip.mp4 and clip.avi do not meet, and of a stream's
+    address neither user nor password.
+    """
+    if "://" in source:
+        parts = urlsplit(source)
+        return Path(parts.path).stem or parts.hostname or "stream"
+    if is_live(source):
+        return f"camera{source}"
+    path = Path(source)
+    return path.stem if path.suffix.lower() == ".mp4" else path.name

@@ -1,0 +1,239 @@
+"""Works off what `heat detect` is given: images, videos, cameras and streams.
+
+Every bundle's `detect.py` carries this file's text.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from supernet.errors import DataError, HeatError, UserError, masked
+from supernet.letterbox import Image, read_image
+
+from .capture import Source, is_animated
+from .drawing import draw
+from .labels import Labels
+from .postprocess import suppressed
+from .recorder import Recorder, show_frame
+from .saving import outputs_of, recordings_of, write_image, write_whole
+from .sources import expanded, image_paths, is_video
+from .stream import Frame, run_stream
+from .tiles import detect_tiled
+from .track import Tracker
+
+SHOW_SCORE = 0.3
+"""Default score below which objects are not reported."""
+SAME_PLACE_IOU = 0.6
+"""Overlap above which two objects are one, where a bundle does not state its own."""
+
+
+class Finder(Protocol):
+    """What of a bundle is needed here."""
+
+    names: list[str]
+    input_hw: tuple[int, int]
+    card: dict[str, Any]
+
+    def detect(self, image: Any) -> Any:
+        """Find objects in an RGB image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectOptions:
+    """How objects are found and what is done with them."""
+
+    score: float = SHOW_SCORE
+    """Lowest score reported."""
+    save: Path | None = None
+    show: bool = False
+    limit: int = 0
+    """Frames after which a video ends; 0 for none."""
+    labels: str | None = None
+    """Format of labels to write: coco or yolo."""
+    class_agnostic: bool = False
+    """Whether boxes of different classes suppress each other."""
+    tiles: bool = False
+    track: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse thresholds and counts that mean nothing."""
+        if not 0.0 <= self.score <= 1.0:
+            raise UserError(f"--score {self.score:g}: a number from 0 to 1")
+        if self.limit < 0:
+            raise UserError(f"--frames {self.limit}: at least 1, or 0 for all")
+        if self.labels is not None and self.save is None:
+            raise UserError(f"--labels {self.labels}: where to? give --save FOLDER")
+
+    def finder(self, bundle: Finder) -> Callable[[Image], Any]:
+        """Return what finds the objects of one image, whatever their score."""
+        iou = bundle.card.get("decode", {}).get("nms_iou") or SAME_PLACE_IOU
+
+        def find(image: Image) -> Any:
+            found = detect_tiled(bundle, image, iou) if self.tiles else bundle.detect(image)
+            if self.class_agnostic:
+                found = found.at(suppressed(found.boxes_xyxy_px, found.scores, iou))
+            return found
+
+        return find
+
+
+def detect_files(
+    bundle: Finder, paths: Iterable[Path], options: DetectOptions
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Run the bundle on files; return a record for each, and the files that are no images.
+
+    With a folder to save to, images with boxes, `detections.json` and labels are written there.
+    """
+    files, save = list(paths), options.save
+    targets = outputs_of(files, save) if save is not None else {}
+    labels = None
+    if options.labels is not None and save is not None:
+        labels = Labels(options.labels, save, bundle.names, files)
+    find = options.finder(bundle)
+    records: list[dict[str, Any]] = []
+    broken: list[str] = []
+    for path in files:
+        image = read_image(path)
+        if image is None:
+            broken.append(str(path))
+            continue
+        found = find(image).above(options.score)
+        record = {"file": str(path), **found.record(bundle.names)}
+        if path in targets:
+            written = write_image(targets[path], draw(image, found, bundle.names))
+            record["saved"] = str(written)
+        if labels is not None:
+            labels.add(path, image.shape[:2], found)
+        records.append(record)
+    if save is not None:
+        text = json.dumps(records, indent=1) + "\n"
+        write_whole(save / "detections.json", text.encode())
+    if labels is not None:
+        labels.close()
+    return records, broken
+
+
+def detect_stream(
+    bundle: Finder, source: str, options: DetectOptions, save: Path | None = None
+) -> dict[str, Any]:
+    """Run the bundle on a video file, a camera or a stream; return the JSON line.
+
+    With `save`, a path without suffix, a video with boxes (.mp4) and a line of JSON for each frame
+    (.jsonl) are written there. What Ctrl-C ends is kept, what an error ends is not.
+    """
+    opened = Source(source)
+    tracker = Tracker(opened.fps, options.score) if options.track else None
+    try:
+        recorder = Recorder(save.parent, save.name, opened.fps) if save is not None else None
+    except HeatError:
+        opened.close()
+        raise
+
+    def finish(frame: Frame, found: Any) -> None:
+        if tracker is not None:
+            rows, ids = tracker.update(found.boxes_xyxy_px, found.scores, found.labels)
+            shown = replace(found.at(rows), ids=ids)
+        else:
+            shown = found.above(options.score)
+        if recorder is None and not options.show:
+            return
+        drawn = draw(frame.image, shown, bundle.names)
+        if recorder is not None:
+            record = {
+                "frame": frame.number,
+                "time_s": round(frame.time_s, 3),
+                **shown.record(bundle.names),
+            }
+            recorder.add(drawn, record, None if opened.live else frame.time_s)
+        if options.show:
+            show_frame(drawn)
+
+    whole = False
+    try:
+        tally = run_stream(opened, options.finder(bundle), finish, limit=options.limit)
+        whole = tally.done > 0
+    except KeyboardInterrupt:
+        whole = True  # the only end that a camera has
+        raise
+    finally:
+        if recorder is not None:
+            if whole:
+                recorder.close()
+            else:
+                recorder.discard()
+    tracks = {} if tracker is None else {"tracks": tracker.count}
+    saved = {} if recorder is None else {"saved": str(recorder.video)}
+    return {"source": masked(source), **tally.summary(), **tracks, **saved}
+
+
+def detect_sources(
+    bundle: Finder, sources: Sequence[str], options: DetectOptions
+) -> tuple[dict[str, Any], list[str]]:
+    """Run the bundle on images, folders and patterns, then on videos, cameras and streams.
+
+    Return the JSON line and what was wrong. Of one video the line is its own; of several, and of
+    images besides, `videos` has one for each.
+    """
+    save, sources = options.save, expanded(sources)
+    videos = [source for source in sources if is_video(source) and not _still(source)]
+    moving = set(videos)
+    named = [Path(source) for source in sources if source not in moving]
+    images = []
+    for path in image_paths(named):
+        if path.suffix.lower() == ".gif" and not _still(str(path)):  # in a folder
+            videos.append(str(path))
+        else:
+            images.append(path)
+    saved = recordings_of(videos, save) if save is not None else {}
+    results, problems = [], []
+    result: dict[str, Any] = {}
+    if images:
+        records, broken = detect_files(bundle, images, options)
+        result = summary(records)
+        problems += [f"{path} is no image that can be decoded" for path in broken]
+    for video in videos:
+        try:
+            done = detect_stream(bundle, video, options, saved.get(video))
+        except DataError as error:
+            if len(videos) == 1 and not images:
+                raise
+            problems.append(str(error))  # the others are not to blame
+            continue
+        results.append(done)
+        lost = what_was_lost(done)
+        problems += [lost] if lost else []
+    if len(videos) == 1 and not images:
+        return results[0], problems
+    return {**result, **({"videos": results} if videos else {})}, problems
+
+
+def _still(source: str) -> bool:
+    """Return whether a source is a GIF file of one image."""
+    path = Path(source)
+    return path.suffix.lower() == ".gif" and path.is_file() and not is_animated(path)
+
+
+def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the JSON line of a detection run."""
+    latencies = [record["latency_ms"] for record in records]
+    return {
+        "images": len(records),
+        "detections": records,
+        "latency_ms": float(np.median(latencies)) if latencies else None,
+    }
+
+
+def what_was_lost(result: dict[str, Any]) -> str:
+    """Say what was wrong with a stream's source; empty where nothing was."""
+    source, done = result["source"], result["frames"]
+    if result["ended"]:
+        return f"{source}: {result['ended']}: is it still there?"
+    if not done:
+        return f"{source} has no frame that can be decoded"
+    if result["broken"]:
+        return f"{source}: {result['broken']} frame(s) cannot be decoded; the other {done} are done"
+    return ""

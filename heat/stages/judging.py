@@ -1,0 +1,94 @@
+"""What an export is judged on: images for the comparison, labelled ones for AP, and INT8's plan."""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from deploy.form import Form
+from deploy.gate import Judge, artefact_detect, torch_detect
+from deploy.quantize import quantize
+from deploy.runtimes import ROUNDS_OUTPUTS
+from supernet.coco import DetectionSet
+from supernet.detector import Detector
+from supernet.errors import DataError
+from supernet.evaluate import check_names, evaluate
+from supernet.letterbox import Image, read_image
+from supernet.quantization import Quantization
+from supernet.shapes import draw
+
+PARITY_IMAGES = 20
+BATCH = 8
+JUDGED_IMAGES = 200
+"""Labelled images on which torch and the artefact are scored."""
+
+
+def judge_of(data: DetectionSet, names: list[str]) -> Judge | None:
+    """Return what scores a detector on some labelled images, in points of AP; None without boxes.
+
+    Where there is no box, AP is 0 or undefined whatever is detected.
+    """
+    check_names(names, data)
+    part = data.of(data.records[:JUDGED_IMAGES])
+    if not any(len(record.labels) for record in part.records):
+        print(
+            f"warning: the first {len(part.records)} image(s) of {data.annotation_path} have no "
+            "box: AP is not compared",
+            file=sys.stderr,
+        )
+        return None
+    return lambda detect: 100.0 * max(0.0, evaluate(detect, part).ap)
+
+
+def quantized(
+    network: Detector,
+    form: Form,
+    samples: Sequence[Image],
+    judge: Judge | None,
+    max_ap_drop: float,
+) -> Quantization:
+    """Return how a network is quantized without losing more AP than it may.
+
+    `samples` have the size of the network's input. Without a judge every convolution is quantized,
+    and what that loses is not known.
+    """
+    pixels = torch.from_numpy(np.stack(samples))
+    batches = [pixels[i : i + BATCH] for i in range(0, len(pixels), BATCH)]
+    outputs = form.runtime in ROUNDS_OUTPUTS
+    exact = judge(torch_detect(network)) if judge else 0.0
+    if judge is None or exact == 0.0:
+        why = "no labelled data or no training" if judge is None else "torch itself has AP 0"
+        print(f"warning: {why}: what INT8 loses is not known (--data)", file=sys.stderr)
+        return quantize(network, batches, None, max_ap_drop, outputs=outputs)[0]
+
+    def lost(plan: Quantization) -> float:
+        graph = form.graph(network, plan)
+        with tempfile.TemporaryDirectory() as folder:
+            session = form.open(graph, form.write(graph, Path(folder))[0])
+            return exact - judge(artefact_detect(network, form.finder(session, network)))
+
+    return quantize(network, batches, lost, max_ap_drop, outputs=outputs)[0]
+
+
+def images_of(
+    data: DetectionSet | None, folder: Path | None, count: int = PARITY_IMAGES
+) -> list[Image]:
+    """Return the user's images, the data's, or synthetic shapes, in that order of preference."""
+    if folder is not None:
+        from deploy.sources import image_paths
+
+        found = [read_image(path) for path in image_paths(folder)[:count]]
+    elif data is not None:
+        records = data.records[:count]
+        found = [read_image(record.path, (record.height, record.width)) for record in records]
+    else:
+        rng = np.random.default_rng(0)
+        found = [draw(rng)[0] for _ in range(count)]
+    images = [image for image in found if image is not None]
+    if not images:
+        where = folder or (data.root if data is not None else "")
+        raise DataError(f"none of the first {count} images in {where} can be decoded")
+    return images

@@ -1,0 +1,217 @@
+"""`heat export` and `heat report`: what is compared with what, and which network is taken."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from deploy.form import Form
+from deploy.gate import check_parity
+from deploy.parity import compare
+from deploy.quantize import quantize
+from deploy.runtimes import open_session
+from heat.limits import Limits
+from heat.proxies import ApDropBy
+from heat.report import write_report
+from heat.source import Source
+from heat.spaces import search_space
+from heat.stages.export import Wish, _facts, _same_conditions
+from heat.stages.form_search import Form as Candidate
+from heat.stages.form_search import open_search
+from heat.stages.judging import judge_of
+from heat.thinning import ThinningRules
+from heat.workspace import Workspace
+from latency_tables.devices import declared, resolve
+from latency_tables.machine import Gpu
+from supernet.architecture import Architecture
+from supernet.coco import load_split
+from supernet.detector import Detector
+from supernet.errors import PromiseError, UserError
+from supernet.letterbox import Image
+from supernet.shapes import draw
+from supernet.supernet import Supernet
+from tests.command_line import fails, run
+
+SMALL_SPACE = ["--space", "micro", "--input-size", "96x128"]
+
+
+@pytest.fixture(scope="module")
+def thinned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("thinned") / "run"
+    far = ["--device", "cpu-i7", "--out", out]  # by an estimate: nothing is measured
+    code, _, errors = run("profile", "--estimate", *SMALL_SPACE, *far)
+    assert code == 0, errors
+    code, _, errors = run("thin", "--target-fps", 30, "--trust-table", *far)
+    assert code == 0, errors
+    return out
+
+
+@pytest.fixture
+def images() -> list[Image]:
+    rng = np.random.default_rng(3)
+    return [draw(rng)[0] for _ in range(2)]
+
+
+class Overflowing:
+    """Stands for a graph in half precision whose maps overflow where nothing is detected."""
+
+    def __init__(self, session: Any, value: float) -> None:
+        self._session, self._value = session, value
+
+    def run(self, feeds: Mapping[str, Any]) -> list[Any]:
+        outputs = [output.copy() for output in self._session.run(feeds)]
+        outputs[0].reshape(-1)[:1] = self._value
+        return outputs
+
+    def timed(self, feeds: Mapping[str, Any]) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("precision", ["f32", "f16", "int8"])
+def test_what_is_not_finite_never_agrees(
+    network: Detector, images: list[Image], value: float, precision: str
+) -> None:
+    with torch.no_grad():  # as an export without training: nothing reaches a score of 0.3
+        network.units["head"].cls.bias.fill_(-8.0)  # type: ignore[operator, union-attr]
+    find = open_session("onnxruntime", network.to_onnx().SerializeToString(), 1)
+    raw = open_session("onnxruntime", network.to_onnx(raw=True).SerializeToString(), 1)
+    exact = compare(network, find.run, raw, images, precision)
+    assert exact.passed and exact.matched == 0 and exact.not_finite == 0
+    parity = compare(network, find.run, Overflowing(raw, value), images, precision)
+    assert not parity.passed and parity.not_finite == len(images)
+    with pytest.raises(PromiseError, match="NaN or infinity on 2 of 2 images"):
+        check_parity(network, Form(), find.run, Overflowing(raw, value), images, None)
+    with pytest.raises(UserError, match="--max-ap-drop nan"):
+        Wish(max_ap_drop=float("nan"))
+
+
+def test_a_gpus_prediction_is_held_against_the_gpu(thinned: Path) -> None:
+    """Tables of CUDA devices are named by the card, not by the CPU beside it."""
+    workspace = Workspace(thinned)
+    card = Gpu("NVIDIA H100 80GB HBM3", "570.1", "1980 MHz", "1980 MHz", 81559)
+    target = replace(resolve("cpu", threads=1), gpu=card)
+    form = Form(threads=1)
+    record = {
+        **workspace.need("thin", "heat thin"),
+        "runtime": "onnxruntime", "precision": "f32", "threads": 1, "model": card.model,
+    }  # fmt: skip
+    architecture = Architecture.load(workspace.architecture)
+    assert _same_conditions(workspace, record, architecture, target, form)
+    assert not _same_conditions(workspace, record, architecture, replace(target, gpu=None), form)
+    assert _facts(target, form, record, None, same=True)["device_model"] == card.model
+    other = architecture.with_(head="one-to-one")
+    assert not _same_conditions(workspace, record, other, target, form)
+    classes = architecture.with_(num_classes=architecture.num_classes + 1)
+    assert _same_conditions(workspace, record, classes, target, form)
+
+
+def test_a_searched_global_block_is_used_on_a_gpu(tmp_path: Path) -> None:
+    for device in ("v100", "cpu-i7"):
+        asked = [*SMALL_SPACE, "--out", tmp_path]
+        code, _, errors = run("profile", "--device", device, "--estimate", *asked)
+        assert code == 0, errors
+    space = search_space("micro", input_size=(96, 128), num_classes=80)
+    space = replace(space, global_choice=True)
+    torch.manual_seed(0)
+    supernet = Supernet(space).eval()
+    with torch.no_grad():
+        supernet.global_r.copy_(torch.tensor([0.0, 1.0]))
+    source = Source(supernet, supernet.logits(), "digest")
+    target = declared("v100")
+    mass: ApDropBy = "mass"
+    candidate = Candidate(space, (target,), (Limits(target_fps=1.0),))
+    workspace = Workspace(tmp_path)
+    with open_search(workspace, candidate, source, None, mass, ThinningRules(), True) as search:
+        state = search.chain.states[0]
+        assert search.form.space.template.global_block == "oa"
+        assert search.architecture(state).global_block == "oa"
+    on_cpu = replace(candidate, targets=(declared("cpu-i7"),))
+    with open_search(workspace, on_cpu, source, None, mass, ThinningRules(), True) as other:
+        assert other.form.space.template.global_block == "cw"
+        assert other.based_on != search.based_on, "another device's table is another study"
+    sizes = [candidate, replace(candidate, limits=(Limits(target_fps=2.0),))]
+    for each in sizes:  # as of several precisions: each keeps what was measured for it
+        with open_search(workspace, each, source, None, mass, ThinningRules(), True) as one:
+            one.measured.reading("a network", lambda: 1.0)
+    for each in sizes:
+        with open_search(workspace, each, source, None, mass, ThinningRules(), True) as one:
+            assert len(one.measured) == 1
+
+
+def test_an_untrained_network_never_replaces_a_trained_one(
+    thinned: Path, shapes: Path, tmp_path: Path
+) -> None:
+    out = ["--out", thinned]
+    small = ["--input-size", "96x128", "--epochs", 1]
+    code, _, errors = run("train", "--data", shapes, "--architecture", "pico", *small, *out)
+    assert code == 0, errors
+    line = fails(2, "export", *out)
+    assert "--network trained" in line and "--network thinned" in line and "--restart" in line
+    assert not (thinned / "bundle-onnx").exists()
+    assert "not of the thinned network" in fails(2, "eval", *out)
+    code, exported, errors = run("export", "--network", "trained", "--threads", 1, *out)
+    assert code == 0 and exported["trained"] and exported["predicted_fps"] is None, errors
+    nothing = ["--network", "trained", "--out", tmp_path]
+    assert "heat train makes it" in fails(2, "export", *nothing)
+
+
+def test_the_parts_of_the_report_add_up_to_the_prediction(thinned: Path) -> None:
+    workspace = Workspace(thinned)
+    page = write_report(workspace, None).read_text()
+    predicted = workspace.need("thin", "heat thin")["predicted_ms"]
+    found = re.search(r"each part, ([\d.]+) in all", page)
+    assert found is not None and float(found[1]) == pytest.approx(predicted, abs=0.01)
+    parts = [float(ms) for ms in re.findall(r'<td class="n">([\d.]+)</td><td><span', page)]
+    assert sum(parts) == pytest.approx(predicted, abs=0.05)
+
+
+def test_an_engine_that_was_not_run_is_reported_as_not_run(thinned: Path) -> None:
+    workspace = Workspace(thinned)
+    card = {
+        "format": 1, "model_format": "tensorrt", "trained": False, "names": ["a"], "raw": False,
+        "measured_fps": None, "measured_ms": None, "p50_ms": None, "p95_ms": None,
+        "target_fps": None, "device_model": None, "macs": 1, "params": 1, "accuracy": None,
+        "parity": {"images": 1, "matched": 1, "unmatched": 0, "max_box_px": 0, "max_score": 0},
+    }  # fmt: skip
+    folder = workspace.bundle("tensorrt")
+    folder.mkdir()
+    (folder / "card.json").write_text(json.dumps(card))
+    page = write_report(workspace, None).read_text()
+    assert "<b>not run</b>" in page and "None" not in page
+
+
+def test_int8_without_labels_claims_nothing(
+    network: Detector, capsys: pytest.CaptureFixture[str], shapes: Path
+) -> None:
+    pixels = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8)
+    plan, attempts = quantize(network, [pixels], None, 1.0)
+    assert plan.ranges and not plan.kept and attempts == []
+    assert "points lost" not in capsys.readouterr().err
+    data = load_split(shapes, "val")
+    empty = [replace(r, boxes_xyxy=r.boxes_xyxy[:0], labels=r.labels[:0]) for r in data.records]
+    assert judge_of(data, list(data.names)) is not None
+    assert judge_of(data.of(empty), list(data.names)) is None
+    assert "no box" in capsys.readouterr().err
+
+
+def test_an_int8_export_on_images_without_labels_names_no_loss(
+    thinned: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        cv2.imwrite(str(photos / f"{index}.png"), draw(rng)[0])
+    asked = ["--network", "thinned", "--precision", "int8", "--images", photos, "--threads", 1]
+    code, exported, errors = run("export", *asked, "--out", thinned)
+    assert code == 0, errors
+    assert "points lost" not in errors and "what INT8 loses is not known" in errors
+    assert exported["precision"] == "int8" and exported["accuracy_check"] is None

@@ -1,0 +1,298 @@
+"""`heat detect` on what shells and folders give it, and what it never writes over."""
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image as PilImage
+
+from deploy.detect import Bundle
+from deploy.export import export_bundle
+from deploy.form import Form
+from deploy.pixels import as_pixels
+from deploy.recorder import Recorder
+from deploy.saving import outputs_of, recordings_of
+from deploy.sources import image_paths, is_live, is_video, recording_name
+from deploy.work import DetectOptions, detect_files
+from supernet.detector import Detector
+from supernet.errors import DataError, UserError
+from supernet.letterbox import Image, read_image
+from supernet.shapes import draw as draw_shapes
+from tests.command_line import fails, run
+from tests.test_videos import BUNDLE, detect, write_video
+
+
+def files(paths: list[Path], save: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    return detect_files(BUNDLE, paths, DetectOptions(save=save))
+
+
+def write(path: Path, value: int = 50) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ok, data = cv2.imencode(path.suffix, np.full((40, 60, 3), value, np.uint8))
+    assert ok
+    path.write_bytes(data.tobytes())
+    return path
+
+
+def test_every_image_has_a_place_of_its_own(tmp_path: Path) -> None:
+    shots = tmp_path / "shots"
+    for name in ("a.png", "a.jpg", "one/x.jpg", "two/x.jpg"):
+        write(shots / name)
+    out = tmp_path / "out"
+    records, broken = files(image_paths(shots / "**" / "*"), out)
+    assert not broken and len({record["saved"] for record in records}) == 4
+    written = {str(path.relative_to(out)) for path in out.rglob("*.*g")}
+    assert written == {"a.png", "a.jpg", "one/x.jpg", "two/x.jpg"}
+    again, _ = files(image_paths(shots / "**" / "*"), out)
+    assert again == records, "what it wrote itself it may replace"
+
+
+def test_the_users_images_are_never_replaced(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    originals = [write(photos / name).read_bytes() for name in ("a.jpg", "b.png")]
+    (tmp_path / "link").symlink_to(photos)
+    for folder in (photos, tmp_path / "link", photos / ".." / "photos"):
+        with pytest.raises(DataError, match="is the folder of"):
+            detect([str(photos)], save=folder)
+    tree = [write(tmp_path / "tree" / name / "x.jpg") for name in "ab"]
+    with pytest.raises(DataError, match="is a source"):
+        detect([str(path) for path in tree], save=tmp_path / "tree")
+    copies = tmp_path / "copies"
+    write(copies / "b.png", 70)  # somebody's own, of the same name
+    before = (copies / "b.png").read_bytes()
+    with pytest.raises(DataError, match=r"b\.png is there already, and not from heat detect"):
+        detect([str(photos)], save=copies)
+    assert [(photos / name).read_bytes() for name in ("a.jpg", "b.png")] == originals
+    assert [path.name for path in copies.iterdir()] == ["b.png"]
+    assert (copies / "b.png").read_bytes() == before
+
+
+def test_the_users_videos_are_never_replaced(tmp_path: Path) -> None:
+    clip = write_video(tmp_path / "clip.mp4", "mp4v", 10)
+    before = clip.read_bytes()
+    with pytest.raises(DataError, match="is the folder of"):
+        detect([str(clip)], save=tmp_path)
+    other = tmp_path / "out" / "clip.mp4"
+    other.parent.mkdir()
+    other.write_bytes(before)
+    with pytest.raises(DataError, match="not from heat detect"):
+        detect([str(clip)], save=other.parent)
+    assert clip.read_bytes() == before and other.read_bytes() == before
+    other.unlink()
+    for _ in range(2):  # its own it may replace
+        result, problems = detect([str(clip)], save=other.parent)
+        assert result["frames"] == 10 and not problems
+    avi = write_video(tmp_path / "clip.avi", "MJPG", 10)
+    result, _ = detect([str(clip), str(avi)], save=other.parent)
+    assert [video["frames"] for video in result["videos"]] == [10, 10]
+    names = {path.name for path in other.parent.iterdir()}
+    assert names == {"clip.mp4", "clip.jsonl", "clip.avi.mp4", "clip.avi.jsonl"}
+
+
+def test_recordings_of_a_camera_follow_each_other(tmp_path: Path) -> None:
+    for expected in ("camera0", "camera0-2", "camera0-3"):
+        target = recordings_of(["0"], tmp_path)["0"]
+        assert target == tmp_path / expected
+        recorder = Recorder(target.parent, target.name, 25.0)
+        recorder.add(np.zeros((48, 64, 3), np.uint8), {"boxes_xyxy_px": []})
+        recorder.close()
+    same = recordings_of(["rtsp://a/live", "rtsp://b/live"], tmp_path)
+    assert [path.name for path in same.values()] == ["live", "live-2"]
+
+
+def test_a_name_of_255_bytes_does_not_stop_the_folder(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for name in ("a" * 251 + ".png", "ä" * 124 + ".webp", "b.png"):
+        source = write(photos / "x.png")
+        source.rename(photos / name)
+    records, broken = files(image_paths(photos), tmp_path / "out")
+    assert len(records) == 3 and not broken
+    assert all(Path(record["saved"]).exists() for record in records)
+    assert all(len(os.fsencode(Path(record["saved"]).name)) <= 255 for record in records)
+
+
+def test_an_image_wider_than_jpeg_allows_becomes_png(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    wide = np.zeros((4, 70_000, 3), np.uint8)
+    photos.mkdir()
+    assert cv2.imwrite(str(photos / "wide.png"), wide)
+    (photos / "wide.png").rename(photos / "wide.jpg")
+    write(photos / "x.jpg")
+    records, broken = files(image_paths(photos), tmp_path / "out")
+    assert len(records) == 2 and not broken
+    saved = read_image(Path(records[0]["saved"]))
+    assert saved is not None and saved.shape == (4, 70_000, 3)
+
+
+def test_any_number_of_sources(tmp_path: Path) -> None:
+    """As a shell expands *.jpg; each once, in their order."""
+    images = [write(tmp_path / "photos" / f"{name}.jpg") for name in "abc"]
+    sources = [str(images[1]), str(images[0]), str(tmp_path / "photos")]
+    result, problems = detect(sources)
+    names = [Path(record["file"]).name for record in result["detections"]]
+    assert names == ["b.jpg", "a.jpg", "c.jpg"] and not problems
+    clip = write_video(tmp_path / "clip.mp4", "mp4v", 5)
+    result, problems = detect([*sources, str(clip)], save=tmp_path / "out")
+    assert result["images"] == 3 and result["videos"][0]["frames"] == 5
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"none")
+    result, problems = detect([str(broken), str(clip)])
+    assert [video["frames"] for video in result["videos"]] == [5]
+    assert len(problems) == 1 and "broken.mp4" in problems[0]
+    broken.unlink()
+    quoted = [str(tmp_path / "*.mp4"), str(tmp_path / "photos" / "*")]
+    result, problems = detect(quoted, save=tmp_path / "quoted")
+    assert result["images"] == 3 and result["videos"][0]["frames"] == 5 and not problems
+    with pytest.raises(DataError, match="no image or video matches"):
+        detect([str(tmp_path / "*.mkv")])
+    with pytest.raises(DataError, match="is a file: give a folder"):
+        detect([str(clip)], save=images[0])
+    with pytest.raises(DataError, match="no image or folder at"):
+        detect([*sources, str(tmp_path / "absent.jpg")])
+
+
+def test_brackets_in_folders_and_patterns(tmp_path: Path) -> None:
+    folder = tmp_path / "trip [2024]"
+    for name in ("a1.jpg", "b2.jpg", "deep [x]/c3.jpg", "img[1].jpg"):
+        write(folder / name)
+
+    def names(*parts: str) -> list[str]:
+        return [path.name for path in image_paths(folder.joinpath(*parts))]
+
+    assert names("*.jpg") == ["a1.jpg", "b2.jpg", "img[1].jpg"]
+    assert names("[ab]?.jpg") == ["a1.jpg", "b2.jpg"]
+    assert names("img[1].jpg") == ["img[1].jpg"]
+    assert names("**", "c3.jpg") == ["c3.jpg"]
+    assert [p.name for p in image_paths(tmp_path / "*" / "deep [x]" / "*.jpg")] == ["c3.jpg"]
+    with pytest.raises(DataError, match="no image matches"):
+        names("*.tif")
+
+
+def test_folders_named_like_a_camera_or_a_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("0", "frames.mp4"):
+        write(tmp_path / name / "a.jpg")
+        assert not is_video(name) and not is_live(name)
+        result, _ = detect([name])
+        assert result["images"] == 1
+    assert is_live("1") and is_video("rtsp://box/1") and is_video("a.MTS")
+    assert recording_name("rtsp://me:secret@box:554/") == "box"
+    assert recording_name("rtsp://me:secret@box/live?x=1") == "live"
+    assert recording_name("1") == "camera1"
+
+
+def test_hidden_files_are_no_images_of_a_folder(tmp_path: Path) -> None:
+    for name in ("a.jpg", ".part.jpg", ".ipynb_checkpoints/a.jpg"):
+        write(tmp_path / name)
+    assert [path.name for path in image_paths(tmp_path)] == ["a.jpg"]
+    assert [path.name for path in image_paths(tmp_path / "**" / "*.jpg")] == ["a.jpg"]
+
+
+def test_images_as_python_gives_them(tmp_path: Path) -> None:
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:20] = (200, 10, 10)
+    path = tmp_path / "a.png"
+    PilImage.fromarray(pixels).save(path)
+    for given in (pixels, path, str(path), PilImage.open(path), PilImage.open(path).quantize(8)):
+        assert np.abs(as_pixels(given).astype(int) - pixels).max() <= 2
+    turned = tmp_path / "b.jpg"
+    exif = PilImage.Exif()
+    exif[274] = 6  # rotated by 90 degrees
+    PilImage.fromarray(pixels).save(turned, exif=exif)
+    assert as_pixels(PilImage.open(turned)).shape == as_pixels(turned).shape == (60, 40, 3)
+    for wrong, message in (
+        ([pixels, pixels], "a list of 2"),
+        (None, "a NoneType was given"),
+        (np.zeros((0, 0, 3), np.uint8), "without pixels"),
+        (np.zeros((0, 5, 3), np.uint8), "without pixels"),
+        (tmp_path / "absent.jpg", "no image that can be decoded"),
+        (pixels.astype(np.float32), "RGB uint8 image"),
+        (b"bytes", "a bytes was given"),
+    ):
+        with pytest.raises(DataError, match=message):
+            as_pixels(wrong)
+
+
+def test_numbers_that_mean_nothing_are_refused(tmp_path: Path) -> None:
+    for option, value, message in (
+        ("--score", "nan", "--score nan"),
+        ("--score", "1.5", "--score 1.5"),
+        ("--frames", "-5", "--frames -5"),
+    ):
+        assert message in fails(2, "detect", tmp_path, "x.jpg", option, value)
+    assert "which images?" in fails(2, "detect", tmp_path)
+    assert "--trials -1" in fails(2, "thin", "--target-fps", 5, "--search", "tpe", "--trials", -1)
+    asked = ["--search", "tpe", "--study", "mysql://me:secret@localhost/db"]
+    line = fails(2, "thin", "--target-fps", 5, *asked, "--out", tmp_path / "run")
+    assert "--study mysql://***@localhost/db cannot be opened" in line
+    assert not (tmp_path / "run").exists(), "refused before anything is measured"
+
+
+@pytest.fixture
+def bundle(network: Detector, tmp_path: Path) -> Path:
+    rng = np.random.default_rng(3)
+    images = [draw_shapes(rng)[0] for _ in range(2)]
+    export_bundle(
+        network, tmp_path / "bundle", Form(format="openvino"), names=["a", "b", "c"], images=images,
+        facts={"trained": False, "target_fps": None},
+    )  # fmt: skip
+    return tmp_path / "bundle"
+
+
+def test_the_command_takes_what_a_shell_expands(bundle: Path, tmp_path: Path) -> None:
+    images = [write(tmp_path / "photos" / f"{name}.jpg") for name in "abc"]
+    out = tmp_path / "out"
+    code, found, errors = run("detect", bundle, *images, "--save", out, "--score", 0.0)
+    assert code == 0 and found["images"] == 3, errors
+    assert json.loads((out / "detections.json").read_text()) == found["detections"]
+    (tmp_path / "photos" / "d.jpg").write_bytes(b"none")
+    code, found, errors = run("detect", bundle, tmp_path / "photos", "--save", out)
+    assert code == 2 and found["images"] == 3 and "d.jpg is no image" in errors
+    for name in ("one.mp4", "two.mp4"):
+        (tmp_path / name).write_bytes(b"none")
+    code, found, errors = run("detect", bundle, *sorted(tmp_path.glob("*.mp4")), "--save", out)
+    assert (code, found) == (2, {"videos": []}) and "one.mp4" in errors and "two.mp4" in errors
+    line = fails(2, "detect", bundle, "rtsp://me:secret@127.0.0.1:1/x", "--save", out)
+    assert "secret" not in line and "rtsp://***@127.0.0.1:1/x" in line
+
+
+def test_two_threads_share_a_bundle(bundle: Path) -> None:
+    """Of OpenVINO each thread needs a request of its own."""
+    loaded = Bundle(bundle)
+    rng = np.random.default_rng(0)
+    images: list[Image] = [draw_shapes(rng)[0] for _ in range(4)]
+    expected = [loaded.detect(image).scores for image in images]
+    failures: list[Any] = []
+
+    def work(index: int) -> None:
+        try:
+            for _ in range(20):
+                assert np.array_equal(loaded.detect(images[index]).scores, expected[index])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_places_are_known_before_anything_is_written(tmp_path: Path) -> None:
+    images = [write(tmp_path / "a" / "x.jpg"), write(tmp_path / "b" / "x.png")]
+    images[1] = images[1].rename(images[1].with_suffix(".pgm"))
+    targets = outputs_of(images, tmp_path / "out")
+    assert [str(t.relative_to(tmp_path / "out")) for t in targets.values()] == [
+        "a/x.jpg", "b/x.pgm.jpg"
+    ]  # fmt: skip
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="--score"):
+        detect(["x"], score=float("nan"))

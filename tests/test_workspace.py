@@ -1,0 +1,173 @@
+"""The workspace's record, the fleet's file, and what must not be lost or shown."""
+
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.export import _tidy
+from heat.stages.fleet import read_fleet
+from heat.workspace import Workspace
+from supernet.atomic import write_text
+from supernet.errors import UserError, masked
+
+
+def test_commands_at_once_lose_no_stage(tmp_path: Path) -> None:
+    """Each reads the record, adds its stage and writes: in turns, or one of them is lost."""
+    workspace = Workspace(tmp_path)
+    names = [f"stage{number}" for number in range(12)]
+    threads = [
+        threading.Thread(target=workspace.record, args=(name, {"name": name})) for name in names
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(workspace.stages()) == set(names)
+
+
+def test_a_member_knows_its_fleet_wherever_it_is_opened(tmp_path: Path) -> None:
+    fleet = Workspace(tmp_path / "run")
+    fleet.record("supernet", {"epochs": 1})
+    fleet.member("camera").record("thin", {"met": True})
+    again = Workspace(tmp_path / "run" / "fleet" / "camera")
+    assert again.supernet == fleet.supernet and again.tables == fleet.tables
+    again.record("train", {"epochs": 1})
+    assert again.supernet == fleet.supernet and set(again.stages()) == {"thin", "train"}
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = Workspace(tmp_path / "moved" / "fleet" / "camera")
+    assert moved.supernet == tmp_path / "moved" / "supernet"
+    assert Workspace(tmp_path / "moved").supernet == tmp_path / "moved" / "supernet"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:secret@host/db", "postgresql://***@host/db"),
+        ("rtsp://me:se/cret@host:554/a", "rtsp://***@host:554/a"),
+        ("rtsp://host/a?user=me&password=secret&x=1", "rtsp://host/a?user=me&password=***&x=1"),
+        ("rtsp://host/live", "rtsp://host/live"),
+        ("cannot open rtsp://me:secret@box/1: gone", "cannot open rtsp://***@box/1: gone"),
+        ("mail me@example.org", "mail me@example.org"),
+    ],
+)
+def test_urls_show_no_passwords(url: str, shown: str) -> None:
+    assert masked(url) == shown
+    assert str(UserError(url)) == shown
+
+
+def test_the_record_holds_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["heat", "thin", "--study", "postgresql://me:secret@host/db"])
+    Workspace(tmp_path).record("thin", {})
+    text = (tmp_path / "run.json").read_text()
+    assert "secret" not in text and "postgresql://***@host/db" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[camera]\ntarget_fps = "24"', "target_fps = '24': a number, without quotes"),
+        ("[camera]\ntarget_fps = true", "target_fps = True: a number"),
+        ('[camera]\nmax_latency_ms = 40\npercentile = "p99"', "'p99': one of p50, p95"),
+        ("[camera]\ntarget_fps = 24\nthreads = 1.5", "threads = 1.5: a whole number"),
+        ("[camera]\ntarget_fps = 24\ndevice = 7", "device = 7: a text"),
+        ('[camera]\ntarget_fps = 24\ntrust_table = "yes"', "trust_table = 'yes': true or false"),
+        ('[camera]\ntarget_fps = 24\nruntime = "toaster"', "'toaster': one of onnxruntime"),
+        ('[camera]\ntarget_fps = 24\nprecision = "f32,f8"', "'f8' is none of"),
+        ('[camera]\ntarget_fps = 24\ninput_size = "big"', "--input-size"),
+        ("[camera]\ntarget_fps = -1", "[camera]: --target-fps -1"),
+        ('[camera]\ndevice = "cpu"', "no speed asked for"),
+        ('["../../x"]\ntarget_fps = 24', "name is that of its folder"),
+        ('[".."]\ntarget_fps = 24', "name is that of its folder"),
+        ('[""]\ntarget_fps = 24', "name is that of its folder"),
+        ('["a/b"]\ntarget_fps = 24', "name is that of its folder"),
+    ],
+)
+def test_a_fleet_file_is_read_whole_before_anything_is_thinned(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text("[first]\ntarget_fps = 5\n" + content)
+    with pytest.raises(UserError) as raised:
+        read_fleet(path)
+    assert message in str(raised.value) and "fleet.toml [" in str(raised.value)
+
+
+def test_a_bundle_survives_an_export_that_was_killed_in_the_swap(tmp_path: Path) -> None:
+    folder = tmp_path / "b[1]undle"
+    old = tmp_path / ".b[1]undle.old"
+    old.mkdir()
+    (old / "card.json").write_text("{}")
+    scratch, other = tmp_path / ".b[1]undle.abcd_123", tmp_path / ".b[1]undle.other.abcd1234"
+    scratch.mkdir()
+    other.mkdir()  # the scratch of a bundle called b[1]undle.other
+    _tidy(folder)
+    assert (folder / "card.json").exists() and not old.exists()
+    assert not scratch.exists() and other.exists()
+    old.mkdir()  # both are there: the new one had its name already
+    _tidy(folder)
+    assert (folder / "card.json").exists() and not old.exists()
+
+
+def test_a_name_of_255_bytes_is_written(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 250 + ".json")
+    write_text(path, "{}")
+    assert json.loads(path.read_text()) == {}
+
+
+def test_onnxruntime_on_cuda_is_timed_with_the_upload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As TensorRT is: a frame comes from the host, whatever runs on it."""
+    from deploy.gpu import OnnxRuntimeCudaSession
+
+    events: list[str] = []
+
+    class Binding:
+        def bind_cpu_input(self, name: str, array: Any) -> None:
+            events.append("upload")
+
+        def bind_output(self, name: str, device: str) -> None:
+            pass
+
+        def synchronize_inputs(self) -> None:
+            pass
+
+    class Session:
+        def io_binding(self) -> Binding:
+            return Binding()
+
+        def get_outputs(self) -> list[Any]:
+            return []
+
+        def run_with_iobinding(self, binding: Binding) -> None:
+            events.append("run")
+
+    class Cuda:
+        def timed_ms(self, work: Any) -> float:
+            events.append("start")
+            work()
+            events.append("end")
+            return 1.0
+
+    session = object.__new__(OnnxRuntimeCudaSession)
+    session._session, session._cuda = Session(), Cuda()  # type: ignore[assignment]
+    assert session.timed({"image": None}) == 1.0
+    assert events == ["start", "upload", "run", "end"]
+
+
+def test_a_session_gives_its_device_memory_back() -> None:
+    from deploy.gpu import _free
+
+    freed: list[int] = []
+
+    class Cuda:
+        def free(self, address: int) -> None:
+            freed.append(address)
+
+    class Growing:
+        address = 3
+
+    _free(Cuda(), {"a": 1, "b": 2}, {"c": Growing()})  # type: ignore[arg-type]
+    assert sorted(freed) == [1, 2, 3]
