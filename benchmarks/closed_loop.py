@@ -3,12 +3,13 @@
     python benchmarks/closed_loop.py --runtime openvino --targets 8,12,18,27,40,60 --name openvino
 
 Each target is one `heat thin` and one `heat export`, in processes of their own, as a user runs
-them; the frame rate is the exported bundle's, at the machine speed that the latency table is for
-(`ratios_now`: as the clock had it). A target is `met` within [1, 1.05] of it,
-`infeasible` where `heat thin` says that the smallest network is too slow, else `missed`. With
---global-block the space is profiled first with that attention; `moves` says when thinning put
-another in its place (AR). With --name the result is written to benchmarks/results/closed-loop/.
-The last line is one JSON object.
+them; the frame rate is the exported bundle's, sustained over the states of the machine that its
+latency table has seen (`ratios_now`: as the machine was in that minute). A target is `met` within
+[1, 1.05] of it, `infeasible` where `heat thin` says that the smallest network is too slow, else
+`missed`. With --profile the table is measured by `heat profile` first, else by the first thinning;
+with --global-block it is, with that attention, and `moves` says when thinning put another in its
+place (AR). With --disturb another process burns a core in bursts the whole time. With --name the
+result is written to benchmarks/results/closed-loop/. The last line is one JSON object.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from disturber import beside
 from result import here, tell
 
 from heat.charts import draw_targets
@@ -57,16 +59,20 @@ def main() -> None:
     parser.add_argument("--space", default="large")
     parser.add_argument("--global-block", help="profiled first, then thinned")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--disturb", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--out", type=Path, help="workspace; a temporary one by default")
     parser.add_argument("--name")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, beside(options.disturb):
         out = options.out or Path(scratch) / "run"
         where = ["--threads", options.threads, "--out", out]
         form = ["--runtime", options.runtime, "--input-size", options.input_size]
-        if options.global_block:
-            space = ["--space", options.space, "--global-block", options.global_block]
+        if options.global_block or options.profile:
+            space = ["--space", options.space]
+            if options.global_block:
+                space += ["--global-block", options.global_block]
             heat("profile", *space, *form, *where)
             form = ["--runtime", options.runtime]
         else:
@@ -107,6 +113,7 @@ def main() -> None:
         "ratios_now": [row.get("ratio_now") for row in rows],
         "targets": [row["target"] for row in rows],
         "space": options.space,
+        "disturbed": options.disturb,
         "rows": rows,
         **here(options.runtime, options.threads, parse_size(options.input_size)),
     }

@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     paths = [path for folder in options.tables for path in sorted(folder.glob("*.csv"))]
-    tables = [table for table in map(LatencyTable.load, paths) if table.calibration.anchors]
+    tables = [table for table in map(LatencyTable.load, paths) if not table.estimated]
     known = []
     for table in tables:
         figures = find_device(table.conditions.device).figures

@@ -4,13 +4,13 @@
         --samples 20 --seed 0 --name openvino-bf16-320x512
 
 The networks are drawn over the whole `large` space and are none of those that calibrate the table.
-Each is measured in three processes of its own, minutes apart, in turns with the reference network;
-medians count. The clock of a shared machine wanders by ten percent and more, the ratio of the two
-does not: measured times are taken to the reference's speed in the table (`error`). The lowest time
-as it was, whatever the clock did, is compared too (`error_raw`). Without
---tables the table is measured from nothing; with --complete all its 766 entries are, not only those
-needed. With --name, table, picture and result are written to benchmarks/results/latency-sum/.
-The last line is one JSON object.
+Each is measured in three processes of its own, minutes apart, in turns with the references; medians
+count. The clock of a shared machine wanders by ten percent and more: measured times are taken to
+the state that the table is for (`error`). The lowest time as it was, whatever the machine did, is
+compared too (`error_raw`). `covered` is the share of networks whose error lies in the 90 % interval
+that the table states for it. Without --tables the table is measured as `heat profile` does. With
+--disturb another process burns a core in bursts the whole time. With --name, table, figure and
+result are written to benchmarks/results/latency-sum/. The last line is one JSON object.
 """
 
 import argparse
@@ -23,20 +23,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from disturber import beside
 from result import tell
 
+from heat.aims import aims
 from heat.charts import draw_residuals
 from heat.spaces import search_space
 from heat.stages.profile import disturbances
-from latency_tables.batch import NetworkResult
+from heat.thinning import prior_logits
 from latency_tables.devices import resolve
-from latency_tables.drift import same_state, scale_to
-from latency_tables.fresh import time_network
-from latency_tables.models import write_network
-from latency_tables.networks import random_architecture, reference_architecture
+from latency_tables.meter import DeviceMeter
+from latency_tables.networks import random_architecture
 from latency_tables.plan import Checks, check_networks, space_entries
-from latency_tables.profile import FRESH_COMMAND, calibrate, fill
+from latency_tables.pricing import Pricing
+from latency_tables.profile import calibrate, fill
+from latency_tables.samples import NetworkSample
 from latency_tables.store import open_table
+from latency_tables.table import INTERVAL_90
 from supernet.architecture import Architecture, parse_size
 from supernet.progress import Progress
 from supernet.supernet import SearchSpace
@@ -48,7 +51,7 @@ PASSES = 3
 
 def draw_networks(space: SearchSpace, samples: int, seed: int) -> list[Architecture]:
     """Draw networks that no table is calibrated with."""
-    known = check_networks(space.template, space.widths, space.positions, Checks())
+    known = check_networks(space.template, space.widths, space.positions, Checks().networks)
     rng = np.random.default_rng([seed, 20])
     found: list[Architecture] = []
     while len(found) < samples:
@@ -76,7 +79,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tables", type=Path)
-    parser.add_argument("--complete", action="store_true")
+    parser.add_argument("--disturb", action="store_true")
     parser.add_argument("--name")
     options = parser.parse_args()
     target = resolve(
@@ -88,50 +91,50 @@ def main() -> None:
     size = parse_size(options.input_size)
     space = search_space("large", input_size=size, num_classes=80)
     networks = draw_networks(space, options.samples, options.seed)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, beside(options.disturb):
         folder = options.tables or Path(scratch)
         table = open_table(folder, target, size)
-        needed = [entry for network in networks for entry in network.entries().values()]
-        if options.complete:
-            needed = space_entries(space.template, space.widths, oa=True)
+        meter = DeviceMeter(table.conditions)
         started = time.monotonic()
-        fill(table, needed, save=lambda: table.save(folder))
-        filled = time.monotonic() - started
-        if table.memory is None:
-            calibrate(table, space.template, space.widths, space.positions)
+        if not table.calibration.checks:
+            entries = space_entries(space.template, space.widths, oa=True)
+            fill(table, entries, meter, aims(space, prior_logits(space)))
+            checks = Checks()
+            whole = check_networks(space.template, space.widths, space.positions, checks.networks)
+            calibrate(table, whole, meter, checks=checks)
         table_seconds = time.monotonic() - started
         table.save(folder)
-        setting = table.conditions.setting
-        reference = write_network(reference_architecture(size), setting)
-        measured: list[NetworkResult] = []
+        pricing = Pricing(table)
+        measured: list[NetworkSample] = []
         with Progress("random networks", PASSES * len(networks)) as bar:
             for _ in range(PASSES):
                 for index, network in enumerate(networks):
-                    model = write_network(network, setting, seed=index)
-                    measured.append(time_network(model, reference, setting, FRESH_COMMAND))
+                    measured.extend(meter.network(network, seed=index).networks)
                     bar.advance(f"{measured[-1].ms:.2f} ms")
-    speed_ms = table.reference_ms
     rows: list[dict[str, Any]] = []
     for index, network in enumerate(networks):
         timed = measured[index :: len(networks)]
         predicted = table.predict_ms(network)
-        ms = min(result.ms for result in timed)
-        at_table_speed = statistics.median(
-            result.ms * scale_to(speed_ms, result.reference_ms) for result in timed
+        ms = min(sample.ms for sample in timed)
+        at_base = statistics.median(
+            sample.ms / pricing.slowdown(network, sample.state) for sample in timed
         )
+        sd = pricing.latency(network).sd
+        error = predicted / at_base - 1
         rows.append(
             {
                 "widths": " ".join(map(str, network.widths)),
                 "blocks": " ".join(network.blocks),
                 "gmacs": round(network.macs().total / 1e9, 3),
                 "predicted_ms": round(predicted, 4),
+                "stated_sd": round(sd, 4),
                 "measured_ms": round(ms, 4),
-                "slowest_ms": round(max(result.ms for result in timed), 4),
-                "reference_ms": round(min(result.reference_ms for result in timed), 4),
-                "measured_at_table_speed_ms": round(at_table_speed, 4),
-                "error": round(predicted / at_table_speed - 1, 5),
+                "slowest_ms": round(max(sample.ms for sample in timed), 4),
+                "reference_ms": round(min(sample.state[0] for sample in timed), 4),
+                "measured_at_base_ms": round(at_base, 4),
+                "error": round(error, 5),
                 "error_raw": round(predicted / ms - 1, 5),
-                "same_state": all(same_state(t.reference_ms, speed_ms) for t in timed),
+                "covered": abs(error) <= INTERVAL_90 * sd,
             }
         )
     errors = [abs(row["error"]) for row in rows]
@@ -143,7 +146,7 @@ def main() -> None:
         "kendall_tau": round(
             kendall_tau(
                 [row["predicted_ms"] for row in rows],
-                [row["measured_at_table_speed_ms"] for row in rows],
+                [row["measured_at_base_ms"] for row in rows],
             ),
             4,
         ),
@@ -151,14 +154,16 @@ def main() -> None:
         "seed": options.seed,
         "median_error_raw": round(statistics.median(raw), 5),
         "p95_error_raw": round(float(np.quantile(raw, 0.95)), 5),
-        "reference_ms": round(speed_ms, 4),
-        "in_another_state": sum(not row["same_state"] for row in rows),
+        "covered": round(statistics.mean(row["covered"] for row in rows), 4),
+        "disturbed": options.disturb,
+        "reference_ms": round(table.reference_ms, 4),
         **asdict(table.conditions),
         "table_entries": len(table.rows),
         "table_held_out_error": table.calibration.held_out_error,
         "table_factor": table.calibration.factor,
+        "table_stated_coverage": table.calibration.covered,
         "table_overhead_ms": table.calibration.overhead_ms,
-        "table_fill_seconds": round(filled, 1),
+        "table_entries_timed": table.sampled,
         "table_seconds": round(table_seconds, 1),
         "table_spent_seconds": table.facts.get("seconds"),
         "unstable_rows": round(table.unstable, 4),
@@ -172,7 +177,7 @@ def main() -> None:
             writer.writeheader()
             writer.writerows(rows)
         draw_residuals(
-            [(row["predicted_ms"], row["measured_at_table_speed_ms"]) for row in rows],
+            [(row["predicted_ms"], row["measured_at_base_ms"]) for row in rows],
             f"{options.name}: median error {100 * result['median_error']:.1f} %",
             RESULTS / f"{options.name}.svg",
         )

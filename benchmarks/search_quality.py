@@ -28,7 +28,7 @@ from heat.settle import OVERSHOOT
 from heat.spaces import search_space
 from heat.stages.evaluate import evaluate_checkpoint
 from heat.stages.form_search import Form
-from heat.stages.measuring import measure_network
+from heat.stages.measuring import NetworkMeter, measure_state
 from heat.stages.supernet import train_supernet
 from heat.stages.thin import thin
 from heat.stages.train import train
@@ -36,7 +36,6 @@ from heat.thinning import State, prior_logits
 from heat.workspace import Workspace
 from latency_tables.devices import Target, resolve
 from latency_tables.networks import random_architecture
-from latency_tables.profile import fill
 from latency_tables.store import open_table
 from latency_tables.table import LatencyTable
 from supernet.architecture import WIDTH_STEP, Architecture, parse_size
@@ -50,10 +49,9 @@ TRIES = 60
 
 
 def speed_of(architecture: Architecture, table: LatencyTable) -> float:
-    """Measure frames per second at the table's speed."""
-    setting = table.conditions.setting
-    found = measure_network(architecture, setting, reference_ms=table.reference_ms, memory=False)
-    return found.fps
+    """Measure frames per second, sustained over the states that the table has seen."""
+    meter = NetworkMeter(table.copy())
+    return measure_state(meter, architecture, lambda latency: True, memory=False).fps
 
 
 def of_speed(
@@ -63,8 +61,7 @@ def of_speed(
     found: list[tuple[Architecture, float]] = []
     tries = 0
     for architecture in candidates:
-        missing = table.missing(architecture.entries())
-        fill(table, missing)
+        table.refit(table.missing(architecture.entries()))
         predicted = 1000.0 / table.predict_ms(architecture) * factor
         if not 0.97 * fps <= predicted <= 1.08 * fps:
             continue
@@ -97,7 +94,7 @@ def first_fast_enough(
 ) -> list[tuple[Architecture, float]]:
     """Return the widest uniform network that reaches the target."""
     for architecture in uniform(space):
-        fill(table, table.missing(architecture.entries()))
+        table.refit(table.missing(architecture.entries()))
         if 1000.0 / table.predict_ms(architecture) < 0.9 * fps:
             continue
         measured = speed_of(architecture, table)

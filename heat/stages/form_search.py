@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass, replace
 
 from latency_tables.devices import Target
 from latency_tables.lock import only_one
-from latency_tables.meter import DeviceMeter
 from latency_tables.plan import LAZY, Checks
 from latency_tables.pricing import Latency
-from latency_tables.profile import absorb
-from latency_tables.store import open_table
+from latency_tables.store import empty_table, open_table
 from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture
 from supernet.coco import DetectionSet
@@ -30,10 +28,7 @@ from ..source import Source, check_fits, with_global_block
 from ..thinning import Logits, State, ThinningRules
 from ..workspace import Workspace
 from .measuring import NetworkMeter, measure_state
-from .profile import measure_table, table_path
-
-WATCH_S = 8.0
-"""Seconds that the machine's state is watched for before a table made earlier is thinned by."""
+from .profile import measure_table, refresh, table_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +92,7 @@ def open_search(
     if source.supernet is not None and data is not None:
         of = fingerprint(
             supernet=source.digest,
-            data=str(data.root),
-            images=len(data.records),
+            data=data.digest,
             block=space.template.global_block,
             kind="readings",
         )
@@ -115,8 +109,11 @@ def open_search(
     with ExitStack() as locks:
         goals = []
         for target, limits in zip(form.targets, form.limits, strict=True):
-            table = open_table(workspace.tables, target, space.template.input_size, trust=trust)
-            locks.enter_context(only_one(table_path(workspace, table)))
+            size = space.template.input_size
+            if target.here:  # locked before it is read: another process may be writing it
+                named = table_path(workspace, empty_table(target, size))
+                locks.enter_context(only_one(named))
+            table = open_table(workspace.tables, target, size, trust=trust)
             goals.append(_goal(workspace, table, target, limits, space, source.logits, measured))
         latency_ms = worst_ms([goal.prices for goal in goals], form.limits)
         chain = Chain(space, source.logits, rules, latency_ms, evaluator.drop)
@@ -148,8 +145,7 @@ def _goal(
     elif not table.calibration.checks:
         measure_table(workspace, table, space, logits, LAZY)
     else:
-        # What the machine sustains today may not be what it did when it was profiled.
-        absorb(table, DeviceMeter(table.conditions).watch(WATCH_S))
+        refresh(workspace, table)
     memory = limits.max_memory_mb is not None
     meter = NetworkMeter(table)
 

@@ -15,7 +15,7 @@ from deploy.runtimes import ROUNDS_OUTPUTS
 from supernet.coco import DetectionSet
 from supernet.detector import Detector
 from supernet.errors import DataError
-from supernet.evaluate import check_names, evaluate
+from supernet.evaluate import evaluate
 from supernet.letterbox import Image, read_image
 from supernet.quantization import Quantization
 from supernet.shapes import draw
@@ -31,7 +31,7 @@ def judge_of(data: DetectionSet, names: list[str]) -> Judge | None:
 
     Where there is no box, AP is 0 or undefined whatever is detected.
     """
-    check_names(names, data)
+    data = data.numbered_as(names)
     part = data.of(data.records[:JUDGED_IMAGES])
     if not any(len(record.labels) for record in part.records):
         print(

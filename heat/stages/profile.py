@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from latency_tables.batch import feeds_of
 from latency_tables.devices import Target
 from latency_tables.lock import only_one
 from latency_tables.meter import DeviceMeter, Meter
+from latency_tables.models import write_network
+from latency_tables.networks import reference_architecture
 from latency_tables.plan import Checks, check_networks, space_entries
 from latency_tables.pricing import SUSTAINED
-from latency_tables.profile import calibrate, fill
+from latency_tables.profile import absorb, calibrate, fill
 from latency_tables.store import empty_table, open_table
 from latency_tables.table import LatencyTable
+from latency_tables.threads import best_count, describe, thread_check, trouble
 from supernet.errors import TableError
 from supernet.supernet import SearchSpace
 
@@ -24,11 +28,19 @@ from ..aims import aims
 from ..thinning import Logits, prior_logits
 from ..workspace import Workspace
 
+WATCH_S = 8.0
+"""Seconds that the machine's state is watched for before a table made earlier is used."""
+REWATCH_S = 40.0
+"""Seconds where that state is none of those that the table has seen."""
+STATE_ROOM = 1.05
+"""Share by which the state may lie outside the table's tenth and nine tenths."""
+
 
 def profile(workspace: Workspace, target: Target, space: SearchSpace) -> dict[str, Any]:
     """Measure what the table lacks of a space, then check it with whole networks."""
     started = time.monotonic()
     warn(target)
+    threads = warn_of_threads(target, space.template.input_size)
     with ExitStack() as locks:
         table = open_for_writing(workspace, target, space.template.input_size, locks)
         checks = Checks()
@@ -37,6 +49,8 @@ def profile(workspace: Workspace, target: Target, space: SearchSpace) -> dict[st
             measure_table(workspace, table, space, prior_logits(space), checks)
         else:
             table.refit(space_entries(space.template, space.widths, oa=True))
+        if threads is not None:
+            table.facts["threads"] = threads
         table.save(workspace.tables)
     report(table)
     return record(workspace, target, space, table, time.monotonic() - started)
@@ -77,6 +91,51 @@ def measure_table(
     calibrate(table, networks, meter, checks=checks, save=save)
 
 
+def refresh(workspace: Workspace, table: LatencyTable) -> None:
+    """Watch what state the machine is in; where it is another than the table's, forget that.
+
+    What a machine sustains today need not be what it did when it was profiled.
+    """
+    if not table.history:
+        return
+    meter = DeviceMeter(table.conditions)
+    taken = meter.watch(WATCH_S)
+    now = float(np.median([moment.state[0] for moment in taken.moments]))
+    best, sustained = speeds(table)
+    if not best / STATE_ROOM <= now <= sustained * STATE_ROOM:
+        print(
+            f"the machine runs its reference network in {now:.1f} ms, where it took {best:.1f} to "
+            f"{sustained:.1f} ms when the table was measured: watching it for {REWATCH_S:.0f} s",
+            file=sys.stderr,
+        )
+        table.history.clear()
+        absorb(table, meter.watch(REWATCH_S))
+    absorb(table, taken)
+    table.save(workspace.tables)
+
+
+def warn_of_threads(target: Target, input_size: tuple[int, int]) -> dict[str, Any] | None:
+    """Report where several threads are slower or less steady than one, and what to set."""
+    if target.threads < 2 or target.device.kind != "cpu" or target.runtime == "torch":
+        return None
+    model = write_network(reference_architecture(input_size), target.setting)
+    timings = thread_check(
+        model.onnx,
+        feeds_of(model.inputs),
+        (1, target.threads),
+        runtime=target.runtime,
+        precision=target.precision,
+    )
+    wrong = trouble(timings)
+    if wrong:
+        print(
+            f"warning: {wrong} ({describe(timings)}): --threads {best_count(timings)} serves "
+            "better",
+            file=sys.stderr,
+        )
+    return {str(count): asdict(timing) for count, timing in timings.items()}
+
+
 def table_path(workspace: Workspace, table: LatencyTable) -> Path:
     """Return where a table lies."""
     return workspace.tables / f"{table.name}.csv"
@@ -111,6 +170,7 @@ def record(
         "samples": len(table.samples),
         "networks": len(table.networks),
         "covered": table.calibration.covered,
+        "thread_check": table.facts.get("threads"),
         "reference_ms": [round(ms, 4) for ms in speeds(table)],
         "disturbance": table.facts.get("disturbance"),
         "spent_seconds": table.facts.get("seconds"),
