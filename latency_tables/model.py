@@ -194,7 +194,7 @@ class LatencyModel:
             self.residuals = left_out / self._left_out_sd
             self._left_out = left_out
             if robust < ROBUST_ITERATIONS - 1:
-                inflate *= np.sqrt(np.maximum(1.0, np.abs(self.residuals) / OUTLIER))
+                inflate *= np.maximum(1.0, np.abs(self.residuals) / OUTLIER)
 
     def _network_row(self, counts: Array, q: Array) -> tuple[Array, float, Array]:
         """Return the gradient of a network's log ms, log ms less s_0, and its shares of time."""
