@@ -320,7 +320,7 @@ def test_a_supernet_of_other_widths_is_refused(shapes: Path, tmp_path: Path) -> 
 
 
 def test_an_edge_install_says_what_is_missing(tmp_path: Path) -> None:
-    for missing, arguments in (("torch", "'describe', 'tiny'"), ("pandas", "'devices'")):
+    for missing, arguments in (("torch", "'describe', 'tiny'"), ("scipy", "'devices'")):
         program = (
             f"import sys\nsys.modules[{missing!r}] = None\n"
             f"from heat.cli import main\nsys.exit(main([{arguments}]))"
