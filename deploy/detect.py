@@ -116,6 +116,8 @@ class Bundle:
             folder / self.card["model"],
             self.threads,
             self.card["precision"],
+            spinning={"always": True, "never": False}.get(self.card.get("spinning", "brief")),
+            pinning=bool(self.card.get("pinning", False)),
         )
         self._post: Callable[..., list[Any]] = lambda *outputs: list(outputs)
         if self.card.get("raw"):

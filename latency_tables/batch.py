@@ -49,6 +49,15 @@ class Setting:
     threads: int
     device: str = "cpu"
     """cpu or cuda."""
+    spinning: str = "brief"
+    """How ONNX Runtime's threads wait: brief, always (as it does by itself) or never."""
+    pinning: bool = False
+    """Whether each thread is kept on one core."""
+
+    @property
+    def spins(self) -> bool | None:
+        """Whether threads that wait spin, as `open_session` takes it: None for briefly."""
+        return {"always": True, "never": False}.get(self.spinning)
 
     @property
     def graph_precision(self) -> str:
@@ -182,6 +191,8 @@ def load(model: Model, setting: Setting) -> Job:
         setting.threads,
         setting.precision,
         setting.device,
+        spinning=setting.spins,
+        pinning=setting.pinning,
     )
     return Job(session, feeds_of(model.inputs))
 

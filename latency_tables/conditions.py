@@ -44,6 +44,10 @@ class Conditions:
     """Input width in pixels."""
     forms: int
     """Version of the operators' deployed form, `supernet.onnx_graph.FORMS_VERSION`."""
+    spinning: str = "brief"
+    """How threads wait: brief, always or never."""
+    pinning: bool = False
+    """Whether each thread is kept on one core."""
 
     @classmethod
     def of(
@@ -73,6 +77,8 @@ class Conditions:
             height=height,
             width=width,
             forms=FORMS_VERSION,
+            spinning=setting.spinning,
+            pinning=setting.pinning,
         )
 
     @property
@@ -83,6 +89,8 @@ class Conditions:
             precision=self.precision,
             threads=self.threads,
             device="cuda" if self.driver else "cpu",
+            spinning=self.spinning,
+            pinning=self.pinning,
         )
 
     @property
@@ -113,4 +121,6 @@ def stem_of(device: str, setting: Setting, input_size: tuple[int, int]) -> str:
     """Return the file name, without suffix, of a device's table."""
     height, width = input_size
     how = f"{setting.runtime}-{setting.precision}-t{setting.threads}"
+    how += "" if setting.spinning == "brief" else f"-spinning-{setting.spinning}"
+    how += "-pinned" if setting.pinning else ""
     return f"{device}-{how}-{height}x{width}"

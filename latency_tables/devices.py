@@ -80,6 +80,10 @@ class Target:
     gpu: Gpu | None = None
     here: bool = True
     """Whether it is this machine; if not, nothing can be measured and `detected` is declared."""
+    spinning: str = "brief"
+    """How threads wait: brief, always or never."""
+    pinning: bool = False
+    """Whether each thread is kept on one core."""
 
     @property
     def setting(self) -> Setting:
@@ -89,6 +93,8 @@ class Target:
             precision=self.precision,
             threads=self.threads,
             device=self.device.kind,
+            spinning=self.spinning,
+            pinning=self.pinning,
         )
 
 

@@ -28,6 +28,8 @@ calibration; 3, samples and the machine's states, rows estimated from all of the
 still read: each of its rows becomes one sample."""
 
 OLD_VERSION = 2
+NEW_CONDITIONS = ("spinning", "pinning")
+"""Columns that version 2 lacks."""
 OLD_COLUMNS = ("ms", "min_ms", "uncertainty_ms", "spread", "n", "reference_ms", "date", "heat")
 OLD_INTERVAL_SDS = 3.92
 """Version 2 stored the width of a 95 % interval."""
@@ -146,7 +148,7 @@ def _read_old(table: LatencyTable, text: str, sidecar: Mapping[str, Any], path: 
     )
     table.calibration = Calibration(calibration.factor, calibration.overhead_ms, checks)
     samples = []
-    for values in _records(text, path, [*OLD_COLUMNS, "source"]):
+    for values in _records(text, path, [*OLD_COLUMNS, "source"], without=NEW_CONDITIONS):
         ms, entry = float(values["ms"]), _entry(values)
         _check(ms, values, path)
         sd_ms = math.hypot(float(values["uncertainty_ms"]) / OLD_INTERVAL_SDS, OLD_REPEAT * ms)
@@ -171,12 +173,15 @@ def _check(ms: float, values: Mapping[str, Any], path: Path) -> None:
         raise TableError(f"{path}: {_entry(values)} has {ms} ms: run heat profile again")
 
 
-def _records(text: str, path: Path, own: Sequence[str]) -> list[dict[str, Any]]:
+def _records(
+    text: str, path: Path, own: Sequence[str], without: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Return the rows of the CSV; unknown or missing columns are named."""
     if not text.strip():
         return []
     columns = [item.name for kind in (Entry, Conditions) for item in fields(kind)]
-    strange = sorted(set(next(csv.reader(io.StringIO(text)))) ^ {*columns, *own})
+    wanted = {*columns, *own} - set(without)
+    strange = sorted(set(next(csv.reader(io.StringIO(text)))) ^ wanted)
     if strange:
         raise TableError(
             f"{path}: columns {', '.join(strange)} unknown or missing: run heat profile again"

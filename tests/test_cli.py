@@ -33,8 +33,9 @@ OPTIONS = {
     "images network attention rounds window clusters data out",
     "pretrain": "data architecture input_size epochs batch_size accumulate learning_rate drop_path "
     "precision workers compile tensorboard seed resume restart out",
-    "profile": "device runtime precision threads input_size space output_stride head "
-    "global_block data host host_python pack unpack estimate few_shot compare show out",
+    "profile": "device runtime precision threads spinning pinning input_size space "
+    "output_stride head global_block data host host_python pack unpack estimate few_shot compare "
+    "show out",
     "report": "data out",
     "supernet": "data space input_size output_stride head epochs batch_size accumulate "
     "learning_rate ema_decay train_precision logit_learning_rate noise straight_through "

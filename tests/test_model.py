@@ -276,6 +276,10 @@ def test_the_noisy_table_of_a_shared_machine() -> None:
             rows = sorted((e.d_in, r.ms) for e, r in table.rows.items()
                           if (e.op, e.stride) == (op, stride))  # fmt: skip
             assert [ms for _, ms in rows] == sorted(ms for _, ms in rows)
+    wider = [(e, replace(e, d_in=e.d_in + 32, d_out=e.d_out + 32)) for e in table.rows]
+    pairs = [(a, b) for a, b in wider if a.d_in == a.d_out and b in table.rows]
+    assert len(pairs) > 200
+    assert all(table.rows[b].ms > 0.98 * table.rows[a].ms for a, b in pairs)
     chain = chain_networks(table, SPACE, prior_logits(SPACE))
     price = Pricing(table)
     fps = [1000.0 / price.latency(network).sustained_ms for network in chain]

@@ -57,7 +57,8 @@ def test_every_row_carries_its_conditions(unit: Architecture, tmp_path: Path) ->
     header = lines[0].split(",")
     for column in ("device", "model", "runtime", "runtime_version", "precision", "threads",
                    "height", "width", "date", "source", "samples", "heat", "flags",
-                   "cores", "quota", "governor", "driver", "clocks", "reference_ms"):  # fmt: skip
+                   "cores", "quota", "governor", "driver", "clocks", "reference_ms", "spinning",
+                   "pinning"):  # fmt: skip
         assert column in header
     assert all(line.count(",") == lines[0].count(",") for line in lines[1:-1])
 

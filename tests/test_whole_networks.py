@@ -1,5 +1,8 @@
 """Whole networks timed: rounds with references, processes, what goes into the table."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from heat.stages.measuring import NetworkMeter, measure_state, processes
@@ -7,6 +10,7 @@ from latency_tables.batch import REFERENCES, Model, NetworkResult
 from latency_tables.devices import resolve
 from latency_tables.machine import Disturbance
 from latency_tables.measure import Job, Round, Timing, time_jobs
+from latency_tables.meter import DeviceMeter
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture
@@ -76,3 +80,21 @@ def result_of(ms: float) -> NetworkResult:
     references = {name: timing(5.0) for name in REFERENCES}
     rounds = tuple(Round(0.1, dict.fromkeys(REFERENCES, 5.0)) for _ in range(12))
     return NetworkResult(timing(ms), references, rounds, Disturbance(0, 0, 0, 0), 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("spinning", "pinning"), [("always", False), ("never", True)])
+def test_how_threads_wait_is_part_of_the_table(
+    tmp_path: Path, unit: Architecture, spinning: str, pinning: bool
+) -> None:
+    """Another way to wait is another table; the meter runs models in that way."""
+    plain = resolve("cpu", threads=1)
+    target = replace(plain, spinning=spinning, pinning=pinning)
+    conditions = conditions_of(target, unit.input_size)
+    assert conditions.stem != conditions_of(plain, unit.input_size).stem
+    assert conditions.setting == target.setting
+    taken = DeviceMeter(conditions).entries([unit.entries()["s1_0"]])
+    table = LatencyTable(conditions)
+    table.add(taken.samples, (), taken.moments)
+    table.refit()
+    again = LatencyTable.load(table.save(tmp_path))
+    assert again.conditions == conditions and again.rows == table.rows

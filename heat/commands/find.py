@@ -43,12 +43,20 @@ def last_target(
 ) -> "Target":
     """Resolve the device asked for, or that of the first of the stages that ran."""
     last = next(filter(None, map(workspace.stage, stages)), {})
+    own = device is None or device == last.get("requested")
     if device is None or device == last.get("requested"):
         device = last.get("requested", "cpu")
         runtime = last.get("runtime") if runtime is None else runtime
         threads = last.get("threads") if threads is None else threads
         precision = last.get("precision") if precision is None else precision
-    return find_target(device, runtime, threads, precision, elsewhere=elsewhere)
+    found = find_target(device, runtime, threads, precision, elsewhere=elsewhere)
+    if own and found.runtime == last.get("runtime"):
+        found = replace(
+            found,
+            spinning=last.get("spinning", found.spinning),
+            pinning=last.get("pinning", found.pinning),
+        )
+    return found
 
 
 def thin_target(

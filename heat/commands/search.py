@@ -39,6 +39,8 @@ def profile(
     runtime: Runtime = None,
     precision: Precision = None,
     threads: Threads = None,
+    spinning: Literal["brief", "always", "never"] = "brief",
+    pinning: bool = False,
     input_size: Size = None,
     space: Space = None,
     output_stride: OutputStride = None,
@@ -60,6 +62,10 @@ def profile(
     What is already measured stands. With --data the head has that data's number of classes.
 
     Args:
+        spinning: How ONNX Runtime's threads wait: brief sleeps soon and serves best beside other
+            work, always is as ONNX Runtime does by itself, never costs time alone.
+        pinning: Keep each thread on one core. Both are part of the table, and the bundle that comes
+            of it runs the same way.
         global_block: Attention of S4, SAM_4, SCM and TCM. With any but cw the table prices original
             attention, and ACT, ENACT and pool, which thinning may put in its place.
         host: USER@BOX; measure there, over ssh, with a probe that needs numpy and the runtime.
@@ -89,6 +95,11 @@ def profile(
         raise UserError("--few-shot corrects an estimate: give --estimate too")
     elsewhere = estimate or pack is not None or host is not None
     target = find_target(device, runtime, threads, precision, elsewhere=elsewhere)
+    if spinning != "brief" and target.runtime != "onnxruntime":
+        raise UserError(f"--spinning {spinning}: {target.runtime} waits as it does, leave it out")
+    if (spinning != "brief" or pinning) and target.device.kind != "cpu":
+        raise UserError(f"--spinning and --pinning are for CPUs: {target.device.name} is none")
+    target = replace(target, spinning=spinning, pinning=pinning)
     classes = find_data(workspace, data, "train").num_classes if data is not None else None
     chosen = find_space(
         workspace,

@@ -202,6 +202,8 @@ def _facts(
 
     return {
         "heat": __version__,
+        "spinning": target.spinning,
+        "pinning": target.pinning,
         "device": target.name if form.runs_here else None,
         "device_model": _model(target) if form.runs_here else None,
         "trained": training is not None,

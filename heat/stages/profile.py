@@ -156,6 +156,8 @@ def record(
         "runtime_version": conditions.runtime_version,
         "precision": conditions.precision,
         "threads": conditions.threads,
+        "spinning": conditions.spinning,
+        "pinning": conditions.pinning,
         "input_size": list(space.template.input_size),
         "entries": len(table.rows),
         "table": str(path),

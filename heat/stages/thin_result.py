@@ -91,6 +91,8 @@ def result_of(
         "runtime_version": table.conditions.runtime_version,
         "precision": table.conditions.precision,
         "threads": target.threads,
+        "spinning": target.spinning,
+        "pinning": target.pinning,
         "input_size": list(architecture.input_size),
         "architecture": None if found.at_floor else str(workspace.architecture),
         "widths": list(architecture.widths),
