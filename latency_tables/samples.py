@@ -1,6 +1,6 @@
 """What was timed: single entries and whole networks, each with the state of the machine then.
 
-The state is told by the reference models that are timed in the same rounds (`references.py`):
+The state is known by the reference models that are timed in the same rounds (`references.py`):
 milliseconds of each, in the order of `REFERENCES`.
 """
 

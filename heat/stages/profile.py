@@ -68,7 +68,7 @@ def open_for_writing(
     """Return the table that exists, for this process alone."""
     named = empty_table(target, input_size)
     locks.enter_context(only_one(table_path(workspace, named)))
-    return standing_table(workspace, target, input_size)
+    return existing_table(workspace, target, input_size)
 
 
 def measure_table(
@@ -182,10 +182,10 @@ def record(
     return workspace.record("profile", result)
 
 
-def standing_table(
+def existing_table(
     workspace: Workspace, target: Target, input_size: tuple[int, int]
 ) -> LatencyTable:
-    """Return the table that stands; a broken or stale one gives way to a new one."""
+    """Return the table that exists; a broken or stale one gives way to a new one."""
     try:
         return open_table(workspace.tables, target, input_size)
     except TableError as error:
