@@ -246,18 +246,19 @@ def old_table(folder: Path) -> Path:
     import pandas as pd
 
     rows = []
+    conditions = {k: v for k, v in asdict(SIZE).items() if k not in ("spinning", "pinning")}
     for width in range(32, 353, 32):
         ms = true_ms(width)
         old = dict(ms=ms, min_ms=ms, uncertainty_ms=0.03 * ms, spread=0.01, n=12, reference_ms=10.0,
                    date="2026-01-01", heat="0.1.0", source="measured")  # fmt: skip
-        rows.append(asdict(chain_of(width)) | old | asdict(SIZE))
+        rows.append(asdict(chain_of(width)) | old | conditions)
     text = pd.DataFrame(rows).to_csv(index=False)
     path = folder / f"{SIZE.stem}.csv"
     path.write_text(f"{text}# sha256={seal_of(text)}\n")
     held_out = [{"sum_ms": 10.0, "entries": 5, "measured_ms": 11.2}]
     sidecar = {
         "format": 2,
-        "conditions": asdict(SIZE),
+        "conditions": conditions,
         "calibration": {"factor": 1.1, "overhead_ms": 0.01, "anchors": [], "held_out": held_out},
         "memory": None,
         "facts": {},

@@ -33,8 +33,11 @@ from supernet.network import AnyArchitecture
 from ..limits import Cost, cost_of
 
 PROCESSES = 3
-"""Processes that a network is timed in; HEAT_PROCESSES overrides it, 1 is quick and rough."""
+"""Processes that a network is timed in at least; HEAT_PROCESSES overrides it, 1 is quick and
+rough: then they need not agree."""
 MAX_PROCESSES = 7
+AGREED_SD = 0.006
+"""Relative standard deviation of their mean at which processes agree."""
 SURE_SDS = 3.0
 """A network this many standard deviations outside its window is not timed in further processes."""
 NOTICEABLE = 1.05
@@ -67,11 +70,18 @@ class NetworkMeter:
     def results(
         self, model: Model, architecture: Architecture, enough: Callable[[Latency], bool]
     ) -> list[NetworkResult]:
-        """Time a model in processes of its own, until there are enough or `enough` is true."""
+        """Time a model in processes of its own until they agree, or `enough` is true.
+
+        Where a process lays its memory, and what else runs, makes a network some percent faster or
+        slower: processes are added until their mean is known well enough.
+        """
         found: list[NetworkResult] = []
-        while len(found) < processes():
+        needed = processes()
+        most = MAX_PROCESSES if needed > 1 else 1
+        while len(found) < most:
             found.append(self.meter().time(model))
-            if enough(self.latency(architecture, found)):
+            latency = self.latency(architecture, found)
+            if enough(latency) or (len(found) >= needed and latency.sd <= AGREED_SD):
                 break
         return found
 
@@ -114,11 +124,11 @@ def measured_latency(
     percent faster or slower.
     """
     at_base = [s.ms / pricing.slowdown(architecture, s.state) for s in samples]
-    return pricing.latency_of(architecture, statistics.median(at_base), _sd(samples))
-
-
-def _sd(samples: Sequence[NetworkSample]) -> float:
-    return statistics.mean(sample.sd for sample in samples) / math.sqrt(len(samples))
+    middle = statistics.median(at_base)
+    sd = statistics.mean(sample.sd for sample in samples)
+    if len(at_base) > 1:
+        sd = statistics.stdev(at_base) / middle
+    return pricing.latency_of(architecture, middle, sd / math.sqrt(len(samples)))
 
 
 def measure_state(
