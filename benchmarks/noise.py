@@ -18,6 +18,7 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,18 @@ from noise_baseline import old_chain, old_settle, old_table
 from result import RESULTS, tell
 from simulated import LEVELS, REFERENCE_MS, Machine, Noise, SimulatedMeter
 
+from heat.agreement import WAIT_S, measured_latency, until_agreed
 from heat.aims import aims
 from heat.limits import Cost, Limits, Pricer, cost_of
 from heat.search import Chain
 from heat.settle import OVERSHOOT, Goal, settle
 from heat.spaces import search_space
-from heat.stages.measuring import PROCESSES, measured_latency
+from heat.stages.measuring import MAX_PROCESSES, PROCESSES
 from heat.thinning import State, ThinningRules, prior_logits, removed_mass
 from latency_tables import profile
 from latency_tables.plan import Checks, check_networks, space_entries
-from latency_tables.pricing import Pricing
+from latency_tables.pricing import Latency, Pricing
+from latency_tables.samples import NetworkSample
 from latency_tables.store import SHIPPED
 from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture
@@ -124,10 +127,26 @@ def thin(
 
     def measure(state: State) -> Cost:
         network = state.architecture(space, logits)
-        samples = [meter.network(network).networks[0] for _ in range(PROCESSES)]
+        pricing = Pricing(table)
+
+        def latency_of(samples: Sequence[NetworkSample]) -> Latency:
+            return measured_latency(pricing, network, samples)
+
+        def wait() -> None:
+            machine.clock_s += WAIT_S
+
+        samples = until_agreed(
+            lambda: meter.network(network).networks[0],
+            latency_of,
+            needed=PROCESSES,
+            most=MAX_PROCESSES,
+            enough=lambda latency: False,
+            wait=wait,
+        )
         table.add(networks=samples)
         table.refit()
-        return cost_of(measured_latency(Pricing(table), network, samples), math.nan, math.nan, 1.0)
+        found = measured_latency(Pricing(table), network, samples)
+        return cost_of(found, math.nan, math.nan, 1.0)
 
     def drop(before: State, after: State) -> float:
         return removed_mass(before, after, logits)

@@ -4,6 +4,7 @@ import math
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,14 +31,13 @@ from supernet.architecture import Architecture
 from supernet.errors import UserError
 from supernet.network import AnyArchitecture
 
+from ..agreement import WAIT_S, measured_latency, until_agreed
 from ..limits import Cost, cost_of
 
 PROCESSES = 3
 """Processes that a network is timed in at least; HEAT_PROCESSES overrides it, 1 is quick and
 rough: then they need not agree."""
 MAX_PROCESSES = 7
-AGREED_SD = 0.006
-"""Relative standard deviation of their mean at which processes agree."""
 SURE_SDS = 3.0
 """A network this many standard deviations outside its window is not timed in further processes."""
 NOTICEABLE = 1.05
@@ -70,20 +70,16 @@ class NetworkMeter:
     def results(
         self, model: Model, architecture: Architecture, enough: Callable[[Latency], bool]
     ) -> list[NetworkResult]:
-        """Time a model in processes of its own until they agree, or `enough` is true.
-
-        Where a process lays its memory, and what else runs, makes a network some percent faster or
-        slower: processes are added until their mean is known well enough.
-        """
-        found: list[NetworkResult] = []
+        """Time a model in processes of its own until they agree, or `enough` is true."""
         needed = processes()
-        most = MAX_PROCESSES if needed > 1 else 1
-        while len(found) < most:
-            found.append(self.meter().time(model))
-            latency = self.latency(architecture, found)
-            if enough(latency) or (len(found) >= needed and latency.sd <= AGREED_SD):
-                break
-        return found
+        return until_agreed(
+            lambda: self.meter().time(model),
+            lambda results: self.latency(architecture, results),
+            needed=needed,
+            most=MAX_PROCESSES if needed > 1 else 1,
+            enough=enough,
+            wait=lambda: time.sleep(WAIT_S),
+        )
 
     def latency(self, architecture: Architecture, results: Sequence[NetworkResult]) -> Latency:
         """Return a measured network's latency over the table's states.
@@ -113,22 +109,6 @@ class NetworkMeter:
 def samples_of(architecture: Architecture, results: Sequence[NetworkResult]) -> list[NetworkSample]:
     """Return timings of a network as samples."""
     return [network_taken(architecture, result).networks[0] for result in results]
-
-
-def measured_latency(
-    pricing: Pricing, architecture: Architecture, samples: Sequence[NetworkSample]
-) -> Latency:
-    """Return a network's latency over a table's states from timings of it, each in its own state.
-
-    The median over the processes counts: where a process lays its memory makes a network some
-    percent faster or slower.
-    """
-    at_base = [s.ms / pricing.slowdown(architecture, s.state) for s in samples]
-    middle = statistics.median(at_base)
-    sd = statistics.mean(sample.sd for sample in samples)
-    if len(at_base) > 1:
-        sd = statistics.stdev(at_base) / middle
-    return pricing.latency_of(architecture, middle, sd / math.sqrt(len(samples)))
 
 
 def measure_state(
