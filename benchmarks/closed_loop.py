@@ -87,14 +87,14 @@ def main() -> None:
             else:
                 _, deployed = heat("export", "--format", FORMATS[options.runtime], *where)
                 # An export that disagrees with torch prints no result: missed.
-                ratio = deployed.get("measured_fps", 0.0) / target
+                ratio = (deployed.get("measured_fps") or 0.0) / target
                 row |= {
                     "verdict": "met" if 1.0 <= ratio <= OVERSHOOT else "missed",
                     "table_fps": round(1000.0 / thinned["table_ms"], 3),
                     "thinned": thinned["measured_fps"],
                     "measured": deployed.get("measured_fps"),
                     "ratio": round(ratio, 4),
-                    "ratio_now": round(deployed.get("measured_fps_now", 0.0) / target, 4),
+                    "ratio_now": round((deployed.get("measured_fps_now") or 0.0) / target, 4),
                     "measurements": thinned["measurements"],
                     "widths": thinned["widths"],
                     "blocks": thinned["blocks"],

@@ -37,7 +37,7 @@ from heat.stages.measuring import MAX_PROCESSES, PROCESSES
 from heat.thinning import State, ThinningRules, prior_logits, removed_mass
 from latency_tables import profile
 from latency_tables.plan import Checks, check_networks, space_entries
-from latency_tables.pricing import Latency, Pricing
+from latency_tables.pricing import SUSTAINED, Latency, Pricing, weighted_quantile
 from latency_tables.samples import NetworkSample
 from latency_tables.store import SHIPPED
 from latency_tables.table import LatencyTable
@@ -99,9 +99,8 @@ def new_method(
 
     def sustained_fps(network: Architecture) -> float:
         slowness = np.exp(machine.share(machine.network_name(network)) * history)
-        order = np.argsort(slowness)
-        at = np.searchsorted(np.cumsum(weights[order]) / weights.sum(), 0.9)
-        return 1000.0 / (machine.network_ms(network) * float(slowness[order][at]))
+        slow = weighted_quantile(slowness, weights, SUSTAINED)
+        return 1000.0 / (machine.network_ms(network) * slow)
 
     met = infeasible = reachable = 0
     ratios = []

@@ -243,11 +243,13 @@ class SimulatedMeter:
         job = Job(SimulatedJob(self.machine, name, self.machine.network_ms(architecture)), {})
         beside = {f"reference-{key}": item for key, item in self.references().items()}
         watched: list[Round] = []
+        start = self.machine.clock_s
         found = time_jobs(
             {"own": job, **beside}, references=beside, rounds=NETWORK_ROUNDS, watched=watched
         )
+        spent = (self.machine.clock_s - start) / len(watched)
         seen = tuple(
-            Round(0.5, {name: r.reference_ms[f"reference-{name}"] for name in REFERENCES})
+            Round(spent, {name: r.reference_ms[f"reference-{name}"] for name in REFERENCES})
             for r in watched
         )
         timing = found["own"]

@@ -52,8 +52,11 @@ def attempt(folder: Path) -> dict[str, Any]:
         lines = done.stdout.strip().splitlines()
         found = json.loads(lines[-1]) if lines else {}
         if command[0] == "profile":
-            row["held_out_error"], row["threads"] = found["held_out_error"], found["threads"]
-            row["reference_ms"] = found["reference_ms"]
+            row["held_out_error"], row["threads"] = (
+                found.get("held_out_error"),
+                found.get("threads"),
+            )
+            row["reference_ms"] = found.get("reference_ms")
         elif command[0] == "thin":
             row["predicted"], row["thinned"] = found.get("predicted_fps"), found.get("measured_fps")
             row["measurements"] = found.get("measurements")
@@ -62,10 +65,10 @@ def attempt(folder: Path) -> dict[str, Any]:
             row["measured_fps_now"] = found.get("measured_fps_now")
             row["measured_fps_best"] = found.get("measured_fps_best")
         if done.returncode:
-            row["error"] = done.stderr.strip().splitlines()[-1][:300]
+            row["error"] = done.stderr.strip()[-300:]
             break
     row["total_seconds"] = round(sum(row["seconds"]), 1)
-    row["met"] = row["exits"] == [0, 0, 0] and row["measured_fps"] >= TARGET_FPS
+    row["met"] = row["exits"] == [0, 0, 0] and (row["measured_fps"] or 0.0) >= TARGET_FPS
     return row
 
 

@@ -57,11 +57,11 @@ def measured_latency(
     logs = np.log([sample.ms for sample in samples]) - slow
     variance = np.square([sample.sd for sample in samples]) + np.square(STATE_DOUBT * slow)
     weights = 1.0 / variance
-    order = np.argsort(logs)
-    reached = np.cumsum(weights[order]) / weights.sum()
-    middle = float(logs[order][int(np.searchsorted(reached, 0.5))])
     weights /= weights.sum()
-    seen = float(weights @ np.square(logs - middle)) / len(samples)
+    order = np.argsort(logs)
+    reached = np.cumsum(weights[order]) - 0.5 * weights[order]
+    middle = float(np.interp(0.5, reached, logs[order]))
+    seen = float(weights @ np.square(logs - middle)) * float(np.square(weights).sum())
     stated = float(np.square(weights) @ np.square([sample.sd for sample in samples]))
     # Doubt of the states is shared by all timings: it only cancels between slower and faster ones.
     doubt = STATE_DOUBT * float(weights @ slow)

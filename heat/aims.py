@@ -1,5 +1,7 @@
 """The networks that a table must be certain of: those on the way of thinning, and random ones."""
 
+import numpy as np
+
 from latency_tables.plan import TARGETS, check_networks
 from latency_tables.profile import Targets
 from latency_tables.table import LatencyTable
@@ -43,6 +45,6 @@ def chain_networks(table: LatencyTable, space: SearchSpace, logits: Logits) -> l
     chain = Chain(space, logits, ThinningRules(stage_rule="all"), prices.table_ms, drop)
     while chain.extend():
         pass
-    step = max(1, len(chain.states) // ON_THE_CHAIN)
-    states = [*chain.states[::-1][::step]][:ON_THE_CHAIN]
-    return [state.architecture(space, logits) for state in states]
+    last = len(chain.states) - 1
+    places = np.linspace(0, last, min(ON_THE_CHAIN, last + 1)).round().astype(int)
+    return [chain.states[place].architecture(space, logits) for place in places]

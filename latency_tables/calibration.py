@@ -3,12 +3,10 @@
 import statistics
 from dataclasses import dataclass
 
-import numpy as np
-
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One measured network, predicted from everything but its own measurement."""
+    """One measured network, predicted from everything but its own timings."""
 
     predicted_ms: float
     sd: float
@@ -45,12 +43,6 @@ class Calibration:
         """Median |predicted / measured - 1| of networks predicted without their measurement."""
         errors = [abs(check.error) for check in self.checks]
         return statistics.median(errors) if errors else None
-
-    @property
-    def p95_error(self) -> float | None:
-        """95th percentile of those errors."""
-        errors = [abs(check.error) for check in self.checks]
-        return float(np.quantile(errors, 0.95)) if errors else None
 
     @property
     def covered(self) -> float | None:

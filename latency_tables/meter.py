@@ -46,8 +46,6 @@ class Taken:
     samples: tuple[EntrySample, ...] = ()
     networks: tuple[NetworkSample, ...] = ()
     moments: tuple[Moment, ...] = ()
-    p95_share: float = 1.0
-    """95th percentile / median of a network's latency at one state of the machine."""
     disturbance: Disturbance | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     """What the visit cost: write, load, time."""
@@ -161,7 +159,6 @@ def network_taken(
     return Taken(
         networks=(sample,),
         moments=moments_of(result.rounds),
-        p95_share=timing.p95_ms / timing.ms,
         disturbance=result.disturbance,
         seconds={"write": written_s, "load": result.load_s, "time": result.time_s},
     )

@@ -1,7 +1,7 @@
 """The latency table as a model: one Gaussian over the log latency of every entry of a space.
 
     log ms(sample of e in state s) = x_e + s_0 + beta_f(e) . q(s) + noise
-    log ms(network a in state s)   = log(F * sum_e exp(x_e + s_0 + beta . q) + c * n) + d_a + noise
+    log ms(network a in state s)   = log(F * sum_e exp(x_e + beta . q) + c * n) + s_0 + d_a + noise
 
 x has the prior of `families.py`. s_0 is the log slowness of the reference network, q that slowness
 and by how much each other reference exceeds it, beta a family's own sensitivity to them. F and c
@@ -12,8 +12,8 @@ kernel).
 
 Everything is linear but the sum, which is linearised around the current estimate (Gauss-Newton); so
 the posterior is that of Gaussian process regression with linear observations (Rasmussen and
-Williams 2006, section 2.2), and its leave-one-out residuals (section 5.4.2) weigh down samples that
-contradict all others (Huber).
+Williams 2006, section 2.2). A sample that all others contradict, by its leave-one-out residual
+(section 5.4.2), has its noise widened until it does not.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ from functools import cached_property
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from supernet.architecture import Entry
+from supernet.architecture import Architecture, Entry
 
 from .batch import REFERENCES
 from .calibration import Calibration
@@ -189,12 +189,27 @@ class LatencyModel:
                     break
             self._cross, self._chol = cross, factor
             inverse = cho_solve(factor, np.eye(total))
-            left_out = self._alpha / np.diag(inverse)
-            self._left_out_sd = np.sqrt(1.0 / np.diag(inverse))
-            self.residuals = left_out / self._left_out_sd
-            self._left_out = left_out
+            inflated = self._alpha * np.sqrt(1.0 / np.diag(inverse))
+            # As surprising as each is by its own stated noise, whatever it was widened to since.
+            stated = 1.0 / np.diag(inverse) - noise**2 * (inflate**2 - 1.0)
+            self.residuals = self._alpha / np.diag(inverse) / np.sqrt(np.maximum(stated, 1e-12))
             if robust < ROBUST_ITERATIONS - 1:
-                inflate *= np.maximum(1.0, np.abs(self.residuals) / OUTLIER)
+                inflate *= np.maximum(1.0, np.abs(inflated) / OUTLIER)
+        self._leave_out(inverse, count)
+
+    def _leave_out(self, inverse: Array, first: int) -> None:
+        """Predict each network without any of its own timings (section 5.4.2, for blocks)."""
+        groups: dict[Architecture, list[int]] = {}
+        for number, network in enumerate(self.networks):
+            groups.setdefault(network.architecture, []).append(first + number)
+        self.checks: list[tuple[NetworkSample, float, float]] = []
+        for group in groups.values():
+            covariance = np.linalg.inv(inverse[np.ix_(group, group)])
+            missed = covariance @ self._alpha[group]
+            for at in group[:1]:
+                own = self.networks[at - first]
+                error = float(np.expm1(-missed[0]))
+                self.checks.append((own, error, float(np.sqrt(covariance[0, 0]))))
 
     def _network_row(self, counts: Array, q: Array) -> tuple[Array, float, Array]:
         """Return the gradient of a network's log ms, log ms less s_0, and its shares of time."""
@@ -267,16 +282,6 @@ class LatencyModel:
         prior = row @ self._prior @ row + UNEXPLAINED_SD**2
         variance = prior - reach @ cho_solve(self._chol, reach)
         return Prediction(float(np.exp(log_ms)), float(np.sqrt(max(variance, 1e-8))))
-
-    @property
-    def network_errors(self) -> list[float]:
-        """Predicted / measured - 1 of each network sample, predicted without that sample."""
-        return [float(np.expm1(-error)) for error in self._left_out[len(self.samples) :]]
-
-    @property
-    def network_sds(self) -> list[float]:
-        """How large those errors were expected to be."""
-        return [float(sd) for sd in self._left_out_sd[len(self.samples) :]]
 
 
 def _intersection(a: Array, b: Array) -> Array:

@@ -61,11 +61,7 @@ class Pricing:
             return Latency(ms, ms, ms, error)
         self.table.sum_ms(architecture)  # refuses what the table has no row for
         found = self._model.predict(self._model.counts(entries))
-        slow = self.slowdowns(architecture)
-        best, typical, sustained = (
-            _quantile(slow, self._seconds, q) for q in (1 - SUSTAINED, 0.5, SUSTAINED)
-        )
-        return Latency(found.ms * typical, found.ms * sustained, found.ms * best, found.sd)
+        return self.latency_of(architecture, found.ms, found.sd)
 
     def slowdowns(self, architecture: Architecture) -> Array:
         """Return a network's time in each remembered state over that at the base state."""
@@ -84,7 +80,7 @@ class Pricing:
         """Return the distribution for a network whose milliseconds at the base were measured."""
         slow = self.slowdowns(architecture)
         best, typical, sustained = (
-            _quantile(slow, self._seconds, q) for q in (1 - SUSTAINED, 0.5, SUSTAINED)
+            weighted_quantile(slow, self._seconds, q) for q in (1 - SUSTAINED, 0.5, SUSTAINED)
         )
         return Latency(base_ms * typical, base_ms * sustained, base_ms * best, sd)
 
@@ -95,9 +91,8 @@ def _thinned(table: LatencyTable) -> tuple[Array, list[State]]:
     size = -(-len(moments) // MOST_STATES) if moments else 1
     seconds, states = [], []
     for start in range(0, len(moments), size):
-        part = [m for m in moments[start : start + size] if len(m.state) == len(moments[-1].state)]
-        if not part:
-            continue
+        part = moments[start : start + size]
+        part = [moment for moment in part if len(moment.state) == len(part[-1].state)]
         weights = np.array([max(1e-9, moment.seconds) for moment in part])
         logs = np.log([moment.state for moment in part])
         states.append(tuple(float(x) for x in np.exp(weights @ logs / weights.sum())))
@@ -105,7 +100,7 @@ def _thinned(table: LatencyTable) -> tuple[Array, list[State]]:
     return np.array(seconds or [1.0]), states
 
 
-def _quantile(values: Array, weights: Array, share: float) -> float:
+def weighted_quantile(values: Array, weights: Array, share: float) -> float:
     """Return the smallest value below or at which lie at least `share` of the weights."""
     order = np.argsort(values)
     reached = np.cumsum(weights[order]) / weights.sum()

@@ -68,9 +68,10 @@ def fill(
 
         for first_batch in queue:
             measure(first_batch)
+            table.refit(wanted)
+            save()
             left()
         table.refit(wanted)
-        save()
         aims = list(targets(table))
         while left() > 0:
             assert table.model is not None
@@ -103,12 +104,13 @@ def calibrate(
                     f"network of {network.input_size}, table of {table.conditions.input_size}"
                 )
             absorb(table, meter.network(network, seed=index))
+            table.refit()
+            save()
             if index < checks.memory:
                 peak = meter.peak_mb(network, seed=index)
                 if peak is not None:
                     peaks.append(peak)
             bar.advance(str(network.widths))
-    table.refit()
     if peaks:
         set_memory(table, networks, peaks)
     save()

@@ -122,10 +122,12 @@ class LatencyTable:
     def model(self) -> LatencyModel | None:
         """What the samples say, fitted when it is asked for; None for a table without samples."""
         if self._model is None and (self.samples or self.networks):
-            self._model = LatencyModel(
-                list(self.rows), self.samples, self.networks, self.base, self.calibration
-            )
+            self._model = self._fitted(self.rows)
         return self._model
+
+    def _fitted(self, entries: Iterable[Entry]) -> LatencyModel:
+        known = self.calibration if self.calibration.checks else None
+        return LatencyModel(list(entries), self.samples, self.networks, self.base, known)
 
     def add(
         self,
@@ -152,6 +154,7 @@ class LatencyTable:
             samples=list(self.samples),
             networks=list(self.networks),
             history=list(self.history),
+            facts=dict(self.facts),
         )
 
     def refit(self, entries: Iterable[Entry] = ()) -> None:
@@ -160,9 +163,7 @@ class LatencyTable:
         wanted |= dict.fromkeys(sample.entry for sample in self.samples)
         for network in self.networks:
             wanted |= dict.fromkeys(network.architecture.entries().values())
-        model = self._model = LatencyModel(
-            list(wanted), self.samples, self.networks, self.base, self.calibration
-        )
+        model = self._model = self._fitted(wanted)
         own: dict[Entry, list[EntrySample]] = {}
         for sample in self.samples:
             own.setdefault(sample.entry, []).append(sample)
@@ -186,12 +187,7 @@ class LatencyTable:
             self.calibration = Calibration(
                 model.factor,
                 model.overhead_ms,
-                tuple(
-                    Check(net.ms * (1 + error), sd, net.ms)
-                    for net, error, sd in zip(
-                        self.networks, model.network_errors, model.network_sds, strict=True
-                    )
-                ),
+                tuple(Check(net.ms * (1 + error), sd, net.ms) for net, error, sd in model.checks),
             )
 
     def missing(self, entries: Mapping[str, Entry]) -> list[Entry]:
@@ -252,10 +248,14 @@ class LatencyTable:
             f"tables of {self.conditions.stem} measured under different conditions do not merge",
             "remove the older one, or use another --out",
         )
-        mine = (self.samples, self.networks, self.history)
+        samples, networks, history = self.samples, self.networks, self.history
         self.samples, self.networks, self.history = [], [], []
-        self.add(other.samples, other.networks, other.history)
-        self.add(*mine)
+        self.add(
+            [sample for sample in other.samples if sample not in set(samples)],
+            [network for network in other.networks if network not in set(networks)],
+            [moment for moment in other.history if moment not in set(history)],
+        )
+        self.add(samples, networks, history)
         self.rows = other.rows | self.rows
         if not self.calibration.checks:
             self.calibration = other.calibration
@@ -276,12 +276,6 @@ class LatencyTable:
         from .table_file import read_table
 
         return read_table(path)
-
-    def scaled(self, factor: float) -> "LatencyTable":
-        """Return the table with every prediction multiplied; samples are left behind."""
-        old = self.calibration
-        changed = replace(old, factor=old.factor * factor, overhead_ms=old.overhead_ms * factor)
-        return LatencyTable(self.conditions, self.rows, changed, self.memory, self.facts)
 
 
 def _distance(a: Entry, b: Entry) -> float:

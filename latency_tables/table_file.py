@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, astuple, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,6 @@ def write_table(table: LatencyTable, folder: Path) -> Path:
     frame = pd.DataFrame([asdict(entry) | asdict(row) | shared for entry, row in ordered])
     text = frame.to_csv(index=False)
     path = folder / f"{table.name}.csv"
-    position = {entry: index for index, (entry, _) in enumerate(ordered)}
     sidecar = {
         "format": FORMAT_VERSION,
         "conditions": shared,
@@ -55,7 +54,7 @@ def write_table(table: LatencyTable, folder: Path) -> Path:
         "held_out_error": table.calibration.held_out_error,
         "facts": table.facts,
         "samples": [
-            [position[s.entry], s.ms, s.sd_ms, list(s.state), s.date, s.heat] for s in table.samples
+            [*astuple(s.entry), s.ms, s.sd_ms, list(s.state), s.date, s.heat] for s in table.samples
         ],
         "networks": [
             {
@@ -114,11 +113,10 @@ def read_table(path: Path) -> LatencyTable:
             row = Row(**{name: values[name] for name in kept})
             _check(row.ms, values, path)
             table.rows[_entry(values)] = row
-        entries = list(table.rows)
         table.add(
             [
-                EntrySample(entries[at], ms, sd_ms, tuple(state), date, heat)
-                for at, ms, sd_ms, state, date, heat in sidecar["samples"]
+                EntrySample(Entry(*entry), ms, sd_ms, tuple(state), date, heat)
+                for *entry, ms, sd_ms, state, date, heat in sidecar["samples"]
             ],
             [_network(record, path) for record in sidecar["networks"]],
             [Moment(seconds, tuple(state)) for seconds, *state in sidecar["history"]],
@@ -147,20 +145,25 @@ def _read_old(table: LatencyTable, text: str, sidecar: Mapping[str, Any], path: 
         for sample in old["held_out"]
     )
     table.calibration = Calibration(calibration.factor, calibration.overhead_ms, checks)
+    if table.conditions.runtime == "onnxruntime" and table.conditions.threads > 1:
+        # It was let to spin by itself then.
+        table.conditions = replace(table.conditions, spinning="always")
     samples = []
-    for values in _records(text, path, [*OLD_COLUMNS, "source"], without=NEW_CONDITIONS):
+    records = _records(text, path, [*OLD_COLUMNS, "source"], without=NEW_CONDITIONS)
+    measured = all(values["source"] == "measured" for values in records)
+    for values in records:
         ms, entry = float(values["ms"]), _entry(values)
         _check(ms, values, path)
         sd_ms = math.hypot(float(values["uncertainty_ms"]) / OLD_INTERVAL_SDS, OLD_REPEAT * ms)
         reference_ms, date, heat = values["reference_ms"], values["date"], values["heat"]
-        if values["source"] == "measured" and reference_ms > 0:
+        if measured and reference_ms > 0:
             samples.append(EntrySample(entry, ms, sd_ms, (reference_ms,), date, heat))
         else:
             uncertainty = float(values["uncertainty_ms"])
             source = str(values["source"])
             table.rows[entry] = Row(ms, uncertainty, 0, reference_ms, date, heat, source)
     table.add(samples, (), [Moment(1.0, sample.state) for sample in samples])
-    if samples and not table.estimated:
+    if samples:
         table.refit()
 
 

@@ -36,12 +36,17 @@ def thread_check(
     runtime: str = "onnxruntime",
     precision: str = "f32",
     seconds: float = CHECK_S,
+    spinning: bool | None = None,
+    pinning: bool = False,
 ) -> dict[int, ThreadTiming]:
     """Time a model with each number of threads, in turns; at least three runs of each.
 
     Raises `UserError` where the machine has no cores for a number of threads.
     """
-    sessions = {count: open_session(runtime, model, count, precision) for count in counts}
+    sessions = {
+        count: open_session(runtime, model, count, precision, spinning=spinning, pinning=pinning)
+        for count in counts
+    }
     samples: dict[int, list[float]] = {count: [] for count in counts}
     stop = time.perf_counter() + seconds
     for turn in itertools.count():

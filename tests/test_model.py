@@ -141,8 +141,8 @@ def test_whole_networks_set_the_factor_and_are_predicted_without_themselves() ->
     samples, networks = networks_of(1.08, 8)
     model = model_of(samples, networks)
     assert model.factor == pytest.approx(1.08, abs=0.02)
-    assert max(abs(error) for error in model.network_errors) < 0.02
-    assert all(0.005 < sd < 0.1 for sd in model.network_sds)
+    assert max(abs(error) for _, error, _ in model.checks) < 0.02
+    assert all(0.005 < sd < 0.1 for _, _, sd in model.checks)
 
 
 def test_a_measured_network_corrects_those_like_it_most() -> None:
@@ -284,8 +284,68 @@ def test_the_noisy_table_of_a_shared_machine() -> None:
     chain = chain_networks(table, SPACE, prior_logits(SPACE))
     price = Pricing(table)
     fps = [1000.0 / price.latency(network).sustained_ms for network in chain]
-    assert max(fps) > 24.0 and fps[0] > 55.0
-    assert chain[0].widths == (32, 32, 32, 32), "the chain ends at the smallest network"
+    assert max(fps) > 24.0 and fps[-1] > 55.0
+    assert chain[-1].widths == (32, 32, 32, 32), "the chain ends at the smallest network"
+
+
+def test_a_timing_of_few_doubts_is_found_by_its_own_noise() -> None:
+    """Widening a contradicted sample's noise must not hide the contradiction."""
+    rng = np.random.default_rng(0)
+    noisy = [
+        replace(sample(chain_of(w), true_ms(w) * float(np.exp(rng.normal(0, 0.05)))),
+                sd_ms=0.05 * true_ms(w))
+        for w in range(32, 353, 32)
+    ]  # fmt: skip
+    noisy[5] = replace(noisy[5], ms=1.8 * true_ms(192))
+    assert contradictions(model_of(noisy))[:1] == [chain_of(192)]
+
+
+def test_a_network_is_predicted_without_any_of_its_timings() -> None:
+    """Further timings of one network do not make its error smaller."""
+    samples, networks = networks_of(1.0, 6)
+    odd = replace(networks[0], ms=1.1 * networks[0].ms)
+    once = LatencyModel([], samples, [odd, *networks[1:]], QUIET)
+    often = LatencyModel([], samples, [odd, odd, odd, odd, *networks[1:]], QUIET)
+    assert len(once.checks) == len(often.checks) == 6
+    assert abs(often.checks[0][1]) > 0.8 * abs(once.checks[0][1]) > 0.04
+
+
+def test_the_same_results_are_merged_once() -> None:
+    table, _ = table_with([Moment(1.0, QUIET)])
+    before = len(table.samples), len(table.networks), len(table.history)
+    table.merge(table.copy())
+    assert (len(table.samples), len(table.networks), len(table.history)) == before
+
+
+def test_samples_do_not_depend_on_the_rows_beside_them(tmp_path: Path) -> None:
+    """A sidecar beside rows of another save, as after a kill, keeps its samples' entries."""
+    table, _ = table_with([Moment(1.0, QUIET)])
+    path = table.save(tmp_path / "a")
+    wider = table.copy()
+    wider.refit([Entry("repcnn", 8, 512, 512, 56, 56), Entry("cw", 8, 32, 32, 1, 1)])
+    wider.save(tmp_path / "b")
+    (tmp_path / "b" / path.name).replace(path)
+    assert LatencyTable.load(path).samples == table.samples
+
+
+def test_a_mixed_table_of_version_two_keeps_its_rows(tmp_path: Path) -> None:
+    """An estimate corrected by a few measured rows is not refitted from those few."""
+    path = old_table(tmp_path)
+    text = path.read_text().partition("# sha256=")[0]
+    mixed = text.replace("measured,", "corrected,", 3)
+    path.write_text(f"{mixed}# sha256={seal_of(mixed)}\n")
+    table = read_table(path)
+    assert table.estimated and not table.samples and len(table.rows) == 11
+    assert table.model is None
+
+
+def test_old_states_count_beside_new_ones() -> None:
+    """Moments with one reference, as version 2 has, are not dropped when four are watched."""
+    table, network = table_with(
+        [Moment(100.0, (14.0,)), Moment(100.0, (10.0,)), Moment(8.0, QUIET)]
+    )
+    price = Pricing(table).latency(network)
+    assert price.sustained_ms > 1.3 * price.typical_ms
 
 
 def test_a_known_calibration_is_the_prior_of_a_table_without_networks() -> None:

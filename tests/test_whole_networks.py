@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from heat.spaces import search_space
 from heat.stages.measuring import NetworkMeter, measure_state, processes
+from heat.stages.profile import lacks
 from latency_tables.batch import REFERENCES, Model, NetworkResult
 from latency_tables.devices import resolve
 from latency_tables.machine import Disturbance
 from latency_tables.measure import Job, Round, Timing, time_jobs
-from latency_tables.meter import DeviceMeter
+from latency_tables.meter import DeviceMeter, moments_of, network_taken
+from latency_tables.plan import LAZY, Checks, space_entries
+from latency_tables.samples import EntrySample
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture
@@ -102,3 +106,49 @@ def test_how_threads_wait_is_part_of_the_table(
     table.refit()
     again = LatencyTable.load(table.save(tmp_path))
     assert again.conditions == conditions and again.rows == table.rows
+
+
+def test_a_table_models_the_entries_of_another_class_count(unit: Architecture) -> None:
+    """An export of a network with other classes than its table was measured with is timed."""
+    table = LatencyTable(conditions_of(resolve("cpu", threads=1), unit.input_size))
+    table.add(
+        (), [network_taken(unit, result_of(10.0)).networks[0]], moments_of(result_of(9.0).rounds)
+    )
+    table.refit()
+    other = unit.with_(num_classes=7)
+    found = NetworkMeter(table).latency(other, [result_of(11.0)])
+    assert found.typical_ms == pytest.approx(11.0, rel=0.01)
+
+
+def test_an_uncertain_timing_is_not_clearly_outside_its_window(
+    monkeypatch: pytest.MonkeyPatch, unit: Architecture
+) -> None:
+    """The window is narrower than the doubt of one timing: it is looked through in small steps."""
+    meter = NetworkMeter(LatencyTable(conditions_of(resolve("cpu", threads=1), unit.input_size)))
+    asked: list[float] = []
+
+    class Shaky:
+        def time(self, model: Model) -> NetworkResult:
+            asked.append(10.0)
+            result = result_of(10.0)
+            return replace(result, timing=replace(result.timing, interval=0.2))
+
+    monkeypatch.setattr(meter, "_meter", Shaky())
+    monkeypatch.setenv("HEAT_PROCESSES", "3")
+    measure_state(meter, unit, lambda found: 9.3 <= found.sustained_ms <= 9.7, memory=False)
+    assert len(asked) >= 3
+
+
+def test_a_table_lacks_what_none_of_its_samples_is_of(unit: Architecture) -> None:
+    space = search_space("micro", input_size=(128, 192), num_classes=3)
+    table = LatencyTable(conditions_of(resolve("cpu", threads=1), (128, 192)))
+    assert lacks(table, space, LAZY)
+    entries = space_entries(space.template, space.widths, oa=True)
+    table.add(
+        [EntrySample(entry, 1.0, 0.01, (5.0,), "", "") for entry in entries if entry.op != "oa"],
+        [network_taken(space.template, result_of(10.0)).networks[0]],
+    )
+    assert lacks(table, space, LAZY), "no sample of original attention"
+    table.add([EntrySample(e, 1.0, 0.01, (5.0,), "", "") for e in entries if e.op == "oa"])
+    assert not lacks(table, space, LAZY)
+    assert lacks(table, space, Checks()), "a full table has more networks"

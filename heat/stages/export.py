@@ -16,6 +16,8 @@ from deploy.export import Exported, export_bundle
 from deploy.form import Form, Format
 from deploy.quantize import CALIBRATION_IMAGES
 from latency_tables.devices import Target
+from latency_tables.store import conditions_of
+from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture
 from supernet.checkpoint import load_weights, read_info
 from supernet.coco import DetectionSet
@@ -123,10 +125,11 @@ def export(
     pixels = [letterbox(image, size)[0] for image in samples]
     form = wish.form(target, pixels, workspace.root / "tensorrt-timings.cache")
     same = _same_conditions(workspace, thinned, network.architecture, target, form)
+    table = _table_of(workspace, thinned, target) if same else None
+    same = same and table is not None
     predicted = float(thinned["predicted_fps"]) if same else None
     target_fps = float(thinned["target_fps"]) if same else None
     setting = replace(target.setting, runtime=form.runtime, precision=form.precision)
-    table = recorded_table(workspace, thinned) if same else None
     judge = judge_of(data, names) if data is not None and training is not None else None
     plan = None
     check_attention(network, form)
@@ -270,6 +273,24 @@ def broken_promises(fps: float, predicted: float | None, target_fps: float | Non
 def _model(target: Target) -> str:
     """Return the model of what executes: the GPU's where there is one, as in latency tables."""
     return target.gpu.model if target.gpu is not None else target.detected.model
+
+
+def _table_of(workspace: Workspace, thinned: dict[str, Any], target: Target) -> LatencyTable | None:
+    """Return the table that was thinned by; None, and a warning, where it is not of this machine.
+
+    Another version of the runtime, or other cores, would pass for a slow state of the same machine.
+    """
+    table = recorded_table(workspace, thinned)
+    here = conditions_of(target, table.conditions.input_size)
+    different = replace(here, device=table.conditions.device).differences(table.conditions)
+    if not different:
+        return table
+    print(
+        f"warning: the table that was thinned by is of other conditions ({different}): its "
+        "prediction is not compared; heat thin measures anew",
+        file=sys.stderr,
+    )
+    return None
 
 
 def _same_conditions(

@@ -152,11 +152,11 @@ def other_settings(target: Target) -> Iterator[tuple[str, Setting]]:
     other = OTHER_RUNTIME[setting.runtime]
     runtimes = [(f"--runtime {other} ", other)] if installed_runtimes()[other] else []
     for flags, runtime in runtimes:
-        yield flags.strip(), replace(setting, runtime=runtime)
+        yield flags.strip(), replace(setting, runtime=runtime, spinning="brief", pinning=False)
     for precision in PRECISIONS:
         if precision != setting.precision:
             for flags, runtime in [("", setting.runtime), *runtimes]:
-                wanted = replace(setting, runtime=runtime, precision=precision)
+                wanted = replace(setting, runtime=runtime, precision=precision, spinning="brief")
                 yield f"{flags}--precision {precision}", wanted
     yield from (way for way in threads if way[1].threads < setting.threads)
 

@@ -28,7 +28,7 @@ from ..source import Source, check_fits, with_global_block
 from ..thinning import Logits, State, ThinningRules
 from ..workspace import Workspace
 from .measuring import NetworkMeter, measure_state
-from .profile import measure_table, refresh, table_path
+from .profile import lacks, measure_table, refresh, table_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +121,19 @@ def open_search(
         tables = [goal.prices.table for goal in goals]
         based_on = fingerprint(
             supernet=source.digest,
-            tables=[[asdict(t.conditions), asdict(t.calibration)] for t in tables],
+            tables=[[asdict(t.conditions), _content(t)] for t in tables],
         )
         yield FormSearch(form, chain, goals, evaluator, readings, measured, based_on)
+
+
+def _content(table: LatencyTable) -> list[tuple[str, float]]:
+    """Return what a table was made of: its samples, or its rows where it has none.
+
+    Networks that thinning measures do not make it another table.
+    """
+    if table.samples:
+        return [(str(sample.entry), sample.ms) for sample in table.samples]
+    return [(str(entry), row.ms) for entry, row in sorted(table.rows.items())]
 
 
 def _goal(
@@ -142,7 +152,7 @@ def _goal(
         return Goal(Pricer(table, space, logits, table.sum_ms), limits, None)
     if limits.max_memory_mb is not None and table.memory is None:
         measure_table(workspace, table, space, logits, Checks())
-    elif not table.calibration.checks:
+    elif lacks(table, space, LAZY):
         measure_table(workspace, table, space, logits, LAZY)
     else:
         refresh(workspace, table)
@@ -157,7 +167,10 @@ def _goal(
     def measure(state: State) -> Cost:
         architecture = state.architecture(space, logits)
         block = f" {state.global_block}" if state.global_block else ""
-        key = f"{table.conditions.stem} {architecture.widths} {architecture.blocks}{block}"
+        version = table.conditions.runtime_version
+        key = (
+            f"{table.conditions.stem} {version} {architecture.widths} {architecture.blocks}{block}"
+        )
         return measure_state(
             meter,
             architecture,

@@ -40,6 +40,8 @@ rough: then they need not agree."""
 MAX_PROCESSES = 7
 SURE_SDS = 3.0
 """A network this many standard deviations outside its window is not timed in further processes."""
+WINDOW_STEP = 0.02
+"""Steps in which a latency's uncertainty is looked through for its window, which is 5 % wide."""
 NOTICEABLE = 1.05
 """Share by which a machine must be slower than promised for a warning."""
 
@@ -87,6 +89,8 @@ class NetworkMeter:
         Without a table the states are those of the results.
         """
         table = self.table
+        if table.model is not None and table.missing(architecture.entries()):
+            table.refit(architecture.entries().values())
         if table.model is None:
             table = table.copy()
             for result in results:
@@ -102,7 +106,8 @@ class NetworkMeter:
         """
         for result in results:
             taken = network_taken(architecture, result)
-            absorb(self.table, replace(taken, moments=()) if self.table.history else taken)
+            if taken.networks[0] not in self.table.networks:  # a journal may be read again
+                absorb(self.table, replace(taken, moments=()) if self.table.history else taken)
         self.table.refit()
 
 
@@ -131,11 +136,12 @@ def measure_state(
 
         def enough(latency: Latency) -> bool:
             room = SURE_SDS * max(latency.sd, 0.01)
-            scaled = [
-                replace(latency, sustained_ms=latency.sustained_ms * factor)
-                for factor in (1 - room, 1, 1 + room)
-            ]
-            return not any(inside(near) for near in scaled)
+            steps = math.ceil(room / WINDOW_STEP)
+            factors = [1 + room * step / steps for step in range(-steps, steps + 1)]
+            return not any(
+                inside(replace(latency, sustained_ms=latency.sustained_ms * factor))
+                for factor in factors
+            )
 
         found = meter.results(model, architecture, enough)
         peak = None
@@ -189,7 +195,13 @@ def _no_table(setting: Setting, size: tuple[int, int]) -> LatencyTable:
     from latency_tables.devices import resolve
 
     target = resolve("cpu" if setting.device == "cpu" else "cuda", runtime=setting.runtime)
-    target = replace(target, threads=setting.threads, precision=setting.precision)
+    target = replace(
+        target,
+        threads=setting.threads,
+        precision=setting.precision,
+        spinning=setting.spinning,
+        pinning=setting.pinning,
+    )
     return LatencyTable(conditions_of(target, size))
 
 

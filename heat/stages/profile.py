@@ -3,7 +3,7 @@
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import numpy as np
 
 from latency_tables.batch import feeds_of
 from latency_tables.devices import Target
+from latency_tables.families import family
 from latency_tables.lock import only_one
 from latency_tables.meter import DeviceMeter, Meter
 from latency_tables.models import write_network
 from latency_tables.networks import reference_architecture
 from latency_tables.plan import Checks, check_networks, space_entries
-from latency_tables.pricing import SUSTAINED
+from latency_tables.pricing import SUSTAINED, weighted_quantile
 from latency_tables.profile import absorb, calibrate, fill
 from latency_tables.store import empty_table, open_table
 from latency_tables.table import LatencyTable
@@ -44,16 +45,29 @@ def profile(workspace: Workspace, target: Target, space: SearchSpace) -> dict[st
     with ExitStack() as locks:
         table = open_for_writing(workspace, target, space.template.input_size, locks)
         checks = Checks()
-        # Thinning checks its own tables with fewer networks than these.
-        if len(table.calibration.checks) < checks.networks:
+        if lacks(table, space, checks):
             measure_table(workspace, table, space, prior_logits(space), checks)
         else:
             table.refit(space_entries(space.template, space.widths, oa=True))
         if threads is not None:
             table.facts["threads"] = threads
-        table.save(workspace.tables)
-    report(table)
-    return record(workspace, target, space, table, time.monotonic() - started)
+        report(table)
+        return record(workspace, target, space, table, time.monotonic() - started)
+
+
+def lacks(table: LatencyTable, space: SearchSpace, checks: Checks) -> bool:
+    """Say whether a table needs timings for a space: too few networks, or families without any.
+
+    Thinning makes tables with fewer networks than `heat profile`; another space may have operators
+    that none of the table's samples is of.
+    """
+    networks = {network.architecture for network in table.networks}
+    checked_before = table.calibration.checks and not networks  # a table of 0.1.0
+    if len(networks) < checks.networks and not checked_before:
+        return True
+    sampled = {family(sample.entry) for sample in table.samples}
+    entries = space_entries(space.template, space.widths, oa=True)
+    return any(family(entry) not in sampled for entry in entries)
 
 
 def recorded_table(workspace: Workspace, stage: dict[str, Any]) -> LatencyTable:
@@ -88,7 +102,9 @@ def measure_table(
     entries = space_entries(space.template, space.widths, oa=True)
     fill(table, entries, meter, aims(space, logits), checks=checks, save=save)
     networks = check_networks(space.template, space.widths, space.positions, checks.networks)
-    calibrate(table, networks, meter, checks=checks, save=save)
+    known = {network.architecture for network in table.networks}
+    if len(known) < checks.networks or (checks.memory and table.memory is None):
+        calibrate(table, networks, meter, checks=checks, save=save)
 
 
 def refresh(workspace: Workspace, table: LatencyTable) -> None:
@@ -108,7 +124,10 @@ def refresh(workspace: Workspace, table: LatencyTable) -> None:
             f"{sustained:.1f} ms when the table was measured: watching it for {REWATCH_S:.0f} s",
             file=sys.stderr,
         )
-        table.history.clear()
+        # What was seen before counts no more than what is seen now.
+        seen = sum(moment.seconds for moment in table.history)
+        share = min(1.0, (REWATCH_S + WATCH_S) / max(seen, 1e-9))
+        table.history = [replace(m, seconds=m.seconds * share) for m in table.history]
         absorb(table, meter.watch(REWATCH_S))
     absorb(table, taken)
     table.save(workspace.tables)
@@ -125,6 +144,8 @@ def warn_of_threads(target: Target, input_size: tuple[int, int]) -> dict[str, An
         (1, target.threads),
         runtime=target.runtime,
         precision=target.precision,
+        spinning=target.setting.spins,
+        pinning=target.pinning,
     )
     wrong = trouble(timings)
     if wrong:
@@ -223,11 +244,13 @@ def report(table: LatencyTable) -> None:
 
 def speeds(table: LatencyTable) -> tuple[float, float]:
     """Return milliseconds of the reference network at best and sustained (p10 and p90)."""
-    found = [moment.state[0] for moment in table.history if moment.state]
+    found = [moment for moment in table.history if moment.state]
     if not found:
         return table.reference_ms, table.reference_ms
-    best, sustained = np.quantile(found, [1 - SUSTAINED, SUSTAINED])
-    return float(best), float(sustained)
+    times = np.array([moment.state[0] for moment in found])
+    seconds = np.array([moment.seconds for moment in found])
+    best, sustained = (weighted_quantile(times, seconds, q) for q in (1 - SUSTAINED, SUSTAINED))
+    return best, sustained
 
 
 def disturbances(facts: dict[str, Any]) -> list[str]:

@@ -76,6 +76,9 @@ def thin(
         if study is not None:
             _study(workspace, search, study)
         found = settle(search.chain, search.goals)
+        for goal in search.goals:
+            if goal.measure is not None:  # what was measured is part of the table from now on
+                goal.prices.table.save(workspace.tables)
         if frontier:
             while search.chain.extend():
                 pass
@@ -84,11 +87,11 @@ def thin(
         result = result_of(workspace, search, found, source, trust=trust)
         write_moves(workspace, search, found)
     result["seconds"] = round(time.monotonic() - started, 1)
+    search.measured.forget()
     if found.at_floor:
         raise floor_error(search, found, result)
     search.architecture(found.state).save(workspace.architecture)
     workspace.record("thin", result)
-    search.measured.forget()
     if found.broken:
         raise PromiseError(
             f"{'; '.join(found.broken)} after {found.measurements} measurements: this machine is "
