@@ -16,13 +16,16 @@ from deploy.runtimes import dominant, executed_precision, open_session
 from supernet.errors import UserError
 
 from .machine import Disturbance, Watch
-from .measure import MAX_ROUNDS, ROUNDS, Job, Round, Timing, time_jobs
+from .measure import MAX_ROUNDS, ROUNDS, RUNS_A_VISIT, Job, Round, Timing, time_jobs
 
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 """Shape and dtype of each input by name."""
 
 NETWORK_ROUNDS = 12
 """Rounds of a whole network: few models, so more of them."""
+NETWORK_MIN_ROUNDS = 6
+NETWORK_S = 2.0
+"""Seconds of a network's own runs above which it has fewer rounds, on slow machines."""
 
 REFERENCES = ("network", "compute", "memory", "small")
 """Models that tell the state of the machine, timed in every batch (`references.py`)."""
@@ -122,7 +125,32 @@ class Bench:
         """Time models and the references, interleaved."""
         start = time.perf_counter()
         jobs = {key: load(model, self.setting) for key, model in models.items()}
-        loaded = time.perf_counter()
+        return self._time(jobs, time.perf_counter() - start, rounds, max_rounds)
+
+    def network(self, model: Model) -> NetworkResult:
+        """Time a whole network, the references between its runs."""
+        start = time.perf_counter()
+        job = load(model, self.setting)
+        load_s = time.perf_counter() - start
+        job.session.run(job.feeds)
+        visit_ms = (RUNS_A_VISIT + 1) * max(job.session.timed(job.feeds), 1e-3)
+        rounds = max(NETWORK_MIN_ROUNDS, min(NETWORK_ROUNDS, int(NETWORK_S * 1e3 / visit_ms)))
+        found = self._time({"network": job}, load_s, rounds, 2 * rounds)
+        return NetworkResult(
+            found.timings["network"],
+            found.references,
+            found.rounds,
+            found.disturbance,
+            found.load_s,
+            found.time_s,
+        )
+
+    def _time(
+        self, jobs: dict[str, Job], load_s: float, rounds: int, max_rounds: int
+    ) -> BatchResult:
+        """Time loaded models; they are dropped afterwards."""
+        names = list(jobs)
+        start = time.perf_counter()
         watched: list[Round] = []
         timings = time_jobs(
             {**jobs, **self._references},
@@ -132,27 +160,15 @@ class Bench:
             watched=watched,
         )
         timed = time.perf_counter()
-        del jobs
+        jobs.clear()
         gc.collect()
         return BatchResult(
-            {key: timings[key] for key in models},
+            {key: timings[key] for key in names},
             {name: timings[key_of(name)] for name in self._names},
             self._by_name(watched),
             self._watch.read(),
-            loaded - start,
-            timed - loaded,
-        )
-
-    def network(self, model: Model) -> NetworkResult:
-        """Time a whole network, the references between its runs."""
-        found = self.run({"network": model}, rounds=NETWORK_ROUNDS)
-        return NetworkResult(
-            found.timings["network"],
-            found.references,
-            found.rounds,
-            found.disturbance,
-            found.load_s,
-            found.time_s,
+            load_s,
+            timed - start,
         )
 
     @property

@@ -46,7 +46,7 @@ class Checks:
     """Whole networks that are timed; each is predicted without its own timing, too."""
     memory: int = 6
     """Networks, the first of all, whose peak memory is measured; every fourth one only checks."""
-    budget_s: float = 100.0
+    budget_s: float = 90.0
     """Seconds for entries at most; what is not timed by then is estimated from its neighbours."""
     enough_sd: float = ENOUGH_SD
     """Relative standard deviation of networks, from their entries, that ends it sooner."""

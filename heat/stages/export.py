@@ -15,6 +15,7 @@ from deploy.build_engine import plan_engine
 from deploy.export import Exported, export_bundle
 from deploy.form import Form, Format
 from deploy.quantize import CALIBRATION_IMAGES
+from latency_tables.batch import NetworkResult
 from latency_tables.devices import Target
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable
@@ -141,8 +142,9 @@ def export(
 
     def measure(model: Path) -> Speed:
         nonlocal broken
+        results: list[NetworkResult] = []
         for attempt in range(MAX_MEASUREMENTS):
-            speed = measure_bundle(model, network.architecture, setting, table)
+            speed = measure_bundle(model, network.architecture, setting, table, results)
             warn_if_slower(speed)
             broken = broken_promises(speed.fps, predicted, target_fps)
             if not broken:

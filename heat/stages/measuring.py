@@ -169,19 +169,25 @@ def measure_network(architecture: Architecture, setting: Setting) -> Cost:
 
 
 def measure_bundle(
-    model: Path, architecture: AnyArchitecture, setting: Setting, table: LatencyTable | None
+    model: Path,
+    architecture: AnyArchitecture,
+    setting: Setting,
+    table: LatencyTable | None,
+    results: list[NetworkResult],
 ) -> Speed:
     """Measure an exported model file, over the states of its table if it has one.
 
-    What no table knows the parts of (a DETR) is reported as it was.
+    What is timed is added to `results`, and all of them count: measuring again must not mean
+    choosing. What no table knows the parts of (a DETR) is reported as it was.
     """
     image = {"image": ((1, *architecture.input_size, 3), "uint8")}
     meter = NetworkMeter(table or _no_table(setting, architecture.input_size))
     if not isinstance(architecture, Architecture):
-        timed = [meter.meter().time(Model(b"", image, file=model)) for _ in range(processes())]
-        middle = sorted(timed, key=lambda result: result.ms)[len(timed) // 2]
+        for _ in range(processes()):
+            results.append(meter.meter().time(Model(b"", image, file=model)))
+        middle = sorted(results, key=lambda result: result.ms)[len(results) // 2]
         return Speed(middle.ms, middle.ms, middle.timing.p95_ms)
-    results = meter.results(Model(b"", image, file=model), architecture, lambda latency: False)
+    results += meter.results(Model(b"", image, file=model), architecture, lambda latency: False)
     latency = meter.latency(architecture, results)
     return Speed(
         ms=latency.sustained_ms,
