@@ -275,10 +275,10 @@ class LatencyModel:
         """Return milliseconds of a network at the base state, and how well they are known."""
         row, log_ms, shares = self._network_row(counts, np.zeros(len(REFERENCES)))
         first = len(self.samples)
-        alike = UNEXPLAINED_SD**2 * _intersection(shares[None], self._shares)[0]
-        log_ms += float(alike @ self._alpha[first:])
+        shared = UNEXPLAINED_SD**2 * _intersection(shares[None], self._shares)[0]
+        log_ms += float(shared @ self._alpha[first:])
         reach = row @ self._cross
-        reach[first:] += alike
+        reach[first:] += shared
         prior = row @ self._prior @ row + UNEXPLAINED_SD**2
         variance = prior - reach @ cho_solve(self._chol, reach)
         return Prediction(float(np.exp(log_ms)), float(np.sqrt(max(variance, 1e-8))))

@@ -39,7 +39,7 @@ class Metrics:
     ar100: float
     images: int
     ap_by_class: Mapping[str, float] = field(default_factory=dict)
-    """Classes of one name are told apart by their category ids."""
+    """Classes of one name are distinguished by their category ids."""
 
     def rounded(self) -> dict[str, Any]:
         """Return what a stage records."""
