@@ -1,6 +1,6 @@
 """The reference models: how fast the machine is at the moment, and what slows it.
 
-Other load, a falling clock and a hypervisor do not slow every operator equally. So four small models
+Other load, a falling clock and a hypervisor do not slow all operators equally. So four small models
 are timed with everything else: a whole network, an operator bound by computing, one bound by
 memory, and one that is hardly more than a call. They depend on nothing but the setting and, for the
 network, the input size.

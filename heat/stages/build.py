@@ -179,9 +179,9 @@ def _supernet_epochs(
 
     They are fixed when the supernet is first started, so that it is resumed as it began.
     """
-    planned = workspace.stage("supernet-plan")
-    if planned is not None and planned["space"] == plan["space"]:
-        return int(planned["epochs"])
+    stands = workspace.stage("supernet-plan")
+    if stands is not None and stands["space"] == plan["space"]:
+        return int(stands["epochs"])
     planned = int(plan["supernet_epochs"])
     begun = workspace.stage("supernet") is not None or (workspace.supernet / "state.pt").exists()
     epochs = planned
