@@ -31,6 +31,7 @@ from heat.charts import draw_residuals
 from heat.spaces import search_space
 from heat.stages.profile import disturbances
 from heat.thinning import prior_logits
+from latency_tables.calibration import INTERVAL_90
 from latency_tables.devices import resolve
 from latency_tables.meter import DeviceMeter
 from latency_tables.networks import random_architecture
@@ -39,7 +40,6 @@ from latency_tables.pricing import Pricing
 from latency_tables.profile import calibrate, fill
 from latency_tables.samples import NetworkSample
 from latency_tables.store import open_table
-from latency_tables.table import INTERVAL_90
 from supernet.architecture import Architecture, parse_size
 from supernet.progress import Progress
 from supernet.supernet import SearchSpace

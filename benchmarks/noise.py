@@ -36,6 +36,7 @@ from heat.spaces import search_space
 from heat.stages.measuring import MAX_PROCESSES, PROCESSES
 from heat.thinning import State, ThinningRules, prior_logits, removed_mass
 from latency_tables import profile
+from latency_tables.calibration import INTERVAL_90
 from latency_tables.plan import Checks, check_networks, space_entries
 from latency_tables.pricing import SUSTAINED, Latency, Pricing, weighted_quantile
 from latency_tables.samples import NetworkSample
@@ -93,7 +94,7 @@ def new_method(
     for network in networks:
         found = table.model.predict(table.model.counts(network.entries()))
         errors.append(abs(found.ms / true_ms(machine, network, slow) - 1))
-        covered.append(errors[-1] <= 1.645 * found.sd)
+        covered.append(errors[-1] <= INTERVAL_90 * found.sd)
     history = np.log([m.state[0] / REFERENCE_MS["network"] for m in table.history])
     weights = np.array([m.seconds for m in table.history])
 

@@ -4,12 +4,15 @@ Needs Python's own library only; every bundle's `detect.py` carries this file's 
 """
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 ISO_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"}
 TRIMMED_S = 0.1
 """Length by which an edit list may be shorter for other reasons than trimming."""
+SMALLEST_BOX = 8
+"""Bytes of a box that holds nothing: its length and its kind."""
 LARGEST_INDEX = 2**26
 EBML_HEAD, EBML_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
@@ -29,20 +32,26 @@ def has_true_count(path: Path, length_s: float) -> bool:
 
 def _iso_index(stream: BinaryIO, size: int) -> bytes:
     """Return the box with a file's index, or nothing where it has none of a usual size."""
+    for start, kind, length in _iso_boxes(stream, size):
+        if kind == b"moov" and SMALLEST_BOX <= length <= LARGEST_INDEX:
+            stream.seek(start)
+            return stream.read(length)
+    return b""
+
+
+def _iso_boxes(stream: BinaryIO, size: int) -> Iterator[tuple[int, bytes, int]]:
+    """Yield start, kind and length of each box; one that is too short to be a box is the last."""
     start = 0
-    while start + 8 <= size:
+    while start + SMALLEST_BOX <= size:
         stream.seek(start)
         head = stream.read(16)
         length = int.from_bytes(head[:4], "big")
-        if length == 1:
+        if length == 1:  # the length is a long
             length = int.from_bytes(head[8:16], "big")
-        if length < 8:
-            break
-        if head[4:8] == b"moov" and length <= LARGEST_INDEX:
-            stream.seek(start)
-            return stream.read(length)
+        yield start, head[4:8], length
+        if length < SMALLEST_BOX:
+            return
         start += length
-    return b""
 
 
 def _edited_s(moov: bytes) -> float:
@@ -83,18 +92,11 @@ def is_cut_off(path: Path) -> bool:
 
 
 def _iso_end(stream: BinaryIO, size: int) -> int:
-    """Return where the last box ends; a size of 0 reaches to the end of the file, 1 is a long."""
-    start = 0
-    while start + 8 <= size:
-        stream.seek(start)
-        head = stream.read(16)
-        length = int.from_bytes(head[:4], "big")
-        if length == 1:
-            length = int.from_bytes(head[8:16], "big")
-        if length < 8:
-            return size
-        start += length
-    return start
+    """Return where the last box ends; a length of 0 reaches to the end of the file."""
+    end = 0
+    for start, _, length in _iso_boxes(stream, size):
+        end = start + length if length >= SMALLEST_BOX else size
+    return end
 
 
 def _ebml_end(stream: BinaryIO) -> int:

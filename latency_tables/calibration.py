@@ -3,6 +3,9 @@
 import statistics
 from dataclasses import dataclass
 
+INTERVAL_90 = 1.645
+"""Half width of a 90 % interval in standard deviations."""
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -47,5 +50,7 @@ class Calibration:
     @property
     def covered(self) -> float | None:
         """Share of the networks whose error lies in the 90 % interval that was stated for it."""
-        inside = [abs(check.error) <= 1.645 * check.sd for check in self.checks if check.sd > 0]
+        inside = [
+            abs(check.error) <= INTERVAL_90 * check.sd for check in self.checks if check.sd > 0
+        ]
         return sum(inside) / len(inside) if inside else None

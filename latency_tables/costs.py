@@ -15,10 +15,10 @@ from supernet.architecture import GLOBAL_KINDS, Architecture, Entry
 from supernet.operators import OPERATORS
 
 from .batch import Setting
+from .families import FLOAT_BYTES
 from .models import PLAIN, write
 from .probes import ProbeModel
 
-FLOAT_BYTES = 4
 MIB = 2**20
 
 HIDDEN = dict.fromkeys(("wmsa", "swmsa", "ffn1", "ffn2", *GLOBAL_KINDS), 4) | dict.fromkeys(

@@ -30,8 +30,9 @@ from supernet.version import __version__
 
 from .batch import Setting
 from .conditions import Conditions
-from .costs import FLOAT_BYTES, HIDDEN, MIB
+from .costs import HIDDEN, MIB
 from .devices import Figures, Target
+from .families import FLOAT_BYTES
 from .models import write
 from .probes import ENDS, ProbeModel
 from .table import LatencyTable, Row

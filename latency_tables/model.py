@@ -206,10 +206,9 @@ class LatencyModel:
         for group in groups.values():
             covariance = np.linalg.inv(inverse[np.ix_(group, group)])
             missed = covariance @ self._alpha[group]
-            for at in group[:1]:
-                own = self.networks[at - first]
-                error = float(np.expm1(-missed[0]))
-                self.checks.append((own, error, float(np.sqrt(covariance[0, 0]))))
+            own = self.networks[group[0] - first]
+            error = float(np.expm1(-missed[0]))
+            self.checks.append((own, error, float(np.sqrt(covariance[0, 0]))))
 
     def _network_row(self, counts: Array, q: Array) -> tuple[Array, float, Array]:
         """Return the gradient of a network's log ms, log ms less s_0, and its shares of time."""

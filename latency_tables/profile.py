@@ -12,10 +12,8 @@ from .costs import MemoryModel, MemorySample, size_mb, working_set_mb
 from .machine import Disturbance
 from .meter import Meter, Taken
 from .plan import (
-    TARGETS,
     Checks,
     batches_of,
-    check_networks,
     entries_sd,
     first_entries,
     next_entries,
@@ -48,9 +46,7 @@ def fill(
     started = time.monotonic()
     timed: dict[Entry, int] = {}
     known = {sample.entry for sample in table.samples}
-    families = first_entries(wanted)
-    first = [entry for entry in families if entry not in known]
-    queue = batches_of(first)
+    first = batches_of(entry for entry in first_entries(wanted) if entry not in known)
     with Progress(f"profile {table.conditions.stem}", max(1, round(checks.budget_s))) as bar:
         shown = 0
 
@@ -65,13 +61,14 @@ def fill(
             absorb(table, meter.entries(batch))
             for entry in batch:
                 timed[entry] = timed.get(entry, 0) + 1
-
-        for first_batch in queue:
-            measure(first_batch)
             table.refit(wanted)
             save()
+
+        for first_batch in first:
+            measure(first_batch)
             left()
-        table.refit(wanted)
+        if not first:
+            table.refit(wanted)
         aims = list(targets(table))
         while left() > 0:
             assert table.model is not None
@@ -81,8 +78,6 @@ def fill(
             if not batch:
                 break
             measure(batch)
-            table.refit(wanted)
-            save()
     save()
 
 
@@ -114,14 +109,6 @@ def calibrate(
     if peaks:
         set_memory(table, networks, peaks)
     save()
-
-
-def random_targets(
-    template: Architecture, widths: Sequence[int], positions: Sequence[int]
-) -> Targets:
-    """Return random networks of a space as targets."""
-    drawn = check_networks(template, widths, positions, TARGETS, seed=7)
-    return lambda table: drawn
 
 
 def absorb(table: LatencyTable, taken: Taken) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Self
 from supernet.architecture import Architecture, Entry
 from supernet.errors import TableError
 
-from .calibration import Calibration, Check
+from .calibration import INTERVAL_90, Calibration, Check
 from .conditions import Conditions
 from .costs import MemoryModel
 from .model import LatencyModel
@@ -28,8 +28,6 @@ UNSTABLE = 0.1
 """Relative half width of the 90 % interval above which a row counts as unstable."""
 NEGLIGIBLE_MS = 0.02
 """Half width below which no row counts as unstable."""
-INTERVAL_90 = 1.645
-"""Half width of a 90 % interval in standard deviations."""
 
 HISTORY_S = 300.0
 """Seconds of timing, the latest, whose machine states a table remembers."""

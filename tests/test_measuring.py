@@ -34,9 +34,9 @@ from latency_tables.measure import (
 from latency_tables.meter import FRESH_COMMAND, DeviceMeter
 from latency_tables.models import ProbeNet, random_network, randomise, write, write_network
 from latency_tables.networks import random_architecture, reference_architecture
-from latency_tables.plan import Checks, check_networks, space_entries
+from latency_tables.plan import TARGETS, Checks, check_networks, space_entries
 from latency_tables.probes import terms
-from latency_tables.profile import calibrate, fill, random_targets
+from latency_tables.profile import calibrate, fill
 from latency_tables.stacks import Setup, measure_stacks
 from latency_tables.store import conditions_of, open_table
 from latency_tables.table import LatencyTable, Row
@@ -136,8 +136,8 @@ def test_a_real_table_predicts_real_networks(tmp_path: Path, runtime: str, preci
     table = open_table(tmp_path, target, (64, 96))
     meter = DeviceMeter(table.conditions)
     entries = space_entries(TINY, LIMITS, oa=False)
-    targets = random_targets(TINY, LIMITS, POSITIONS)
-    fill(table, entries, meter, targets, checks=FEW, save=lambda: table.save(tmp_path))
+    aims = check_networks(TINY, LIMITS, POSITIONS, TARGETS, seed=7)
+    fill(table, entries, meter, lambda _: aims, checks=FEW, save=lambda: table.save(tmp_path))
     assert set(entries) <= set(table.rows) and 0 < table.sampled < len(table.rows)
     assert {row.source for row in table.rows.values()} == {"measured", "modelled"}
     networks = check_networks(TINY, LIMITS, POSITIONS, FEW.networks)
