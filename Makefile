@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+QUICK := not slow and not gpu and not network
+PROCESSES ?= 2
 
 .PHONY: demo test check format clean
 
@@ -22,7 +24,8 @@ test: $(VENV)/.installed  ## every check: format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow and not gpu and not network"
+	$(BIN)/pytest -m "$(QUICK) and not alone" --numprocesses $(PROCESSES) --dist loadfile
+	$(BIN)/pytest -m "$(QUICK) and alone"
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .

@@ -56,6 +56,7 @@ def test_every_way_is_measured_and_the_best_comes_first() -> None:
     assert len(asked) >= len(ways)
 
 
+@pytest.mark.alone
 def test_the_time_for_checking_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(floor, "BUDGET_S", 0.5)
     monkeypatch.setattr(floor, "STARTUP_S", 0.05)
@@ -145,6 +146,7 @@ def test_an_absurd_target_is_refused_before_any_work(tmp_path: Path, shapes: Pat
     assert not out.exists(), "nothing was measured or written"
 
 
+@pytest.mark.alone
 def test_a_target_out_of_reach_is_answered_by_measurements(tmp_path: Path) -> None:
     """On this machine: the smallest network was measured, and so was what is offered instead."""
     out = tmp_path / "run"

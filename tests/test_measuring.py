@@ -126,6 +126,7 @@ def test_what_all_jobs_have_in_common_is_taken_out() -> None:
     assert found["c"].spread > 0.5 and found["c"].min_ms == 4.0
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("runtime", "precision"),
     [("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "int8"), ("torch", "f32")],
@@ -298,6 +299,7 @@ def test_peak_memory_is_that_of_a_process(unit: Architecture) -> None:
     assert 20 < small < large
 
 
+@pytest.mark.alone
 def test_the_watch_sees_load() -> None:
     watch = Watch()
     sum(range(2_000_000))

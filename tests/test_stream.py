@@ -69,6 +69,7 @@ def test_every_frame_of_a_file_counts(tmp_path: Path) -> None:
     assert not what_was_lost({"source": "clip", **summary})
 
 
+@pytest.mark.alone
 def test_a_camera_keeps_its_rate_and_old_frames_are_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -88,6 +89,7 @@ def test_a_camera_keeps_its_rate_and_old_frames_are_dropped(
     assert "is it still there" in what_was_lost({"source": "0", **tally.summary()})
 
 
+@pytest.mark.alone
 def test_overlap_is_faster_than_one_after_the_other(tmp_path: Path) -> None:
     """Drawing does not hold up inference: as long as both sleep, two thirds of the time suffice."""
     source = Source(str(write_video(tmp_path / "clip.mp4", 20)))

@@ -231,6 +231,7 @@ def test_logits_that_are_not_finite_are_refused(workspace: Path) -> None:
     assert "not finite" in line and "heat supernet --restart" in line
 
 
+@pytest.mark.alone
 def test_a_reachable_target_is_met_and_not_by_far(workspace: Path) -> None:
     code, whole, errors = run("thin", "--target-fps", 1, *HERE, "--out", workspace)
     assert code == 0, errors

@@ -49,6 +49,7 @@ def test_one_thread_fewer_for_every_busy_core(cores: int, other_load: float, wan
     assert threads_beside(cores, other_load) == wanted
 
 
+@pytest.mark.alone
 def test_the_load_of_others_excludes_this_process_and_its_children() -> None:
     watch = OtherLoad()
     code = "import time; t = time.monotonic()\nwhile time.monotonic() < t + 0.5: pass"
@@ -150,6 +151,7 @@ def test_the_default_is_the_physical_cores() -> None:
     assert resolve("cpu").threads == min(physical_cores(), available_cores())
 
 
+@pytest.mark.alone
 def test_threads_that_do_not_pay_are_reported(model: bytes) -> None:
     one = ThreadTiming(10.0, 11.0)
     assert trouble({1: one, 2: ThreadTiming(5.5, 6.0)}) == ""
