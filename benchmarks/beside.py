@@ -32,9 +32,9 @@ import torch
 from result import tell
 
 from deploy.runtimes import runtime_version
-from latency_tables.batch import Setting
 from latency_tables.machine import detect_cpu, physical_cores
 from latency_tables.models import write_network
+from latency_tables.setting import Setting
 from supernet.architecture import preset
 from supernet.shapes import make_shapes
 

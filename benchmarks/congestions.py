@@ -16,8 +16,8 @@ from result import tell
 
 from deploy.runtimes import runtime_version
 from heat.charts import draw_stacks
-from latency_tables.batch import Setting
 from latency_tables.machine import detect_cpu
+from latency_tables.setting import Setting
 from latency_tables.stacks import LAYERS, Setup, measure_stacks
 
 RESULTS = Path(__file__).parent / "results" / "congestions"

@@ -31,6 +31,7 @@ from supernet.architecture import parse_size
 from supernet.attention import Attention
 from supernet.checkpoint import load_weights
 from supernet.coco import DetectionSet, load_split
+from supernet.counting import count_macs
 from supernet.detr.detr import Host
 from supernet.detr.family import FAMILY, DetrArchitecture
 from supernet.detr.mtkd import act_cores, attending
@@ -187,7 +188,7 @@ def main() -> None:
         "data": options.data.name,
         "runs": runs,
         "networks": {
-            system: round(architecture_of(system, options).macs().total / 1e9, 3)
+            system: round(count_macs(architecture_of(system, options)).total / 1e9, 3)
             for system in SYSTEMS
         },
         "recipe": " ".join(RECIPE),

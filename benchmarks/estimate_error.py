@@ -31,6 +31,7 @@ from latency_tables.networks import random_architecture
 from latency_tables.plan import space_entries
 from latency_tables.store import SHIPPED
 from latency_tables.table import LatencyTable
+from latency_tables.table_file import read_table
 from supernet.architecture import preset
 
 RESULT = Path(__file__).parent / "results" / "estimate-error.json"
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     paths = [path for folder in options.tables for path in sorted(folder.glob("*.csv"))]
-    tables = [table for table in map(LatencyTable.load, paths) if not table.estimated]
+    tables = [table for table in map(read_table, paths) if not table.estimated]
     known = []
     for table in tables:
         figures = find_device(table.conditions.device).figures

@@ -21,8 +21,9 @@ from result import RESULTS, here, tell
 from deploy.runtimes import CHANNELS_LAST
 from deploy.side_by_side import Entrant, race
 from latency_tables.models import random_network
-from supernet.architecture import GLOBAL_KINDS, Entry, parse_size, preset
+from supernet.architecture import GLOBAL_KINDS, parse_size, preset
 from supernet.detector import Detector
+from supernet.entries import Entry
 from supernet.onnx_graph import GraphWriter
 from supernet.operators import OPERATORS
 from supernet.operators.convbn import fold

@@ -29,8 +29,9 @@ from heat.thinning import State, importance
 from heat.workspace import Workspace
 from supernet.architecture import parse_size
 from supernet.coco import load_split
+from supernet.place import local_name
 from supernet.recipes import TrainConfig
-from supernet.supernet import SearchConfig, place_name
+from supernet.supernet import SearchConfig
 from supernet.training import Running
 
 RESULTS = Path(__file__).parent / "results" / "importance"
@@ -91,7 +92,7 @@ def main() -> None:
                 ]
                 rows.append(
                     {
-                        "position": place_name(place),
+                        "position": local_name(*place),
                         "importance": round(importance(full, place, source.logits), 5),
                         "ap_lost": round(mean(lost), 4),
                         "ap_lost_by_split": [round(value, 4) for value in lost],

@@ -40,7 +40,9 @@ from latency_tables.pricing import Pricing
 from latency_tables.profile import calibrate, fill
 from latency_tables.samples import NetworkSample
 from latency_tables.store import open_table
+from latency_tables.table_file import write_table
 from supernet.architecture import Architecture, parse_size
+from supernet.counting import count_macs
 from supernet.progress import Progress
 from supernet.supernet import SearchSpace
 
@@ -103,7 +105,7 @@ def main() -> None:
             whole = check_networks(space.template, space.widths, space.positions, checks.networks)
             calibrate(table, whole, meter, checks=checks)
         table_seconds = time.monotonic() - started
-        table.save(folder)
+        write_table(table, folder)
         pricing = Pricing(table)
         measured: list[NetworkSample] = []
         with Progress("random networks", PASSES * len(networks)) as bar:
@@ -125,7 +127,7 @@ def main() -> None:
             {
                 "widths": " ".join(map(str, network.widths)),
                 "blocks": " ".join(network.blocks),
-                "gmacs": round(network.macs().total / 1e9, 3),
+                "gmacs": round(count_macs(network).total / 1e9, 3),
                 "predicted_ms": round(predicted, 4),
                 "stated_sd": round(sd, 4),
                 "measured_ms": round(ms, 4),

@@ -42,6 +42,7 @@ from latency_tables.pricing import SUSTAINED, Latency, Pricing, weighted_quantil
 from latency_tables.samples import NetworkSample
 from latency_tables.store import SHIPPED
 from latency_tables.table import LatencyTable
+from latency_tables.table_file import read_table
 from supernet.architecture import Architecture
 from supernet.supernet import SearchSpace
 
@@ -76,7 +77,7 @@ def new_method(
     """Profile and thin by this version."""
     logits = prior_logits(space)
     meter = SimulatedMeter(machine)
-    table = LatencyTable(LatencyTable.load(SHIPPED / MODEL).conditions)
+    table = LatencyTable(read_table(SHIPPED / MODEL).conditions)
     checks = Checks(memory=0)
     clock = profile.time
     profile.time = SimulatedTime(machine)  # type: ignore[assignment]
@@ -236,7 +237,7 @@ def main() -> None:
     parser.add_argument("--space", default="large")
     parser.add_argument("--write", type=Path, nargs="?", const=RESULTS / "noise.json")
     options = parser.parse_args()
-    shipped = LatencyTable.load(SHIPPED / MODEL)
+    shipped = read_table(SHIPPED / MODEL)
     space = search_space(options.space, input_size=shipped.conditions.input_size, num_classes=80)
     networks = check_networks(space.template, space.widths, space.positions, NETWORKS, seed=20)
     known = {level.name: level for level in LEVELS}

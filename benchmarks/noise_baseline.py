@@ -28,7 +28,8 @@ from heat.thinning import (
 from latency_tables.measure import MAX_ROUNDS, ROUNDS
 from latency_tables.plan import batches_of
 from latency_tables.probes import terms
-from supernet.architecture import Architecture, Entry
+from supernet.architecture import Architecture
+from supernet.entries import Entry
 from supernet.supernet import SearchSpace
 
 SAME_STATE = 0.25

@@ -31,6 +31,7 @@ from deploy.gate import torch_detect
 from supernet.architecture import Architecture, parse_size
 from supernet.augment import AugmentConfig
 from supernet.coco import DetectionSet, load_split
+from supernet.counting import count_macs
 from supernet.evaluate import found_rows
 from supernet.network import AnyArchitecture, build, find_architecture
 from supernet.recipes import TrainConfig
@@ -131,7 +132,7 @@ def main() -> None:
         "torch": torch.__version__,
     }
     for stride, architecture in strides.items():
-        result["gmacs"][str(stride)] = round(architecture.macs().total / 1e9, 3)
+        result["gmacs"][str(stride)] = round(count_macs(architecture).total / 1e9, 3)
         result["stride"][str(stride)] = learn(architecture, data, options)
     tell(result, RESULTS / f"overfit-{options.name}.json" if options.name else None)
 

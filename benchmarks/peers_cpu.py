@@ -28,8 +28,8 @@ from result import here, tell
 
 from deploy.runtimes import CHANNELS_LAST
 from deploy.side_by_side import Entrant, Lap, race, ratio
-from latency_tables.batch import Setting
 from latency_tables.models import randomise
+from latency_tables.setting import Setting
 from supernet.architecture import Architecture, parse_size, preset
 from supernet.detector import Detector
 

@@ -33,7 +33,7 @@ from heat.spaces import search_space
 from heat.study import Problem, decode, encode, search
 from heat.thinning import State, ThinningRules
 from heat.workspace import Workspace
-from latency_tables.table import LatencyTable
+from latency_tables.table_file import read_table
 from supernet.coco import load_split
 
 RESULTS = Path(__file__).parent / "results" / "search-methods"
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, help="as many as greedy needs by default")
     parser.add_argument("--name")
     options = parser.parse_args()
-    table = LatencyTable.load(options.table)
+    table = read_table(options.table)
     size = table.conditions.input_size
     workspace = Workspace(options.run or Path("nowhere"))
     space = search_space(options.space, input_size=size, num_classes=80)

@@ -38,8 +38,10 @@ from latency_tables.devices import Target, resolve
 from latency_tables.networks import random_architecture
 from latency_tables.store import open_table
 from latency_tables.table import LatencyTable
+from latency_tables.table_file import write_table
 from supernet.architecture import WIDTH_STEP, Architecture, parse_size
 from supernet.coco import load_split
+from supernet.counting import count_macs
 from supernet.recipes import TrainConfig
 from supernet.supernet import SearchConfig, SearchSpace
 from supernet.training import Running
@@ -145,7 +147,7 @@ def rivals_of(
         "random": of_speed(drawn, table, options.fps, options.randoms, factor),
         "uniform": first_fast_enough(space, table, options.fps),
     }
-    table.save(workspace.tables)
+    write_table(table, workspace.tables)
     return found
 
 
@@ -186,7 +188,7 @@ def main() -> None:
                     "kind": kind,
                     "ap": round(ap.result(), 3),
                     "fps": round(fps, 3),
-                    "gmacs": round(architecture.macs().total / 1e9, 3),
+                    "gmacs": round(count_macs(architecture).total / 1e9, 3),
                     "widths": architecture.widths,
                     "blocks": architecture.blocks,
                 }

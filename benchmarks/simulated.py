@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from latency_tables.batch import NETWORK_ROUNDS, REFERENCES, BatchResult
+from latency_tables.batch import NETWORK_ROUNDS
 from latency_tables.families import family
 from latency_tables.machine import Disturbance
 from latency_tables.measure import Job, Round, time_jobs
@@ -28,8 +28,11 @@ from latency_tables.meter import (
 )
 from latency_tables.probes import ProbeModel, terms
 from latency_tables.samples import NetworkSample
+from latency_tables.setting import REFERENCES
 from latency_tables.table import LatencyTable
-from supernet.architecture import Architecture, Entry
+from latency_tables.timings import BatchResult
+from supernet.architecture import Architecture
+from supernet.entries import Entry
 
 LOAD_S = 0.02
 """Writing and loading one probe."""

@@ -30,7 +30,7 @@ from latency_tables.models import randomise
 from latency_tables.networks import random_architecture
 from latency_tables.pricing import Pricing
 from latency_tables.store import SHIPPED
-from latency_tables.table import LatencyTable
+from latency_tables.table_file import read_table, write_table
 from supernet.architecture import PRESETS
 from supernet.detr.family import FAMILY
 from supernet.network import build
@@ -82,7 +82,7 @@ def graphs() -> Iterator[tuple[str, str]]:
 def prices(folder: Path) -> Iterator[tuple[str, str]]:
     """Hash what the shipped tables predict, and their files."""
     for path in sorted(SHIPPED.glob("*.csv")):
-        table = LatencyTable.load(path)
+        table = read_table(path)
         space = search_space("large", input_size=table.conditions.input_size, num_classes=80)
         rng = np.random.default_rng(0)
         found = []
@@ -93,7 +93,7 @@ def prices(folder: Path) -> Iterator[tuple[str, str]]:
             else:
                 found.append(repr(Pricing(table).latency(network)))
         yield f"prices {path.stem}", digest("\n".join(found).encode())
-        table.save(folder)
+        write_table(table, folder)
         for kept in sorted(folder.glob(f"{path.stem}.*")):
             yield f"file {kept.name}", digest(kept.read_bytes())
 
@@ -111,7 +111,7 @@ def commands(folder: Path) -> Iterator[tuple[str, str]]:
     short = ("--epochs", "2", "--batch-size", "4", "--out", str(run))
     heat("data", "shapes", data, "--train", "12", "--val", "4")
     heat("supernet", "--data", data, *size, *short)
-    heat("profile", "--device", "v100", "--estimate", *size, "--out", str(run))
+    heat("profile", "--device", "v100", "--estimate", "--data", data, *size, "--out", str(run))
     heat("thin", "--target-fps", "4500", "--trust-table", "--out", str(run))
     heat("train", "--data", data, "--inherit", *short)
     for name in ("supernet", "train"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from supernet.atomic import write_text
+from supernet.counting import count_macs, count_params
 from supernet.errors import UserError
 from supernet.letterbox import PAD_RGB, Image, letterbox
 from supernet.network import Network
@@ -108,8 +109,8 @@ def export_bundle(
             "outputs": RAW_OUTPUTS if form.raw else PADDED if form.padded else OUTPUTS,
             "decode": network.decode.rule(),
             "architecture": json.loads(architecture.to_json()),
-            "macs": architecture.macs().total,
-            "params": architecture.params_deployed(),
+            "macs": count_macs(architecture).total,
+            "params": count_params(architecture),
             "parity": asdict(parity)
             | {"min_iou": MIN_IOU, "against": "torch", "in": form.checked_in},
             "accuracy_check": accuracy,

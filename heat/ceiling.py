@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from latency_tables.devices import Target
 from supernet.architecture import GLOBAL_KINDS, WIDTH_STEP, Architecture
+from supernet.counting import count_macs
 from supernet.errors import UserError
 from supernet.supernet import SearchSpace
 
@@ -46,7 +47,7 @@ def ceiling_fps(space: SearchSpace, target: Target) -> float:
     else:
         rate = GPU_MACS_A_SECOND
     return max(
-        1.0 / max(network.macs().total / rate, len(network.entries()) * OPERATOR_S)
+        1.0 / max(count_macs(network).total / rate, len(network.entries()) * OPERATOR_S)
         for network in smallest_networks(space)
     )
 

@@ -31,6 +31,7 @@ from latency_tables.machine import (
     detect_gpus,
     physical_cores,
 )
+from latency_tables.table_file import read_table
 from latency_tables.threads import ThreadTiming, best_count, describe, thread_check, trouble
 from supernet.errors import DeviceError, HeatError, UserError
 
@@ -271,10 +272,9 @@ def tables(workspace: Workspace) -> Iterator[Finding]:
 
 def _table(path: Path) -> Finding:
     from latency_tables.store import conditions_of
-    from latency_tables.table import LatencyTable
 
     try:
-        conditions = LatencyTable.load(path).conditions
+        conditions = read_table(path).conditions
         kind = "cuda" if conditions.driver else "cpu"
         target = resolve(
             kind,

@@ -8,6 +8,7 @@ import io
 from typing import Any
 
 from supernet.atomic import write_text
+from supernet.counting import count_macs, count_params
 
 from .charts import draw_frontier
 from .limits import Pricer
@@ -57,8 +58,8 @@ def frontier(chain: Chain, prices: Pricer) -> list[dict[str, Any]]:
                 "ms": round(1000.0 / cost.fps, 4),
                 "ap_drop": round(drop, 5),
                 "lost": round(lost, 5),
-                "gmacs": round(architecture.macs().total / 1e9, 4),
-                "params_m": round(architecture.params_deployed() / 1e6, 4),
+                "gmacs": round(count_macs(architecture).total / 1e9, 4),
+                "params_m": round(count_params(architecture) / 1e6, 4),
                 "size_mb": round(cost.size_mb, 3),
                 "widths": " ".join(map(str, architecture.widths)),
                 "blocks": " ".join(string or "-" for string in architecture.blocks),

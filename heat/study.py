@@ -19,8 +19,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from supernet.architecture import CONDENSED, WIDTH_STEP
 from supernet.errors import UserError
+from supernet.place import local_name
 from supernet.progress import Progress
-from supernet.supernet import CANDIDATES, IDENTITY, SearchSpace, place_name
+from supernet.supernet import CANDIDATES, IDENTITY, SearchSpace
 
 from .journal import fingerprint
 from .search import Method
@@ -65,7 +66,7 @@ def encode(state: State, space: SearchSpace, logits: Logits) -> dict[str, Any]:
     for place in State.full(space).allowed:
         live = place in state.allowed
         operator = state.operator(place, logits) if live else IDENTITY
-        values[place_name(place)] = CANDIDATES[operator]
+        values[local_name(*place)] = CANDIDATES[operator]
     if space.template.global_block == "oa":
         values["global_block"] = state.global_block or "oa"
     return values
@@ -77,7 +78,7 @@ def decode(values: Mapping[str, Any], space: SearchSpace, logits: Logits, floor:
     allowed: dict[Place, tuple[int, ...]] = {}
     every = list(State.full(space).allowed)
     for place in every:
-        operator = CANDIDATES.index(values[place_name(place)])
+        operator = CANDIDATES.index(values[local_name(*place)])
         if operator != IDENTITY:
             allowed[place] = (operator,)
     for stage in (1, 2, 3, 4):
@@ -98,7 +99,7 @@ def suggest(trial: optuna.Trial, problem: Problem) -> State:
         key = f"width{stage}"
         values[key] = trial.suggest_int(key, problem.rules.min_width, widest, step=WIDTH_STEP)
     for place in State.full(problem.space).allowed:
-        values[place_name(place)] = trial.suggest_categorical(place_name(place), CANDIDATES)
+        values[local_name(*place)] = trial.suggest_categorical(local_name(*place), CANDIDATES)
     if problem.space.template.global_block == "oa":
         values["global_block"] = trial.suggest_categorical("global_block", ("oa", *CONDENSED))
     return decode(values, problem.space, problem.logits, problem.rules.min_blocks)

@@ -17,6 +17,7 @@ from latency_tables.table import LatencyTable
 from supernet.architecture import Architecture
 from supernet.check import class_problems, image_problems
 from supernet.coco import load_split, splits_of
+from supernet.counting import count_macs, count_params
 from supernet.operators import OPERATORS
 
 from .terminal import terminal
@@ -72,7 +73,7 @@ def describe_architecture(architecture: Architecture) -> None:
             f"{macs.attention / 1e6:,.2f}",
             f"{operator.params(entry):,}",
         )
-    total = architecture.macs()
+    total = count_macs(architecture)
     table.add_section()
     table.add_row(
         "all",
@@ -82,7 +83,7 @@ def describe_architecture(architecture: Architecture) -> None:
         "",
         f"{total.conv_linear / 1e6:,.2f}",
         f"{total.attention / 1e6:,.2f}",
-        f"{architecture.params_deployed():,}",
+        f"{count_params(architecture):,}",
     )
     terminal().print(table)
 

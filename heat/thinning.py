@@ -15,7 +15,9 @@ from supernet.architecture import (
     Architecture,
     GlobalBlock,
 )
-from supernet.supernet import CANDIDATES, IDENTITY, SearchSpace, place_name
+from supernet.operators import OPERATORS
+from supernet.place import local_name
+from supernet.supernet import CANDIDATES, IDENTITY, SearchSpace
 
 Place = tuple[int, int]
 """(stage from 1, position from 0)."""
@@ -23,18 +25,20 @@ Place = tuple[int, int]
 Logits = Mapping[Place, tuple[float, ...]]
 """Selection logits r of every position, in the order of `CANDIDATES`."""
 
-MoveKind = Literal["LR", "IR", "SR", "WMR", "WR", "AR", "RR", "LA", "OA", "WA"]
-"""The paper's: layer, identity, SWMSA, WMSA and width reduction. AR is ours: original attention is
-reduced to clusters or windows. Only the last fit to the target uses RR (RepCNN reduction) and what
-gives back: a layer, an operator, width (LA, OA, WA)."""
+MoveKind = str
+"""The paper's: layer, identity, SWMSA, WMSA and width reduction (LR, IR, SR, WMR, WR). AR is ours:
+original attention is reduced to clusters or windows. Only the last fit to the target uses RR
+(RepCNN reduction) and what gives back: a layer, an operator, width (LA, OA, WA). The reductions of
+operators are theirs (`Operator.reduction`)."""
 
 StageRule = Literal["mean", "sum", "all"]
 """Stage importance over its live positions; `all` offers every stage's moves."""
 
-SMALLEST = CANDIDATES.index("repcnn")
-"""The candidate of a position that cannot be reduced further."""
+SMALLEST = 0
+"""The candidate of a position that cannot be reduced further: the first of the operator table."""
 
-LETTERS = {operator: letter for letter, operator in LOCAL_OPERATORS.items()}
+LETTERS = {op: letter for letter, op in LOCAL_OPERATORS.items()}
+REDUCTION = {op: OPERATORS[op].reduction for op in LOCAL_OPERATORS.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,7 @@ def importance(state: State, place: Place, logits: Logits) -> float:
 def importances(space: SearchSpace, logits: Logits) -> dict[str, float]:
     """Return M of every position of the whole supernet, by name."""
     full = State.full(space)
-    return {place_name(place): importance(full, place, logits) for place in full.allowed}
+    return {local_name(*place): importance(full, place, logits) for place in full.allowed}
 
 
 def stage_importance(state: State, stage: int, logits: Logits, rule: StageRule) -> float:
@@ -162,9 +166,8 @@ def stage_moves(state: State, stage: int, logits: Logits, rules: ThinningRules) 
     if len(live) > rules.min_blocks:
         weakest = min(live, key=lambda place: importance(state, place, logits))
         yield Move("IR", stage, weakest[1], state.without(weakest))
-    kinds: tuple[tuple[MoveKind, str], ...] = (("SR", "swmsa"), ("WMR", "wmsa"))
-    for kind, name in kinds:
-        candidate = CANDIDATES.index(name)
+    for candidate in reversed(range(SMALLEST + 1, IDENTITY)):
+        kind = REDUCTION[CANDIDATES[candidate]]
         for place in live:
             if state.operator(place, logits) == candidate:
                 after = state.forbidding(place, candidate)
@@ -193,9 +196,6 @@ def attention_moves(state: State, space: SearchSpace) -> Iterator[Move]:
     if (state.global_block or space.template.global_block) == "oa":
         for kind in CONDENSED:
             yield Move("AR", 4, None, replace(state, global_block=kind))
-
-
-REDUCTION: Mapping[str, MoveKind] = {"repcnn": "RR", "wmsa": "WMR", "swmsa": "SR"}
 
 
 def repeated(move: Move, logits: Logits, rules: ThinningRules) -> Iterator[Move]:

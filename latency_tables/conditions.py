@@ -6,8 +6,8 @@ from typing import Self
 from supernet.errors import TableError
 from supernet.onnx_graph import FORMS_VERSION
 
-from .batch import Setting
 from .machine import Detected, Gpu
+from .setting import Setting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,20 +11,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from supernet.architecture import GLOBAL_KINDS, Architecture, Entry
+from supernet.architecture import Architecture
+from supernet.entries import Entry
 from supernet.operators import OPERATORS
 
-from .batch import Setting
 from .families import FLOAT_BYTES
 from .models import PLAIN, write
 from .probes import ProbeModel
+from .setting import Setting
 
 MIB = 2**20
-
-HIDDEN = dict.fromkeys(("wmsa", "swmsa", "ffn1", "ffn2", *GLOBAL_KINDS), 4) | dict.fromkeys(
-    (f"t1_{kind}" for kind in GLOBAL_KINDS), 8
-)
-"""Channels of the widest map inside an operator, in widths."""
 
 
 @lru_cache(maxsize=4096)
@@ -47,7 +43,7 @@ def working_set_mb(architecture: Architecture) -> float:
 def _working_set(entry: Entry) -> int:
     operator = OPERATORS[entry.op]
     maps = (*operator.inputs(entry), *operator.outputs(entry))
-    hidden = HIDDEN.get(entry.op, 0) * entry.d_out * entry.h * entry.w
+    hidden = operator.hidden * entry.d_out * entry.h * entry.w
     return FLOAT_BYTES * (sum(c * h * w for c, h, w in maps) + hidden)
 
 

@@ -2,12 +2,9 @@
 
 from collections import defaultdict
 
-from supernet.architecture import GLOBAL_KINDS
+from supernet.operators import OPERATORS
 
 from .table import LatencyTable
-
-BLOCKS = ("repcnn", "wmsa", "swmsa", *GLOBAL_KINDS)
-"""Operators that keep their map."""
 
 Points = list[tuple[float, float]]
 
@@ -16,7 +13,7 @@ def block_curves(table: LatencyTable) -> dict[int, dict[str, Points]]:
     """Return, for each stride and operator, (width, ms) in order of width."""
     curves: dict[int, dict[str, Points]] = defaultdict(lambda: defaultdict(list))
     for entry, ms in table.times_ms().items():
-        if entry.op in BLOCKS:
+        if OPERATORS[entry.op].keeps_map:
             curves[entry.stride][entry.op].append((entry.d_in, ms))
     return {
         stride: {op: sorted(points) for op, points in sorted(found.items())}

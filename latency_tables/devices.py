@@ -15,8 +15,8 @@ from typing import Any
 from deploy.runtimes import PRECISIONS
 from supernet.errors import DeviceError
 
-from .batch import Setting
 from .machine import Detected, Gpu, detect_cpu, detect_gpus, physical_cores, slug
+from .setting import Setting
 
 FOLDER = Path(__file__).parent / "devices"
 

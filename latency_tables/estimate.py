@@ -22,19 +22,19 @@ from typing import Any, Self
 import numpy as np
 import onnx
 
-from supernet.architecture import Entry
 from supernet.atomic import write_text
+from supernet.entries import Entry
 from supernet.errors import DeviceError, TableError
 from supernet.operators import OPERATORS
 from supernet.version import __version__
 
-from .batch import Setting
 from .conditions import Conditions
-from .costs import HIDDEN, MIB
+from .costs import MIB
 from .devices import Figures, Target
 from .families import FLOAT_BYTES
 from .models import write
-from .probes import ENDS, ProbeModel
+from .probes import ProbeModel
+from .setting import Setting
 from .table import LatencyTable, Row
 
 EFFICIENCIES = Path(__file__).parent / "efficiencies.json"
@@ -62,22 +62,15 @@ def ideal_parts(entry: Entry, figures: Figures, setting: Setting) -> Parts:
     operator = OPERATORS[entry.op]
     compute = 2 * operator.macs(entry).total / (figures.peak_gflops[setting.precision] * share)
     cells = sum(c * h * w for c, h, w in (*operator.inputs(entry), *operator.outputs(entry)))
-    cells += 2 * HIDDEN.get(entry.op, 0) * entry.d_out * entry.h * entry.w
+    cells += 2 * operator.hidden * entry.d_out * entry.h * entry.w
     maps = cells * FLOAT_BYTES
     fits = maps <= figures.cache_mb * MIB
     weights = operator.params(entry) * BYTES[setting.precision]
     traffic = maps / (figures.cache_gbs if fits else figures.bandwidth_gbs)
     traffic = traffic / share if fits else traffic
     traffic += weights / figures.bandwidth_gbs
-    return compute / 1e6, traffic / 1e6, node_count(_narrow(entry)) * figures.launch_us / 1e3
-
-
-def _narrow(entry: Entry) -> Entry:
-    """Return the entry at its narrowest: the number of nodes does not depend on the widths."""
-    if entry.op in ("preprocess", "head", *ENDS):
-        return entry
-    d_in = 3 if entry.op == "stem" else 32
-    return replace(entry, d_in=d_in, d_out=32)
+    nodes = node_count(operator.narrow(entry))
+    return compute / 1e6, traffic / 1e6, nodes * figures.launch_us / 1e3
 
 
 @lru_cache(maxsize=1024)

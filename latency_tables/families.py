@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from supernet.architecture import Entry
+from supernet.entries import Entry
 from supernet.operators import OPERATORS
 
 Array = NDArray[np.float64]

@@ -19,17 +19,9 @@ from pathlib import Path
 from deploy.bench import own_peak_mb
 from supernet.errors import HeatError
 
-from .batch import (
-    REFERENCES,
-    Bench,
-    Model,
-    NetworkResult,
-    Setting,
-    key_of,
-    load,
-    network_from_json,
-    network_to_json,
-)
+from .batch import Bench, load
+from .setting import REFERENCES, Model, Setting, key_of
+from .timings import NetworkResult, network_from_json, network_to_json
 
 RUNS = 3
 

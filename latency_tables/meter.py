@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from supernet.architecture import Architecture, Entry
+from supernet.architecture import Architecture
+from supernet.entries import Entry
 from supernet.errors import DeviceError
 from supernet.version import __version__
 
-from .batch import REFERENCES, BatchResult, Bench, Model, NetworkResult, precision_of
+from .batch import Bench, precision_of
 from .conditions import Conditions
 from .fresh import peak_mb, time_network
 from .machine import Disturbance
@@ -25,7 +26,9 @@ from .models import write, write_network
 from .probes import terms
 from .references import reference_models
 from .samples import EntrySample, NetworkSample, State
+from .setting import REFERENCES, Model
 from .table import Moment
+from .timings import BatchResult, NetworkResult
 
 FRESH_COMMAND = (sys.executable, "-m", "latency_tables.fresh")
 """Starts a process of its own for a whole network."""
@@ -115,7 +118,7 @@ class DeviceMeter:
 
     def time(self, model: Model) -> NetworkResult:
         """Time a model with the references in between."""
-        if model.module is not None:  # torch's networks live in this process
+        if model.opener is not None:  # torch's networks live in this process
             return self.bench().network(model)
         return time_network(model, self._references, self.setting, FRESH_COMMAND)
 

@@ -4,6 +4,7 @@ The same wiring makes an ONNX graph (`write`) or a torch module (`module_of`).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,8 +19,9 @@ from supernet.operators.convbn import ConvBN, fold
 from supernet.operators.head import Head
 from supernet.operators.repcnn import ConvRelu
 
-from .batch import Model, Setting, Shapes
 from .probes import ENDS, ProbeModel, decode_of
+from .setting import Model, Setting, Shapes
+from .torch_session import TorchSession
 
 PLAIN = Setting(runtime="onnxruntime", precision="f32", threads=1)
 """What a model is written for where nothing else is said."""
@@ -102,7 +104,7 @@ def write(probe: ProbeModel, setting: Setting = PLAIN) -> Model:
     net = ProbeNet(probe)
     inputs = net.shapes()
     if setting.runtime == "torch":
-        return Model(b"", inputs, net)
+        return Model(b"", inputs, partial(TorchSession, net))
     graph = GraphWriter(
         "probe",
         cast(Precision, setting.graph_precision),
@@ -131,7 +133,7 @@ def write_network(architecture: Architecture, setting: Setting = PLAIN, *, seed:
     network = random_network(architecture, seed=seed)
     image = {"image": ((1, *architecture.input_size, 3), "uint8")}
     if setting.runtime == "torch":
-        return Model(b"", image, network.deployed())
+        return Model(b"", image, partial(TorchSession, network.deployed()))
     model = network.to_onnx(
         precision=cast(Precision, setting.graph_precision),
         rounding=_rounding(setting),

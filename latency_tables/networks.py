@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from supernet.architecture import WIDTH_STEP, Architecture
+from supernet.architecture import LOCAL_OPERATORS, WIDTH_STEP, Architecture
 
 
 def random_architecture(
@@ -15,9 +15,8 @@ def random_architecture(
 ) -> Architecture:
     """Draw a network of the space, uniform in widths, depths and operators."""
     chosen = [int(rng.integers(1, limit // WIDTH_STEP + 1)) * WIDTH_STEP for limit in widths]
-    strings = [
-        "".join(rng.choice(list("RWS"), int(rng.integers(1, count + 1)))) for count in positions
-    ]
+    letters = list(LOCAL_OPERATORS)
+    strings = ["".join(rng.choice(letters, int(rng.integers(1, count + 1)))) for count in positions]
     return template.with_(
         name="random",
         widths=(chosen[0], chosen[1], chosen[2], chosen[3]),

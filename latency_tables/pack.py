@@ -20,15 +20,15 @@ from onnx import numpy_helper
 from deploy import bench, cuda, engine, gpu, runtimes
 from deploy.standalone import join
 from supernet import errors
-from supernet.architecture import Architecture, Entry
+from supernet.architecture import Architecture
 from supernet.atomic import replacing
+from supernet.entries import Entry
 from supernet.errors import DeviceError, TableError
 from supernet.onnx_graph import FORMS_VERSION
 from supernet.progress import Progress
 from supernet.supernet import SearchSpace
 
-from . import batch, fresh, lock, machine, measure, probe
-from .batch import Model, Setting, batch_from_json, key_of, network_from_json
+from . import batch, fresh, lock, machine, measure, probe, setting, timings
 from .conditions import Conditions
 from .devices import Target, find_device, name_of
 from .machine import Detected, Gpu
@@ -39,9 +39,14 @@ from .probe import RESULTS_FORMAT, read_results
 from .probes import terms
 from .profile import absorb, set_memory
 from .references import reference_models
+from .setting import Model, Setting, key_of
 from .table import LatencyTable
+from .timings import batch_from_json, network_from_json
 
-PARTS = (errors, runtimes, cuda, engine, gpu, bench, machine, measure, batch, lock, fresh, probe)
+PARTS = (
+    errors, runtimes, cuda, engine, gpu, bench,
+    machine, measure, setting, timings, batch, lock, fresh, probe,
+)  # fmt: skip
 """In the order in which they need each other."""
 
 HEADER = '"""HEAT\'s probe, made by heat profile --pack."""\n'
@@ -172,10 +177,10 @@ def table_from_results(path: Path) -> LatencyTable:
     records = read_results(path)
     head = _head(records, path)
     plan = head["plan"]
-    setting = Setting(**head["setting"])
-    if head["executed"] != setting.precision:
+    asked = Setting(**head["setting"])
+    if head["executed"] != asked.precision:
         raise DeviceError(
-            f"{setting.runtime} executes {setting.precision} as {head['executed']} there: use "
+            f"{asked.runtime} executes {asked.precision} as {head['executed']} there: use "
             f"--precision {head['executed']}"
         )
     batches = [[Entry(**entry) for entry in entries] for entries in plan["entries"]]
@@ -208,5 +213,5 @@ def conditions_from(head: Mapping[str, Any]) -> Conditions:
     gpus = [Gpu(**gpu) for gpu in head["gpus"]]
     name, gpu = name_of(find_device(plan["device"]), cpu, gpus)
     height, width = plan["size"]
-    setting = Setting(**head["setting"])
-    return Conditions.of(name, cpu, gpu, setting, head["runtime_version"], (height, width))
+    asked = Setting(**head["setting"])
+    return Conditions.of(name, cpu, gpu, asked, head["runtime_version"], (height, width))

@@ -6,7 +6,14 @@ from itertools import product
 
 import numpy as np
 
-from supernet.architecture import CONDENSED, WIDTH_STEP, Architecture, Entry, GlobalBlock
+from supernet.architecture import (
+    CONDENSED,
+    LOCAL_OPERATORS,
+    WIDTH_STEP,
+    Architecture,
+    GlobalBlock,
+)
+from supernet.entries import Entry
 
 from .families import family, multiply_adds, prior_covariance, prior_mean
 from .model import LatencyModel
@@ -65,7 +72,7 @@ def space_entries(template: Architecture, widths: Sequence[int], *, oa: bool) ->
     """
     found: set[Entry] = set()
     choices = [range(WIDTH_STEP, limit + 1, WIDTH_STEP) for limit in widths]
-    every_operator = ("RWS",) * 4
+    every_operator = ("".join(LOCAL_OPERATORS),) * 4
     blocks: tuple[GlobalBlock, ...] = ("cw", "oa") if oa else ("cw",)
     if oa and template.global_block != "cw":
         blocks += CONDENSED

@@ -21,19 +21,12 @@ from typing import Any
 from deploy.runtimes import runtime_version
 from supernet.errors import DeviceError, HeatError, TableError
 
-from .batch import (
-    REFERENCES,
-    Bench,
-    Model,
-    Setting,
-    batch_to_json,
-    key_of,
-    network_to_json,
-    precision_of,
-)
+from .batch import Bench, precision_of
 from .fresh import fresh_main, peak_mb, time_network
 from .lock import only_one
 from .machine import available_cores, detect_cpu, detect_gpus
+from .setting import REFERENCES, Model, Setting, key_of
+from .timings import batch_to_json, network_to_json
 
 RESULTS_FORMAT = 2
 """History of the results file: 1, the first; 2, four references, round by round."""

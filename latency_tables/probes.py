@@ -13,10 +13,8 @@ entry's time is a sum of model times with signs, in which those costs cancel:
 from dataclasses import dataclass
 from typing import Literal
 
-from supernet.architecture import GLOBAL_KINDS, Entry
+from supernet.entries import Entry
 from supernet.operators import OPERATORS
-
-KEEPS_SHAPE = ("repcnn", "wmsa", "swmsa", *GLOBAL_KINDS)
 
 ENDS: dict[str, "Kind"] = {"decode": "decoded", "top_k": "picked"}
 """Operators that end a network, and the probes that are a head and one of them."""
@@ -40,8 +38,9 @@ class ProbeModel:
     def key(self) -> str:
         """Name the model in results and in packs."""
         e = self.entry
-        shape = f"{e.op}-{e.stride}-{e.d_in}-{e.d_out}-{e.h}x{e.w}-{e.extra:g}-{e.anchors}"
-        return f"{self.kind}{self.count}-{shape}"
+        sizes = f"{e.op}-{e.stride}-{e.d_in}-{e.d_out}-{e.h}x{e.w}"
+        more = (e.classes, e.anchors, e.sparsity, e.clusters, e.window, e.blocks)
+        return f"{self.kind}{self.count}-{sizes}-" + "-".join(f"{value:g}" for value in more)
 
 
 def cap_entry(channels: int, h: int, w: int) -> Entry:
@@ -51,7 +50,7 @@ def cap_entry(channels: int, h: int, w: int) -> Entry:
 
 def terms(entry: Entry) -> dict[ProbeModel, float]:
     """Return the models whose signed times add up to the entry's milliseconds."""
-    if entry.op in KEEPS_SHAPE:
+    if OPERATORS[entry.op].keeps_map:
         return {ProbeModel("chain", entry, 3): 0.5, ProbeModel("chain", entry, 1): -0.5}
     if entry.op == "preprocess":
         stem = Entry("stem", 1, 3, 32, entry.h, entry.w)
@@ -80,13 +79,11 @@ def terms(entry: Entry) -> dict[ProbeModel, float]:
 
 def head_of(decode: Entry) -> Entry:
     """Return the narrowest head entry in front of a decode entry."""
-    outputs = decode.anchors * (int(decode.extra) + 5)
-    return Entry(
-        "head", decode.stride, 32, outputs, decode.h, decode.w, decode.extra, decode.anchors
-    )
+    outputs = decode.anchors * (decode.classes + 5)
+    return decode.with_(op="head", d_in=32, d_out=outputs)
 
 
 def decode_of(head: Entry, kind: str) -> Entry:
     """Return the entry behind a head entry in a probe of a kind among `ENDS`."""
     op = next(op for op, ends in ENDS.items() if ends == kind)
-    return Entry(op, head.stride, 0, 6, head.h, head.w, head.extra, head.anchors)
+    return head.with_(op=op, d_in=0, d_out=6)

@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 
-from supernet.architecture import Architecture, Entry
+from supernet.architecture import Architecture
+from supernet.entries import Entry
 from supernet.errors import UserError
 from supernet.progress import Progress
 

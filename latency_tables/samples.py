@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from supernet.architecture import Architecture, Entry
+from supernet.architecture import Architecture
+from supernet.entries import Entry
 
-from .batch import REFERENCES
+from .setting import REFERENCES
 
 Array = NDArray[np.float64]
 

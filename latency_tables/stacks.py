@@ -12,15 +12,16 @@ from typing import Any, cast
 import numpy as np
 
 from deploy.runtimes import CHANNELS_LAST
-from supernet.architecture import Entry
+from supernet.entries import Entry
 from supernet.onnx_graph import GraphWriter, Precision, Value
 from supernet.operators import OPERATORS, Unit
 from supernet.operators.convbn import fold
 from supernet.operators.repcnn import RepCNN
 
-from .batch import Model, Setting, load
+from .batch import load
 from .measure import time_jobs
 from .models import randomise
+from .setting import Model, Setting
 
 LAYERS = 12
 HEAD = 32

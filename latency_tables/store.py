@@ -10,6 +10,7 @@ from supernet.errors import TableError
 from .conditions import Conditions, stem_of
 from .devices import Target
 from .table import ESTIMATED, LatencyTable
+from .table_file import read_table
 
 SHIPPED = Path(__file__).parent
 """Tables that come with HEAT: one measured machine, and estimates."""
@@ -40,7 +41,7 @@ def open_table(
         )
     if path is None:
         return empty_table(target, input_size)
-    table = LatencyTable.load(path)
+    table = read_table(path)
     if target.here:
         conditions = conditions_of(target, input_size)
         if trust:

@@ -9,10 +9,10 @@ the samples included (`table_file.py`).
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Self
 
-from supernet.architecture import Architecture, Entry
+from supernet.architecture import Architecture
+from supernet.entries import Entry
 from supernet.errors import TableError
 
 from .calibration import INTERVAL_90, Calibration, Check
@@ -261,19 +261,6 @@ class LatencyTable:
         self.facts = other.facts | self.facts
         if self.samples:
             self.refit()
-
-    def save(self, folder: Path) -> Path:
-        """Write the CSV and the sidecar; return the CSV's path."""
-        from .table_file import write_table
-
-        return write_table(self, folder)
-
-    @classmethod
-    def load(cls, path: Path) -> "LatencyTable":
-        """Read a table; anything edited, cut short or impossible is a `TableError`."""
-        from .table_file import read_table
-
-        return read_table(path)
 
 
 def _distance(a: Entry, b: Entry) -> float:

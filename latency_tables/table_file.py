@@ -6,17 +6,19 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from supernet.architecture import Architecture, Entry
+from supernet.architecture import Architecture
 from supernet.atomic import write_text
+from supernet.entries import Entry
 from supernet.errors import HeatError, TableError
 
 from .calibration import Calibration, Check
+from .columns import COLUMNS, entry_columns, entry_of
 from .conditions import Conditions
 from .costs import MemoryModel
 from .samples import EntrySample, NetworkSample
@@ -43,7 +45,7 @@ def write_table(table: LatencyTable, folder: Path) -> Path:
     """Write the CSV and the sidecar; return the CSV's path."""
     shared = asdict(table.conditions)
     ordered = sorted(table.rows.items())
-    frame = pd.DataFrame([asdict(entry) | asdict(row) | shared for entry, row in ordered])
+    frame = pd.DataFrame([entry_columns(entry) | asdict(row) | shared for entry, row in ordered])
     text = frame.to_csv(index=False)
     path = folder / f"{table.name}.csv"
     sidecar = {
@@ -54,7 +56,8 @@ def write_table(table: LatencyTable, folder: Path) -> Path:
         "held_out_error": table.calibration.held_out_error,
         "facts": table.facts,
         "samples": [
-            [*astuple(s.entry), s.ms, s.sd_ms, list(s.state), s.date, s.heat] for s in table.samples
+            [*entry_columns(s.entry).values(), s.ms, s.sd_ms, list(s.state), s.date, s.heat]
+            for s in table.samples
         ],
         "networks": [
             {
@@ -112,11 +115,11 @@ def read_table(path: Path) -> LatencyTable:
         for values in _records(text, path, kept):
             row = Row(**{name: values[name] for name in kept})
             _check(row.ms, values, path)
-            table.rows[_entry(values)] = row
+            table.rows[entry_of(values)] = row
         table.add(
             [
-                EntrySample(Entry(*entry), ms, sd_ms, tuple(state), date, heat)
-                for *entry, ms, sd_ms, state, date, heat in sidecar["samples"]
+                EntrySample(_entry_in(columns), ms, sd_ms, tuple(state), date, heat)
+                for *columns, ms, sd_ms, state, date, heat in sidecar["samples"]
             ],
             [_network(record, path) for record in sidecar["networks"]],
             [Moment(seconds, tuple(state)) for seconds, *state in sidecar["history"]],
@@ -126,6 +129,10 @@ def read_table(path: Path) -> LatencyTable:
         raise TableError(str(error)) from None
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise TableError(f"{path} is no latency table ({error}): run heat profile again") from None
+
+
+def _entry_in(columns: Sequence[Any]) -> Entry:
+    return entry_of(dict(zip(COLUMNS, columns, strict=True)))
 
 
 def _network(record: Mapping[str, Any], path: Path) -> NetworkSample:
@@ -152,7 +159,7 @@ def _read_old(table: LatencyTable, text: str, sidecar: Mapping[str, Any], path: 
     records = _records(text, path, [*OLD_COLUMNS, "source"], without=NEW_CONDITIONS)
     measured = all(values["source"] == "measured" for values in records)
     for values in records:
-        ms, entry = float(values["ms"]), _entry(values)
+        ms, entry = float(values["ms"]), entry_of(values)
         _check(ms, values, path)
         sd_ms = math.hypot(float(values["uncertainty_ms"]) / OLD_INTERVAL_SDS, OLD_REPEAT * ms)
         reference_ms, date, heat = values["reference_ms"], values["date"], values["heat"]
@@ -167,13 +174,9 @@ def _read_old(table: LatencyTable, text: str, sidecar: Mapping[str, Any], path: 
         table.refit()
 
 
-def _entry(values: Mapping[str, Any]) -> Entry:
-    return Entry(**{item.name: values[item.name] for item in fields(Entry)})
-
-
 def _check(ms: float, values: Mapping[str, Any], path: Path) -> None:
     if not (math.isfinite(ms) and ms >= 0):
-        raise TableError(f"{path}: {_entry(values)} has {ms} ms: run heat profile again")
+        raise TableError(f"{path}: {entry_of(values)} has {ms} ms: run heat profile again")
 
 
 def _records(
@@ -182,8 +185,7 @@ def _records(
     """Return the rows of the CSV; unknown or missing columns are named."""
     if not text.strip():
         return []
-    columns = [item.name for kind in (Entry, Conditions) for item in fields(kind)]
-    wanted = {*columns, *own} - set(without)
+    wanted = {*COLUMNS, *(item.name for item in fields(Conditions)), *own} - set(without)
     strange = sorted(set(next(csv.reader(io.StringIO(text)))) ^ wanted)
     if strange:
         raise TableError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deploy.runtimes import WallClock
 from supernet.operators.decode import Decode, Detections
 
-from .batch import Setting
+from .setting import Setting
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 CAPTURE_WARMUPS = 3

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from .atomic import write_text
+from .entries import Entry, map_sizes
 from .errors import UserError
+from .operators import OPERATORS
 
 GlobalBlock = Literal["cw", "oa", "act", "enact", "pool"]
 """Channel-wise attention, or original self-attention, in S4, SAM_4, SCM and TCM; or what takes the
 place of the latter: ACT's clusters, ENACT's windows, plain means of windows."""
 
 GLOBAL_KINDS: tuple[GlobalBlock, ...] = get_args(GlobalBlock)
-CONDENSED: tuple[GlobalBlock, ...] = ("act", "enact", "pool")
+CONDENSED = tuple(kind for kind in GLOBAL_KINDS if OPERATORS[kind].weights_of == "oa")
 """Forms of original self-attention that do less; they take its weights."""
 
 HeadKind = Literal["nms", "one-to-one"]
@@ -29,56 +31,11 @@ trained to say each object once."""
 WIDTH_STEP = 32
 """Head width; every stage width is a multiple of it (spec section 1)."""
 
-LOCAL_OPERATORS: dict[str, str] = {"R": "repcnn", "W": "wmsa", "S": "swmsa"}
+LOCAL_OPERATORS = {operator.letter: op for op, operator in OPERATORS.items() if operator.letter}
 """Letters of a local block string, and the operators they stand for."""
 
 FORMAT_VERSION = 1
 """History of `architecture.json`: 1, the first."""
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Entry:
-    """One operator at one place: starts and ends at NCHW maps, owns its activation and adds."""
-
-    op: str
-    """Name in `supernet.operators.OPERATORS`."""
-    stride: int
-    """Stride in image pixels of the finest map the entry touches."""
-    d_in: int
-    """Channels of the first input."""
-    d_out: int
-    """Channels of the output."""
-    h: int
-    """Height of the finest map the entry touches, in cells."""
-    w: int
-    """Width of the finest map the entry touches, in cells."""
-    extra: float = 0.0
-    """Classes of `head` and `decode`, blocks of `t1_cw` and `t1_oa`, token sparsity of `oa`; of
-    `act` the share of clusters, of `enact` and `pool` the tokens of a window."""
-    anchors: int = 0
-    """Anchors per cell of `head` and `decode`; blocks of `t1_act`, `t1_enact` and `t1_pool`."""
-
-    def __str__(self) -> str:
-        """Return a short name for messages, e.g. `fuse 128->224 @16 52x84`."""
-        widths = f"{self.d_in}" if self.d_in == self.d_out else f"{self.d_in}->{self.d_out}"
-        return f"{self.op} {widths} @{self.stride} {self.h}x{self.w}"
-
-
-@dataclass(frozen=True, slots=True)
-class Macs:
-    """Multiply-adds of one image; the paper's GFLOPs are thousands of millions of these."""
-
-    conv_linear: int = 0
-    attention: int = 0
-
-    def __add__(self, other: "Macs") -> "Macs":
-        """Add both kinds."""
-        return Macs(self.conv_linear + other.conv_linear, self.attention + other.attention)
-
-    @property
-    def total(self) -> int:
-        """Convolution, linear and attention products together."""
-        return self.conv_linear + self.attention
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +79,8 @@ class Architecture:
             raise UserError(f"widths {self.widths}: four positive multiples of {WIDTH_STEP} needed")
         for string in self.blocks:
             if not set(string) <= set(LOCAL_OPERATORS):
-                raise UserError(f"block string {string!r}: only the letters R, W, S are known")
+                known = ", ".join(LOCAL_OPERATORS)
+                raise UserError(f"block string {string!r}: only the letters {known} are known")
         if len(self.blocks) != 4:
             raise UserError(f"blocks {self.blocks}: four block strings needed")
         if self.global_block not in GLOBAL_KINDS:
@@ -163,8 +121,11 @@ class Architecture:
         d1, d2, d3, d4 = self.widths
         sizes = map_sizes(self.input_size)
         g4 = self.global_block
-        extras = {"oa": self.token_sparsity, "act": self.act_clusters}
-        extras |= dict.fromkeys(("enact", "pool"), float(self.window))
+        named = {
+            "sparsity": self.token_sparsity,
+            "clusters": self.act_clusters,
+            "window": self.window,
+        }
         out: dict[str, Entry] = {}
 
         def put(place: str, op: str, stride: int, d_in: int, d_out: int, **more: Any) -> None:
@@ -172,7 +133,8 @@ class Architecture:
             out[place] = Entry(op, stride, d_in, d_out, height, width, **more)
 
         def put_global(place: str, op: GlobalBlock, stride: int, width: int) -> None:
-            put(place, op, stride, width, width, extra=extras.get(op, 0.0))
+            own = {name: named[name] for name in OPERATORS[op].parameters}
+            put(place, op, stride, width, width, **own)
 
         put("preprocess", "preprocess", 1, 3, 3)
         put("stem", "stem", 1, 3, d1)
@@ -200,32 +162,16 @@ class Architecture:
             put("scm_up3", "up4", 16, d4, d4)
         put_global("scm_global2", g4, last, d4)
         # T1's blocks are dense under token sparsity: the paper sparsifies single-width tokens.
-        t1: dict[str, Any] = {"extra": float(self.t1_blocks)}
-        if g4 in CONDENSED:
-            t1 = {"extra": extras[g4], "anchors": self.t1_blocks}
-        put("tcm_t1", f"t1_{g4}", last, d4, d4, **t1)
+        named["blocks"] = self.t1_blocks
+        t1 = OPERATORS[f"t1_{g4}"]
+        put("tcm_t1", f"t1_{g4}", last, d4, d4, **{name: named[name] for name in t1.parameters})
         for index in range(self.t2_blocks):
             put_global(f"tcm_t2_{index}", g4, last, d4)
-        shape: dict[str, Any] = {"extra": float(self.num_classes), "anchors": self.num_anchors}
+        shape: dict[str, Any] = {"classes": self.num_classes, "anchors": self.num_anchors}
         outputs = self.num_anchors * (self.num_classes + 5)
         put("head", "head", last, d4, outputs, **shape)
         put("decode", "decode" if self.head == "nms" else "top_k", last, outputs, 6, **shape)
         return out
-
-    def macs(self) -> Macs:
-        """Count multiply-adds in closed form (spec section 3)."""
-        from .operators import OPERATORS
-
-        total = Macs()
-        for entry in self.entries().values():
-            total += OPERATORS[entry.op].macs(entry)
-        return total
-
-    def params_deployed(self) -> int:
-        """Count the parameters left after BN folding, in closed form."""
-        from .operators import OPERATORS
-
-        return sum(OPERATORS[entry.op].params(entry) for entry in self.entries().values())
 
     def to_json(self) -> str:
         """Return the text of `architecture.json`."""
@@ -266,15 +212,6 @@ class Architecture:
         """Return a copy with another output stride and as many anchors, the smallest one cell."""
         sizes = tuple(output_stride * 2**index for index in range(self.num_anchors))
         return self.with_(output_stride=output_stride, anchor_sizes=sizes)
-
-
-def map_sizes(input_size: tuple[int, int]) -> dict[int, tuple[int, int]]:
-    """Return {stride: (height, width)} of the maps, each the ceil-half of the one before."""
-    sizes = {1: input_size}
-    for stride in (2, 4, 8, 16, 32, 64):
-        height, width = sizes[stride // 2]
-        sizes[stride] = ((height + 1) // 2, (width + 1) // 2)
-    return sizes
 
 
 def parse_size(text: str) -> tuple[int, int]:

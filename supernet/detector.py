@@ -17,6 +17,7 @@ from .operators import OPERATORS, Unit
 from .operators.convbn import fold
 from .operators.decode import Decode, Detections
 from .operators.window import WindowBlock
+from .place import Place
 
 Call = Callable[..., Any]
 """Applies the unit of a place to inputs: `call("s1_0", x)`."""
@@ -130,9 +131,7 @@ class Detector(nn.Module):
 
     def set_drop_path(self, rate: float) -> None:
         """Raise the drop rate linearly from 0 to `rate` over the local window blocks."""
-        local = [
-            unit for place, unit in self.units.items() if place[0] == "s" and place[3:].isdigit()
-        ]
+        local = [unit for name, unit in self.units.items() if Place.parse(name).part == "local"]
         for index, unit in enumerate(local):
             if isinstance(unit, WindowBlock):
                 unit.drop_path.rate = rate * index / max(1, len(local) - 1)

@@ -26,6 +26,7 @@ from .errors import CheckpointError, DataError
 from .feed import Keyed, feed_keyed
 from .image_files import list_images
 from .letterbox import Image, letterbox, read_image, resized
+from .place import Place
 from .recipes import TrainConfig
 from .supernet import CANDIDATES, GLOBAL_BLOCKS, GlobalMixture, Mixture, Supernet
 from .task import Batch
@@ -263,7 +264,9 @@ def _place_in(network: Detector, source: Architecture, place: str) -> str:
         return place
     unit = network.units[place]
     if isinstance(unit, Mixture):
-        letter = source.blocks[int(place[1]) - 1][int(place[3:])]
+        own = Place.parse(place)
+        assert own.position is not None
+        letter = source.blocks[own.stage - 1][own.position]
         return f"{place}.operators.{CANDIDATES.index(LOCAL_OPERATORS[letter])}"
     if isinstance(unit, GlobalMixture):
         kind = source.global_block if place == "s4_global" else GLOBAL_BLOCKS[0]

@@ -11,12 +11,14 @@ from typing import Any, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from .architecture import Architecture, Entry, GlobalBlock
+from .architecture import LOCAL_OPERATORS, Architecture, GlobalBlock
 from .detector import Detector
+from .entries import Entry
 from .errors import CheckpointError
 from .operators import OPERATORS
+from .place import local_name
 
-CANDIDATES = ("repcnn", "wmsa", "swmsa", "identity")
+CANDIDATES = (*LOCAL_OPERATORS.values(), "identity")
 """Order of the logits r of a position."""
 IDENTITY = len(CANDIDATES) - 1
 
@@ -85,11 +87,6 @@ class SearchConfig:
     """Share of the epochs in which the logits stay at zero."""
     straight_through: bool = False
     """Run one drawn operator a position (hard forward, soft gradient): less memory."""
-
-
-def place_name(place: tuple[int, int]) -> str:
-    """Return the name of a position, (stage, position), in results and checkpoints: `s3_7`."""
-    return f"s{place[0]}_{place[1]}"
 
 
 def temperature(epoch: int, epochs: int, config: SearchConfig) -> float:
@@ -171,7 +168,7 @@ class Supernet(Detector):
                 mixture = Mixture(space.widths[stage - 1])
                 mixture.noise = self.config.noise
                 mixture.straight_through = self.config.straight_through
-                self.units[f"s{stage}_{position}"] = mixture
+                self.units[local_name(stage, position)] = mixture
         self.global_tau = 1.0
         if space.global_choice:
             self.global_r = nn.Parameter(torch.zeros(len(GLOBAL_BLOCKS)))
@@ -206,7 +203,7 @@ class Supernet(Detector):
         """Yield ((stage, position), mixture), stages counted from 1."""
         for stage, count in enumerate(self.space.positions, 1):
             for position in range(count):
-                yield (stage, position), cast(Mixture, self.units[f"s{stage}_{position}"])
+                yield (stage, position), cast(Mixture, self.units[local_name(stage, position)])
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Set the temperature, and freeze the logits for the first share of the epochs."""
@@ -225,7 +222,7 @@ class Supernet(Detector):
 
     def named_logits(self) -> dict[str, tuple[float, ...]]:
         """Return r by names as `s3_7`, and the global block's where it is searched."""
-        found = {place_name(place): r for place, r in self.logits().items()}
+        found = {local_name(*place): r for place, r in self.logits().items()}
         if self.space.global_choice:
             found["global"] = tuple(self.global_r.tolist())
         return found

@@ -24,7 +24,7 @@ from heat.thinning import (
     prior_logits,
     removed_mass,
 )
-from supernet.architecture import Entry
+from latency_tables.columns import entry_of
 from supernet.supernet import CANDIDATES, SearchSpace
 from tests.toy_space import LOGITS, SPACE, Rows, chain_of, latency_ms
 
@@ -245,9 +245,7 @@ def test_the_noisy_table_no_longer_hides_what_is_within_reach() -> None:
     if not NOISY.is_dir():
         pytest.skip("the case noisy-table is not beside this checkout")
     frame = pd.read_csv(next(NOISY.glob("*.csv")), comment="#")
-    columns = ["op", "stride", "d_in", "d_out", "h", "w", "extra", "anchors"]
-    keys = frame[columns].itertuples(index=False, name=None)
-    rows = {Entry(*key): ms for key, ms in zip(keys, frame["ms"], strict=True)}
+    rows = {entry_of(row): float(row["ms"]) for row in frame.to_dict("records")}
     space = search_space("large", input_size=(448, 448), num_classes=80)
     logits = prior_logits(space)
 

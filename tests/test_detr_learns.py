@@ -15,7 +15,7 @@ from supernet.augment import AugmentConfig
 from supernet.coco import DetectionSet, load_split
 from supernet.detr.criterion import DETR, set_loss
 from supernet.detr.detr import Host
-from supernet.detr.mtkd import act_cores, both_branches, distance
+from supernet.detr.mtkd import act_cores, both_branches, distance, teach
 from supernet.evaluate import evaluate
 from supernet.feed import feed
 from supernet.network import build
@@ -97,7 +97,7 @@ def test_mtkd_5_the_clustered_boxes_come_near(
     data = splits["train"].of(splits["train"].records[:32])
     detr = learned("detr", data, BY_HEART, tmp_path / "detr")
     before = read(detr, data)
-    detr.students = act_cores(detr, ROUNDS)
+    teach(detr, act_cores(detr, ROUNDS))
     config = recipe(
         "mtkd", learning_rate=5e-4, backbone_rate=1.0, epochs=280, batch_size=8, precision="f32",
         augment=BY_HEART.augment,

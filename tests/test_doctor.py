@@ -13,6 +13,7 @@ from latency_tables.devices import find_device, resolve
 from latency_tables.machine import Detected, Gpu
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable, Row
+from latency_tables.table_file import write_table
 from supernet.architecture import Architecture
 from tests.command_line import fails, run
 
@@ -84,7 +85,7 @@ def test_tables_that_no_longer_serve(tmp_path: Path, unit: Architecture) -> None
         replace(here, runtime_version="0.0.1", precision="bf16"),
         replace(here, device="other-box"),
     ):
-        LatencyTable(conditions, rows).save(tmp_path / "tables")
+        write_table(LatencyTable(conditions, rows), tmp_path / "tables")
     findings = [found for found in examine(Workspace(tmp_path)) if found.what == "table"]
     by_level = {found.level: found.seen for found in findings}
     assert len(findings) == 3 and set(by_level) == {"ok", "warning"}

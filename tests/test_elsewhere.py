@@ -26,7 +26,7 @@ from latency_tables.pack import compressible, probe_script, table_from_results, 
 from latency_tables.plan import Checks, check_networks
 from latency_tables.probe import read_results
 from latency_tables.remote import Host
-from latency_tables.table import LatencyTable
+from latency_tables.table_file import read_table, write_table
 from supernet.architecture import Architecture
 from supernet.errors import DeviceError, TableError
 from supernet.supernet import SearchSpace
@@ -112,9 +112,9 @@ def test_carried_results_become_a_table(results: Path, tmp_path: Path) -> None:
     assert found["held_out_error"] is not None and found["detected"]["cores"] >= 1
     again = unpack_results(Workspace(tmp_path), results)
     assert again["entries"] == found["entries"]
-    table = LatencyTable.load(Path(found["table"]))
+    table = read_table(Path(found["table"]))
     table.conditions = replace(table.conditions, runtime_version="0.0.1")
-    table.save(tmp_path / "tables")
+    write_table(table, tmp_path / "tables")
     with pytest.raises(TableError, match=r"do not merge .*0\.0\.1.*another --out"):
         unpack_results(Workspace(tmp_path), results)
     table = table_from_results(results)

@@ -13,6 +13,7 @@ from deploy.engine import build_engine, check_sidecar, gpu_here, read_engine
 from deploy.export import export_bundle
 from deploy.form import Form
 from supernet.architecture import preset
+from supernet.counting import count_params
 from supernet.detector import Detector
 from supernet.errors import BundleError, DeviceError, HeatError, UserError
 from supernet.letterbox import Image, letterbox
@@ -107,7 +108,7 @@ def test_an_engine_is_as_large_as_its_weights_in_their_precision() -> None:
     pytest.importorskip("tensorrt_rtx_bindings")
     architecture = preset("tiny").with_(input_size=(224, 224))
     network = Detector(architecture).eval()
-    weights = architecture.params_deployed()
+    weights = count_params(architecture)
     for precision, bytes_each in (("f32", 4), ("f16", 2)):
         graph = network.to_onnx(precision=precision, padded=True)  # type: ignore[arg-type]
         data, _ = build_engine(graph.SerializeToString(), capability="SM89")

@@ -12,8 +12,8 @@ from heat.limits import Cost, Limits
 from heat.spaces import SPACES, search_space
 from heat.stages import floor
 from heat.stages.floor import Way, advice, check_ways, other_settings, smaller_size, time_way
-from latency_tables.batch import Setting
 from latency_tables.devices import Target, declared, resolve
+from latency_tables.setting import Setting
 from supernet.architecture import Architecture, preset
 from supernet.errors import DeviceError, UserError
 from tests.command_line import SMALL, fails, run

@@ -20,7 +20,7 @@ TORCH_FREE = (
     "supernet/errors.py",
     "supernet/letterbox.py",
 )
-PROBE = ("batch", "fresh", "lock", "machine", "measure", "probe")
+PROBE = ("batch", "fresh", "lock", "machine", "measure", "probe", "setting", "timings")
 """Modules of `latency_tables` that a probe carries to devices without torch."""
 TORCH_FREE_IMPORTS = {"supernet.errors", "supernet.letterbox"}
 

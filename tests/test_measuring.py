@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,7 @@ import onnx
 import pytest
 import torch
 
-from latency_tables.batch import (
-    Setting,
-    feeds_of,
-    precision_of,
-)
+from latency_tables.batch import feeds_of, precision_of
 from latency_tables.costs import entry_bytes, size_mb, working_set_mb
 from latency_tables.devices import declared, load_device, load_devices, name_of, resolve
 from latency_tables.fresh import peak_mb
@@ -37,11 +34,15 @@ from latency_tables.networks import random_architecture, reference_architecture
 from latency_tables.plan import TARGETS, Checks, check_networks, space_entries
 from latency_tables.probes import terms
 from latency_tables.profile import calibrate, fill
+from latency_tables.setting import Setting
 from latency_tables.stacks import Setup, measure_stacks
 from latency_tables.store import conditions_of, open_table
 from latency_tables.table import LatencyTable, Row
-from supernet.architecture import CONDENSED, Architecture, Entry
+from latency_tables.table_file import write_table
+from supernet.architecture import CONDENSED, Architecture
+from supernet.counting import count_macs
 from supernet.detector import Detector
+from supernet.entries import Entry
 from supernet.errors import DeviceError, TableError
 from supernet.operators import OPERATORS
 
@@ -58,7 +59,7 @@ def test_a_table_of_another_runtime_version_is_refused(tmp_path: Path, unit: Arc
     target = resolve("cpu", threads=1)
     conditions = replace(conditions_of(target, (128, 192)), runtime_version="0.0.1")
     row = Row(0.5, 0.0, 3, 5.0, "2026-01-01", "0.1.0")
-    LatencyTable(conditions, dict.fromkeys(unit.entries().values(), row)).save(tmp_path)
+    write_table(LatencyTable(conditions, dict.fromkeys(unit.entries().values(), row)), tmp_path)
     with pytest.raises(TableError, match=r"runtime_version .* against 0\.0\.1.*--trust-table"):
         open_table(tmp_path, target, (128, 192))
     assert open_table(tmp_path, target, (128, 192), trust=True).rows
@@ -138,11 +139,12 @@ def test_a_real_table_predicts_real_networks(tmp_path: Path, runtime: str, preci
     meter = DeviceMeter(table.conditions)
     entries = space_entries(TINY, LIMITS, oa=False)
     aims = check_networks(TINY, LIMITS, POSITIONS, TARGETS, seed=7)
-    fill(table, entries, meter, lambda _: aims, checks=FEW, save=lambda: table.save(tmp_path))
+    save = partial(write_table, table, tmp_path)
+    fill(table, entries, meter, lambda _: aims, checks=FEW, save=save)
     assert set(entries) <= set(table.rows) and 0 < table.sampled < len(table.rows)
     assert {row.source for row in table.rows.values()} == {"measured", "modelled"}
     networks = check_networks(TINY, LIMITS, POSITIONS, FEW.networks)
-    calibrate(table, networks, meter, checks=FEW, save=lambda: table.save(tmp_path))
+    calibrate(table, networks, meter, checks=FEW, save=save)
     assert table.calibration.held_out_error is not None
     assert len(table.calibration.checks) == FEW.networks
     again = open_table(tmp_path, target, (64, 96))
@@ -203,11 +205,10 @@ def test_half_precision_graphs_compute_nearly_the_same(unit: Architecture) -> No
 
 
 def test_torch_runs_what_is_deployed(unit: Architecture) -> None:
-    from latency_tables.torch_session import TorchSession
-
     setting = replace(ORT, runtime="torch")
     model = write_network(unit, setting)
-    session = TorchSession(model.module, setting)
+    assert model.opener is not None
+    session = model.opener(setting)
     image = feeds_of(model.inputs)
     boxes, found, _ = session.run(image)
     with torch.no_grad():
@@ -356,7 +357,7 @@ def test_unstable_models_are_visited_again() -> None:
 
 def test_check_networks_span_the_sizes() -> None:
     networks = check_networks(TINY, (192, 192, 256, 384), (2, 2, 18, 2), 15)
-    macs = [network.macs().total for network in networks]
+    macs = [count_macs(network).total for network in networks]
     assert len(networks) == 15 and max(macs) > 10 * min(macs)
 
 

@@ -10,6 +10,7 @@ from heat.aims import chain_networks
 from heat.spaces import search_space
 from heat.thinning import prior_logits
 from latency_tables.calibration import Calibration
+from latency_tables.columns import entry_columns
 from latency_tables.families import family
 from latency_tables.model import LatencyModel
 from latency_tables.plan import (
@@ -24,8 +25,9 @@ from latency_tables.plan import (
 from latency_tables.pricing import Pricing
 from latency_tables.samples import EntrySample, NetworkSample, base_state, slowness
 from latency_tables.table import LatencyTable, Moment
-from latency_tables.table_file import read_table, seal_of
-from supernet.architecture import Architecture, Entry
+from latency_tables.table_file import read_table, seal_of, write_table
+from supernet.architecture import Architecture
+from supernet.entries import Entry
 from tests.test_table import CONDITIONS
 
 QUIET = (10.0, 3.0, 1.0, 0.1)
@@ -216,7 +218,7 @@ def test_what_is_sustained_is_kept_for_nine_tenths_of_the_time() -> None:
 
 def test_a_table_keeps_its_samples_and_its_history(tmp_path: Path) -> None:
     table, network = table_with([Moment(0.123456789, QUIET), Moment(1.0, SLOW)])
-    again = LatencyTable.load(table.save(tmp_path))
+    again = read_table(write_table(table, tmp_path))
     assert again == table
     assert again.predict_ms(network) == pytest.approx(table.predict_ms(network))
     table.add(moments=[Moment(200.0, SLOW), Moment(200.0, QUIET)])
@@ -234,7 +236,7 @@ def test_a_table_of_version_two_is_read(tmp_path: Path) -> None:
     assert {row.source for row in table.rows.values()} == {"measured"}
     for width in range(32, 353, 32):
         assert table.rows[chain_of(width)].ms == pytest.approx(true_ms(width), rel=0.05)
-    again = LatencyTable.load(table.save(tmp_path / "new"))
+    again = read_table(write_table(table, tmp_path / "new"))
     assert again.rows == table.rows and again.calibration == table.calibration
 
 
@@ -251,7 +253,7 @@ def old_table(folder: Path) -> Path:
         ms = true_ms(width)
         old = dict(ms=ms, min_ms=ms, uncertainty_ms=0.03 * ms, spread=0.01, n=12, reference_ms=10.0,
                    date="2026-01-01", heat="0.1.0", source="measured")  # fmt: skip
-        rows.append(asdict(chain_of(width)) | old | conditions)
+        rows.append(entry_columns(chain_of(width)) | old | conditions)
     text = pd.DataFrame(rows).to_csv(index=False)
     path = folder / f"{SIZE.stem}.csv"
     path.write_text(f"{text}# sha256={seal_of(text)}\n")
@@ -320,12 +322,12 @@ def test_the_same_results_are_merged_once() -> None:
 def test_samples_do_not_depend_on_the_rows_beside_them(tmp_path: Path) -> None:
     """A sidecar beside rows of another save, as after a kill, keeps its samples' entries."""
     table, _ = table_with([Moment(1.0, QUIET)])
-    path = table.save(tmp_path / "a")
+    path = write_table(table, tmp_path / "a")
     wider = table.copy()
     wider.refit([Entry("repcnn", 8, 512, 512, 56, 56), Entry("cw", 8, 32, 32, 1, 1)])
-    wider.save(tmp_path / "b")
+    write_table(wider, tmp_path / "b")
     (tmp_path / "b" / path.name).replace(path)
-    assert LatencyTable.load(path).samples == table.samples
+    assert read_table(path).samples == table.samples
 
 
 def test_a_mixed_table_of_version_two_keeps_its_rows(tmp_path: Path) -> None:

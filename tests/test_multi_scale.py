@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from supernet.detr import DetrArchitecture
 from supernet.detr.deformable import POINTS, DeformableAttention
-from supernet.detr.detr import Tokens
 from supernet.detr.family import FAMILY
 from supernet.detr.multi_scale import MultiScaleSamDetr, joined, places_of
+from supernet.detr.tokens import Tokens
 from supernet.errors import UserError
 from supernet.network import build
 from tests.toy_detr import SMALL, graph_differs_by, images, shaken, trainable

@@ -5,7 +5,7 @@ from torch import nn
 
 from deploy.runtimes import CHANNELS_LAST, open_session
 from latency_tables.models import randomise
-from supernet.architecture import Entry
+from supernet.entries import Entry
 from supernet.onnx_graph import GraphWriter
 from supernet.operators import OPERATORS
 from supernet.operators.convbn import fold
@@ -30,12 +30,12 @@ ENTRIES = [
     Entry("swmsa", 8, 32, 32, 14, 14),
     Entry("cw", 8, 64, 64, 13, 21),
     Entry("oa", 32, 64, 64, 9, 7),
-    Entry("oa", 32, 64, 64, 9, 7, 0.18),
-    Entry("act", 32, 64, 64, 9, 7, 0.25),
-    Entry("act", 32, 64, 64, 9, 7, 1.0),
-    Entry("enact", 32, 64, 64, 9, 7, 6),
-    Entry("pool", 32, 64, 64, 9, 7, 6),
-    Entry("pool", 64, 64, 64, 2, 2, 6),
+    Entry("oa", 32, 64, 64, 9, 7, sparsity=0.18),
+    Entry("act", 32, 64, 64, 9, 7, clusters=0.25),
+    Entry("act", 32, 64, 64, 9, 7, clusters=1.0),
+    Entry("enact", 32, 64, 64, 9, 7, window=6),
+    Entry("pool", 32, 64, 64, 9, 7, window=6),
+    Entry("pool", 64, 64, 64, 2, 2, window=6),
     Entry("down", 8, 32, 64, 13, 21),
     Entry("pool_down", 8, 32, 64, 13, 21),
     Entry("fuse", 8, 32, 64, 13, 21),
@@ -44,11 +44,11 @@ ENTRIES = [
     Entry("ffn1", 16, 64, 64, 13, 21),
     Entry("ffn2", 16, 64, 64, 13, 21),
     Entry("up4", 32, 64, 64, 13, 21),
-    Entry("t1_cw", 32, 64, 64, 7, 9, 2),
-    Entry("t1_oa", 32, 64, 64, 7, 9, 1),
-    Entry("t1_act", 32, 64, 64, 7, 9, 0.5, 1),
-    Entry("t1_enact", 32, 64, 64, 7, 9, 5, 2),
-    Entry("t1_pool", 32, 64, 64, 7, 9, 4, 1),
+    Entry("t1_cw", 32, 64, 64, 7, 9, blocks=2),
+    Entry("t1_oa", 32, 64, 64, 7, 9, blocks=1),
+    Entry("t1_act", 32, 64, 64, 7, 9, clusters=0.5, blocks=1),
+    Entry("t1_enact", 32, 64, 64, 7, 9, window=5, blocks=2),
+    Entry("t1_pool", 32, 64, 64, 7, 9, window=4, blocks=1),
 ]
 
 ATTENTION = ("wmsa", "swmsa", "cw", "oa", "act", "enact", "pool")
@@ -129,7 +129,7 @@ def test_fresh_blocks_are_the_identity(op: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", [e for e in ENTRIES if e.op in ATTENTION and e.extra != 0.18], ids=str
+    "entry", [e for e in ENTRIES if e.op in ATTENTION and e.sparsity == 0], ids=str
 )
 def test_training_keeps_channels_innermost(entry: Entry) -> None:
     """A gradient in another layout than its map makes BatchNorm several times slower.

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from supernet.detr import DetrArchitecture
-from supernet.detr.detr import Tokens
 from supernet.detr.sam_detr import SamDetr
 from supernet.detr.sampling import cut, sample
 from supernet.detr.semantics_aligner import AlignerLayer, nearness
+from supernet.detr.tokens import Tokens
 from supernet.onnx_graph import GraphWriter
 from tests.toy_detr import SMALL, graph_differs_by, images, shaken, trainable
 

@@ -10,8 +10,9 @@ from latency_tables.conditions import Conditions
 from latency_tables.costs import MemoryModel, MemorySample
 from latency_tables.lock import only_one
 from latency_tables.table import LatencyTable, Row
-from latency_tables.table_file import SEAL, seal_of
-from supernet.architecture import Architecture, Entry
+from latency_tables.table_file import SEAL, read_table, seal_of, write_table
+from supernet.architecture import Architecture
+from supernet.entries import Entry
 from supernet.errors import TableError, UserError
 
 CONDITIONS = Conditions(
@@ -47,12 +48,12 @@ def test_prediction_is_the_calibrated_sum(unit: Architecture) -> None:
 
 def test_round_trip(unit: Architecture, tmp_path: Path) -> None:
     table = table_of(unit)
-    again = LatencyTable.load(table.save(tmp_path))
+    again = read_table(write_table(table, tmp_path))
     assert again == table
 
 
 def test_every_row_carries_its_conditions(unit: Architecture, tmp_path: Path) -> None:
-    lines = table_of(unit).save(tmp_path).read_text().splitlines()
+    lines = write_table(table_of(unit), tmp_path).read_text().splitlines()
     header = lines[0].split(",")
     for column in ("device", "model", "runtime", "runtime_version", "precision", "threads",
                    "height", "width", "date", "source", "samples", "heat", "flags",
@@ -70,7 +71,7 @@ def test_a_miss_names_the_entry_and_the_nearest(unit: Architecture) -> None:
 
 @pytest.mark.parametrize("edit", ["cut", "edited", "empty", "noseal"])
 def test_damaged_tables_are_refused(unit: Architecture, tmp_path: Path, edit: str) -> None:
-    path = table_of(unit).save(tmp_path)
+    path = write_table(table_of(unit), tmp_path)
     text = path.read_text()
     path.write_text(
         {
@@ -81,27 +82,27 @@ def test_damaged_tables_are_refused(unit: Architecture, tmp_path: Path, edit: st
         }[edit]
     )
     with pytest.raises(TableError, match="cut short or edited"):
-        LatencyTable.load(path)
+        read_table(path)
 
 
 def test_impossible_values_are_refused(unit: Architecture, tmp_path: Path) -> None:
     for ms in (-1.0, float("nan"), float("inf")):
         with pytest.raises(TableError):
-            LatencyTable.load(table_of(unit, ms).save(tmp_path))
+            read_table(write_table(table_of(unit, ms), tmp_path))
 
 
 def test_broken_sidecar_is_refused(unit: Architecture, tmp_path: Path) -> None:
-    path = table_of(unit).save(tmp_path)
+    path = write_table(table_of(unit), tmp_path)
     sidecar = path.with_suffix(".json")
     sidecar.write_text("{")
     with pytest.raises(TableError, match="cannot be read"):
-        LatencyTable.load(path)
+        read_table(path)
     sidecar.write_text(json.dumps({"format": 99}))
     with pytest.raises(TableError, match="format 99"):
-        LatencyTable.load(path)
+        read_table(path)
     sidecar.unlink()
     with pytest.raises(TableError, match="no table at"):
-        LatencyTable.load(path)
+        read_table(path)
 
 
 def test_other_conditions_are_refused(unit: Architecture) -> None:
@@ -117,18 +118,18 @@ def rewrite(path: Path, text: str) -> None:
 
 
 def test_unknown_and_missing_columns_are_named(unit: Architecture, tmp_path: Path) -> None:
-    path = table_of(unit).save(tmp_path)
+    path = write_table(table_of(unit), tmp_path)
     text = path.read_text().partition(SEAL)[0]
     rewrite(path, text.replace("uncertainty_ms", "mini_ms", 1))
     with pytest.raises(TableError, match=r"columns mini_ms, uncertainty_ms unknown or missing"):
-        LatencyTable.load(path)
+        read_table(path)
 
 
 def test_an_older_format_is_named(unit: Architecture, tmp_path: Path) -> None:
-    sidecar = table_of(unit).save(tmp_path).with_suffix(".json")
+    sidecar = write_table(table_of(unit), tmp_path).with_suffix(".json")
     sidecar.write_text(json.dumps({"format": 1, "conditions": {}}))
     with pytest.raises(TableError, match="format 1, this HEAT reads 3 and 2: run heat"):
-        LatencyTable.load(sidecar.with_suffix(".csv"))
+        read_table(sidecar.with_suffix(".csv"))
 
 
 def test_tables_of_different_conditions_do_not_merge(unit: Architecture) -> None:
@@ -179,15 +180,15 @@ def test_a_full_disk_keeps_the_old_table(unit: Architecture, tmp_path: Path) -> 
     """A file size limit stands in for the full disk: the write fails half way."""
     import resource
 
-    path = table_of(unit).save(tmp_path)
+    path = write_table(table_of(unit), tmp_path)
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (512, old[1]))
     try:
         with pytest.raises(UserError, match=f"cannot write {path}"):
-            table_of(unit, ms=0.9).save(tmp_path)
+            write_table(table_of(unit, ms=0.9), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
-    assert LatencyTable.load(path) == table_of(unit)
+    assert read_table(path) == table_of(unit)
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".csv", ".json"]
 
 

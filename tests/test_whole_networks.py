@@ -8,15 +8,17 @@ import pytest
 from heat.spaces import search_space
 from heat.stages.measuring import NetworkMeter, measure_state, processes
 from heat.stages.profile import lacks
-from latency_tables.batch import REFERENCES, Model, NetworkResult
 from latency_tables.devices import resolve
 from latency_tables.machine import Disturbance
 from latency_tables.measure import Job, Round, Timing, time_jobs
 from latency_tables.meter import DeviceMeter, moments_of, network_taken
 from latency_tables.plan import LAZY, Checks, space_entries
 from latency_tables.samples import EntrySample
+from latency_tables.setting import REFERENCES, Model
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable
+from latency_tables.table_file import read_table, write_table
+from latency_tables.timings import NetworkResult
 from supernet.architecture import Architecture
 from supernet.errors import UserError
 
@@ -104,7 +106,7 @@ def test_how_threads_wait_is_part_of_the_table(
     table = LatencyTable(conditions)
     table.add(taken.samples, (), taken.moments)
     table.refit()
-    again = LatencyTable.load(table.save(tmp_path))
+    again = read_table(write_table(table, tmp_path))
     assert again.conditions == conditions and again.rows == table.rows
 
 

@@ -4,7 +4,8 @@ import numpy as np
 
 from heat.search import Chain
 from heat.thinning import Logits, State, ThinningRules, prior_logits, removed_mass
-from supernet.architecture import LOCAL_OPERATORS, Architecture, Entry
+from supernet.architecture import LOCAL_OPERATORS, Architecture
+from supernet.entries import Entry
 from supernet.supernet import SearchSpace
 
 SPACE = SearchSpace(

@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from supernet.counting import count_macs, count_params
+
 from ..workspace import DEFAULT, Workspace
 from .find import find_data
 from .options import Data, DeviceName, Out, Result, Size
@@ -26,11 +28,11 @@ def describe(what: str = "medium", /, *, input_size: Size = None) -> Result:
         architecture = architecture.with_(input_size=parse_size(input_size))
     if isinstance(architecture, Architecture):
         describe_architecture(architecture)
-    macs = architecture.macs()
+    macs = count_macs(architecture)
     return {
         "macs_conv_linear": macs.conv_linear,
         "macs_attention": macs.attention,
-        "params_deployed": architecture.params_deployed(),
+        "params_deployed": count_params(architecture),
         "architecture": json.loads(architecture.to_json()),
     }
 

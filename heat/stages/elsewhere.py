@@ -10,7 +10,7 @@ from latency_tables.devices import Target, declared
 from latency_tables.pack import probe_version, read_plan, table_from_results, write_pack
 from latency_tables.plan import TARGETS, Checks, check_networks, design, space_entries
 from latency_tables.remote import Host
-from latency_tables.table import LatencyTable
+from latency_tables.table_file import read_table
 from supernet.supernet import SearchSpace
 
 from ..workspace import Workspace
@@ -58,7 +58,7 @@ def unpack_results(workspace: Workspace, path: Path) -> dict[str, Any]:
         )
     standing = table_path(workspace, table)
     if standing.exists():
-        table.merge(LatencyTable.load(standing))
+        table.merge(read_table(standing))
     report(table)
     return record(workspace, target, space, table, time.monotonic() - started)
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from supernet.architecture import Architecture
+from supernet.counting import count_macs, count_params
 from supernet.errors import UserError
+from supernet.place import Place
 from supernet.supernet import SearchSpace
 
 from ..charts import draw_explanation
@@ -39,9 +41,9 @@ def explain(workspace: Workspace) -> dict[str, Any]:
     lines = [*_start(space, result), *_moves(chosen), *_stages(space, result), *_close(trials)]
     print("\n".join(lines), file=sys.stderr)
     places = {
-        (int(stage), int(position)): value
+        (place.stage, place.position or 0): value
         for name, value in result["importance"].items()
-        for stage, position in [name.removeprefix("s").split("_")]
+        for place in [Place.parse(name)]
     }
     kept = {
         (stage, position): letter
@@ -156,8 +158,8 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         if old != new:
             differing.append(name)
             lines.append(f"  {name}: {old} -> {new}")
-    macs = a.macs().total / 1e9, b.macs().total / 1e9
-    params = a.params_deployed() / 1e6, b.params_deployed() / 1e6
+    macs = count_macs(a).total / 1e9, count_macs(b).total / 1e9
+    params = count_params(a) / 1e6, count_params(b) / 1e6
     lines.append(
         f"  GMACs: {macs[0]:.3f} -> {macs[1]:.3f} ({100 * (macs[1] / macs[0] - 1):+.1f} %)"
     )

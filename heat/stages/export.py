@@ -15,10 +15,10 @@ from deploy.build_engine import plan_engine
 from deploy.export import Exported, export_bundle
 from deploy.form import Form, Format
 from deploy.quantize import CALIBRATION_IMAGES
-from latency_tables.batch import NetworkResult
 from latency_tables.devices import Target
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable
+from latency_tables.timings import NetworkResult
 from supernet.architecture import Architecture
 from supernet.checkpoint import load_weights, read_info
 from supernet.coco import DetectionSet

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from deploy.runtimes import installed_runtimes
-from latency_tables.batch import Bench, Setting, precision_of
+from latency_tables.batch import Bench, precision_of
 from latency_tables.devices import Target
 from latency_tables.fresh import time_network
 from latency_tables.meter import FRESH_COMMAND
 from latency_tables.models import write_network
 from latency_tables.references import reference_models
+from latency_tables.setting import Setting
 from supernet.architecture import Architecture
 from supernet.errors import DeviceError, HeatError
 
@@ -67,7 +68,7 @@ def time_way(architecture: Architecture, setting: Setting) -> Cost:
         if executed != setting.precision:
             raise DeviceError(f"{setting.runtime} executes {setting.precision} as {executed}")
     beside = reference_models(BESIDE_SIZE, setting)
-    if model.module is not None:  # torch's networks live in this process
+    if model.opener is not None:  # torch's networks live in this process
         result = Bench(setting, beside).network(model)
     else:
         result = time_network(model, beside, setting, FRESH_COMMAND)

@@ -11,13 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from deploy.bench import Speed
-from latency_tables.batch import (
-    Model,
-    NetworkResult,
-    Setting,
-    network_from_json,
-    network_to_json,
-)
 from latency_tables.costs import size_mb
 from latency_tables.fresh import peak_mb
 from latency_tables.meter import FRESH_COMMAND, DeviceMeter, network_taken
@@ -25,8 +18,10 @@ from latency_tables.models import write_network
 from latency_tables.pricing import Latency, Pricing
 from latency_tables.profile import absorb
 from latency_tables.samples import NetworkSample
+from latency_tables.setting import Model, Setting
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable
+from latency_tables.timings import NetworkResult, network_from_json, network_to_json
 from supernet.architecture import Architecture
 from supernet.errors import UserError
 from supernet.network import AnyArchitecture

@@ -21,6 +21,7 @@ from latency_tables.pricing import SUSTAINED, weighted_quantile
 from latency_tables.profile import absorb, calibrate, fill
 from latency_tables.store import empty_table, open_table
 from latency_tables.table import LatencyTable
+from latency_tables.table_file import read_table, write_table
 from latency_tables.threads import best_count, describe, thread_check, trouble
 from supernet.errors import TableError
 from supernet.supernet import SearchSpace
@@ -73,7 +74,7 @@ def lacks(table: LatencyTable, space: SearchSpace, checks: Checks) -> bool:
 def recorded_table(workspace: Workspace, stage: dict[str, Any]) -> LatencyTable:
     """Return the table a stage names; the workspace may have moved, or the table be HEAT's own."""
     moved = workspace.tables / Path(stage["table"]).name
-    return LatencyTable.load(moved if moved.exists() else Path(stage["table"]))
+    return read_table(moved if moved.exists() else Path(stage["table"]))
 
 
 def open_for_writing(
@@ -97,7 +98,7 @@ def measure_table(
     meter = meter or DeviceMeter(table.conditions)
 
     def save() -> object:
-        return table.save(workspace.tables)
+        return write_table(table, workspace.tables)
 
     entries = space_entries(space.template, space.widths, oa=True)
     fill(table, entries, meter, aims(space, logits), checks=checks, save=save)
@@ -130,7 +131,7 @@ def refresh(workspace: Workspace, table: LatencyTable) -> None:
         table.history = [replace(m, seconds=m.seconds * share) for m in table.history]
         absorb(table, meter.watch(REWATCH_S))
     absorb(table, taken)
-    table.save(workspace.tables)
+    write_table(table, workspace.tables)
 
 
 def warn_of_threads(target: Target, input_size: tuple[int, int]) -> dict[str, Any] | None:
@@ -166,7 +167,7 @@ def record(
     workspace: Workspace, target: Target, space: SearchSpace, table: LatencyTable, seconds: float
 ) -> dict[str, Any]:
     """Save the table and keep what `heat profile` prints."""
-    path = table.save(workspace.tables)
+    path = write_table(table, workspace.tables)
     conditions = table.conditions
     result = {
         "device": conditions.device,

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from latency_tables.batch import Setting
 from latency_tables.compare import AGREE, compare
 from latency_tables.devices import find_device
 from latency_tables.machine import detect_cpu
+from latency_tables.setting import Setting
 from latency_tables.stacks import measure_stacks
 from latency_tables.store import SHIPPED
-from latency_tables.table import LatencyTable
+from latency_tables.table_file import read_table
 from supernet.atomic import write_text
 from supernet.errors import PromiseError, TableError, UserError
 
@@ -24,7 +24,7 @@ from ..workspace import Workspace
 
 def compare_tables(first: Path, second: Path) -> dict[str, Any]:
     """Compare two tables; two of the same conditions that do not agree are a broken promise."""
-    found = compare(LatencyTable.load(first), LatencyTable.load(second))
+    found = compare(read_table(first), read_table(second))
     compare_operators(found, first.name, second.name)
     speed = None if math.isnan(found.speed) else round(found.speed, 4)
     result = {"a": str(first), "b": str(second), **asdict(found), "speed": speed}
@@ -56,7 +56,7 @@ def show_device(workspace: Workspace, device: str) -> dict[str, Any]:
         if path.with_suffix(".json").exists()
     )
     # cpu-i7-dual is not cpu-i7: the conditions know the name, the file name only begins with it.
-    tables = {path: LatencyTable.load(path) for path in paths}
+    tables = {path: read_table(path) for path in paths}
     tables = {path: table for path, table in tables.items() if table.conditions.device == device}
     if not tables:
         slug = detect_cpu().slug
@@ -106,7 +106,8 @@ def stacks_of(workspace: Workspace, setting: Setting) -> dict[str, float]:
 def show_supernet(workspace: Workspace) -> dict[str, Any]:
     """Draw and print what the selection logits became, and how important each position is."""
     from supernet.checkpoint import read_info
-    from supernet.supernet import CANDIDATES, SearchSpace, place_name
+    from supernet.place import local_name
+    from supernet.supernet import CANDIDATES, SearchSpace
 
     from ..thinning import State, importances
 
@@ -120,7 +121,7 @@ def show_supernet(workspace: Workspace) -> dict[str, Any]:
     space = SearchSpace.from_json(info.description, str(path))
     final = history[-1]["r"]
     places = State.full(space).allowed
-    weights = importances(space, {place: tuple(final[place_name(place)]) for place in places})
+    weights = importances(space, {place: tuple(final[local_name(*place)]) for place in places})
     show_importance(weights, {name: final[name] for name in weights}, CANDIDATES)
     picture = draw_logits(
         [entry["epoch"] for entry in history],

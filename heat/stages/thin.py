@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from latency_tables.table_file import write_table
 from supernet.atomic import replacing
 from supernet.coco import DetectionSet
 from supernet.errors import PromiseError, UserError
@@ -78,7 +79,7 @@ def thin(
         found = settle(search.chain, search.goals)
         for goal in search.goals:
             if goal.measure is not None:  # what was measured is part of the table from now on
-                goal.prices.table.save(workspace.tables)
+                write_table(goal.prices.table, workspace.tables)
         if frontier:
             while search.chain.extend():
                 pass

@@ -15,7 +15,7 @@ from supernet.coco import DetectionSet
 from supernet.detection_set import check_trainable
 from supernet.detector import Detector
 from supernet.detr.detr import Host
-from supernet.detr.mtkd import act_cores
+from supernet.detr.mtkd import act_cores, teach
 from supernet.distributed import first_process
 from supernet.errors import UserError
 from supernet.evaluate import evaluate
@@ -92,7 +92,7 @@ def _teach(network: Network, rounds: int, *, trained: bool) -> None:
         raise UserError("--recipe mtkd: deformable attention has no ACT; one level is needed")
     if not trained:
         raise UserError("--recipe mtkd teaches a trained network: give its --weights")
-    network.students = act_cores(network, rounds)
+    teach(network, act_cores(network, rounds))
 
 
 def start_from(backbone: Path | None, network: Network) -> dict[str, Any] | None:

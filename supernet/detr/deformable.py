@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..onnx_graph import GraphWriter, Value
-from .detr import Tokens
 from .sampling import emit_sample, sample
+from .tokens import Tokens
 from .transformer import FeedForward, emit_heads, emit_joined
 
 POINTS = 4

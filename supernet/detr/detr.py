@@ -8,8 +8,8 @@ Shape suffixes: B batch, h and w cells, N = h * w tokens, Q queries, K classes, 
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self
 
 import onnx
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..attention import Attention
 from ..errors import UserError
 from ..onnx_graph import GraphWriter, Precision, Value
 from ..operators.decode import Detections
@@ -26,41 +25,11 @@ from .family import DetrArchitecture
 from .positions import of_map
 from .resnet import ResNet
 from .set_decode import SetDecode
+from .tokens import Tokens
 from .transformer import Decoder, Encoder, Mlp
 
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """What an encoder takes, or gives: the cells of a map, or of several, one after another."""
-
-    x_BND: Tensor
-    pos_BND: Tensor
-    """Encoded positions."""
-    pad_BN: Tensor | None
-    """Which tokens are padding."""
-    maps: tuple[tuple[int, int], ...]
-    """Rows and columns of each map."""
-
-    @property
-    def cells(self) -> tuple[int, int]:
-        """Rows and columns of the only map."""
-        (cells,) = self.maps
-        return cells
-
-    @property
-    def sizes(self) -> list[int]:
-        """Tokens of each map."""
-        return [h * w for h, w in self.maps]
-
-    def by_map(self) -> list["Tokens"]:
-        """Return those of each map."""
-        found, first = [], 0
-        for cells, size in zip(self.maps, self.sizes, strict=True):
-            own = slice(first, first + size)
-            pad = None if self.pad_BN is None else self.pad_BN[:, own]
-            found.append(Tokens(self.x_BND[:, own], self.pos_BND[:, own], pad, (cells,)))
-            first += size
-        return found
+InTraining = Callable[["Host", Tensor, Tensor | None], tuple[Tensor, ...]]
+"""What a host's forward pass takes and returns."""
 
 
 class Host(nn.Module, ABC):
@@ -79,8 +48,8 @@ class Host(nn.Module, ABC):
         hidden = a.encoder_hidden or a.hidden
         encoder = Encoder(a.width, a.heads, hidden, a.dropout, a.cores())
         self.transformer = nn.ModuleDict({"encoder": encoder})
-        self.students: Sequence[Attention] = ()
-        """Cores that learn from the exact ones while training."""
+        self.in_training: InTraining | None = None
+        """Takes the place of the forward pass while training (see `mtkd`)."""
         self.decode = SetDecode(a.num_classes, a.input_size, focal=a.family == "sam-detr")
 
     @property
@@ -128,13 +97,10 @@ class Host(nn.Module, ABC):
     def forward(self, image_BHW3: Tensor, pad_BHW: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return logits and boxes: of all layers while training, else of the last, [B, Q, ...].
 
-        A network with `students` returns theirs too while training (see `mtkd`).
+        A network with `in_training` returns what that does while training.
         """
-        if self.training and self.students:
-            from .mtkd import both_branches
-
-            branches = both_branches(self, self.students, image_BHW3, pad_BHW)
-            return (*branches.exact, *branches.clustered)
+        if self.training and self.in_training is not None:
+            return self.in_training(self, image_BHW3, pad_BHW)
         logits, boxes = self.decoded(self.encoded(self.tokens(image_BHW3, pad_BHW)))
         return (logits, boxes) if self.training else (logits[-1], boxes[-1])
 

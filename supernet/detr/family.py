@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
-from ..architecture import Macs
 from ..attention import ActAttention, Attention, EnactAttention, PoolAttention
 from ..attention.act import ROUNDS
 from ..errors import UserError
-from ..onnx_graph import GraphWriter
 from .resnet import BLOCKS
 
 Family = Literal["detr", "sam-detr"]
@@ -115,30 +113,6 @@ class DetrArchitecture:
     def cells(self) -> tuple[int, int]:
         """Rows and columns of the coarsest map."""
         return self.maps[-1]
-
-    def macs(self) -> Macs:
-        """Count the multiply-adds of the deployed graph: of convolutions, and of products."""
-        graph = self._graph()
-        image = sum(count for scope, count in graph.macs.items() if scope == "backbone/")
-        return Macs(image, graph.macs.total() - image)
-
-    def params_deployed(self) -> int:
-        """Count parameters, and biases that normalisation leaves in convolutions."""
-        from ..network import build
-
-        network = build(self)
-        norms = sum(len(value) for key, value in network.state_dict().items() if "_mean" in key)
-        return sum(p.numel() for p in network.parameters()) + norms
-
-    def _graph(self) -> GraphWriter:
-        from ..network import build
-        from .detr import Host
-
-        host = build(self).eval()
-        assert isinstance(host, Host)
-        graph = GraphWriter()
-        host.emit(graph, graph.input("image", (1, *self.input_size, 3), "uint8"))
-        return graph
 
     def cores(self) -> list[Attention]:
         """Return a core for each layer of the encoder."""

@@ -10,6 +10,7 @@ Shape suffixes: S decoder layers, B batch, Q queries.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,6 +66,21 @@ def act_cores(
         ActAttention(a.width // a.heads, rounds, bucket=bucket, most=most, seed=seed).to(device)
         for _ in range(a.encoder_layers)
     ]
+
+
+def teach(network: Host, cores: Sequence[Attention]) -> None:
+    """Let a network return both branches while training: logits and boxes, exact, then clustered.
+
+    `cores` are those of the clustered one, a core for each layer of the encoder.
+    """
+    network.in_training = partial(_in_training, tuple(cores))
+
+
+def _in_training(
+    cores: Sequence[Attention], network: Host, image_BHW3: Tensor, pad_BHW: Tensor | None
+) -> tuple[Tensor, ...]:
+    branches = both_branches(network, cores, image_BHW3, pad_BHW)
+    return (*branches.exact, *branches.clustered)
 
 
 def both_branches(

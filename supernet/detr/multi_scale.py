@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from ..onnx_graph import GraphWriter, Value
 from ..operators.head import Preprocess
 from .deformable import DeformableLayer
-from .detr import Tokens
 from .family import DetrArchitecture
 from .positions import cell_centres
 from .sam_detr import SamDetr, valid_ratio
+from .tokens import Tokens
 
 
 class MultiScaleSamDetr(SamDetr):

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..onnx_graph import GraphWriter, Value
-from .detr import Host, Tokens
+from .detr import Host
 from .family import DetrArchitecture
 from .semantics_aligner import AlignerLayer
+from .tokens import Tokens
 from .transformer import Mlp
 
 PRIOR = 0.01

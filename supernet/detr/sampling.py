@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..onnx_graph import GraphWriter, Value
-from .detr import Tokens
+from .tokens import Tokens
 
 REGION = 7
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ..attention.exact import attend, bias_of
 from ..onnx_graph import GraphWriter, Value
-from .detr import Tokens
 from .positions import TEMPERATURE, cell_centres, of_points
 from .sampling import REGION, cut, emit_cut, emit_sample, sample
+from .tokens import Tokens
 from .transformer import FeedForward, Mlp, emit_heads, emit_joined
 
 POINT_WIDTH = 512

@@ -5,19 +5,25 @@ TCM the Task-Coupled Module (Eq. 6).
 """
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..architecture import Entry, Macs
+from ..entries import Entry, Macs
 from ..onnx_graph import GraphWriter, Value
 from . import channelwise, condensed, original
 from .base import Operator, Shape, no_macs, no_params
 from .channelwise import ChannelBlock
 from .condensed import ActBlock, EnactBlock, PoolBlock
 from .convbn import ConvBN, FeedForward, Gelu, conv_macs, conv_params, half
+from .cutting import Streams, copy_conv, copy_ffn
 from .original import OriginalBlock
 from .transitions import avgpool
+
+Inherit = Callable[[Any, Any, Streams], None]
+"""See `Operator.inherit`."""
 
 
 def upsample_to(x_BDHW: Tensor, like: Tensor) -> Tensor:
@@ -144,47 +150,77 @@ def _lat_params(entry: Entry) -> int:
     return conv_params(entry.d_in, entry.d_out, 1)
 
 
+def _inherit_fuse(old: Fuse, new: Fuse, streams: Streams) -> None:
+    copy_conv(old.align, new.align, streams.own, streams.before)
+
+
+def _inherit_lateral(stage: int) -> Inherit:
+    """Return how a projection of a stage's map is copied."""
+
+    def inherit(old: Lateral, new: Lateral, streams: Streams) -> None:
+        copy_conv(old.conv, new.conv, streams.own, streams.stages[stage - 1])
+
+    return inherit
+
+
+def _inherit_ffn(old: PoolFFN, new: PoolFFN, streams: Streams) -> None:
+    copy_ffn(old.ffn, new.ffn, streams.own)
+
+
+def _ffn_scales(unit: PoolFFN) -> list[Tensor]:
+    return [unit.ffn.fc2.bn.weight.abs()]
+
+
 FUSE = Operator(
-    lambda entry: Fuse(entry.d_in, entry.d_out),
-    lambda entry: conv_macs(entry.d_in, entry.d_out, 3, entry.h * entry.w),
-    lambda entry: conv_params(entry.d_in, entry.d_out, 3),
-    lambda entry: (_fine(entry, entry.d_in), _coarse(entry, entry.d_out)),
-    lambda entry: (_fine(entry, entry.d_out),),
+    build=lambda entry: Fuse(entry.d_in, entry.d_out),
+    macs=lambda entry: conv_macs(entry.d_in, entry.d_out, 3, entry.h * entry.w),
+    params=lambda entry: conv_params(entry.d_in, entry.d_out, 3),
+    inputs=lambda entry: (_fine(entry, entry.d_in), _coarse(entry, entry.d_out)),
+    outputs=lambda entry: (_fine(entry, entry.d_out),),
+    inherit=_inherit_fuse,
 )
 LAT1 = Operator(
-    lambda entry: Lateral(entry.d_in, entry.d_out, pool=True),
-    lambda entry: _lat_macs(entry, True),
-    _lat_params,
-    lambda entry: (_fine(entry, entry.d_in),),
-    lambda entry: (_coarse(entry, entry.d_out),),
+    build=lambda entry: Lateral(entry.d_in, entry.d_out, pool=True),
+    macs=lambda entry: _lat_macs(entry, True),
+    params=_lat_params,
+    inputs=lambda entry: (_fine(entry, entry.d_in),),
+    outputs=lambda entry: (_coarse(entry, entry.d_out),),
+    inherit=_inherit_lateral(2),
 )
 LAT2 = Operator(
-    lambda entry: Lateral(entry.d_in, entry.d_out, pool=False),
-    lambda entry: _lat_macs(entry, False),
-    _lat_params,
-    lambda entry: (_fine(entry, entry.d_in),),
-    lambda entry: (_fine(entry, entry.d_out),),
+    build=lambda entry: Lateral(entry.d_in, entry.d_out, pool=False),
+    macs=lambda entry: _lat_macs(entry, False),
+    params=_lat_params,
+    inputs=lambda entry: (_fine(entry, entry.d_in),),
+    outputs=lambda entry: (_fine(entry, entry.d_out),),
+    inherit=_inherit_lateral(3),
 )
 FFN1 = Operator(
-    lambda entry: PoolFFN(entry.d_in, pool=False),
-    lambda entry: _ffn_macs(entry, False),
-    lambda entry: FeedForward.params(entry.d_in),
-    lambda entry: (_fine(entry, entry.d_in), _fine(entry, entry.d_in)),
-    lambda entry: (_fine(entry, entry.d_out),),
+    build=lambda entry: PoolFFN(entry.d_in, pool=False),
+    macs=lambda entry: _ffn_macs(entry, False),
+    params=lambda entry: FeedForward.params(entry.d_in),
+    inputs=lambda entry: (_fine(entry, entry.d_in), _fine(entry, entry.d_in)),
+    outputs=lambda entry: (_fine(entry, entry.d_out),),
+    hidden=4,
+    inherit=_inherit_ffn,
+    scales=_ffn_scales,
 )
 FFN2 = Operator(
-    lambda entry: PoolFFN(entry.d_in, pool=True),
-    lambda entry: _ffn_macs(entry, True),
-    lambda entry: FeedForward.params(entry.d_in),
-    lambda entry: (_fine(entry, entry.d_in), _coarse(entry, entry.d_in)),
-    lambda entry: (_coarse(entry, entry.d_out),),
+    build=lambda entry: PoolFFN(entry.d_in, pool=True),
+    macs=lambda entry: _ffn_macs(entry, True),
+    params=lambda entry: FeedForward.params(entry.d_in),
+    inputs=lambda entry: (_fine(entry, entry.d_in), _coarse(entry, entry.d_in)),
+    outputs=lambda entry: (_coarse(entry, entry.d_out),),
+    hidden=4,
+    inherit=_inherit_ffn,
+    scales=_ffn_scales,
 )
 UP4 = Operator(
-    lambda entry: UpAdd(),
-    no_macs,
-    no_params,
-    lambda entry: (_fine(entry, entry.d_in), _coarse(entry, entry.d_in)),
-    lambda entry: (_fine(entry, entry.d_out),),
+    build=lambda entry: UpAdd(),
+    macs=no_macs,
+    params=no_params,
+    inputs=lambda entry: (_fine(entry, entry.d_in), _coarse(entry, entry.d_in)),
+    outputs=lambda entry: (_fine(entry, entry.d_out),),
 )
 
 
@@ -192,59 +228,69 @@ def _t1(
     block: Callable[[int, Entry], nn.Module],
     block_macs: Callable[[int, Entry], Macs],
     block_params: Callable[[int], int],
-    blocks: Callable[[Entry], int] = lambda entry: int(entry.extra),
+    block_inherit: Inherit,
+    parameters: tuple[str, ...] = ("blocks",),
 ) -> Operator:
     """Return TCM's first half of blocks, which are made and counted by their width."""
 
     def macs(entry: Entry) -> Macs:
         total = conv_macs(entry.d_in, 2 * entry.d_in, 1, entry.h * entry.w)
-        for _ in range(blocks(entry)):
+        for _ in range(entry.blocks):
             total += block_macs(2 * entry.d_in, entry)
         return total
 
     def params(entry: Entry) -> int:
         widen = conv_params(entry.d_in, 2 * entry.d_in, 1)
-        return widen + blocks(entry) * block_params(2 * entry.d_in)
+        return widen + entry.blocks * block_params(2 * entry.d_in)
+
+    def inherit(old: TaskSplit, new: TaskSplit, streams: Streams) -> None:
+        both = torch.cat([streams.own, streams.own + old.widen.bn.num_features // 2])
+        copy_conv(old.widen, new.widen, both, streams.own)
+        for wide, narrow in zip(old.blocks, new.blocks, strict=True):
+            block_inherit(wide, narrow, streams.with_own(both))
 
     return Operator(
-        lambda entry: TaskSplit(entry.d_in, blocks(entry), lambda d: block(d, entry)),
-        macs,
-        params,
-        lambda entry: (_fine(entry, entry.d_in),),
-        lambda entry: (_fine(entry, entry.d_out), _fine(entry, entry.d_out)),
+        build=lambda entry: TaskSplit(entry.d_in, entry.blocks, lambda d: block(d, entry)),
+        macs=macs,
+        params=params,
+        inputs=lambda entry: (_fine(entry, entry.d_in),),
+        outputs=lambda entry: (_fine(entry, entry.d_out), _fine(entry, entry.d_out)),
+        parameters=parameters,
+        hidden=8,
+        inherit=inherit,
     )
-
-
-def _anchors(entry: Entry) -> int:
-    """Return the blocks of the forms whose `extra` is taken."""
-    return entry.anchors
 
 
 T1_CW = _t1(
     lambda d, _: ChannelBlock(d),
     lambda d, entry: channelwise.macs_of(d, entry.h * entry.w),
     channelwise.params_of,
+    channelwise.inherit,
 )
 T1_OA = _t1(
     lambda d, _: OriginalBlock(d),
     lambda d, entry: original.macs_of(d, entry.h * entry.w),
     original.params_of,
+    original.inherit,
 )
 T1_ACT = _t1(
-    lambda d, entry: ActBlock(d, entry.extra),
-    lambda d, entry: condensed.act_macs(d, entry.h * entry.w, entry.extra),
+    lambda d, entry: ActBlock(d, entry.clusters),
+    lambda d, entry: condensed.act_macs(d, entry.h * entry.w, entry.clusters),
     original.params_of,
-    _anchors,
+    original.inherit,
+    ("clusters", "blocks"),
 )
 T1_ENACT = _t1(
-    lambda d, entry: EnactBlock(d, int(entry.extra)),
-    lambda d, entry: condensed.window_macs(d, entry.h * entry.w, int(entry.extra), scored=True),
+    lambda d, entry: EnactBlock(d, entry.window),
+    lambda d, entry: condensed.window_macs(d, entry.h * entry.w, entry.window, scored=True),
     condensed.enact_params,
-    _anchors,
+    condensed.inherit_scored,
+    ("window", "blocks"),
 )
 T1_POOL = _t1(
-    lambda d, entry: PoolBlock(d, int(entry.extra)),
-    lambda d, entry: condensed.window_macs(d, entry.h * entry.w, int(entry.extra), scored=False),
+    lambda d, entry: PoolBlock(d, entry.window),
+    lambda d, entry: condensed.window_macs(d, entry.h * entry.w, entry.window, scored=False),
     original.params_of,
-    _anchors,
+    original.inherit,
+    ("window", "blocks"),
 )

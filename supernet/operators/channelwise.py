@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..architecture import Macs
+from ..entries import Macs
 from ..onnx_graph import GraphWriter, Value
 from .base import Operator, same_shape
 from .convbn import ConvBN, DropPath, FeedForward, Gelu, conv_params, split_conv
+from .cutting import Streams, attention_scales, copy_attention, copy_conv, rows_by_part
 from .heads import heads_of, map_of
 
 HEAD = 32
@@ -128,10 +129,27 @@ def params_of(d: int) -> int:
     return conv_params(d, 3 * d, 1) + d // HEAD + conv_params(d, d, 1) + lpi + FeedForward.params(d)
 
 
+def inherit(old: ChannelBlock, new: ChannelBlock, streams: Streams) -> None:
+    """Copy a block of a wide network into a narrow one; heads leave whole."""
+    own = streams.own
+    heads = copy_attention(old, new, own, value=HEAD, rows=rows_by_part(old, HEAD))
+    new.temp.copy_(old.temp[heads])
+    copy_conv(old.lpi.conv1, new.lpi.conv1, own, own)
+    copy_conv(old.lpi.conv2, new.lpi.conv2, own, own)
+
+
+def _scales(unit: ChannelBlock) -> list[Tensor]:
+    return [*attention_scales(unit), unit.lpi.conv2.bn.weight.abs()]
+
+
 OPERATOR = Operator(
-    lambda entry: ChannelBlock(entry.d_in),
-    lambda entry: macs_of(entry.d_in, entry.h * entry.w),
-    lambda entry: params_of(entry.d_in),
-    same_shape,
-    same_shape,
+    build=lambda entry: ChannelBlock(entry.d_in),
+    macs=lambda entry: macs_of(entry.d_in, entry.h * entry.w),
+    params=lambda entry: params_of(entry.d_in),
+    inputs=same_shape,
+    outputs=same_shape,
+    keeps_map=True,
+    hidden=4,
+    inherit=inherit,
+    scales=_scales,
 )

@@ -12,13 +12,15 @@ import math
 import torch
 from torch import Tensor
 
-from ..architecture import Entry, Macs
 from ..attention import ActAttention, EnactAttention, PoolAttention
 from ..attention.act import ROUNDS
 from ..attention.enact import WindowAttention, weighted
+from ..entries import Entry, Macs
 from ..onnx_graph import GraphWriter, Value
+from . import original
 from .base import Operator, same_shape
 from .convbn import split_conv
+from .cutting import Streams, attention_scales
 from .original import HEAD, OriginalBlock, params_of
 
 CLUSTERS = 0.25
@@ -157,31 +159,57 @@ def enact_params(d: int) -> int:
 
 
 def _enact_macs(entry: Entry) -> Macs:
-    return window_macs(entry.d_in, entry.h * entry.w, int(entry.extra), scored=True)
+    return window_macs(entry.d_in, entry.h * entry.w, entry.window, scored=True)
 
 
 def _pool_macs(entry: Entry) -> Macs:
-    return window_macs(entry.d_in, entry.h * entry.w, int(entry.extra), scored=False)
+    return window_macs(entry.d_in, entry.h * entry.w, entry.window, scored=False)
+
+
+def inherit_scored(old: OriginalBlock, new: EnactBlock, streams: Streams) -> None:
+    """Copy a block, and ENACT's scoring map where the wide one has one."""
+    original.inherit(old, new, streams)
+    if isinstance(old, EnactBlock):
+        new.core.score.weight.copy_(old.core.score.weight[:, streams.own])
+        new.core.score.bias.copy_(old.core.score.bias)
 
 
 ACT = Operator(
-    lambda entry: ActBlock(entry.d_in, entry.extra),
-    lambda entry: act_macs(entry.d_in, entry.h * entry.w, entry.extra),
-    lambda entry: params_of(entry.d_in),
-    same_shape,
-    same_shape,
+    build=lambda entry: ActBlock(entry.d_in, entry.clusters),
+    macs=lambda entry: act_macs(entry.d_in, entry.h * entry.w, entry.clusters),
+    params=lambda entry: params_of(entry.d_in),
+    inputs=same_shape,
+    outputs=same_shape,
+    keeps_map=True,
+    hidden=4,
+    weights_of="oa",
+    parameters=("clusters",),
+    inherit=original.inherit,
+    scales=attention_scales,
 )
 ENACT = Operator(
-    lambda entry: EnactBlock(entry.d_in, int(entry.extra)),
-    _enact_macs,
-    lambda entry: enact_params(entry.d_in),
-    same_shape,
-    same_shape,
+    build=lambda entry: EnactBlock(entry.d_in, entry.window),
+    macs=_enact_macs,
+    params=lambda entry: enact_params(entry.d_in),
+    inputs=same_shape,
+    outputs=same_shape,
+    keeps_map=True,
+    hidden=4,
+    weights_of="oa",
+    parameters=("window",),
+    inherit=inherit_scored,
+    scales=attention_scales,
 )
 POOL = Operator(
-    lambda entry: PoolBlock(entry.d_in, int(entry.extra)),
-    _pool_macs,
-    lambda entry: params_of(entry.d_in),
-    same_shape,
-    same_shape,
+    build=lambda entry: PoolBlock(entry.d_in, entry.window),
+    macs=_pool_macs,
+    params=lambda entry: params_of(entry.d_in),
+    inputs=same_shape,
+    outputs=same_shape,
+    keeps_map=True,
+    hidden=4,
+    weights_of="oa",
+    parameters=("window",),
+    inherit=original.inherit,
+    scales=attention_scales,
 )

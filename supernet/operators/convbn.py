@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..architecture import Macs
+from ..entries import Macs
 from ..errors import HeatError
 from ..onnx_graph import GraphWriter, Value
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..architecture import Entry
 from ..boxes import iou_matrix
+from ..entries import Entry
 from ..onnx_graph import Array, GraphWriter, Value
-from .base import Operator, no_macs, no_params
+from .base import Operator, as_it_is, no_macs, no_params
 from .suppress import as_float, survivors
 
 MAX_SHIFT_PX = 32.0
@@ -287,17 +287,19 @@ def _operator(*, nms: bool) -> Operator:
         stride = entry.stride
         sizes = tuple(stride * 2**index for index in range(entry.anchors))
         image = (entry.h * stride, entry.w * stride)
-        return Decode(sizes, int(entry.extra), image, 0.0, stride=stride, nms=nms)
+        return Decode(sizes, entry.classes, image, 0.0, stride=stride, nms=nms)
 
     return Operator(
-        build,
-        no_macs,
-        no_params,
-        lambda entry: (
-            (entry.anchors, int(entry.extra), entry.h * entry.w),
+        build=build,
+        macs=no_macs,
+        params=no_params,
+        inputs=lambda entry: (
+            (entry.anchors, entry.classes, entry.h * entry.w),
             (entry.anchors, 4, entry.h * entry.w),
         ),
-        lambda entry: ((0, 4, 1), (0, 1, 1), (0, 1, 1)),
+        outputs=lambda entry: ((0, 4, 1), (0, 1, 1), (0, 1, 1)),
+        parameters=("classes", "anchors"),
+        narrow=as_it_is,
     )
 
 

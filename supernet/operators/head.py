@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..architecture import Entry, Macs
+from ..entries import Entry, Macs
 from ..onnx_graph import GraphWriter, Value
-from .base import Operator, Shape, no_macs, no_params, same_shape
+from .base import Operator, Shape, as_it_is, no_macs, no_params, same_shape
 from .convbn import conv_macs, conv_params
+from .cutting import Streams, copy_linear
 
 MEAN_RGB = (123.675, 116.28, 103.53)
 STD_RGB = (58.395, 57.12, 57.375)
@@ -89,19 +90,34 @@ def _maps(entry: Entry, channels: tuple[int, ...]) -> tuple[Shape, ...]:
 
 
 def _macs(entry: Entry) -> Macs:
-    outputs = entry.anchors * (int(entry.extra) + 5)
+    outputs = entry.anchors * (entry.classes + 5)
     return conv_macs(entry.d_in, outputs, 3, entry.h * entry.w)
 
 
 def _params(entry: Entry) -> int:
-    return conv_params(entry.d_in, entry.anchors * (int(entry.extra) + 5), 3)
+    return conv_params(entry.d_in, entry.anchors * (entry.classes + 5), 3)
+
+
+def _inherit(old: Head, new: Head, streams: Streams) -> None:
+    for wide, narrow in ((old.cls, new.cls), (old.box, new.box), (old.obj, new.obj)):
+        copy_linear(wide, narrow, streams.own)
 
 
 HEAD = Operator(
-    lambda entry: Head(entry.d_in, entry.anchors, int(entry.extra)),
-    _macs,
-    _params,
-    lambda entry: _maps(entry, (entry.d_in, entry.d_in)),
-    lambda entry: _maps(entry, (entry.anchors * int(entry.extra), entry.anchors * 4)),
+    build=lambda entry: Head(entry.d_in, entry.anchors, entry.classes),
+    macs=_macs,
+    params=_params,
+    inputs=lambda entry: _maps(entry, (entry.d_in, entry.d_in)),
+    outputs=lambda entry: _maps(entry, (entry.anchors * entry.classes, entry.anchors * 4)),
+    parameters=("classes", "anchors"),
+    narrow=as_it_is,
+    inherit=_inherit,
 )
-PREPROCESS = Operator(lambda entry: Preprocess(), no_macs, no_params, same_shape, same_shape)
+PREPROCESS = Operator(
+    build=lambda entry: Preprocess(),
+    macs=no_macs,
+    params=no_params,
+    inputs=same_shape,
+    outputs=same_shape,
+    narrow=as_it_is,
+)

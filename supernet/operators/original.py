@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..architecture import Macs
+from ..entries import Macs
 from ..onnx_graph import GraphWriter, Value
 from .base import Operator, same_shape
 from .convbn import ConvBN, DropPath, FeedForward, conv_params, split_conv
+from .cutting import Streams, attention_scales, copy_attention, copy_linear, rows_by_part
 from .heads import heads_of, map_of
 
 HEAD = 32
@@ -133,10 +134,23 @@ def params_of(d: int, sparsity: float = 0.0) -> int:
     return conv_params(d, 3 * d, 1) + conv_params(d, d, 1) + FeedForward.params(d) + scoring
 
 
+def inherit(old: OriginalBlock, new: OriginalBlock, streams: Streams) -> None:
+    """Copy a block of a wide network into a narrow one; heads leave whole."""
+    copy_attention(old, new, streams.own, value=HEAD, rows=rows_by_part(old, HEAD))
+    if old.score is not None:
+        assert new.score is not None
+        copy_linear(old.score, new.score, streams.own)
+
+
 OPERATOR = Operator(
-    lambda entry: OriginalBlock(entry.d_in, entry.extra),
-    lambda entry: macs_of(entry.d_in, entry.h * entry.w, entry.extra),
-    lambda entry: params_of(entry.d_in, entry.extra),
-    same_shape,
-    same_shape,
+    build=lambda entry: OriginalBlock(entry.d_in, entry.sparsity),
+    macs=lambda entry: macs_of(entry.d_in, entry.h * entry.w, entry.sparsity),
+    params=lambda entry: params_of(entry.d_in, entry.sparsity),
+    inputs=same_shape,
+    outputs=same_shape,
+    keeps_map=True,
+    hidden=4,
+    parameters=("sparsity",),
+    inherit=inherit,
+    scales=attention_scales,
 )

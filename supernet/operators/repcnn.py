@@ -4,10 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..architecture import Entry, Macs
+from ..entries import Entry, Macs
 from ..onnx_graph import GraphWriter, Value
 from .base import Operator, same_shape
 from .convbn import ConvBN, conv_from, conv_macs, conv_params, fold_bn
+from .cutting import Streams, copy_bn, copy_conv
 
 
 class RepCNN(nn.Module):
@@ -78,4 +79,29 @@ def _params(entry: Entry) -> int:
     return conv_params(entry.d_in, entry.d_out, 3)
 
 
-OPERATOR = Operator(lambda entry: RepCNNUnit(entry.d_in), _macs, _params, same_shape, same_shape)
+def _inherit(old: RepCNNUnit, new: RepCNNUnit, streams: Streams) -> None:
+    wide, narrow, own = old.block, new.block, streams.own
+    assert isinstance(wide, RepCNN) and isinstance(narrow, RepCNN)
+    copy_conv(wide.conv3, narrow.conv3, own, own)
+    copy_conv(wide.conv1, narrow.conv1, own, own)
+    copy_bn(wide.identity, narrow.identity, own)
+
+
+def _scales(unit: RepCNNUnit) -> list[Tensor]:
+    block = unit.block
+    assert isinstance(block, RepCNN)
+    return [bn.weight.abs() for bn in (block.conv3.bn, block.conv1.bn, block.identity)]
+
+
+OPERATOR = Operator(
+    build=lambda entry: RepCNNUnit(entry.d_in),
+    macs=_macs,
+    params=_params,
+    inputs=same_shape,
+    outputs=same_shape,
+    keeps_map=True,
+    letter="R",
+    reduction="RR",
+    inherit=_inherit,
+    scales=_scales,
+)

@@ -1,12 +1,16 @@
 """The stem, and the convolutions that take one stage to the next."""
 
+from dataclasses import replace
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..architecture import Entry, Macs
+from ..entries import Entry, Macs
 from ..onnx_graph import GraphWriter, Value
 from .base import Operator, Shape, same_shape
 from .convbn import ConvBN, conv_macs, conv_params, half
+from .cutting import Streams, copy_conv, top
 
 
 class Stem(nn.Module):
@@ -98,24 +102,40 @@ def _conv_macs(entry: Entry, times: int) -> Macs:
     return conv_macs(entry.d_in, entry.d_out, 3, height * width)
 
 
+def _inherit_stem(old: Stem, new: Stem, streams: Streams) -> None:
+    inner1 = top(old.conv1.bn.weight.abs(), new.conv1.bn.num_features)
+    inner2 = top(old.conv2.bn.weight.abs(), new.conv2.bn.num_features)
+    copy_conv(old.conv1, new.conv1, inner1, torch.arange(3))
+    copy_conv(old.conv2, new.conv2, inner2, inner1)
+    copy_conv(old.conv3, new.conv3, streams.own, inner2)
+
+
+def _inherit_down(old: Down, new: Down, streams: Streams) -> None:
+    copy_conv(old.conv, new.conv, streams.own, streams.before)
+
+
 STEM = Operator(
-    lambda entry: Stem(entry.d_out),
-    _stem_macs,
-    _stem_params,
-    same_shape,
-    lambda entry: (_halved(entry, entry.d_out, 3),),
+    build=lambda entry: Stem(entry.d_out),
+    macs=_stem_macs,
+    params=_stem_params,
+    inputs=same_shape,
+    outputs=lambda entry: (_halved(entry, entry.d_out, 3),),
+    narrow=lambda entry: replace(entry, d_in=3, d_out=32),
+    inherit=_inherit_stem,
 )
 DOWN = Operator(
-    lambda entry: Down(entry.d_in, entry.d_out),
-    lambda entry: _conv_macs(entry, 1),
-    _down_params,
-    same_shape,
-    lambda entry: (_halved(entry, entry.d_out, 1),),
+    build=lambda entry: Down(entry.d_in, entry.d_out),
+    macs=lambda entry: _conv_macs(entry, 1),
+    params=_down_params,
+    inputs=same_shape,
+    outputs=lambda entry: (_halved(entry, entry.d_out, 1),),
+    inherit=_inherit_down,
 )
 POOL_DOWN = Operator(
-    lambda entry: PoolDown(entry.d_in, entry.d_out),
-    lambda entry: _conv_macs(entry, 2),
-    _down_params,
-    same_shape,
-    lambda entry: (_halved(entry, entry.d_in, 1), _halved(entry, entry.d_out, 2)),
+    build=lambda entry: PoolDown(entry.d_in, entry.d_out),
+    macs=lambda entry: _conv_macs(entry, 2),
+    params=_down_params,
+    inputs=same_shape,
+    outputs=lambda entry: (_halved(entry, entry.d_in, 1), _halved(entry, entry.d_out, 2)),
+    inherit=_inherit_down,
 )

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..architecture import Entry, Macs
+from ..entries import Entry, Macs
 from ..onnx_graph import Array, GraphWriter, Value
 from .base import Operator, same_shape
 from .convbn import ConvBN, DropPath, FeedForward, conv_from, conv_params
+from .cutting import Streams, attention_scales, copy_attention, expand
 
 WINDOW = 7
 TOKENS = WINDOW * WINDOW
@@ -227,9 +228,37 @@ def _params(entry: Entry) -> int:
     return qkv + table + conv_params(d, d, 1) + FeedForward.params(d)
 
 
+def _inherit(old: WindowBlock, new: WindowBlock, streams: Streams) -> None:
+    def rows(heads: Tensor) -> Tensor:
+        return expand(heads, HEAD)
+
+    heads = copy_attention(old, new, streams.own, value=VALUE, rows=rows)
+    new.bias.copy_(old.bias[:, heads])
+
+
 WMSA = Operator(
-    lambda entry: WindowBlock(entry.d_in, shifted=False), _macs, _params, same_shape, same_shape
+    build=lambda entry: WindowBlock(entry.d_in, shifted=False),
+    macs=_macs,
+    params=_params,
+    inputs=same_shape,
+    outputs=same_shape,
+    keeps_map=True,
+    hidden=4,
+    letter="W",
+    reduction="WMR",
+    inherit=_inherit,
+    scales=attention_scales,
 )
 SWMSA = Operator(
-    lambda entry: WindowBlock(entry.d_in, shifted=True), _macs, _params, same_shape, same_shape
+    build=lambda entry: WindowBlock(entry.d_in, shifted=True),
+    macs=_macs,
+    params=_params,
+    inputs=same_shape,
+    outputs=same_shape,
+    keeps_map=True,
+    hidden=4,
+    letter="S",
+    reduction="SR",
+    inherit=_inherit,
+    scales=attention_scales,
 )

@@ -1,0 +1,116 @@
+"""Copies weights of a wide unit into a narrow one: which channels stay, and which heads.
+
+Every unit of a stage reads and writes the stage's residual stream, so that one index set of its
+channels serves them all.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .convbn import ConvBN, FeedForward
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """Indices of the channels that stay, in ascending order."""
+
+    own: Tensor
+    """Those of the stream that the unit writes to."""
+    stage: int
+    """The stage that has this stream, from 1."""
+    stages: Sequence[Tensor]
+    """Those of each stage's stream."""
+
+    @property
+    def before(self) -> Tensor:
+        """Those of the stage before."""
+        return self.stages[self.stage - 2]
+
+    def with_own(self, own: Tensor) -> "Streams":
+        """Return a copy for units that work on another stream."""
+        return replace(self, own=own)
+
+
+class AttentionUnit(Protocol):
+    """A block of attention and a feed-forward branch."""
+
+    heads: int
+    qkv: ConvBN
+    proj: ConvBN
+    ffn: FeedForward
+
+
+def top(scores: Tensor, count: int) -> Tensor:
+    """Return the indices of the largest scores in ascending order."""
+    best = scores.argsort(descending=True, stable=True)[:count]
+    return best.sort().values
+
+
+def expand(heads: Tensor, size: int) -> Tensor:
+    """Return the channel indices of whole heads of `size` channels."""
+    return (heads[:, None] * size + torch.arange(size)).flatten()
+
+
+def copy_bn(old: nn.BatchNorm2d, new: nn.BatchNorm2d, index: Tensor) -> None:
+    """Copy some channels of a BatchNorm."""
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        getattr(new, name).copy_(getattr(old, name)[index])
+
+
+def copy_conv(old: ConvBN, new: ConvBN, rows: Tensor, columns: Tensor) -> None:
+    """Copy some outputs (rows) of a convolution, computed from some inputs (columns)."""
+    weight = old.conv.weight[rows]
+    new.conv.weight.copy_(weight if old.conv.groups > 1 else weight[:, columns])
+    copy_bn(old.bn, new.bn, rows)
+
+
+def copy_linear(old: nn.Conv2d, new: nn.Conv2d, columns: Tensor) -> None:
+    """Copy a convolution with bias that keeps all its outputs."""
+    assert old.bias is not None and new.bias is not None
+    new.weight.copy_(old.weight[:, columns])
+    new.bias.copy_(old.bias)
+
+
+def copy_ffn(old: FeedForward, new: FeedForward, stream: Tensor) -> None:
+    """Copy a feed-forward branch: hidden channels leave by the product of their norms."""
+    fan_in = old.fc1.conv.weight.abs().sum((1, 2, 3))
+    fan_out = old.fc2.conv.weight.abs().sum((0, 2, 3))
+    hidden = top(fan_in * old.fc1.bn.weight.abs() * fan_out, new.fc1.bn.num_features)
+    copy_conv(old.fc1, new.fc1, hidden, stream)
+    copy_conv(old.fc2, new.fc2, stream, hidden)
+
+
+def copy_attention(
+    old: AttentionUnit,
+    new: AttentionUnit,
+    stream: Tensor,
+    *,
+    value: int,
+    rows: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Copy a block; return the heads that stay.
+
+    Whole heads leave, by the L1 norm of their columns of `proj`; `value` is their number of
+    channels there, `rows` gives the outputs of `qkv` that belong to some heads.
+    """
+    columns = old.proj.conv.weight.abs().sum((0, 2, 3)).view(old.heads, value).sum(1)
+    heads = top(columns, new.heads)
+    copy_conv(old.qkv, new.qkv, rows(heads), stream)
+    copy_conv(old.proj, new.proj, stream, expand(heads, value))
+    copy_ffn(old.ffn, new.ffn, stream)
+    return heads
+
+
+def rows_by_part(old: AttentionUnit, head: int) -> Callable[[Tensor], Tensor]:
+    """Return which outputs of `qkv` belong to heads where it holds all q, then all k, all v."""
+    width = old.heads * head
+    return lambda heads: torch.cat([expand(heads, head) + part * width for part in range(3)])
+
+
+def attention_scales(unit: AttentionUnit) -> list[Tensor]:
+    """Return |gamma| of the last BatchNorm of both residual branches."""
+    return [unit.proj.bn.weight.abs(), unit.ffn.fc2.bn.weight.abs()]
