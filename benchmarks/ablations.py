@@ -36,9 +36,9 @@ from supernet.boxes import giou_pairs, iou_matrix
 from supernet.coco import DetectionSet, load_split
 from supernet.detector import Call, Detector
 from supernet.evaluate import found_rows, score_rows
+from supernet.graph.nodes import Array
 from supernet.loss import Loss, Target
 from supernet.matching import IGNORED, match
-from supernet.onnx_graph import Array
 from supernet.operators.channelwise import ChannelBlock
 from supernet.operators.convbn import ConvBN
 from supernet.operators.decode import Decode, make_anchors

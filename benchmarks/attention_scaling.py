@@ -32,12 +32,12 @@ from result import RESULTS, here, tell
 from torch import Tensor
 
 from deploy.bench import own_peak_mb
-from deploy.runtimes import CHANNELS_LAST
 from deploy.side_by_side import Entrant, race
 from heat.charts import save
 from supernet.attention import ActAttention, Attention, EnactAttention, PoolAttention
 from supernet.detr.transformer import MultiheadAttention
-from supernet.onnx_graph import GraphWriter
+from supernet.graph.style import GraphStyle
+from supernet.graph.writer import GraphWriter
 
 WIDTH, HEADS = 256, 8
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
@@ -65,7 +65,7 @@ def layer_of(kind: str, tokens: int) -> MultiheadAttention:
 
 def write(kind: str, tokens: int, path: Path, runtime: str) -> None:
     """Write a layer's graph."""
-    graph = GraphWriter(channels_last=runtime in CHANNELS_LAST)
+    graph = GraphWriter(GraphStyle.of(runtime))
     x = graph.input("x", (1, tokens, WIDTH))
     y = layer_of(kind, tokens).emit(graph, x, x, x)
     path.write_bytes(graph.model([("y", y, "float32")]).SerializeToString())

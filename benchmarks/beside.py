@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from result import tell
 
-from deploy.runtimes import runtime_version
+from deploy.session import runtime_version
 from latency_tables.machine import detect_cpu, physical_cores
 from latency_tables.models import write_network
 from latency_tables.setting import Setting

@@ -14,7 +14,7 @@ from typing import Any
 
 from result import tell
 
-from deploy.runtimes import runtime_version
+from deploy.session import runtime_version
 from heat.charts import draw_stacks
 from latency_tables.machine import detect_cpu
 from latency_tables.setting import Setting

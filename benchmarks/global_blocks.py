@@ -18,15 +18,15 @@ from pathlib import Path
 import torch
 from result import RESULTS, here, tell
 
-from deploy.runtimes import CHANNELS_LAST
 from deploy.side_by_side import Entrant, race
 from latency_tables.models import random_network
 from supernet.architecture import GLOBAL_KINDS, parse_size, preset
 from supernet.detector import Detector
 from supernet.entries import Entry
-from supernet.onnx_graph import GraphWriter
+from supernet.graph.folding import fold
+from supernet.graph.style import GraphStyle
+from supernet.graph.writer import GraphWriter
 from supernet.operators import OPERATORS
-from supernet.operators.convbn import fold
 
 PLACES = ("s4_global", "sam4_global", "scm_global1", "scm_global2", "tcm_t1", "tcm_t2_0")
 
@@ -36,7 +36,7 @@ def write(entry: Entry, path: Path, runtime: str) -> None:
     torch.manual_seed(0)
     operator = OPERATORS[entry.op]
     block = fold(torch.nn.ModuleList([operator.build(entry)]))[0]
-    graph = GraphWriter(channels_last=runtime in CHANNELS_LAST)
+    graph = GraphWriter(GraphStyle.of(runtime))
     inputs = [graph.input(f"x{i}", (1, *shape)) for i, shape in enumerate(operator.inputs(entry))]
     found = block.emit(graph, *inputs)  # type: ignore[operator]
     found = found if isinstance(found, tuple) else (found,)

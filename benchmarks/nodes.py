@@ -24,11 +24,12 @@ import torch
 from result import here, tell
 from torch import nn
 
-from deploy.runtimes import CHANNELS_LAST, OPENVINO_HINT, OnnxRuntimeSession, openvino_core
+from deploy.runtimes import OPENVINO_HINT, OnnxRuntimeSession, openvino_core
 from deploy.side_by_side import Entrant, race, ratio
 from latency_tables.models import random_network
 from supernet.architecture import parse_size, preset
 from supernet.detector import Detector
+from supernet.graph.style import GraphStyle
 
 RESULTS = Path(__file__).parent / "results" / "nodes"
 RUNS = 10
@@ -120,7 +121,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = {"plain": Path(folder) / "plain.onnx", "heat": Path(folder) / "heat.onnx"}
         plain_export(network, size, files["plain"])
-        model = network.to_onnx(raw=True, channels_last=options.runtime in CHANNELS_LAST)
+        model = network.to_onnx(raw=True, style=GraphStyle.of(options.runtime))
         files["heat"].write_bytes(model.SerializeToString())
         if options.before:
             files["before"] = options.before

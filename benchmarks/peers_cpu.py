@@ -26,12 +26,12 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from result import here, tell
 
-from deploy.runtimes import CHANNELS_LAST
 from deploy.side_by_side import Entrant, Lap, race, ratio
 from latency_tables.models import randomise
 from latency_tables.setting import Setting
 from supernet.architecture import Architecture, parse_size, preset
 from supernet.detector import Detector
+from supernet.graph.style import GraphStyle
 
 RESULTS = Path(__file__).parent / "results" / "peers"
 GEMM = 1536
@@ -96,11 +96,7 @@ def ours(architecture: Architecture, setting: Setting) -> bytes:
     """Return a network of random weights, without NMS, in the setting's precision."""
     network = Detector(architecture).eval()
     randomise(network)
-    model = network.to_onnx(
-        raw=True,
-        precision=setting.graph_precision,
-        channels_last=setting.runtime in CHANNELS_LAST,
-    )
+    model = network.to_onnx(raw=True, style=GraphStyle.of(setting.runtime, setting.graph_precision))
     return bytes(model.SerializeToString())
 
 

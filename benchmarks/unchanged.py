@@ -33,17 +33,17 @@ from latency_tables.store import SHIPPED
 from latency_tables.table_file import read_table, write_table
 from supernet.architecture import PRESETS
 from supernet.detr.family import FAMILY
+from supernet.graph.style import GraphStyle, Uncalibrated
 from supernet.network import build
-from supernet.onnx_graph import Uncalibrated
 
 SIZE = (128, 192)
 NETWORKS = 20
 FORMS: dict[str, dict[str, Any]] = {
-    "onnx-f32": {"channels_last": True},
+    "onnx-f32": {"style": GraphStyle(channels_last=True)},
     "onnx-raw": {"raw": True},
-    "onnx-int8": {"precision": "int8", "rounding": Uncalibrated()},
-    "openvino-int8": {"precision": "int8", "rounding": Uncalibrated(outputs=True)},
-    "tensorrt-f16": {"precision": "f16", "padded": True, "scatter_add": False},
+    "onnx-int8": {"style": GraphStyle(precision="int8")},
+    "openvino-int8": {"style": GraphStyle(precision="int8", ranges=Uncalibrated(outputs=True))},
+    "tensorrt-f16": {"style": GraphStyle(precision="f16", scatter_add=False), "padded": True},
     "batch": {"batch": 2, "padded": True},
 }
 """Options of `to_onnx`; the family of DETR has its first two."""
@@ -112,12 +112,12 @@ def commands(folder: Path) -> Iterator[tuple[str, str]]:
     heat("data", "shapes", data, "--train", "12", "--val", "4")
     heat("supernet", "--data", data, *size, *short)
     heat("profile", "--device", "v100", "--estimate", "--data", data, *size, "--out", str(run))
-    heat("thin", "--target-fps", "4500", "--trust-table", "--out", str(run))
+    heat("thin", "--target-fps", "1", "--trust-table", "--frontier", "--out", str(run))
     heat("train", "--data", data, "--inherit", *short)
     for name in ("supernet", "train"):
         for path in sorted((run / name).glob("*.safetensors")):
             yield f"weights {name} {path.name}", _weights(path)
-    for name in ("thinning.csv", "architecture.json"):
+    for name in ("thinning.csv", "frontier.csv", "architecture.json"):
         yield f"thinning {name}", digest((run / "thin" / name).read_bytes())
 
 

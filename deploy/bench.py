@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .runtimes import Session
+from .session import Session
 
 BURSTS = 5
 BURST_SECONDS = 0.6

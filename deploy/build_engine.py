@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from supernet.errors import DeviceError
-from supernet.onnx_graph import OLDEST_OPSET
+from supernet.graph.style import OLDEST_OPSET
 
 from .capability import check_capability
 from .engine import build_engine, gpu_here, sidecar_of, tensorrt, tensorrt_version

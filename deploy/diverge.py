@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from supernet.detector import Detector
+from supernet.graph.style import GraphStyle, Precision, Ranges
 from supernet.letterbox import Image, letterbox
-from supernet.onnx_graph import Precision, Rounding
 
-from .runtimes import CHANNELS_LAST, open_session
+from .runtimes import open_session
 
 TOLERANCE = {"f32": 1e-3, "f16": 0.05, "bf16": 0.1, "int8": 0.3}
 """Largest norm of a part's difference over the norm of what torch computes."""
@@ -36,20 +36,14 @@ def first_divergence(
     *,
     written: Precision = "f32",
     executed: str = "f32",
-    rounding: Rounding | None = None,
+    ranges: Ranges | None = None,
 ) -> Divergence | None:
     """Return the first part, in the order of execution, that differs by more than it may.
 
     The graph is written again with every part's result as an output, in precision `written`, and
     run in precision `executed`. The head is left out: its scores are compared elsewhere.
     """
-    model = network.to_onnx(
-        raw=True,
-        precision=written,
-        rounding=rounding,
-        expose=True,
-        channels_last=runtime in CHANNELS_LAST,
-    )
+    model = network.to_onnx(raw=True, expose=True, style=GraphStyle.of(runtime, written, ranges))
     names = [output.name for output in model.graph.output]
     session = open_session(runtime, model.SerializeToString(), threads, executed)
     pixels = letterbox(image, network.architecture.input_size)[0][None]

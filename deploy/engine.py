@@ -17,7 +17,7 @@ from typing import Any
 
 from supernet.errors import BundleError, DeviceError, UserError
 
-from .runtimes import HEAVY
+from .executed import HEAVY
 
 WORKSPACE_BYTES = 2**31
 ENGINE_SUFFIX = ".engine"

@@ -22,7 +22,7 @@ from .detect import CARD_FORMAT, file_hash
 from .form import Form
 from .gate import Judge, check_ap, check_batch, check_executed, check_parity
 from .parity import MIN_IOU, Parity
-from .runtimes import runtime_version
+from .session import runtime_version
 from .standalone import detect_script
 
 

@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from supernet.errors import UserError
+from supernet.graph.batch import SIZES as BATCHES
+from supernet.graph.batch import free_batch
+from supernet.graph.nodes import Array
+from supernet.graph.style import GraphStyle, Precision
 from supernet.network import Network
-from supernet.onnx_batch import free_batch
-from supernet.onnx_graph import Array, Precision
 from supernet.quantization import Quantization
 
 from .build_engine import Plan
 from .nncf_int8 import quantize_with_nncf
 from .postprocess import Find, Postprocess, unpad
-from .runtimes import CHANNELS_LAST, NO_SCATTER_ADD, Session, open_session, openvino_core
+from .runtimes import open_session, openvino_core
+from .session import Session
 
 Format = Literal["onnx", "openvino", "tensorrt"]
 
@@ -104,18 +107,16 @@ class Form:
         raw: bool | None = None,
     ) -> bytes:
         """Return the ONNX model of a network; `raw` in place of the form's own."""
-        sizes = (2, 3) if self.dynamic_batch else (1,)
+        opset = self.opset or (self.engine.opset if self.engine else None)
+        style = GraphStyle.of(self.runtime, self.written, plan, opset)
+        sizes = BATCHES if self.dynamic_batch else (1,)
         models = [
             network.to_onnx(
                 metadata,
                 raw=self.raw if raw is None else raw,
-                precision=self.written,
-                rounding=plan,
+                style=style,
                 padded=self.padded,
                 batch=size,
-                opset=self.opset or (self.engine.opset if self.engine else None),
-                channels_last=self.runtime in CHANNELS_LAST,
-                scatter_add=self.runtime not in NO_SCATTER_ADD,
             )
             for size in sizes
         ]

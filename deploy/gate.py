@@ -15,10 +15,11 @@ from supernet.network import Network
 from supernet.quantization import Quantization
 
 from .diverge import first_divergence
+from .executed import dominant, executed_precision
 from .form import Form
 from .parity import Parity, compare
 from .postprocess import Find
-from .runtimes import Session, dominant, executed_precision
+from .session import Session
 
 Judge = Callable[[Detect], float]
 """Scores what detects, in points of AP."""
@@ -66,7 +67,7 @@ def _where(network: Network, form: Form, images: Sequence[Image], plan: Quantiza
         form.threads,
         written=form.written,
         executed=form.precision,
-        rounding=plan,
+        ranges=plan,
     )
     if found is None:
         return "no part before the head differs"

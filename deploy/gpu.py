@@ -24,7 +24,8 @@ from .engine import (
     read_engine,
     tensorrt,
 )
-from .runtimes import WallClock, import_runtime, profiled_precisions
+from .executed import profiled_precisions
+from .session import WallClock, import_runtime
 
 
 class TensorRtSession(WallClock):

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from supernet.errors import UserError
-from supernet.onnx_graph import Array
+from supernet.graph.nodes import Array
 
 
 def quantize_with_nncf(model: Any, pixels_BHW3: Array) -> Any:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from supernet.boxes import iou_matrix
+from supernet.boxes import Detections, iou_matrix
 from supernet.letterbox import Image, letterbox
 from supernet.network import Network
-from supernet.operators.decode import NMS_IOU, Detections
+from supernet.operators.decode import NMS_IOU
 
 from .postprocess import Find
-from .runtimes import Session
+from .session import Session
 
 MATCH_SCORE = 0.3
 """Detections of at least this score must be found by both."""

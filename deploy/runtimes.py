@@ -1,4 +1,4 @@
-"""One small door to the runtimes that execute exported models.
+"""Loads exported models into the runtimes that execute them on a CPU.
 
 Needs numpy and the runtime only; every bundle's `detect.py` and every probe carries this file's
 text.
@@ -7,65 +7,15 @@ text.
 import functools
 import importlib
 import importlib.metadata
-import json
 import os
-import tempfile
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from supernet.errors import BundleError, HeatError, UserError
 
-PRECISIONS = ("f32", "f16", "bf16", "int8")
-
-PIP_NAME = {
-    "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
-    "tensorrt": "tensorrt",
-    "tensorrt_rtx": "tensorrt-rtx",
-    "torch": "torch",
-}
-
-
-ALSO_NAMED = {"tensorrt_rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings")}
-"""Packages that hold a runtime too."""
-
-
-class Session(Protocol):
-    """A loaded model."""
-
-    def run(self, inputs: Mapping[str, Any]) -> list[Any]:
-        """Execute once; inputs by name, outputs in the model's order, all numpy arrays."""
-
-    def timed(self, inputs: Mapping[str, Any]) -> float:
-        """Execute once and return the milliseconds it took."""
-
-
-def import_runtime(runtime: str) -> Any:
-    """Import a runtime's package; a missing one is a `UserError` that says how to get it."""
-    try:
-        return importlib.import_module(runtime)
-    except ImportError:
-        raise UserError(
-            f"runtime {runtime} is not installed: pip install {PIP_NAME[runtime]}"
-        ) from None
-
-
-class WallClock:
-    """Times `run` from the outside, as a caller sees it."""
-
-    run: Callable[[Mapping[str, Any]], list[Any]]
-
-    def timed(self, inputs: Mapping[str, Any]) -> float:
-        """Execute once and return the milliseconds it took."""
-        start = time.perf_counter()
-        self.run(inputs)
-        return (time.perf_counter() - start) * 1e3
-
+from .session import PRECISIONS, Session, WallClock, import_runtime
 
 BRIEF_SPIN = {
     "session.intra_op.spin_duration_us": "10",
@@ -281,114 +231,10 @@ def open_crowd(
     return OnnxRuntimeSession(model, 1, precision)
 
 
-def runtime_version(runtime: str) -> str:
-    """Return the installed version of a runtime."""
-    if runtime not in PIP_NAME:
-        raise UserError(f"unknown runtime {runtime!r}: one of {', '.join(PIP_NAME)}")
-    installed = installed_runtimes()
-    # TensorRT comes in two packages with one interface.
-    names = ("tensorrt", "tensorrt_rtx") if runtime == "tensorrt" else (runtime,)
-    version = next((installed[name] for name in names if installed[name]), None)
-    if version is None:
-        import_runtime(runtime)
-        raise UserError(f"runtime {runtime} has no version: pip install {PIP_NAME[runtime]}")
-    return version
-
-
-def installed_runtimes() -> dict[str, str | None]:
-    """Return the version of every runtime HEAT knows, None where it is not installed."""
-    found: dict[str, str | None] = {}
-    for runtime, package in PIP_NAME.items():
-        found[runtime] = None
-        for name in (package, *ALSO_NAMED.get(runtime, ())):
-            with suppress(importlib.metadata.PackageNotFoundError):
-                found[runtime] = importlib.metadata.version(name)
-                break
-    return found
-
-
 def _runtimes(device: str) -> dict[str, Callable[..., Session]]:
     if device == "cpu":
         return RUNTIMES
     # Not among the imports above: what runs on CPUs must not carry it. A probe, which is one file,
     # has it already.
     found = globals().get("GPU_RUNTIMES") or importlib.import_module("deploy.gpu").GPU_RUNTIMES
-    return dict(found)
-
-
-ROUNDS_OUTPUTS = frozenset({"onnxruntime"})
-"""Runtimes that compute a convolution in INT8 only where its output is rounded again."""
-
-CHANNELS_LAST = frozenset({"openvino"})
-"""Runtimes that are faster where tokens keep their channels innermost; ONNX Runtime is slower."""
-
-NO_SCATTER_ADD = frozenset({"tensorrt"})
-"""Runtimes that cannot add up what they scatter."""
-
-HEAVY = ("conv", "matmul", "gemm", "fullyconnected")
-"""Parts of node names that do the multiply-adds."""
-
-EXECUTED_NAMES = {
-    "f32": "f32", "float": "f32", "float32": "f32",
-    "f16": "f16", "float16": "f16",
-    "bf16": "bf16", "bfloat16": "bf16",
-    "u8": "int8", "i8": "int8", "uint8": "int8", "int8": "int8",
-}  # fmt: skip
-"""What runtimes call their precisions."""
-
-
-def executed_precision(
-    runtime: str, model: bytes | Path, threads: int, precision: str, feeds: Mapping[str, Any]
-) -> dict[str, int]:
-    """Run a model once and return how many heavy nodes the runtime executed in each precision.
-
-    Read back from OpenVINO's compiled graph and from ONNX Runtime's profile: a precision that was
-    asked for need not be the one that is used.
-    """
-    if runtime == "openvino":
-        return _openvino_precisions(OpenVinoSession(model, threads, precision))
-    if runtime == "onnxruntime":
-        return _onnxruntime_precisions(model, threads, feeds)
-    raise UserError(f"the executed precision of {runtime} cannot be read back")
-
-
-def dominant(precisions: Mapping[str, int]) -> str:
-    """Return the precision of most heavy nodes."""
-    return max(precisions, key=lambda name: precisions[name], default="unknown")
-
-
-def _openvino_precisions(session: OpenVinoSession) -> dict[str, int]:
-    found: Counter[str] = Counter()
-    for node in session.compiled.get_runtime_model().get_ops():
-        facts = node.get_rt_info()
-        if "layerType" in facts and "runtimePrecision" in facts:
-            kind, precision = facts["layerType"].astype(str), facts["runtimePrecision"].astype(str)
-            if any(part in kind.lower() for part in HEAVY) and "convert" not in kind.lower():
-                found[EXECUTED_NAMES.get(precision, precision)] += 1
-    return dict(found)
-
-
-def _onnxruntime_precisions(
-    model: bytes | Path, threads: int, feeds: Mapping[str, Any]
-) -> dict[str, int]:
-    with tempfile.TemporaryDirectory() as folder:
-        session = OnnxRuntimeSession(model, threads, profile=str(Path(folder) / "run"))
-        session.run(feeds)
-        return profiled_precisions(Path(session.session.end_profiling()))
-
-
-def profiled_precisions(profile: Path, provider: str = "CPUExecutionProvider") -> dict[str, int]:
-    """Count the heavy nodes of an ONNX Runtime profile by precision of their first input.
-
-    Nodes that another provider executed are counted apart.
-    """
-    found: Counter[str] = Counter()
-    for event in json.loads(profile.read_text(encoding="utf-8")):
-        facts = event.get("args", {})
-        kind, inputs = facts.get("op_name", "").lower(), facts.get("input_type_shape")
-        if inputs and any(part in kind for part in HEAVY):
-            precision = next(iter(inputs[0]))
-            name = EXECUTED_NAMES.get(precision, precision)
-            other = facts.get("provider", provider)
-            found[name if other == provider else f"{name} by {other}"] += 1
     return dict(found)

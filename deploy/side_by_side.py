@@ -25,7 +25,8 @@ from supernet.errors import HeatError, UserError
 
 from .bench import own_peak_mb
 from .feeds import described, inputs_of
-from .runtimes import Session, open_crowd, open_session
+from .runtimes import open_crowd, open_session
+from .session import Session
 
 ROUNDS = 15
 TURN_SECONDS = 0.4

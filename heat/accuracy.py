@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.aligned import training_loss
+from supernet.boxes import Detections
 from supernet.coco import DetectionSet, Record
 from supernet.detector import Detector
 from supernet.errors import DataError
@@ -21,7 +22,6 @@ from supernet.feed import batch_starts
 from supernet.inherit import inherit, kept_channels
 from supernet.letterbox import boxes_to_image, letterbox, read_image, scale_to_fit
 from supernet.loss import Target
-from supernet.operators.decode import Detections
 from supernet.recalibrate import recalibrate
 from supernet.supernet import SearchSpace, Supernet
 

@@ -21,7 +21,8 @@ from packaging.version import Version
 from rich.markup import escape
 from rich.table import Table
 
-from deploy.runtimes import installed_runtimes, open_session
+from deploy.runtimes import open_session
+from deploy.session import installed_runtimes
 from latency_tables.devices import Device, load_devices, resolve
 from latency_tables.machine import (
     Detected,
@@ -119,7 +120,7 @@ def _package(wanted: Requirement, extra: str) -> Finding:
 def runtimes() -> Iterator[Finding]:
     """Run a graph of one addition in every runtime for CPUs that is installed."""
     try:
-        from supernet.onnx_graph import GraphWriter
+        from supernet.graph.writer import GraphWriter
     except ModuleNotFoundError:  # no onnx: `packages` says so
         return
     graph = GraphWriter()

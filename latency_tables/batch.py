@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from deploy.runtimes import dominant, executed_precision, open_session
+from deploy.executed import dominant, executed_precision
+from deploy.runtimes import open_session
 from supernet.errors import UserError
 
 from .machine import Watch

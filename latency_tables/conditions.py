@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from supernet.errors import TableError
-from supernet.onnx_graph import FORMS_VERSION
+from supernet.graph.style import FORMS_VERSION
 
 from .machine import Detected, Gpu
 from .setting import Setting

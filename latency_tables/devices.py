@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from deploy.runtimes import PRECISIONS
+from deploy.session import PRECISIONS
 from supernet.errors import DeviceError
 
 from .machine import Detected, Gpu, detect_cpu, detect_gpus, physical_cores, slug

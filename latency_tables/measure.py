@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from deploy.runtimes import Session
+from deploy.session import Session
 
 WARMUPS = 2
 ROUNDS = 6

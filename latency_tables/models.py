@@ -10,12 +10,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from deploy.runtimes import CHANNELS_LAST, NO_SCATTER_ADD, ROUNDS_OUTPUTS
 from supernet.architecture import Architecture
 from supernet.detector import Detector
-from supernet.onnx_graph import GraphWriter, Precision, Uncalibrated
+from supernet.graph.folding import fold
+from supernet.graph.style import GraphStyle
+from supernet.graph.writer import GraphWriter
 from supernet.operators import OPERATORS, Unit
-from supernet.operators.convbn import ConvBN, fold
+from supernet.operators.convbn import ConvBN
 from supernet.operators.head import Head
 from supernet.operators.repcnn import ConvRelu
 
@@ -105,13 +106,7 @@ def write(probe: ProbeModel, setting: Setting = PLAIN) -> Model:
     inputs = net.shapes()
     if setting.runtime == "torch":
         return Model(b"", inputs, partial(TorchSession, net))
-    graph = GraphWriter(
-        "probe",
-        cast(Precision, setting.graph_precision),
-        _rounding(setting),
-        channels_last=setting.runtime in CHANNELS_LAST,
-        scatter_add=setting.runtime not in NO_SCATTER_ADD,
-    )
+    graph = GraphWriter(GraphStyle.of(setting.runtime, setting.graph_precision), "probe")
 
     def call(name: str, *values: Any) -> Any:
         graph.scope(name)
@@ -134,18 +129,8 @@ def write_network(architecture: Architecture, setting: Setting = PLAIN, *, seed:
     image = {"image": ((1, *architecture.input_size, 3), "uint8")}
     if setting.runtime == "torch":
         return Model(b"", image, partial(TorchSession, network.deployed()))
-    model = network.to_onnx(
-        precision=cast(Precision, setting.graph_precision),
-        rounding=_rounding(setting),
-        channels_last=setting.runtime in CHANNELS_LAST,
-        scatter_add=setting.runtime not in NO_SCATTER_ADD,
-    )
+    model = network.to_onnx(style=GraphStyle.of(setting.runtime, setting.graph_precision))
     return Model(model.SerializeToString(), image)
-
-
-def _rounding(setting: Setting) -> Uncalibrated:
-    """Return the rounding of the form that the runtime executes in INT8."""
-    return Uncalibrated(outputs=setting.runtime in ROUNDS_OUTPUTS)
 
 
 def random_network(architecture: Architecture, *, seed: int = 0) -> Detector:

@@ -24,7 +24,7 @@ from supernet.architecture import Architecture
 from supernet.atomic import replacing
 from supernet.entries import Entry
 from supernet.errors import DeviceError, TableError
-from supernet.onnx_graph import FORMS_VERSION
+from supernet.graph.style import FORMS_VERSION
 from supernet.progress import Progress
 from supernet.supernet import SearchSpace
 

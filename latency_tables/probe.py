@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from deploy.runtimes import runtime_version
+from deploy.session import runtime_version
 from supernet.errors import DeviceError, HeatError, TableError
 
 from .batch import Bench, precision_of

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.runtimes import Session
+from deploy.session import Session
 
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 """Shape and dtype of each input by name."""

@@ -11,11 +11,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from deploy.runtimes import CHANNELS_LAST
 from supernet.entries import Entry
-from supernet.onnx_graph import GraphWriter, Precision, Value
+from supernet.graph.folding import fold
+from supernet.graph.nodes import Value
+from supernet.graph.style import GraphStyle
+from supernet.graph.writer import GraphWriter
 from supernet.operators import OPERATORS, Unit
-from supernet.operators.convbn import fold
 from supernet.operators.repcnn import RepCNN
 
 from .batch import load
@@ -67,11 +68,7 @@ Layer = Callable[[GraphWriter, Value], Value]
 def _write(
     layers: Sequence[Layer], setup: Setup, setting: Setting, *, tokens: bool = False
 ) -> Model:
-    graph = GraphWriter(
-        "stack",
-        cast(Precision, setting.graph_precision),
-        channels_last=setting.runtime in CHANNELS_LAST,
-    )
+    graph = GraphWriter(GraphStyle.of(setting.runtime, setting.graph_precision), "stack")
     shape = (setup.side**2, setup.width) if tokens else (1, setup.width, setup.side, setup.side)
     x = graph.input("x", shape)
     for layer in layers:

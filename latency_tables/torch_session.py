@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploy.runtimes import WallClock
-from supernet.operators.decode import Decode, Detections
+from deploy.session import WallClock
+from supernet.boxes import Detections
+from supernet.operators.decode import Decode
 
 from .setting import Setting
 

@@ -1,7 +1,24 @@
-"""Box conversions and overlaps. Boxes are xyxy or cxcywh in pixels of one image, [N, 4]."""
+"""Boxes and detections. Boxes are xyxy or cxcywh in pixels of one image, [N, 4]."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+KEEP = 100
+"""Detections of an image at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """Objects of one image, best first."""
+
+    boxes_xyxy: Tensor
+    """Corners in pixels of the network input, [N, 4]."""
+    scores: Tensor
+    """Probabilities, [N]."""
+    labels: Tensor
+    """Class indices, [N] int64."""
 
 
 def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:

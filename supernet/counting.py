@@ -4,8 +4,8 @@ from .architecture import Architecture
 from .detr.detr import Host
 from .detr.family import DetrArchitecture
 from .entries import Macs
+from .graph.writer import GraphWriter
 from .network import AnyArchitecture, build
-from .onnx_graph import GraphWriter
 from .operators import OPERATORS
 
 

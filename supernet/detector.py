@@ -12,10 +12,13 @@ import onnx
 from torch import Tensor, nn
 
 from .architecture import Architecture
-from .onnx_graph import GraphWriter, Precision, Rounding, Value
+from .boxes import Detections
+from .graph.folding import fold
+from .graph.nodes import Value
+from .graph.style import GraphStyle
+from .graph.writer import GraphWriter
 from .operators import OPERATORS, Unit
-from .operators.convbn import fold
-from .operators.decode import Decode, Detections
+from .operators.decode import Decode
 from .operators.window import WindowBlock
 from .place import Place
 
@@ -145,35 +148,22 @@ class Detector(nn.Module):
         metadata: dict[str, str] | None = None,
         *,
         raw: bool = False,
-        precision: Precision = "f32",
-        rounding: Rounding | None = None,
+        style: GraphStyle | None = None,
         expose: bool = False,
         padded: bool = False,
         batch: int = 1,
-        opset: int | None = None,
-        channels_last: bool = False,
-        scatter_add: bool = True,
     ) -> onnx.ModelProto:
         """Write the deployed graph, from uint8 image to boxes in pixels.
 
         With `raw` the outputs are the head's scores and deltas, without decoding and NMS; those of
         `padded` have fixed shapes (see `Decode.emit`), as a batch needs it.
-        `rounding` is that of int8, by the names of convolutions in the folded network. With
-        `expose` every part's results are outputs too, named `place.0`, `place.1`.
-        `channels_last` is how some runtimes compute fastest, without `scatter_add` TensorRT can
-        (see `GraphWriter`).
+        With `expose` every part's results are outputs too, named `place.0`, `place.1`.
         """
         network = self.deployed()
         for name, module in network.units.named_modules():
             if isinstance(module, nn.Conv2d):
                 module.heat_name = name  # a copy of it, with a factor folded in, has it too
-        graph = GraphWriter(
-            precision=precision,
-            rounding=rounding,
-            opset=opset,
-            channels_last=channels_last,
-            scatter_add=scatter_add,
-        )
+        graph = GraphWriter(style)
 
         exposed: list[tuple[str, Value, str]] = []
 

@@ -31,26 +31,26 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How a network's convolutions are rounded to 8 bits."""
+    """How a network's convolutions are quantized to 8 bits."""
 
     ranges: Mapping[str, Range]
     """By the convolution's name in the folded network."""
     outputs: Mapping[str, Range] = field(default_factory=dict)
-    """The same of the outputs, where they are to be rounded too."""
+    """The same of the outputs, where they are quantized too."""
     kept: frozenset[str] = field(default_factory=frozenset)
     """Places (latency entries) whose convolutions stay in floating point."""
 
     def limit(self, name: str) -> float | None:
-        """Return the range of a convolution's input, None where it is not quantised."""
+        """Return the range of a convolution's input, None where it is not quantized."""
         return None if place_of(name) in self.kept else self.ranges[name].limit
 
     def output_limit(self, name: str) -> float | None:
-        """Return the range of a convolution's output, None where it is not rounded."""
+        """Return the range of a convolution's output, None where it is not quantized."""
         return self.outputs[name].limit if name in self.outputs else None
 
     @property
-    def whole_bias(self) -> bool:
-        """Whether biases are rounded: where outputs are."""
+    def integer_bias(self) -> bool:
+        """Whether biases are quantized: where outputs are."""
         return bool(self.outputs)
 
     def keeping(self, places: Iterable[str]) -> Self:

@@ -10,14 +10,15 @@ from deploy.build_engine import plan_engine
 from deploy.runtimes import open_session
 from supernet.attention import ActAttention, Attention, EnactAttention, PoolAttention
 from supernet.errors import UserError
-from supernet.onnx_graph import GraphWriter
+from supernet.graph.style import GraphStyle
+from supernet.graph.writer import GraphWriter
 
 B, H, E = 2, 3, 32
 D = H * E
 
 
 def graph_of(core: Attention, N: int, M: int, scatter_add: bool = True) -> bytes:
-    graph = GraphWriter(scatter_add=scatter_add)
+    graph = GraphWriter(GraphStyle(scatter_add=scatter_add))
     q = graph.input("q", (B * H, N, E))
     x = graph.input("x", (B, M, D))
     k, v = core.emit_condense(graph, x, x)
@@ -73,7 +74,7 @@ def test_tensorrt_builds_them(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx_bindings")
     plan = plan_engine("f32", "8.6")
     for name, core in CORES.items():
-        graph = GraphWriter(opset=plan.opset, scatter_add=False)
+        graph = GraphWriter(GraphStyle(opset=plan.opset, scatter_add=False))
         parts = [graph.input(letter, (B * H, 80, E)) for letter in "qkv"]
         x = graph.input("x", (B, 80, D))
         windows, _ = core().emit_condense(graph, x, x)

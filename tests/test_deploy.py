@@ -22,11 +22,13 @@ from deploy.runtimes import open_session
 from deploy.sources import image_paths
 from deploy.standalone import detect_script
 from deploy.work import DetectOptions, detect_files
+from supernet.boxes import Detections
 from supernet.detector import Detector
 from supernet.errors import BundleError, DataError, PromiseError, UserError
+from supernet.graph.style import GraphStyle
+from supernet.graph.writer import GraphWriter
 from supernet.letterbox import Image, letterbox, read_image
-from supernet.onnx_graph import GraphWriter
-from supernet.operators.decode import Detections, nms
+from supernet.operators.decode import nms
 from supernet.operators.suppress import ROUNDS, survivors
 from supernet.shapes import draw as draw_shapes
 
@@ -82,18 +84,18 @@ def test_older_tools_get_an_older_opset(network: Detector, images: list[Image]) 
     pixels = letterbox(images[0], (96, 128))[0][None]
     usual = open_session("onnxruntime", network.to_onnx(raw=True).SerializeToString(), 1)
     for padded in (False, True):
-        old = network.to_onnx(opset=17, padded=padded)
+        old = network.to_onnx(style=GraphStyle(opset=17), padded=padded)
         assert old.opset_import[0].version == 17 and old.ir_version == 8
         assert not {"Gelu"} & {node.op_type for node in old.graph.node}
     session = open_session(
-        "onnxruntime", network.to_onnx(raw=True, opset=17).SerializeToString(), 1
+        "onnxruntime", network.to_onnx(raw=True, style=GraphStyle(opset=17)).SerializeToString(), 1
     )
     for ours, theirs in zip(
         session.run({"image": pixels}), usual.run({"image": pixels}), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
     with pytest.raises(UserError, match="--opset 16: 17 to 22 for f32"):
-        network.to_onnx(opset=16)
+        network.to_onnx(style=GraphStyle(opset=16))
 
 
 def test_suppression_without_nms_settles_chains(network: Detector) -> None:

@@ -6,8 +6,8 @@ from deploy.runtimes import open_session
 from latency_tables.models import randomise
 from supernet.architecture import Architecture, preset
 from supernet.detector import Detector
+from supernet.graph.style import FORMS_VERSION, GraphStyle
 from supernet.loss import Target, detection_loss
-from supernet.onnx_graph import FORMS_VERSION
 
 STAGE_SHAPES = {
     "stem": (128, 104, 168),
@@ -151,7 +151,7 @@ def test_a_changed_deployed_form_raises_its_version(unit: Architecture) -> None:
         node.op_type
         for a in (unit, oa)
         for last in (False, True)
-        for node in Detector(a).to_onnx(channels_last=last).graph.node
+        for node in Detector(a).to_onnx(style=GraphStyle(channels_last=last)).graph.node
     ]
     found = hashlib.sha256(" ".join(kinds).encode()).hexdigest()[:12]
     assert (FORMS_VERSION, found) == (3, "c67f6a413d40")

@@ -16,8 +16,8 @@ from supernet.architecture import preset
 from supernet.counting import count_params
 from supernet.detector import Detector
 from supernet.errors import BundleError, DeviceError, HeatError, UserError
+from supernet.graph.style import GraphStyle, Precision
 from supernet.letterbox import Image, letterbox
-from supernet.onnx_graph import Precision
 from supernet.quantization import calibrate
 from supernet.shapes import draw
 
@@ -110,7 +110,7 @@ def test_an_engine_is_as_large_as_its_weights_in_their_precision() -> None:
     network = Detector(architecture).eval()
     weights = count_params(architecture)
     for precision, bytes_each in (("f32", 4), ("f16", 2)):
-        graph = network.to_onnx(precision=precision, padded=True)  # type: ignore[arg-type]
+        graph = network.to_onnx(style=GraphStyle(precision=precision), padded=True)  # type: ignore[arg-type]
         data, _ = build_engine(graph.SerializeToString(), capability="SM89")
         assert bytes_each * weights < len(data) < 1.25 * bytes_each * weights
 

@@ -16,7 +16,7 @@ from supernet.detr.huggingface import (
     to_huggingface,
 )
 from supernet.errors import UserError
-from supernet.operators.head import Preprocess
+from supernet.graph.preprocess import Preprocess
 from tests.toy_detr import shaken
 
 transformers = pytest.importorskip("transformers")

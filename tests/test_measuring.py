@@ -44,6 +44,7 @@ from supernet.counting import count_macs
 from supernet.detector import Detector
 from supernet.entries import Entry
 from supernet.errors import DeviceError, TableError
+from supernet.graph.style import GraphStyle
 from supernet.operators import OPERATORS
 
 TINY = Architecture(
@@ -194,11 +195,11 @@ def test_half_precision_graphs_compute_nearly_the_same(unit: Architecture) -> No
     network = random_network(unit)
     scores = []
     for precision in ("f32", "f16"):
-        model = network.to_onnx(raw=True, precision=precision).SerializeToString()
+        model = network.to_onnx(raw=True, style=GraphStyle(precision=precision)).SerializeToString()
         scores.append(open_session("onnxruntime", model, 1).run(image)[0])
     assert scores[0].dtype == scores[1].dtype == np.float32
     assert 0 < np.abs(scores[0] - scores[1]).max() < 0.02
-    onnx.checker.check_model(network.to_onnx(precision="bf16"), full_check=True)
+    onnx.checker.check_model(network.to_onnx(style=GraphStyle(precision="bf16")), full_check=True)
     target = resolve("cpu", threads=1, precision="f16")
     with pytest.raises(DeviceError, match="onnxruntime executes f16 as f32"):
         DeviceMeter(conditions_of(target, (64, 96)))

@@ -3,12 +3,13 @@ import pytest
 import torch
 from torch import nn
 
-from deploy.runtimes import CHANNELS_LAST, open_session
+from deploy.runtimes import open_session
 from latency_tables.models import randomise
 from supernet.entries import Entry
-from supernet.onnx_graph import GraphWriter
+from supernet.graph.folding import fold
+from supernet.graph.style import GraphStyle
+from supernet.graph.writer import GraphWriter
 from supernet.operators import OPERATORS
-from supernet.operators.convbn import fold
 from supernet.operators.original import OriginalBlock, kept_tokens
 from supernet.operators.repcnn import RepCNN
 from supernet.operators.window import (
@@ -109,7 +110,7 @@ def test_closed_forms_match_the_module(entry: Entry) -> None:
 def test_emitted_form_equals_torch(entry: Entry, runtime: str) -> None:
     module, inputs = make(entry)
     folded = fold(nn.ModuleList([module]))[0]
-    graph = GraphWriter(channels_last=runtime in CHANNELS_LAST)
+    graph = GraphWriter(GraphStyle.of(runtime))
     values = [graph.input(f"x{i}", tuple(x.shape)) for i, x in enumerate(inputs)]
     emitted = folded.emit(graph, *values)
     emitted = list(emitted) if isinstance(emitted, tuple) else [emitted]

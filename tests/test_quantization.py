@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from deploy.diverge import first_divergence
+from deploy.executed import executed_precision
 from deploy.form import Form
 from deploy.quantize import by_sensitivity, quantize
-from deploy.runtimes import executed_precision, open_session
+from deploy.runtimes import open_session
 from supernet.detector import Detector
 from supernet.errors import PromiseError, UserError
 from supernet.fake_quant import simulate_int8
+from supernet.graph.style import GraphStyle
 from supernet.letterbox import Image
 from supernet.operators.repcnn import ConvRelu
 from supernet.quantization import BINS, Quantization, best_range, calibrate, place_of
@@ -35,6 +37,11 @@ def batch(pictures: list[Image]) -> torch.Tensor:
     return torch.from_numpy(np.stack(padded))
 
 
+def int8_graph(network: Detector, plan: Quantization) -> bytes:
+    style = GraphStyle(precision="int8", ranges=plan)
+    return bytes(network.to_onnx(raw=True, style=style).SerializeToString())
+
+
 def test_outliers_are_clipped_and_even_values_are_not() -> None:
     even = best_range(1.0, torch.ones(BINS, dtype=torch.float64))
     assert even.limit == 1.0 and even.error < 1e-4
@@ -48,7 +55,9 @@ def test_outliers_are_clipped_and_even_values_are_not() -> None:
 def test_the_artefact_rounds_as_the_simulation_does(network: Detector, batch: torch.Tensor) -> None:
     plan = calibrate(network.deployed(), [batch])
     logits, deltas = simulate_int8(network, [], plan)(batch[:1])
-    model = network.to_onnx(raw=True, precision="int8", rounding=plan).SerializeToString()
+    model = network.to_onnx(
+        raw=True, style=GraphStyle(precision="int8", ranges=plan)
+    ).SerializeToString()
     scores, theirs = open_session("onnxruntime", model, 1).run({"image": batch[:1].numpy()})
     assert np.abs(scores - logits[0].detach().sigmoid().flatten(2).numpy()).max() < 0.02
     assert np.abs(theirs - deltas[0].detach().flatten(2).numpy()).max() < 0.1
@@ -59,12 +68,16 @@ def test_int8_is_what_the_runtime_executes(
     network: Detector, batch: torch.Tensor, runtime: str, outputs: bool
 ) -> None:
     plan = calibrate(network.deployed(), [batch], outputs=outputs)
-    model = network.to_onnx(raw=True, precision="int8", rounding=plan).SerializeToString()
+    model = network.to_onnx(
+        raw=True, style=GraphStyle(precision="int8", ranges=plan)
+    ).SerializeToString()
     feeds = {"image": batch[:1].numpy()}
     found = executed_precision(runtime, model, 1, "int8", feeds)
     assert found["int8"] >= 0.75 * len(plan.ranges)
     kept = plan.keeping({place_of(name) for name in plan.ranges})
-    model = network.to_onnx(raw=True, precision="int8", rounding=kept).SerializeToString()
+    model = network.to_onnx(
+        raw=True, style=GraphStyle(precision="int8", ranges=kept)
+    ).SerializeToString()
     assert "int8" not in executed_precision(runtime, model, 1, "int8", feeds)
 
 

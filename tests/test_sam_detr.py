@@ -11,7 +11,7 @@ from supernet.detr.sam_detr import SamDetr
 from supernet.detr.sampling import cut, sample
 from supernet.detr.semantics_aligner import AlignerLayer, nearness
 from supernet.detr.tokens import Tokens
-from supernet.onnx_graph import GraphWriter
+from supernet.graph.writer import GraphWriter
 from tests.toy_detr import SMALL, graph_differs_by, images, shaken, trainable
 
 FULL = DetrArchitecture(family="sam-detr", name="sam-detr-r50", queries=300)

@@ -8,8 +8,8 @@ from torch import Tensor
 from deploy.runtimes import open_session
 from supernet.detr.criterion import DETR, SAM_DETR, SetWeights, match_sets, set_loss
 from supernet.detr.set_decode import SetDecode
+from supernet.graph.writer import GraphWriter
 from supernet.loss import Target
-from supernet.onnx_graph import GraphWriter
 
 SIZE = (100, 200)
 

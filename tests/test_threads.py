@@ -25,7 +25,7 @@ from supernet.architecture import Architecture
 from supernet.coco import load_split
 from supernet.detector import Detector
 from supernet.errors import DeviceError, UserError
-from supernet.onnx_graph import GraphWriter
+from supernet.graph.writer import GraphWriter
 from supernet.recipes import TrainConfig
 from supernet.threads import OtherLoad, ThreadPlan, planned, threads_beside
 from supernet.training import Running, _Fit, fit

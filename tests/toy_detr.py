@@ -8,7 +8,7 @@ from deploy.runtimes import open_session
 from supernet.detr import DetrArchitecture
 from supernet.detr.detr import Host
 from supernet.detr.resnet import FrozenNorm
-from supernet.onnx_graph import GraphWriter
+from supernet.graph.writer import GraphWriter
 
 SMALL = DetrArchitecture(
     name="small",

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from supernet.entries import Entry
-from supernet.onnx_graph import GraphWriter, Value
+from supernet.graph.nodes import Value
+from supernet.graph.writer import GraphWriter
 from supernet.operators.base import Operator, same_shape
 from supernet.operators.convbn import ConvBN, conv_macs, conv_params
 from supernet.operators.cutting import Streams, copy_conv

@@ -39,7 +39,7 @@ def describe(what: str = "medium", /, *, input_size: Size = None) -> Result:
 
 def devices() -> Result:
     """List the devices HEAT knows, and what this machine is."""
-    from deploy.runtimes import installed_runtimes
+    from deploy.session import installed_runtimes
     from latency_tables.devices import load_devices
     from latency_tables.machine import detect_cpu, detect_gpus
 

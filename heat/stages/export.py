@@ -24,9 +24,9 @@ from supernet.checkpoint import load_weights, read_info
 from supernet.coco import DetectionSet
 from supernet.detector import Detector
 from supernet.errors import PromiseError, UserError
+from supernet.graph.style import Precision
 from supernet.letterbox import Image, letterbox
 from supernet.network import AnyArchitecture, Network, build, read_architecture
-from supernet.onnx_graph import Precision
 
 from ..workspace import Workspace
 from .clusters import bound_clusters, check_attention

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from deploy.runtimes import installed_runtimes
+from deploy.session import installed_runtimes
 from latency_tables.batch import Bench, precision_of
 from latency_tables.devices import Target
 from latency_tables.fresh import time_network

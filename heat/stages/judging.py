@@ -11,11 +11,11 @@ import torch
 from deploy.form import Form
 from deploy.gate import Judge, artefact_detect, torch_detect
 from deploy.quantize import quantize
-from deploy.runtimes import ROUNDS_OUTPUTS
 from supernet.coco import DetectionSet
 from supernet.detector import Detector
 from supernet.errors import DataError
 from supernet.evaluate import evaluate
+from supernet.graph.style import QUANTIZES_OUTPUTS
 from supernet.letterbox import Image, read_image
 from supernet.quantization import Quantization
 from supernet.shapes import draw
@@ -57,7 +57,7 @@ def quantized(
     """
     pixels = torch.from_numpy(np.stack(samples))
     batches = [pixels[i : i + BATCH] for i in range(0, len(pixels), BATCH)]
-    outputs = form.runtime in ROUNDS_OUTPUTS
+    outputs = form.runtime in QUANTIZES_OUTPUTS
     exact = judge(torch_detect(network)) if judge else 0.0
     if judge is None or exact == 0.0:
         why = "no labelled data or no training" if judge is None else "torch itself has AP 0"

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..onnx_graph import GraphWriter, Value
+from ..graph.nodes import Value
+from ..graph.writer import GraphWriter
 from .emit_clusters import emit_copies, emit_index, emit_means
 from .exact import Attention, attend, bias_of
 from .hashing import BUCKET, Hash, cluster, cluster_bounded, means

@@ -10,7 +10,8 @@ Shape suffixes: G groups, N vectors, E their width, C clusters.
 import numpy as np
 from onnx import TensorProto
 
-from ..onnx_graph import GraphWriter, Value
+from ..graph.nodes import Value
+from ..graph.writer import GraphWriter
 from .hashing import CODES, Hash
 
 

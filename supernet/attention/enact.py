@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import UserError
-from ..onnx_graph import GraphWriter, Value
+from ..graph.nodes import Value
+from ..graph.writer import GraphWriter
 from .exact import Attention
 
 FLOOR = 1e-8

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..onnx_graph import GraphWriter, Value
+from ..graph.nodes import Value
+from ..graph.writer import GraphWriter
 
 
 class Attention(nn.Module):

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..onnx_graph import GraphWriter, Value
+from ..graph.nodes import Value
+from ..graph.writer import GraphWriter
 from .sampling import emit_sample, sample
 from .tokens import Tokens
 from .transformer import FeedForward, emit_heads, emit_joined

@@ -10,17 +10,19 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Self
+from typing import Self
 
 import onnx
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..boxes import Detections
 from ..errors import UserError
-from ..onnx_graph import GraphWriter, Precision, Value
-from ..operators.decode import Detections
-from ..operators.head import Preprocess
+from ..graph.nodes import Value
+from ..graph.preprocess import Preprocess
+from ..graph.style import GraphStyle
+from ..graph.writer import GraphWriter
 from .family import DetrArchitecture
 from .positions import of_map
 from .resnet import ResNet
@@ -120,25 +122,22 @@ class Host(nn.Module, ABC):
         metadata: dict[str, str] | None = None,
         *,
         raw: bool = False,
-        precision: Precision = "f32",
+        style: GraphStyle | None = None,
         padded: bool = False,
         batch: int = 1,
-        opset: int | None = None,
-        channels_last: bool = False,
-        scatter_add: bool = True,
-        **_: Any,
     ) -> onnx.ModelProto:
         """Write the deployed graph, from uint8 image to boxes in pixels.
 
         With `raw` the outputs are scores [1, Q, K] and boxes cxcywh in shares [1, Q, 4]; those of
         `padded` have a first axis, of one image.
         """
-        if precision != "f32" or batch > 1:
+        style = style or GraphStyle()
+        if style.precision != "f32" or batch > 1:
             raise UserError(
                 f"{self.architecture.name}: the family of DETR is exported in f32, one image at a "
                 "time: leave --dynamic-batch out, and --precision f32"
             )
-        graph = GraphWriter(opset=opset, channels_last=channels_last, scatter_add=scatter_add)
+        graph = GraphWriter(style)
         height, width = self.architecture.input_size
         image = graph.input("image", (1, height, width, 3), "uint8")
         logits, boxes = self.emit(graph, image)

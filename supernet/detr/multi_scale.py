@@ -14,8 +14,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..onnx_graph import GraphWriter, Value
-from ..operators.head import Preprocess
+from ..graph.nodes import Value
+from ..graph.preprocess import Preprocess
+from ..graph.writer import GraphWriter
 from .deformable import DeformableLayer
 from .family import DetrArchitecture
 from .positions import cell_centres

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..onnx_graph import GraphWriter, Value
-from ..operators.convbn import conv_from, fold_bn
+from ..graph.folding import conv_from, fold_bn
+from ..graph.nodes import Value
+from ..graph.writer import GraphWriter
 
 BLOCKS: Mapping[int, tuple[int, int, int, int]] = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 """Blocks of a stage by depth; from 50 on they are bottlenecks."""

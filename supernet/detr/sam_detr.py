@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..onnx_graph import GraphWriter, Value
+from ..graph.nodes import Value
+from ..graph.writer import GraphWriter
 from .detr import Host
 from .family import DetrArchitecture
 from .semantics_aligner import AlignerLayer

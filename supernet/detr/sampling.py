@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..onnx_graph import GraphWriter, Value
+from ..graph.nodes import Value
+from ..graph.writer import GraphWriter
 from .tokens import Tokens
 
 REGION = 7

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..attention.exact import attend, bias_of
-from ..onnx_graph import GraphWriter, Value
+from ..graph.nodes import Value
+from ..graph.writer import GraphWriter
 from .positions import TEMPERATURE, cell_centres, of_points
 from .sampling import REGION, cut, emit_cut, emit_sample, sample
 from .tokens import Tokens

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..boxes import cxcywh_to_xyxy
-from ..onnx_graph import GraphWriter, Value
-from ..operators.decode import KEEP, Detections
+from ..boxes import KEEP, Detections, cxcywh_to_xyxy
+from ..graph.nodes import Value
+from ..graph.writer import GraphWriter
 
 
 class SetDecode(nn.Module):

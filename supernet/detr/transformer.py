@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..attention import Attention
-from ..onnx_graph import GraphWriter, Value
+from ..graph.nodes import Value
+from ..graph.writer import GraphWriter
 
 
 class MultiheadAttention(nn.Module):

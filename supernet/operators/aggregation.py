@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..entries import Entry, Macs
-from ..onnx_graph import GraphWriter, Value
+from ..graph.nodes import Value
+from ..graph.writer import GraphWriter
 from . import channelwise, condensed, original
 from .base import Operator, Shape, no_macs, no_params
 from .channelwise import ChannelBlock

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..entries import Macs
-from ..onnx_graph import GraphWriter, Value
+from ..graph.folding import split_conv
+from ..graph.nodes import Value
+from ..graph.writer import GraphWriter
 from .base import Operator, same_shape
-from .convbn import ConvBN, DropPath, FeedForward, Gelu, conv_params, split_conv
+from .convbn import ConvBN, DropPath, FeedForward, Gelu, conv_params
 from .cutting import Streams, attention_scales, copy_attention, copy_conv, rows_by_part
 from .heads import heads_of, map_of
 

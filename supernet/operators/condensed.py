@@ -16,10 +16,11 @@ from ..attention import ActAttention, EnactAttention, PoolAttention
 from ..attention.act import ROUNDS
 from ..attention.enact import WindowAttention, weighted
 from ..entries import Entry, Macs
-from ..onnx_graph import GraphWriter, Value
+from ..graph.folding import split_conv
+from ..graph.nodes import Value
+from ..graph.writer import GraphWriter
 from . import original
 from .base import Operator, same_shape
-from .convbn import split_conv
 from .cutting import Streams, attention_scales
 from .original import HEAD, OriginalBlock, params_of
 

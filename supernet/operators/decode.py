@@ -8,16 +8,16 @@ Shape suffixes: B batch, A anchors per cell, K classes, L = h * w cells, M = A *
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..boxes import iou_matrix
+from ..boxes import KEEP, Detections, iou_matrix
 from ..entries import Entry
-from ..onnx_graph import Array, GraphWriter, Value
+from ..graph.nodes import Array, Value
+from ..graph.writer import GraphWriter
 from .base import Operator, as_it_is, no_macs, no_params
 from .suppress import as_float, survivors
 
@@ -26,19 +26,6 @@ MAX_LOG_GROWTH = math.log(1000 / 16)
 SCORE_THRESHOLD = 0.05
 PRE_NMS = 1000
 NMS_IOU = 0.6
-KEEP = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Detections:
-    """Objects of one image, best first."""
-
-    boxes_xyxy: Tensor
-    """Corners in pixels of the network input, [N, 4]."""
-    scores: Tensor
-    """Probabilities, [N]."""
-    labels: Tensor
-    """Class indices, [N] int64."""
 
 
 def make_anchors(h: int, w: int, sizes: tuple[int, ...], offset: float, stride: int) -> Array:

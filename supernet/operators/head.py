@@ -2,41 +2,19 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..entries import Entry, Macs
-from ..onnx_graph import GraphWriter, Value
+from ..graph.nodes import Value
+from ..graph.preprocess import Preprocess
+from ..graph.writer import GraphWriter
 from .base import Operator, Shape, as_it_is, no_macs, no_params, same_shape
 from .convbn import conv_macs, conv_params
 from .cutting import Streams, copy_linear
 
-MEAN_RGB = (123.675, 116.28, 103.53)
-STD_RGB = (58.395, 57.12, 57.375)
 PRIOR = 0.01
 """Initial class probability; sets the class bias to -log(99)."""
-
-
-class Preprocess(nn.Module):
-    """uint8 RGB images [B, H, W, 3] to normalised maps [B, 3, H, W]."""
-
-    def forward(self, image_BHW3: Tensor) -> Tensor:
-        """Normalise."""
-        mean = torch.tensor(MEAN_RGB, device=image_BHW3.device)
-        inverse_std = 1.0 / torch.tensor(STD_RGB, device=image_BHW3.device)
-        return ((image_BHW3.float() - mean) * inverse_std).permute(0, 3, 1, 2).contiguous()
-
-    def emit(self, graph: GraphWriter, image: Value) -> Value:
-        """Write Cast, Sub, Mul, Transpose."""
-        with graph.full_precision():
-            x = graph.op("Cast", [image], image.shape, to=1)
-            x = graph.transpose(x, 0, 3, 1, 2)
-            mean = np.array(MEAN_RGB, dtype=np.float32).reshape(1, 3, 1, 1)
-            std = np.array(STD_RGB, dtype=np.float32).reshape(1, 3, 1, 1)
-            x = graph.binary("Sub", x, graph.const(mean))
-            x = graph.binary("Mul", x, graph.const((1.0 / std).astype(np.float32)))
-        return graph.working(x)
 
 
 class Head(nn.Module):

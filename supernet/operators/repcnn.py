@@ -5,9 +5,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..entries import Entry, Macs
-from ..onnx_graph import GraphWriter, Value
+from ..graph.folding import conv_from, fold_bn
+from ..graph.nodes import Value
+from ..graph.writer import GraphWriter
 from .base import Operator, same_shape
-from .convbn import ConvBN, conv_from, conv_macs, conv_params, fold_bn
+from .convbn import ConvBN, conv_macs, conv_params
 from .cutting import Streams, copy_bn, copy_conv
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..onnx_graph import GraphWriter, Value
+from ..graph.nodes import Value
+from ..graph.writer import GraphWriter
 
 ROUNDS = 20
 """Longest chain of boxes, each overlapping the next, that is settled exactly."""

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..entries import Entry, Macs
-from ..onnx_graph import GraphWriter, Value
+from ..graph.nodes import Value
+from ..graph.writer import GraphWriter
 from .base import Operator, Shape, same_shape
 from .convbn import ConvBN, conv_macs, conv_params, half
 from .cutting import Streams, copy_conv, top

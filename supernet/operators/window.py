@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..entries import Entry, Macs
-from ..onnx_graph import Array, GraphWriter, Value
+from ..graph.folding import conv_from
+from ..graph.nodes import Array, Value
+from ..graph.writer import GraphWriter
 from .base import Operator, same_shape
-from .convbn import ConvBN, DropPath, FeedForward, conv_from, conv_params
+from .convbn import ConvBN, DropPath, FeedForward, conv_params
 from .cutting import Streams, attention_scales, copy_attention, expand
 
 WINDOW = 7

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from .errors import HeatError
-from .onnx_graph import Array
+from ..errors import HeatError
+from .nodes import Array
 
 SIZES = (2, 3)
 """Batch sizes that are compared; that of one image has a simpler graph."""

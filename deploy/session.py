@@ -1,0 +1,86 @@
+"""What a loaded model can do, and which runtimes there are.
+
+Needs numpy and the runtime only; every bundle's `detect.py` and every probe carries this file's
+text.
+"""
+
+import importlib
+import importlib.metadata
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+from supernet.errors import UserError
+
+PRECISIONS = ("f32", "f16", "bf16", "int8")
+
+PIP_NAME = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "torch": "torch",
+}
+
+
+ALSO_NAMED = {"tensorrt_rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings")}
+"""Packages that hold a runtime too."""
+
+
+class Session(Protocol):
+    """A loaded model."""
+
+    def run(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """Execute once; inputs by name, outputs in the model's order, all numpy arrays."""
+
+    def timed(self, inputs: Mapping[str, Any]) -> float:
+        """Execute once and return the milliseconds it took."""
+
+
+def import_runtime(runtime: str) -> Any:
+    """Import a runtime's package; a missing one is a `UserError` that says how to get it."""
+    try:
+        return importlib.import_module(runtime)
+    except ImportError:
+        raise UserError(
+            f"runtime {runtime} is not installed: pip install {PIP_NAME[runtime]}"
+        ) from None
+
+
+class WallClock:
+    """Times `run` from the outside, as a caller sees it."""
+
+    run: Callable[[Mapping[str, Any]], list[Any]]
+
+    def timed(self, inputs: Mapping[str, Any]) -> float:
+        """Execute once and return the milliseconds it took."""
+        start = time.perf_counter()
+        self.run(inputs)
+        return (time.perf_counter() - start) * 1e3
+
+
+def runtime_version(runtime: str) -> str:
+    """Return the installed version of a runtime."""
+    if runtime not in PIP_NAME:
+        raise UserError(f"unknown runtime {runtime!r}: one of {', '.join(PIP_NAME)}")
+    installed = installed_runtimes()
+    # TensorRT comes in two packages with one interface.
+    names = ("tensorrt", "tensorrt_rtx") if runtime == "tensorrt" else (runtime,)
+    version = next((installed[name] for name in names if installed[name]), None)
+    if version is None:
+        import_runtime(runtime)
+        raise UserError(f"runtime {runtime} has no version: pip install {PIP_NAME[runtime]}")
+    return version
+
+
+def installed_runtimes() -> dict[str, str | None]:
+    """Return the version of every runtime HEAT knows, None where it is not installed."""
+    found: dict[str, str | None] = {}
+    for runtime, package in PIP_NAME.items():
+        found[runtime] = None
+        for name in (package, *ALSO_NAMED.get(runtime, ())):
+            with suppress(importlib.metadata.PackageNotFoundError):
+                found[runtime] = importlib.metadata.version(name)
+                break
+    return found
