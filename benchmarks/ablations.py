@@ -27,23 +27,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-import supernet.aligned
-import supernet.loss
+import supernet.train.aligned
+import supernet.train.uniform
 from deploy.gate import torch_detect
-from supernet.architecture import Architecture, parse_size
 from supernet.atomic import write_text
 from supernet.boxes import giou_pairs, iou_matrix
-from supernet.coco import DetectionSet, load_split
-from supernet.detector import Call, Detector
+from supernet.data.coco import DetectionSet, load_split
 from supernet.evaluate import found_rows, score_rows
 from supernet.graph.nodes import Array
-from supernet.loss import Loss, Target
-from supernet.matching import IGNORED, match
-from supernet.operators.channelwise import ChannelBlock
-from supernet.operators.convbn import ConvBN
-from supernet.operators.decode import Decode, make_anchors
-from supernet.recipes import recipe
-from supernet.training import Running, fit
+from supernet.heatdetr.architecture import Architecture, parse_size
+from supernet.heatdetr.detector import Call, Detector
+from supernet.heatdetr.operators.channelwise import ChannelBlock
+from supernet.heatdetr.operators.convbn import ConvBN
+from supernet.heatdetr.operators.decode import Decode, make_anchors
+from supernet.train.loop import Running, fit
+from supernet.train.matching import IGNORED, match
+from supernet.train.recipes import recipe
+from supernet.train.uniform import Loss, Target
 
 BASE = OURS["heat-s"]
 
@@ -185,7 +185,7 @@ class Variant:
     """Of its augmentation."""
     k: int = 4
     """Of the matching."""
-    loss: Any = supernet.loss.detection_loss
+    loss: Any = supernet.train.uniform.detection_loss
 
 
 PARTS = {
@@ -239,7 +239,7 @@ def train(
     network = variant.build(shape.with_(**variant.shape))
     config = recipe("small", epochs=options.epochs, seed=seed, **variant.training)
     config = replace(config, augment=replace(config.augment, **variant.augment))
-    supernet.loss.match = partial(match, k=variant.k)
+    supernet.train.uniform.match = partial(match, k=variant.k)
     supernet.aligned.detection_loss = variant.loss
     start = time.monotonic()
     fit(network, data, config, folder, Running(resume=True))

@@ -27,10 +27,10 @@ from heat.stages.export import load_network
 from heat.workspace import Workspace
 from supernet.attention import ActAttention, Attention
 from supernet.attention.hashing import BUCKET, Hash, cluster, collision_probability
-from supernet.coco import DetectionSet, load_split
+from supernet.data.coco import DetectionSet, load_split
 from supernet.detr.detr import Host
-from supernet.detr.mtkd import attending
 from supernet.letterbox import letterbox, read_image
+from supernet.train.mtkd import attending
 
 ROUNDS = (16, 20, 24, 32)
 BUCKETS = (2.0, 4.0, 6.0, 8.0, 12.0)

@@ -31,7 +31,7 @@ import torch
 from result import RESULTS, here, tell
 from torch import Tensor
 
-from deploy.bench import own_peak_mb
+from deploy.edge.bench import own_peak_mb
 from deploy.side_by_side import Entrant, race
 from heat.charts import save
 from supernet.attention import ActAttention, Attention, EnactAttention, PoolAttention

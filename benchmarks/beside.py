@@ -31,12 +31,12 @@ from typing import Any
 import torch
 from result import tell
 
-from deploy.session import runtime_version
-from latency_tables.machine import detect_cpu, physical_cores
+from deploy.edge.session import runtime_version
 from latency_tables.models import write_network
-from latency_tables.setting import Setting
-from supernet.architecture import preset
-from supernet.shapes import make_shapes
+from latency_tables.probe.machine import detect_cpu, physical_cores
+from latency_tables.probe.setting import Setting
+from supernet.data.shapes import make_shapes
+from supernet.heatdetr.architecture import preset
 
 RESULTS = Path(__file__).parent / "results" / "beside"
 WORKER = Path(__file__).parent / "beside_worker.py"

@@ -36,14 +36,14 @@ def answer(samples: Any) -> None:
 
 def train(folder: Path, threads: str) -> None:
     """Train nano with HEAT's own loop; a step is the time between two batches that it takes."""
-    from supernet import threads as planning
-    from supernet.architecture import preset
-    from supernet.coco import load_split
-    from supernet.detector import Detector
-    from supernet.feed import feed
-    from supernet.recipes import recipe
-    from supernet.task import Batch, DetectionTask
-    from supernet.training import Running, run_task
+    from supernet.data.coco import load_split
+    from supernet.heatdetr.architecture import preset
+    from supernet.heatdetr.detector import Detector
+    from supernet.train import threads as planning
+    from supernet.train.feed import feed
+    from supernet.train.loop import Running, run_task
+    from supernet.train.recipes import recipe
+    from supernet.train.task import Batch, DetectionTask
 
     parent = os.getppid()
     adapts = threads == "planned"
@@ -86,7 +86,7 @@ def train(folder: Path, threads: str) -> None:
 
 def detect(model: str, runtime: str, threads: str, options: str) -> None:
     """Run a model in a runtime, on one image again and again."""
-    from deploy.runtimes import open_session
+    from deploy.edge.runtimes import open_session
     from deploy.side_by_side import inputs_of
 
     session = open_session(runtime, Path(model), int(threads), **json.loads(options))

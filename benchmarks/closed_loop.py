@@ -27,7 +27,7 @@ from result import here, tell
 
 from heat.charts import draw_targets
 from heat.settle import OVERSHOOT
-from supernet.architecture import parse_size
+from supernet.heatdetr.architecture import parse_size
 
 RESULTS = Path(__file__).parent / "results" / "closed-loop"
 FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}

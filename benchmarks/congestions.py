@@ -14,10 +14,10 @@ from typing import Any
 
 from result import tell
 
-from deploy.session import runtime_version
+from deploy.edge.session import runtime_version
 from heat.charts import draw_stacks
-from latency_tables.machine import detect_cpu
-from latency_tables.setting import Setting
+from latency_tables.probe.machine import detect_cpu
+from latency_tables.probe.setting import Setting
 from latency_tables.stacks import LAYERS, Setup, measure_stacks
 
 RESULTS = Path(__file__).parent / "results" / "congestions"

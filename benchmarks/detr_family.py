@@ -27,16 +27,16 @@ from result import RESULTS, here, tell
 
 from deploy.gate import torch_detect
 from heat.charts import save
-from supernet.architecture import parse_size
 from supernet.attention import Attention
 from supernet.checkpoint import load_weights
-from supernet.coco import DetectionSet, load_split
 from supernet.counting import count_macs
+from supernet.data.coco import DetectionSet, load_split
 from supernet.detr.detr import Host
 from supernet.detr.family import FAMILY, DetrArchitecture
-from supernet.detr.mtkd import act_cores, attending
 from supernet.evaluate import evaluate
+from supernet.heatdetr.architecture import parse_size
 from supernet.network import build
+from supernet.train.mtkd import act_cores, attending
 
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "detr": ("detr-s", {}),

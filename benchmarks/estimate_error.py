@@ -32,7 +32,7 @@ from latency_tables.plan import space_entries
 from latency_tables.store import SHIPPED
 from latency_tables.table import LatencyTable
 from latency_tables.table_file import read_table
-from supernet.architecture import preset
+from supernet.heatdetr.architecture import preset
 
 RESULT = Path(__file__).parent / "results" / "estimate-error.json"
 FEW = 10

@@ -29,11 +29,11 @@ from result import RESULTS, here, tell
 from deploy.gate import torch_detect
 from deploy.side_by_side import Entrant, race
 from heat.charts import save
-from supernet.architecture import Architecture, parse_size
 from supernet.checkpoint import load_weights, read_info
-from supernet.coco import DetectionSet, load_split
-from supernet.detector import Detector
+from supernet.data.coco import DetectionSet, load_split
 from supernet.evaluate import found_rows, score_rows
+from supernet.heatdetr.architecture import Architecture, parse_size
+from supernet.heatdetr.detector import Detector
 
 ROOT = Path(__file__).resolve().parents[1]
 

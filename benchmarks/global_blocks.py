@@ -20,13 +20,13 @@ from result import RESULTS, here, tell
 
 from deploy.side_by_side import Entrant, race
 from latency_tables.models import random_network
-from supernet.architecture import GLOBAL_KINDS, parse_size, preset
-from supernet.detector import Detector
-from supernet.entries import Entry
 from supernet.graph.folding import fold
 from supernet.graph.style import GraphStyle
 from supernet.graph.writer import GraphWriter
-from supernet.operators import OPERATORS
+from supernet.heatdetr.architecture import GLOBAL_KINDS, parse_size, preset
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.operators import OPERATORS
+from supernet.heatdetr.operators.entries import Entry
 
 PLACES = ("s4_global", "sam4_global", "scm_global1", "scm_global2", "tcm_t1", "tcm_t2_0")
 

@@ -14,9 +14,9 @@ import time
 from frontier import RESULTS, parser_of, scored, train_ours, trained
 from result import here, tell
 
-from deploy.runtimes import open_session
-from supernet.architecture import parse_size
-from supernet.coco import load_split
+from deploy.edge.runtimes import open_session
+from supernet.data.coco import load_split
+from supernet.heatdetr.architecture import parse_size
 from supernet.letterbox import letterbox, read_image
 
 HEADS = {"nms": "heat-s", "one-to-one": "heat-s-one-to-one"}

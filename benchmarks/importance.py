@@ -27,12 +27,12 @@ from heat.spaces import search_space
 from heat.stages.supernet import train_supernet
 from heat.thinning import State, importance
 from heat.workspace import Workspace
-from supernet.architecture import parse_size
-from supernet.coco import load_split
-from supernet.place import local_name
-from supernet.recipes import TrainConfig
-from supernet.supernet import SearchConfig
-from supernet.training import Running
+from supernet.data.coco import load_split
+from supernet.heatdetr.architecture import parse_size
+from supernet.heatdetr.place import local_name
+from supernet.heatdetr.supernet import SearchConfig
+from supernet.train.loop import Running
+from supernet.train.recipes import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "importance"
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from result import here, tell
 
-from deploy.detect import Bundle, read_card
+from deploy.edge.detect import Bundle, read_card
 from deploy.side_by_side import Entrant, race, ratio
-from supernet.coco import load_split
+from supernet.data.coco import load_split
 from supernet.evaluate import Found, evaluate
 from supernet.letterbox import Image
 

@@ -41,10 +41,10 @@ from latency_tables.profile import calibrate, fill
 from latency_tables.samples import NetworkSample
 from latency_tables.store import open_table
 from latency_tables.table_file import write_table
-from supernet.architecture import Architecture, parse_size
 from supernet.counting import count_macs
+from supernet.heatdetr.architecture import Architecture, parse_size
+from supernet.heatdetr.supernet import SearchSpace
 from supernet.progress import Progress
-from supernet.supernet import SearchSpace
 
 RESULTS = Path(__file__).parent / "results" / "latency-sum"
 PASSES = 3

@@ -24,12 +24,12 @@ import torch
 from result import here, tell
 from torch import nn
 
-from deploy.runtimes import OPENVINO_HINT, OnnxRuntimeSession, openvino_core
+from deploy.edge.runtimes import OPENVINO_HINT, OnnxRuntimeSession, openvino_core
 from deploy.side_by_side import Entrant, race, ratio
 from latency_tables.models import random_network
-from supernet.architecture import parse_size, preset
-from supernet.detector import Detector
 from supernet.graph.style import GraphStyle
+from supernet.heatdetr.architecture import parse_size, preset
+from supernet.heatdetr.detector import Detector
 
 RESULTS = Path(__file__).parent / "results" / "nodes"
 RUNS = 10

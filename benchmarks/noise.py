@@ -43,8 +43,8 @@ from latency_tables.samples import NetworkSample
 from latency_tables.store import SHIPPED
 from latency_tables.table import LatencyTable
 from latency_tables.table_file import read_table
-from supernet.architecture import Architecture
-from supernet.supernet import SearchSpace
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.supernet import SearchSpace
 
 NETWORKS = 20
 TARGETS = 4

@@ -25,12 +25,12 @@ from heat.thinning import (
     stage_importance,
     stage_moves,
 )
-from latency_tables.measure import MAX_ROUNDS, ROUNDS
 from latency_tables.plan import batches_of
-from latency_tables.probes import terms
-from supernet.architecture import Architecture
-from supernet.entries import Entry
-from supernet.supernet import SearchSpace
+from latency_tables.probe.measure import MAX_ROUNDS, ROUNDS
+from latency_tables.terms import terms
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.operators.entries import Entry
+from supernet.heatdetr.supernet import SearchSpace
 
 SAME_STATE = 0.25
 MIN_GAIN = 1e-3

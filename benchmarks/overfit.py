@@ -28,14 +28,14 @@ from pycocotools.cocoeval import COCOeval
 from result import RESULTS, tell
 
 from deploy.gate import torch_detect
-from supernet.architecture import Architecture, parse_size
-from supernet.augment import AugmentConfig
-from supernet.coco import DetectionSet, load_split
 from supernet.counting import count_macs
+from supernet.data.augment import AugmentConfig
+from supernet.data.coco import DetectionSet, load_split
 from supernet.evaluate import found_rows
+from supernet.heatdetr.architecture import Architecture, parse_size
 from supernet.network import AnyArchitecture, build, find_architecture
-from supernet.recipes import TrainConfig
-from supernet.training import Running, fit
+from supernet.train.loop import Running, fit
+from supernet.train.recipes import TrainConfig
 
 IMAGES = 16
 CROWDS = 2

@@ -21,11 +21,11 @@ from typing import Any
 
 from result import here, tell
 
+from deploy.edge.runtimes import OnnxRuntimeSession
 from deploy.feeds import inputs_of
-from deploy.runtimes import OnnxRuntimeSession
 from deploy.side_by_side import Entrant, race, run_for
 from latency_tables.models import random_network
-from supernet.architecture import parse_size, preset
+from supernet.heatdetr.architecture import parse_size, preset
 
 RESULTS = Path(__file__).parent / "results" / "own-timing"
 SECONDS = 6.0

@@ -28,10 +28,10 @@ from result import here, tell
 
 from deploy.side_by_side import Entrant, Lap, race, ratio
 from latency_tables.models import randomise
-from latency_tables.setting import Setting
-from supernet.architecture import Architecture, parse_size, preset
-from supernet.detector import Detector
+from latency_tables.probe.setting import Setting
 from supernet.graph.style import GraphStyle
+from supernet.heatdetr.architecture import Architecture, parse_size, preset
+from supernet.heatdetr.detector import Detector
 
 RESULTS = Path(__file__).parent / "results" / "peers"
 GEMM = 1536

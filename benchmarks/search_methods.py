@@ -34,7 +34,7 @@ from heat.study import Problem, decode, encode, search
 from heat.thinning import State, ThinningRules
 from heat.workspace import Workspace
 from latency_tables.table_file import read_table
-from supernet.coco import load_split
+from supernet.data.coco import load_split
 
 RESULTS = Path(__file__).parent / "results" / "search-methods"
 Points = list[tuple[float, float]]

@@ -39,12 +39,12 @@ from latency_tables.networks import random_architecture
 from latency_tables.store import open_table
 from latency_tables.table import LatencyTable
 from latency_tables.table_file import write_table
-from supernet.architecture import WIDTH_STEP, Architecture, parse_size
-from supernet.coco import load_split
 from supernet.counting import count_macs
-from supernet.recipes import TrainConfig
-from supernet.supernet import SearchConfig, SearchSpace
-from supernet.training import Running
+from supernet.data.coco import load_split
+from supernet.heatdetr.architecture import WIDTH_STEP, Architecture, parse_size
+from supernet.heatdetr.supernet import SearchConfig, SearchSpace
+from supernet.train.loop import Running
+from supernet.train.recipes import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "search-quality"
 TRIES = 60

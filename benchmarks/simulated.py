@@ -13,10 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from latency_tables.batch import NETWORK_ROUNDS
 from latency_tables.families import family
-from latency_tables.machine import Disturbance
-from latency_tables.measure import Job, Round, time_jobs
 from latency_tables.meter import (
     ENTRY_MAX_ROUNDS,
     ENTRY_ROUNDS,
@@ -26,13 +23,16 @@ from latency_tables.meter import (
     moments_of,
     state_of,
 )
-from latency_tables.probes import ProbeModel, terms
+from latency_tables.probe.batch import NETWORK_ROUNDS
+from latency_tables.probe.machine import Disturbance
+from latency_tables.probe.measure import Job, Round, time_jobs
+from latency_tables.probe.setting import REFERENCES
+from latency_tables.probe.timings import BatchResult
 from latency_tables.samples import NetworkSample
-from latency_tables.setting import REFERENCES
 from latency_tables.table import LatencyTable
-from latency_tables.timings import BatchResult
-from supernet.architecture import Architecture
-from supernet.entries import Entry
+from latency_tables.terms import ProbeModel, terms
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.operators.entries import Entry
 
 LOAD_S = 0.02
 """Writing and loading one probe."""

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from result import tell
 
-from deploy.bench import own_peak_mb
+from deploy.edge.bench import own_peak_mb
 from heat.spaces import search_space
-from supernet.architecture import parse_size
-from supernet.loss import Target, detection_loss
-from supernet.supernet import SearchConfig, Supernet
+from supernet.heatdetr.architecture import parse_size
+from supernet.heatdetr.supernet import SearchConfig, Supernet
+from supernet.train.uniform import Target, detection_loss
 
 RESULTS = Path(__file__).parent / "results" / "straight-through.json"
 STEPS = 4

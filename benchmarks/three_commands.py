@@ -22,7 +22,7 @@ from typing import Any
 from disturber import beside
 from result import RESULTS, tell
 
-from latency_tables.machine import detect_cpu
+from latency_tables.probe.machine import detect_cpu
 
 TARGET_FPS = 24
 COMMANDS = (

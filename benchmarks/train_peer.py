@@ -33,12 +33,12 @@ import torch
 from peers import PEERS, Raw, thawed, yolo
 from torch import Tensor, nn
 
-from supernet.augment import AugmentConfig
-from supernet.coco import DetectionSet, Record, load_split
+from supernet.data.augment import AugmentConfig
+from supernet.data.coco import DetectionSet, Record, load_split
 from supernet.evaluate import result_rows
-from supernet.feed import feed
 from supernet.letterbox import letterbox, read_image
-from supernet.recipes import TrainConfig
+from supernet.train.feed import feed
+from supernet.train.recipes import TrainConfig
 
 RATES = {"detr-r50": 1e-4, "yolos-tiny": 1e-4, "rt-detr-r18": 2e-4, "d-fine-n": 4e-4}
 """Peak learning rates: the authors' at batches of 16 to 128, scaled by the root of the batch."""

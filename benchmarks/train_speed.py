@@ -27,13 +27,13 @@ from peers import PEERS, thawed
 from result import tell
 from train_peer import labelled, prepared
 
-from supernet.aligned import training_loss
-from supernet.architecture import parse_size, preset
-from supernet.coco import DetectionSet, load_split
-from supernet.detector import Detector
-from supernet.feed import feed
-from supernet.optimise import autocast_type, parameter_groups
-from supernet.recipes import recipe
+from supernet.data.coco import DetectionSet, load_split
+from supernet.heatdetr.architecture import parse_size, preset
+from supernet.heatdetr.detector import Detector
+from supernet.train.aligned import training_loss
+from supernet.train.feed import feed
+from supernet.train.optimise import autocast_type, parameter_groups
+from supernet.train.recipes import recipe
 
 RESULTS = Path(__file__).parent / "results" / "train-speed"
 

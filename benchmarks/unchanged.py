@@ -31,9 +31,9 @@ from latency_tables.networks import random_architecture
 from latency_tables.pricing import Pricing
 from latency_tables.store import SHIPPED
 from latency_tables.table_file import read_table, write_table
-from supernet.architecture import PRESETS
 from supernet.detr.family import FAMILY
 from supernet.graph.style import GraphStyle, Uncalibrated
+from supernet.heatdetr.architecture import PRESETS
 from supernet.network import build
 
 SIZE = (128, 192)

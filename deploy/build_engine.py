@@ -9,7 +9,7 @@ from supernet.errors import DeviceError
 from supernet.graph.style import OLDEST_OPSET
 
 from .capability import check_capability
-from .engine import build_engine, gpu_here, sidecar_of, tensorrt, tensorrt_version
+from .edge.engine import build_engine, gpu_here, sidecar_of, tensorrt, tensorrt_version
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from supernet.detector import Detector
 from supernet.graph.style import GraphStyle, Precision, Ranges
+from supernet.heatdetr.detector import Detector
 from supernet.letterbox import Image, letterbox
 
-from .runtimes import open_session
+from .edge.runtimes import open_session
 
 TOLERANCE = {"f32": 1e-3, "f16": 0.05, "bf16": 0.1, "int8": 0.3}
 """Largest norm of a part's difference over the norm of what torch computes."""

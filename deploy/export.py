@@ -13,16 +13,16 @@ from typing import Any
 from supernet.atomic import write_text
 from supernet.counting import count_macs, count_params
 from supernet.errors import UserError
+from supernet.heatdetr.quantization import Quantization
 from supernet.letterbox import PAD_RGB, Image, letterbox
 from supernet.network import Network
-from supernet.quantization import Quantization
 
-from .bench import Speed, measure_speed
-from .detect import CARD_FORMAT, file_hash
+from .edge.bench import Speed, measure_speed
+from .edge.detect import CARD_FORMAT, file_hash
+from .edge.session import runtime_version
 from .form import Form
 from .gate import Judge, check_ap, check_batch, check_executed, check_parity
 from .parity import MIN_IOU, Parity
-from .session import runtime_version
 from .standalone import detect_script
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from supernet.errors import UserError
 
-from .runtimes import OnnxRuntimeSession, OpenVinoSession
-from .session import Session
+from .edge.runtimes import OnnxRuntimeSession, OpenVinoSession
+from .edge.session import Session
 
 DTYPES: dict[str, type[np.generic]] = {
     "float": np.float32, "float32": np.float32, "f32": np.float32,

@@ -10,14 +10,14 @@ from supernet.graph.batch import SIZES as BATCHES
 from supernet.graph.batch import free_batch
 from supernet.graph.nodes import Array
 from supernet.graph.style import GraphStyle, Precision
+from supernet.heatdetr.quantization import Quantization
 from supernet.network import Network
-from supernet.quantization import Quantization
 
 from .build_engine import Plan
+from .edge.postprocess import Find, Postprocess, unpad
+from .edge.runtimes import open_session, openvino_core
+from .edge.session import Session
 from .nncf_int8 import quantize_with_nncf
-from .postprocess import Find, Postprocess, unpad
-from .runtimes import open_session, openvino_core
-from .session import Session
 
 Format = Literal["onnx", "openvino", "tensorrt"]
 

@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from supernet.detector import Detector
 from supernet.errors import PromiseError
 from supernet.evaluate import Detect, Found
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.quantization import Quantization
 from supernet.letterbox import Image, boxes_to_image, letterbox
 from supernet.network import Network
-from supernet.quantization import Quantization
 
 from .diverge import first_divergence
-from .executed import dominant, executed_precision
+from .edge.executed import dominant, executed_precision
+from .edge.postprocess import Find
+from .edge.session import Session
 from .form import Form
 from .parity import Parity, compare
-from .postprocess import Find
-from .session import Session
 
 Judge = Callable[[Detect], float]
 """Scores what detects, in points of AP."""

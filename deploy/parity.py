@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from supernet.boxes import Detections, iou_matrix
+from supernet.heatdetr.operators.decode import NMS_IOU
 from supernet.letterbox import Image, letterbox
 from supernet.network import Network
-from supernet.operators.decode import NMS_IOU
 
-from .postprocess import Find
-from .session import Session
+from .edge.postprocess import Find
+from .edge.session import Session
 
 MATCH_SCORE = 0.3
 """Detections of at least this score must be found by both."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from supernet.detector import Detector
 from supernet.errors import PromiseError
-from supernet.fake_quant import simulate_int8
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.fake_quant import simulate_int8
+from supernet.heatdetr.quantization import Quantization, calibrate, place_of
 from supernet.progress import Progress
-from supernet.quantization import Quantization, calibrate, place_of
 
 CALIBRATION_IMAGES = 64
 SENSITIVITY_IMAGES = 4

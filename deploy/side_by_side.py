@@ -23,10 +23,10 @@ import numpy as np
 
 from supernet.errors import HeatError, UserError
 
-from .bench import own_peak_mb
+from .edge.bench import own_peak_mb
+from .edge.runtimes import open_crowd, open_session
+from .edge.session import Session
 from .feeds import described, inputs_of
-from .runtimes import open_crowd, open_session
-from .session import Session
 
 ROUNDS = 15
 TURN_SECONDS = 0.4

@@ -11,13 +11,14 @@ from types import ModuleType
 
 from supernet import errors, letterbox
 
-from . import (
+from .edge import (
     capture,
     containers,
     cuda,
     detect,
     drawing,
     engine,
+    executed,
     gpu,
     labels,
     pixels,
@@ -25,6 +26,7 @@ from . import (
     recorder,
     runtimes,
     saving,
+    session,
     sources,
     stream,
     tiles,
@@ -36,9 +38,9 @@ DETECTING = (
     postprocess, sources, containers, capture, stream, saving, recorder, pixels, drawing, labels,
     tiles, track, work, detect,
 )  # fmt: skip
-PARTS = (errors, letterbox, runtimes, *DETECTING)
+PARTS = (errors, letterbox, session, runtimes, *DETECTING)
 """In the order in which they need each other."""
-GPU_PARTS = (errors, letterbox, runtimes, cuda, engine, gpu, *DETECTING)
+GPU_PARTS = (errors, letterbox, session, runtimes, executed, cuda, engine, gpu, *DETECTING)
 """The same for TensorRT."""
 
 OURS = ("heat", "supernet", "latency_tables", "deploy")
@@ -78,7 +80,7 @@ def join(modules: Sequence[ModuleType], header: str, footer: str) -> str:
             docstring = isinstance(node, ast.Expr) and node is tree.body[0]
             if isinstance(node, ast.Import | ast.ImportFrom):
                 if not _is_ours(node):
-                    imports.update("\n".join(lines[node.lineno - 1 : node.end_lineno]).splitlines())
+                    imports.add(ast.unparse(node))
             elif not (docstring or (isinstance(node, ast.If) and "__name__" in ast.unparse(node))):
                 continue
             dropped.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))

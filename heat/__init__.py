@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deploy.detect import Bundle
+    from deploy.edge.detect import Bundle
 
 __all__ = ["__version__", "load"]
 
@@ -39,6 +39,6 @@ def load(folder: str | Path, threads: int | None = None) -> "Bundle":
     `.detect(image)` takes RGB uint8 pixels [height, width, 3], a path or a PIL image, and returns
     boxes in image pixels. Several threads may share a bundle.
     """
-    from deploy.detect import Bundle
+    from deploy.edge.detect import Bundle
 
     return Bundle(Path(folder), threads)

@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from supernet.aligned import training_loss
 from supernet.boxes import Detections
-from supernet.coco import DetectionSet, Record
-from supernet.detector import Detector
+from supernet.data.coco import DetectionSet, Record
 from supernet.errors import DataError
 from supernet.evaluate import Found, result_rows, score_rows
-from supernet.fake_quant import simulate_int8
-from supernet.feed import batch_starts
-from supernet.inherit import inherit, kept_channels
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.fake_quant import simulate_int8
+from supernet.heatdetr.inherit import inherit, kept_channels
+from supernet.heatdetr.recalibrate import recalibrate
+from supernet.heatdetr.supernet import SearchSpace, Supernet
 from supernet.letterbox import boxes_to_image, letterbox, read_image, scale_to_fit
-from supernet.loss import Target
-from supernet.recalibrate import recalibrate
-from supernet.supernet import SearchSpace, Supernet
+from supernet.train.aligned import training_loss
+from supernet.train.feed import batch_starts
+from supernet.train.uniform import Target
 
 from .journal import Journal
 from .thinning import Logits, State

@@ -13,7 +13,7 @@ import numpy as np
 
 from latency_tables.pricing import Latency, Pricing
 from latency_tables.samples import NetworkSample
-from supernet.architecture import Architecture
+from supernet.heatdetr.architecture import Architecture
 
 AGREED_SD = 0.006
 """Relative standard deviation of their median at which timings agree."""

@@ -5,8 +5,8 @@ import numpy as np
 from latency_tables.plan import TARGETS, check_networks
 from latency_tables.profile import Targets
 from latency_tables.table import LatencyTable
-from supernet.architecture import Architecture
-from supernet.supernet import SearchSpace
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.supernet import SearchSpace
 
 from .limits import Pricer
 from .search import Chain

@@ -15,10 +15,10 @@ no operator is less than one of them. Half of that is taken.
 from collections.abc import Sequence
 
 from latency_tables.devices import Target
-from supernet.architecture import GLOBAL_KINDS, WIDTH_STEP, Architecture
 from supernet.counting import count_macs
 from supernet.errors import UserError
-from supernet.supernet import SearchSpace
+from supernet.heatdetr.architecture import GLOBAL_KINDS, WIDTH_STEP, Architecture
+from supernet.heatdetr.supernet import SearchSpace
 
 from .limits import Limits
 

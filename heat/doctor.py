@@ -21,10 +21,10 @@ from packaging.version import Version
 from rich.markup import escape
 from rich.table import Table
 
-from deploy.runtimes import open_session
-from deploy.session import installed_runtimes
+from deploy.edge.runtimes import open_session
+from deploy.edge.session import installed_runtimes
 from latency_tables.devices import Device, load_devices, resolve
-from latency_tables.machine import (
+from latency_tables.probe.machine import (
     Detected,
     Gpu,
     Watch,
@@ -198,7 +198,7 @@ def steadiness(timings: Mapping[int, ThreadTiming]) -> Finding:
 
 def _time_threads(most: int) -> dict[int, ThreadTiming]:
     from latency_tables.models import write_network
-    from supernet.architecture import preset
+    from supernet.heatdetr.architecture import preset
 
     size = (256, 256)
     model = write_network(preset("nano", input_size=size))

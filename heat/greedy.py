@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
-from supernet.supernet import SearchSpace
+from supernet.heatdetr.supernet import SearchSpace
 
 from .thinning import (
     Logits,

@@ -11,11 +11,11 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from supernet.atomic import write_bytes
-from supernet.coco import DetectionSet
+from supernet.data.coco import DetectionSet
 from supernet.evaluate import Scores
-from supernet.feed import feed
 from supernet.letterbox import Image
-from supernet.recipes import TrainConfig
+from supernet.train.feed import feed
+from supernet.train.recipes import TrainConfig
 
 from .charts import save
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from supernet.atomic import write_text
-from supernet.supernet import SearchSpace
+from supernet.heatdetr.supernet import SearchSpace
 
 from .greedy import Trial
 from .thinning import Logits

@@ -8,9 +8,9 @@ from typing import Literal
 from latency_tables.costs import size_mb, working_set_mb
 from latency_tables.pricing import Latency, Pricing
 from latency_tables.table import LatencyTable
-from supernet.architecture import Architecture
 from supernet.errors import UserError
-from supernet.supernet import SearchSpace
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.supernet import SearchSpace
 
 from .thinning import Logits, State
 

@@ -8,15 +8,15 @@ import numpy as np
 import torch
 
 from latency_tables.devices import Target
-from latency_tables.machine import physical_cores
-from supernet.aligned import training_loss
-from supernet.coco import DetectionSet, Record
-from supernet.detector import Detector
-from supernet.feed import feed
-from supernet.optimise import autocast_type
-from supernet.recipes import TrainConfig
-from supernet.supernet import SearchSpace
-from supernet.threads import planned
+from latency_tables.probe.machine import physical_cores
+from supernet.data.coco import DetectionSet, Record
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.supernet import SearchSpace
+from supernet.train.aligned import training_loss
+from supernet.train.feed import feed
+from supernet.train.optimise import autocast_type
+from supernet.train.recipes import TrainConfig
+from supernet.train.threads import planned
 
 from .spaces import SPACES
 from .stages.measuring import measure_network

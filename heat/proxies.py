@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from supernet.errors import UserError
+from supernet.heatdetr.supernet import SearchSpace
 from supernet.progress import Progress
-from supernet.supernet import SearchSpace
 
 from .accuracy import Readings
 from .thinning import Logits, State, ThinningRules, every_move, removed_mass

@@ -10,15 +10,15 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
-from deploy.detect import Bundle, read_card
-from deploy.drawing import draw
+from deploy.edge.detect import Bundle, read_card
+from deploy.edge.drawing import draw
 from deploy.form import RUNTIME_OF
 from latency_tables.curves import block_curves
-from supernet.architecture import Architecture
 from supernet.atomic import write_text
 from supernet.checkpoint import read_info
-from supernet.coco import DetectionSet
+from supernet.data.coco import DetectionSet
 from supernet.errors import UserError
+from supernet.heatdetr.architecture import Architecture
 from supernet.letterbox import read_image
 from supernet.version import __version__
 

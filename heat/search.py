@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from supernet.supernet import SearchSpace
+from supernet.heatdetr.supernet import SearchSpace
 
 from .greedy import Trial, thin_step
 from .thinning import Logits, Move, State, ThinningRules, every_move, removed_mass

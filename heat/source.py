@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from latency_tables.devices import Target
 from supernet.checkpoint import load_weights, read_info
 from supernet.errors import UserError
-from supernet.supernet import SearchSpace, Supernet
+from supernet.heatdetr.supernet import SearchSpace, Supernet
 
 from .thinning import Logits, prior_logits
 from .workspace import Workspace

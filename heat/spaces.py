@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from supernet.architecture import Architecture
 from supernet.errors import UserError
-from supernet.supernet import SearchSpace
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.supernet import SearchSpace
 
 Four = tuple[int, int, int, int]
 

@@ -17,11 +17,11 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from supernet.architecture import CONDENSED, WIDTH_STEP
 from supernet.errors import UserError
-from supernet.place import local_name
+from supernet.heatdetr.architecture import CONDENSED, WIDTH_STEP
+from supernet.heatdetr.place import local_name
+from supernet.heatdetr.supernet import CANDIDATES, IDENTITY, SearchSpace
 from supernet.progress import Progress
-from supernet.supernet import CANDIDATES, IDENTITY, SearchSpace
 
 from .journal import fingerprint
 from .search import Method

@@ -12,13 +12,13 @@ from rich.table import Table
 from latency_tables.compare import Comparison
 from latency_tables.curves import block_curves
 from latency_tables.devices import Device
-from latency_tables.machine import Detected, Gpu
+from latency_tables.probe.machine import Detected, Gpu
 from latency_tables.table import LatencyTable
-from supernet.architecture import Architecture
-from supernet.check import class_problems, image_problems
-from supernet.coco import load_split, splits_of
 from supernet.counting import count_macs, count_params
-from supernet.operators import OPERATORS
+from supernet.data.check import class_problems, image_problems
+from supernet.data.coco import load_split, splits_of
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.operators import OPERATORS
 
 from .terminal import terminal
 

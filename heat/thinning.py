@@ -8,16 +8,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from supernet.architecture import (
+from supernet.heatdetr.architecture import (
     CONDENSED,
     LOCAL_OPERATORS,
     WIDTH_STEP,
     Architecture,
     GlobalBlock,
 )
-from supernet.operators import OPERATORS
-from supernet.place import local_name
-from supernet.supernet import CANDIDATES, IDENTITY, SearchSpace
+from supernet.heatdetr.operators import OPERATORS
+from supernet.heatdetr.place import local_name
+from supernet.heatdetr.supernet import CANDIDATES, IDENTITY, SearchSpace
 
 Place = tuple[int, int]
 """(stage from 1, position from 0)."""

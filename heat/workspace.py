@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latency_tables.lock import only_one
+from latency_tables.probe.lock import only_one
 from supernet.atomic import write_text
 from supernet.errors import UserError, masked
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from supernet.entries import Entry
-from supernet.operators import OPERATORS
+from supernet.heatdetr.operators import OPERATORS
+from supernet.heatdetr.operators.entries import Entry
 
 SIZES = ("op", "stride", "d_in", "d_out", "h", "w")
 COLUMNS = (*SIZES, "extra", "anchors")

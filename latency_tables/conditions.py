@@ -6,8 +6,8 @@ from typing import Self
 from supernet.errors import TableError
 from supernet.graph.style import FORMS_VERSION
 
-from .machine import Detected, Gpu
-from .setting import Setting
+from .probe.machine import Detected, Gpu
+from .probe.setting import Setting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ class Conditions:
     width: int
     """Input width in pixels."""
     forms: int
-    """Version of the operators' deployed form, `supernet.onnx_graph.FORMS_VERSION`."""
+    """Version of the operators' deployed form, `FORMS_VERSION` of `supernet/graph/style.py`."""
     spinning: str = "brief"
     """How threads wait: brief, always or never."""
     pinning: bool = False

@@ -11,14 +11,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from supernet.architecture import Architecture
-from supernet.entries import Entry
-from supernet.operators import OPERATORS
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.operators import OPERATORS
+from supernet.heatdetr.operators.entries import Entry
 
 from .families import FLOAT_BYTES
 from .models import PLAIN, write
-from .probes import ProbeModel
-from .setting import Setting
+from .probe.setting import Setting
+from .terms import ProbeModel
 
 MIB = 2**20
 

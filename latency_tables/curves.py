@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from supernet.operators import OPERATORS
+from supernet.heatdetr.operators import OPERATORS
 
 from .table import LatencyTable
 

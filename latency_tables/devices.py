@@ -12,11 +12,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from deploy.session import PRECISIONS
+from deploy.edge.session import PRECISIONS
 from supernet.errors import DeviceError
 
-from .machine import Detected, Gpu, detect_cpu, detect_gpus, physical_cores, slug
-from .setting import Setting
+from .probe.machine import Detected, Gpu, detect_cpu, detect_gpus, physical_cores, slug
+from .probe.setting import Setting
 
 FOLDER = Path(__file__).parent / "devices"
 

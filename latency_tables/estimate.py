@@ -23,9 +23,9 @@ import numpy as np
 import onnx
 
 from supernet.atomic import write_text
-from supernet.entries import Entry
 from supernet.errors import DeviceError, TableError
-from supernet.operators import OPERATORS
+from supernet.heatdetr.operators import OPERATORS
+from supernet.heatdetr.operators.entries import Entry
 from supernet.version import __version__
 
 from .conditions import Conditions
@@ -33,9 +33,9 @@ from .costs import MIB
 from .devices import Figures, Target
 from .families import FLOAT_BYTES
 from .models import write
-from .probes import ProbeModel
-from .setting import Setting
+from .probe.setting import Setting
 from .table import LatencyTable, Row
+from .terms import ProbeModel
 
 EFFICIENCIES = Path(__file__).parent / "efficiencies.json"
 

@@ -13,8 +13,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from supernet.entries import Entry
-from supernet.operators import OPERATORS
+from supernet.heatdetr.operators import OPERATORS
+from supernet.heatdetr.operators.entries import Entry
 
 Array = NDArray[np.float64]
 

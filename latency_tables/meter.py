@@ -12,25 +12,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from supernet.architecture import Architecture
-from supernet.entries import Entry
 from supernet.errors import DeviceError
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.operators.entries import Entry
 from supernet.version import __version__
 
-from .batch import Bench, precision_of
 from .conditions import Conditions
-from .fresh import peak_mb, time_network
-from .machine import Disturbance
-from .measure import Round, Timing
 from .models import write, write_network
-from .probes import terms
+from .probe.batch import Bench, precision_of
+from .probe.fresh import peak_mb, time_network
+from .probe.machine import Disturbance
+from .probe.measure import Round, Timing
+from .probe.setting import REFERENCES, Model
+from .probe.timings import BatchResult, NetworkResult
 from .references import reference_models
 from .samples import EntrySample, NetworkSample, State
-from .setting import REFERENCES, Model
 from .table import Moment
-from .timings import BatchResult, NetworkResult
+from .terms import terms
 
-FRESH_COMMAND = (sys.executable, "-m", "latency_tables.fresh")
+FRESH_COMMAND = (sys.executable, "-m", "latency_tables.probe.fresh")
 """Starts a process of its own for a whole network."""
 
 ENTRY_ROUNDS = 4

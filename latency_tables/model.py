@@ -24,13 +24,13 @@ from functools import cached_property
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from supernet.architecture import Architecture
-from supernet.entries import Entry
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.operators.entries import Entry
 
 from .calibration import Calibration
 from .families import Array, family, prior_covariance, prior_mean
+from .probe.setting import REFERENCES
 from .samples import EntrySample, NetworkSample, State, slowness
-from .setting import REFERENCES
 
 SENSITIVITY_SD = (0.2, 0.5, 0.5, 0.3)
 """Prior of beta: the family follows the reference network but for this."""

@@ -10,18 +10,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from supernet.architecture import Architecture
-from supernet.detector import Detector
 from supernet.graph.folding import fold
 from supernet.graph.style import GraphStyle
 from supernet.graph.writer import GraphWriter
-from supernet.operators import OPERATORS, Unit
-from supernet.operators.convbn import ConvBN
-from supernet.operators.head import Head
-from supernet.operators.repcnn import ConvRelu
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.operators import OPERATORS, Unit
+from supernet.heatdetr.operators.convbn import ConvBN
+from supernet.heatdetr.operators.head import Head
+from supernet.heatdetr.operators.repcnn import ConvRelu
 
-from .probes import ENDS, ProbeModel, decode_of
-from .setting import Model, Setting, Shapes
+from .probe.setting import Model, Setting, Shapes
+from .terms import ENDS, ProbeModel, decode_of
 from .torch_session import TorchSession
 
 PLAIN = Setting(runtime="onnxruntime", precision="f32", threads=1)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from supernet.architecture import LOCAL_OPERATORS, WIDTH_STEP, Architecture
+from supernet.heatdetr.architecture import LOCAL_OPERATORS, WIDTH_STEP, Architecture
 
 
 def random_architecture(

@@ -17,35 +17,35 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from deploy import bench, cuda, engine, gpu, runtimes
+from deploy.edge import bench, cuda, engine, executed, gpu, runtimes, session
 from deploy.standalone import join
 from supernet import errors
-from supernet.architecture import Architecture
 from supernet.atomic import replacing
-from supernet.entries import Entry
 from supernet.errors import DeviceError, TableError
 from supernet.graph.style import FORMS_VERSION
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.operators.entries import Entry
+from supernet.heatdetr.supernet import SearchSpace
 from supernet.progress import Progress
-from supernet.supernet import SearchSpace
 
-from . import batch, fresh, lock, machine, measure, probe, setting, timings
 from .conditions import Conditions
 from .devices import Target, find_device, name_of
-from .machine import Detected, Gpu
 from .meter import entries_taken, network_taken
 from .models import write, write_network
 from .plan import Checks, batches_of, space_entries
-from .probe import RESULTS_FORMAT, read_results
-from .probes import terms
+from .probe import batch, fresh, lock, machine, measure, program, setting, timings
+from .probe.machine import Detected, Gpu
+from .probe.program import RESULTS_FORMAT, read_results
+from .probe.setting import Model, Setting, key_of
+from .probe.timings import batch_from_json, network_from_json
 from .profile import absorb, set_memory
 from .references import reference_models
-from .setting import Model, Setting, key_of
 from .table import LatencyTable
-from .timings import batch_from_json, network_from_json
+from .terms import terms
 
 PARTS = (
-    errors, runtimes, cuda, engine, gpu, bench,
-    machine, measure, setting, timings, batch, lock, fresh, probe,
+    errors, session, runtimes, executed, cuda, engine, gpu, bench,
+    machine, measure, setting, timings, batch, lock, fresh, program,
 )  # fmt: skip
 """In the order in which they need each other."""
 

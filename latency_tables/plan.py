@@ -6,14 +6,14 @@ from itertools import product
 
 import numpy as np
 
-from supernet.architecture import (
+from supernet.heatdetr.architecture import (
     CONDENSED,
     LOCAL_OPERATORS,
     WIDTH_STEP,
     Architecture,
     GlobalBlock,
 )
-from supernet.entries import Entry
+from supernet.heatdetr.operators.entries import Entry
 
 from .families import family, multiply_adds, prior_covariance, prior_mean
 from .model import LatencyModel

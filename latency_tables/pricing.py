@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from supernet.architecture import Architecture
+from supernet.heatdetr.architecture import Architecture
 
 from .model import LatencyModel
 from .samples import Array, State

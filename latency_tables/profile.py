@@ -4,13 +4,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 
-from supernet.architecture import Architecture
-from supernet.entries import Entry
 from supernet.errors import UserError
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.operators.entries import Entry
 from supernet.progress import Progress
 
 from .costs import MemoryModel, MemorySample, size_mb, working_set_mb
-from .machine import Disturbance
 from .meter import Meter, Taken
 from .plan import (
     Checks,
@@ -19,6 +18,7 @@ from .plan import (
     first_entries,
     next_entries,
 )
+from .probe.machine import Disturbance
 from .table import LatencyTable
 
 HELD_OUT_EVERY = 4

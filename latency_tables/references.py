@@ -6,12 +6,12 @@ memory, and one that is hardly more than a call. They depend on nothing but the 
 network, the input size.
 """
 
-from supernet.entries import Entry
+from supernet.heatdetr.operators.entries import Entry
 
 from .models import write, write_network
 from .networks import reference_architecture
-from .probes import ProbeModel
-from .setting import Model, Setting
+from .probe.setting import Model, Setting
+from .terms import ProbeModel
 
 OPERATORS = {
     "compute": ProbeModel("chain", Entry("repcnn", 16, 128, 128, 28, 28), 3),

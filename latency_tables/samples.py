@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from supernet.architecture import Architecture
-from supernet.entries import Entry
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.operators.entries import Entry
 
-from .setting import REFERENCES
+from .probe.setting import REFERENCES
 
 Array = NDArray[np.float64]
 

@@ -11,18 +11,18 @@ from typing import Any, cast
 
 import numpy as np
 
-from supernet.entries import Entry
 from supernet.graph.folding import fold
 from supernet.graph.nodes import Value
 from supernet.graph.style import GraphStyle
 from supernet.graph.writer import GraphWriter
-from supernet.operators import OPERATORS, Unit
-from supernet.operators.repcnn import RepCNN
+from supernet.heatdetr.operators import OPERATORS, Unit
+from supernet.heatdetr.operators.entries import Entry
+from supernet.heatdetr.operators.repcnn import RepCNN
 
-from .batch import load
-from .measure import time_jobs
 from .models import randomise
-from .setting import Model, Setting
+from .probe.batch import load
+from .probe.measure import time_jobs
+from .probe.setting import Model, Setting
 
 LAYERS = 12
 HEAD = 32

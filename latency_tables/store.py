@@ -4,7 +4,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from deploy.session import runtime_version
+from deploy.edge.session import runtime_version
 from supernet.errors import TableError
 
 from .conditions import Conditions, stem_of

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from supernet.architecture import Architecture
-from supernet.entries import Entry
 from supernet.errors import TableError
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.operators.entries import Entry
 
 from .calibration import INTERVAL_90, Calibration, Check
 from .conditions import Conditions

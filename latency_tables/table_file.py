@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from supernet.architecture import Architecture
 from supernet.atomic import write_text
-from supernet.entries import Entry
 from supernet.errors import HeatError, TableError
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.operators.entries import Entry
 
 from .calibration import Calibration, Check
 from .columns import COLUMNS, entry_columns, entry_of

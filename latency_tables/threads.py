@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.runtimes import open_session
+from deploy.edge.runtimes import open_session
 
 CHECK_S = 4.0
 """Time for all numbers of threads together."""

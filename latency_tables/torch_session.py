@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploy.session import WallClock
+from deploy.edge.session import WallClock
 from supernet.boxes import Detections
-from supernet.operators.decode import Decode
+from supernet.heatdetr.operators.decode import Decode
 
-from .setting import Setting
+from .probe.setting import Setting
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 CAPTURE_WARMUPS = 3

@@ -2,7 +2,7 @@
 
 The header carries the architecture or search space, class names, epoch and versions, so that a
 checkpoint is one file and cannot be separated from its meaning. Optimiser state for resuming is a
-file of its own beside it (`supernet.training`).
+file of its own beside it (`supernet.train`).
 """
 
 import json

@@ -1,12 +1,12 @@
 """Multiply-adds and parameters of a deployed network."""
 
-from .architecture import Architecture
 from .detr.detr import Host
 from .detr.family import DetrArchitecture
-from .entries import Macs
 from .graph.writer import GraphWriter
+from .heatdetr.architecture import Architecture
+from .heatdetr.operators import OPERATORS
+from .heatdetr.operators.entries import Macs
 from .network import AnyArchitecture, build
-from .operators import OPERATORS
 
 
 def count_macs(architecture: AnyArchitecture) -> Macs:

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .average_precision import Metrics, Scores, score
 from .boxes import iou_matrix
-from .detection_set import DetectionSet, Record
+from .data.average_precision import Metrics, Scores, score
+from .data.detection_set import DetectionSet, Record
 from .errors import DataError
 from .letterbox import Image, read_image
 from .progress import Progress

@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
-from .architecture import PRESETS, Architecture
-from .detector import Detector
 from .detr.detr import Detr, Host
 from .detr.family import FAMILY, DetrArchitecture
 from .detr.multi_scale import MultiScaleSamDetr
 from .detr.sam_detr import SamDetr
 from .errors import UserError
+from .heatdetr.architecture import PRESETS, Architecture
+from .heatdetr.detector import Detector
 
 Network = Detector | Host
 AnyArchitecture = Architecture | DetrArchitecture

@@ -13,9 +13,9 @@ import heat.stages.form_search
 import heat.stages.profile
 from latency_tables.models import randomise
 from latency_tables.plan import Checks
-from supernet.architecture import Architecture
-from supernet.detector import Detector
-from supernet.shapes import make_shapes
+from supernet.data.shapes import make_shapes
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.detector import Detector
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

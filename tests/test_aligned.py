@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from deploy.runtimes import open_session
-from supernet.aligned import MANY, align, aligned_loss, training_loss
-from supernet.architecture import Architecture
+from deploy.edge.runtimes import open_session
 from supernet.counting import count_macs, count_params
-from supernet.detector import Detector
-from supernet.loss import Target
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.detector import Detector
+from supernet.train.aligned import MANY, align, aligned_loss, training_loss
+from supernet.train.uniform import Target
 
 CENTRES = torch.tensor([[x + 16.0, 16.0] for x in range(0, 128, 32)])
 
@@ -96,7 +96,7 @@ def test_sixteen_pixels_between_cells(unit: Architecture) -> None:
 
 
 def test_a_raw_one_to_one_graph_is_decoded_outside(once: Architecture) -> None:
-    from deploy.postprocess import Postprocess
+    from deploy.edge.postprocess import Postprocess
     from latency_tables.models import random_network
 
     network = random_network(once)
@@ -114,7 +114,7 @@ def test_a_raw_one_to_one_graph_is_decoded_outside(once: Architecture) -> None:
 def test_its_latency_can_be_measured(once: Architecture) -> None:
     """Every probe of the entries that it has in place of NMS and cells of 32 pixels runs."""
     from latency_tables.models import PLAIN, write
-    from latency_tables.probes import terms
+    from latency_tables.terms import terms
 
     places = once.entries()
     assert places["decode"].op == "top_k"

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from supernet.coco import load_split
-from supernet.detection_set import check_trainable
+from supernet.data.coco import load_split
+from supernet.data.detection_set import check_trainable
 from supernet.errors import DataError
 from supernet.evaluate import score_rows
 

@@ -5,12 +5,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from latency_tables.plan import space_entries
-from supernet.architecture import CONDENSED, PRESETS, Architecture, parse_size, preset
 from supernet.counting import count_macs, count_params
-from supernet.detector import Detector
-from supernet.entries import Macs
 from supernet.errors import UserError
-from supernet.operators import OPERATORS
+from supernet.heatdetr.architecture import CONDENSED, PRESETS, Architecture, parse_size, preset
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.operators import OPERATORS
+from supernet.heatdetr.operators.entries import Macs
 
 SPEC_MACS = [
     ("medium", (832, 1344), 79_396_402_176, 999_014_016),

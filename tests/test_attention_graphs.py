@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deploy.build_engine import plan_engine
-from deploy.runtimes import open_session
+from deploy.edge.runtimes import open_session
 from supernet.attention import ActAttention, Attention, EnactAttention, PoolAttention
 from supernet.errors import UserError
 from supernet.graph.style import GraphStyle

@@ -25,7 +25,7 @@ from heat.thinning import (
     removed_mass,
 )
 from latency_tables.columns import entry_of
-from supernet.supernet import CANDIDATES, SearchSpace
+from supernet.heatdetr.supernet import CANDIDATES, SearchSpace
 from tests.toy_space import LOGITS, SPACE, Rows, chain_of, latency_ms
 
 RULES: tuple[StageRule, ...] = ("mean", "sum", "all")

@@ -15,7 +15,7 @@ import pytest
 from heat.cli import app
 from heat.workspace import Workspace
 from latency_tables.devices import load_devices
-from latency_tables.machine import detect_cpu
+from latency_tables.probe.machine import detect_cpu
 from latency_tables.table_file import read_table
 from tests.command_line import SMALL, fails, run
 
@@ -367,7 +367,7 @@ def test_a_table_keeps_what_it_was_measured_under(
 ) -> None:
     """Two profiles compared; a picture drawn; a second writer refused; thinned with its margin."""
     from heat.stages import reading
-    from latency_tables.lock import only_one
+    from latency_tables.probe.lock import only_one
     from latency_tables.stacks import Setup, measure_stacks
 
     small = partial(measure_stacks, setup=Setup(width=64, side=14))

@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
-from supernet.augment import AugmentConfig, augment
-from supernet.coco import load_split, resolve_split
+from supernet.data.augment import AugmentConfig, augment
+from supernet.data.coco import load_split, resolve_split
+from supernet.data.shapes import make_shapes
 from supernet.errors import DataError
 from supernet.evaluate import evaluate, score_rows
 from supernet.letterbox import PAD_RGB, boxes_to_image, letterbox, read_image
-from supernet.shapes import make_shapes
 
 from .conftest import shared
 

@@ -10,11 +10,11 @@ from PIL import Image
 
 from heat.learning import draw_confusion, draw_precision, plain
 from heat.tables import check_data
-from supernet.average_precision import score
-from supernet.check import image_problems
-from supernet.coco import load_split
+from supernet.data.average_precision import score
+from supernet.data.check import image_problems
+from supernet.data.coco import load_split
+from supernet.data.image_files import image_size, list_images
 from supernet.errors import DataError
-from supernet.image_files import image_size, list_images
 from supernet.letterbox import letterbox, read_image
 
 from .test_annotations import note
@@ -162,6 +162,6 @@ def test_a_thousand_classes_are_drawn_at_a_bounded_size(tmp_path: Path) -> None:
 
 def test_the_check_counts_as_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    monkeypatch.setattr("supernet.check.Progress.advance", lambda *_: seen.append(1))
+    monkeypatch.setattr("supernet.data.check.Progress.advance", lambda *_: seen.append(1))
     check_data(write_coco(tmp_path, [note()]))
     assert len(seen) == 2

@@ -13,24 +13,24 @@ import pytest
 import torch
 
 import heat
-from deploy.detect import Bundle
-from deploy.drawing import draw
+from deploy.edge.detect import Bundle
+from deploy.edge.drawing import draw
+from deploy.edge.runtimes import open_session
+from deploy.edge.sources import image_paths
+from deploy.edge.work import DetectOptions, detect_files
 from deploy.export import Exported, export_bundle
 from deploy.form import Form, Format
 from deploy.parity import compare, match_detections
-from deploy.runtimes import open_session
-from deploy.sources import image_paths
 from deploy.standalone import detect_script
-from deploy.work import DetectOptions, detect_files
 from supernet.boxes import Detections
-from supernet.detector import Detector
+from supernet.data.shapes import draw as draw_shapes
 from supernet.errors import BundleError, DataError, PromiseError, UserError
 from supernet.graph.style import GraphStyle
 from supernet.graph.writer import GraphWriter
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.operators.decode import nms
+from supernet.heatdetr.operators.suppress import ROUNDS, survivors
 from supernet.letterbox import Image, letterbox, read_image
-from supernet.operators.decode import nms
-from supernet.operators.suppress import ROUNDS, survivors
-from supernet.shapes import draw as draw_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_TORCH = (

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from deploy.runtimes import open_session
+from deploy.edge.runtimes import open_session
 from latency_tables.models import randomise
-from supernet.architecture import Architecture, preset
-from supernet.detector import Detector
 from supernet.graph.style import FORMS_VERSION, GraphStyle
-from supernet.loss import Target, detection_loss
+from supernet.heatdetr.architecture import Architecture, preset
+from supernet.heatdetr.detector import Detector
+from supernet.train.uniform import Target, detection_loss
 
 STAGE_SHAPES = {
     "stem": (128, 104, 168),

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from deploy.gate import torch_detect
-from supernet.augment import AugmentConfig
-from supernet.coco import DetectionSet, load_split
-from supernet.detr.criterion import DETR, set_loss
+from supernet.data.augment import AugmentConfig
+from supernet.data.coco import DetectionSet, load_split
+from supernet.data.shapes import make_shapes
 from supernet.detr.detr import Host
-from supernet.detr.mtkd import act_cores, both_branches, distance, teach
 from supernet.evaluate import evaluate
-from supernet.feed import feed
 from supernet.network import build
-from supernet.recipes import TrainConfig, recipe
-from supernet.shapes import make_shapes
-from supernet.training import Running, fit
+from supernet.train.feed import feed
+from supernet.train.loop import Running, fit
+from supernet.train.mtkd import act_cores, both_branches, distance, teach
+from supernet.train.recipes import TrainConfig, recipe
+from supernet.train.set_loss import DETR, set_loss
 from tests.toy_detr import SMALL
 
 pytestmark = pytest.mark.slow

@@ -10,11 +10,11 @@ from heat import doctor
 from heat.doctor import Finding, examine, graphics, processor, telemetry
 from heat.workspace import Workspace
 from latency_tables.devices import find_device, resolve
-from latency_tables.machine import Detected, Gpu
+from latency_tables.probe.machine import Detected, Gpu
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable, Row
 from latency_tables.table_file import write_table
-from supernet.architecture import Architecture
+from supernet.heatdetr.architecture import Architecture
 from tests.command_line import fails, run
 
 

@@ -24,12 +24,12 @@ from heat.workspace import Workspace
 from latency_tables.devices import declared
 from latency_tables.pack import compressible, probe_script, table_from_results, write_pack
 from latency_tables.plan import Checks, check_networks
-from latency_tables.probe import read_results
+from latency_tables.probe.program import read_results
 from latency_tables.remote import Host
 from latency_tables.table_file import read_table, write_table
-from supernet.architecture import Architecture
 from supernet.errors import DeviceError, TableError
-from supernet.supernet import SearchSpace
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.supernet import SearchSpace
 
 TEMPLATE = Architecture(
     widths=(32, 32, 32, 32), blocks=("R",) * 4, input_size=(64, 96), num_classes=2,

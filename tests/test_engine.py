@@ -8,18 +8,18 @@ import torch
 
 from deploy.build_engine import Plan, plan_engine
 from deploy.capability import CAPABILITIES, check_capability
-from deploy.detect import Bundle
-from deploy.engine import build_engine, check_sidecar, gpu_here, read_engine
+from deploy.edge.detect import Bundle
+from deploy.edge.engine import build_engine, check_sidecar, gpu_here, read_engine
 from deploy.export import export_bundle
 from deploy.form import Form
-from supernet.architecture import preset
 from supernet.counting import count_params
-from supernet.detector import Detector
+from supernet.data.shapes import draw
 from supernet.errors import BundleError, DeviceError, HeatError, UserError
 from supernet.graph.style import GraphStyle, Precision
+from supernet.heatdetr.architecture import preset
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.quantization import calibrate
 from supernet.letterbox import Image, letterbox
-from supernet.quantization import calibrate
-from supernet.shapes import draw
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from latency_tables.estimate import (
 from latency_tables.plan import space_entries
 from latency_tables.store import SHIPPED
 from latency_tables.table_file import read_table, write_table
-from supernet.architecture import Architecture
-from supernet.entries import Entry
 from supernet.errors import DeviceError, TableError
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.operators.entries import Entry
 
 TEMPLATE = Architecture(widths=(64, 64, 64, 64), blocks=("RWS",) * 4, input_size=(128, 192))
 ENTRIES = space_entries(TEMPLATE, TEMPLATE.widths, oa=True)

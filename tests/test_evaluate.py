@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from supernet.coco import DetectionSet, Record
+from supernet.data.coco import DetectionSet, Record
 from supernet.errors import DataError
 from supernet.evaluate import confusion_matrix, score
 
@@ -68,7 +68,7 @@ def test_another_scorer_gives_the_same(tmp_path: Path) -> None:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    import supernet.average_precision as evaluate
+    import supernet.data.average_precision as evaluate
 
     rng = np.random.default_rng(0)
     rows = [
@@ -89,7 +89,7 @@ def test_classes_in_groups_score_as_all_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = score(ROWS, known(tmp_path))
-    monkeypatch.setattr("supernet.average_precision.PAIRS", 1)
+    monkeypatch.setattr("supernet.data.average_precision.PAIRS", 1)
     parts = score(ROWS, known(tmp_path))
     assert parts.metrics == whole.metrics
     assert np.array_equal(parts.precision_TRK, whole.precision_TRK)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from deploy.edge.runtimes import open_session
 from deploy.form import Form
 from deploy.gate import check_parity
 from deploy.parity import compare
 from deploy.quantize import quantize
-from deploy.runtimes import open_session
 from heat.limits import Limits
 from heat.proxies import ApDropBy
 from heat.report import write_report
@@ -29,14 +29,14 @@ from heat.stages.judging import judge_of
 from heat.thinning import ThinningRules
 from heat.workspace import Workspace
 from latency_tables.devices import declared, resolve
-from latency_tables.machine import Gpu
-from supernet.architecture import Architecture
-from supernet.coco import load_split
-from supernet.detector import Detector
+from latency_tables.probe.machine import Gpu
+from supernet.data.coco import load_split
+from supernet.data.shapes import draw
 from supernet.errors import PromiseError, UserError
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.supernet import Supernet
 from supernet.letterbox import Image
-from supernet.shapes import draw
-from supernet.supernet import Supernet
 from tests.command_line import fails, run
 
 SMALL_SPACE = ["--space", "micro", "--input-size", "96x128"]

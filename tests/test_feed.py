@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from supernet.augment import AugmentConfig, _cropped, augment, largest_scale, mosaic
-from supernet.coco import DetectionSet, Record, load_split
-from supernet.distributed import Group
+from supernet.data.augment import AugmentConfig, _cropped, augment, largest_scale, mosaic
+from supernet.data.coco import DetectionSet, Record, load_split
 from supernet.errors import DataError, HeatError
-from supernet.feed import Keyed, Samples, feed, feed_keyed, rare_first
 from supernet.letterbox import PAD_RGB, letterbox, read_image, scale_to_fit
-from supernet.loss import Target
-from supernet.recipes import TrainConfig
+from supernet.train.distributed import Group
+from supernet.train.feed import Keyed, Samples, feed, feed_keyed, rare_first
+from supernet.train.recipes import TrainConfig
+from supernet.train.uniform import Target
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, plain_epochs=1, augment=AugmentConfig(mosaic=0.5))
 PLAIN = AugmentConfig(brightness=0, contrast=0, saturation=0)
@@ -57,7 +57,7 @@ def test_the_last_epochs_are_plain(data: DetectionSet, monkeypatch: pytest.Monke
         seen.append(len(pictures))
         return mosaic(pictures, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("supernet.feed.mosaic", count)
+    monkeypatch.setattr("supernet.train.feed.mosaic", count)
     config = replace(CONFIG, augment=replace(CONFIG.augment, mosaic=1.0))
     samples = Samples(data.records, HW, config)
     samples.sample(1, 0)

@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
-from deploy.detect import Found
-from deploy.labels import Labels
-from deploy.postprocess import suppressed
-from deploy.tiles import detect_tiled, tile_starts
-from deploy.track import Tracker, assign
-from deploy.work import DetectOptions, detect_stream
-from supernet.coco import load_split
+from deploy.edge.detect import Found
+from deploy.edge.labels import Labels
+from deploy.edge.postprocess import suppressed
+from deploy.edge.tiles import detect_tiled, tile_starts
+from deploy.edge.track import Tracker, assign
+from deploy.edge.work import DetectOptions, detect_stream
+from supernet.data.coco import load_split
 from supernet.errors import DataError, UserError
 from supernet.letterbox import Image
 from tests.test_videos import FakeBundle, detect, write_video

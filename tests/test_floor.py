@@ -13,9 +13,9 @@ from heat.spaces import SPACES, search_space
 from heat.stages import floor
 from heat.stages.floor import Way, advice, check_ways, other_settings, smaller_size, time_way
 from latency_tables.devices import Target, declared, resolve
-from latency_tables.setting import Setting
-from supernet.architecture import Architecture, preset
+from latency_tables.probe.setting import Setting
 from supernet.errors import DeviceError, UserError
+from supernet.heatdetr.architecture import Architecture, preset
 from tests.command_line import SMALL, fails, run
 
 NETWORK = preset("pico", input_size=(448, 448))

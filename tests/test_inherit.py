@@ -5,14 +5,14 @@ import torch
 
 from heat.thinning import State
 from latency_tables.models import randomise
-from supernet.architecture import Architecture, GlobalBlock
-from supernet.detector import Detector
 from supernet.errors import CheckpointError
-from supernet.inherit import inherit
-from supernet.operators.condensed import ActBlock
-from supernet.operators.convbn import ConvBN, FeedForward
-from supernet.recalibrate import recalibrate
-from supernet.supernet import Mixture, SearchSpace, Supernet
+from supernet.heatdetr.architecture import Architecture, GlobalBlock
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.inherit import inherit
+from supernet.heatdetr.operators.condensed import ActBlock
+from supernet.heatdetr.operators.convbn import ConvBN, FeedForward
+from supernet.heatdetr.recalibrate import recalibrate
+from supernet.heatdetr.supernet import Mixture, SearchSpace, Supernet
 
 
 def make(unit: Architecture, block: str = "cw") -> Supernet:

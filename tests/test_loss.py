@@ -3,9 +3,9 @@ import torch
 
 from supernet.boxes import cxcywh_to_xyxy, giou_pairs, iou_matrix, xyxy_to_cxcywh
 from supernet.errors import UserError
-from supernet.loss import Target, detection_loss, focal_loss
-from supernet.matching import IGNORED, NEGATIVE, match
-from supernet.operators.decode import Decode, make_anchors, nms
+from supernet.heatdetr.operators.decode import Decode, make_anchors, nms
+from supernet.train.matching import IGNORED, NEGATIVE, match
+from supernet.train.uniform import Target, detection_loss, focal_loss
 
 FAR = torch.tensor([[1000.0 + 100 * i, 1000.0, 1050.0 + 100 * i, 1050.0] for i in range(4)])
 

@@ -9,43 +9,30 @@ import onnx
 import pytest
 import torch
 
-from latency_tables.batch import feeds_of, precision_of
 from latency_tables.costs import entry_bytes, size_mb, working_set_mb
 from latency_tables.devices import declared, load_device, load_devices, name_of, resolve
-from latency_tables.fresh import peak_mb
-from latency_tables.machine import (
-    Detected,
-    Gpu,
-    Watch,
-    cpu_quota,
-    detect_cpu,
-    parse_gpus,
-)
-from latency_tables.measure import (
-    Job,
-    at_one_speed,
-    outer_rank,
-    summarise,
-    time_jobs,
-)
 from latency_tables.meter import FRESH_COMMAND, DeviceMeter
 from latency_tables.models import ProbeNet, random_network, randomise, write, write_network
 from latency_tables.networks import random_architecture, reference_architecture
 from latency_tables.plan import TARGETS, Checks, check_networks, space_entries
-from latency_tables.probes import terms
+from latency_tables.probe.batch import feeds_of, precision_of
+from latency_tables.probe.fresh import peak_mb
+from latency_tables.probe.machine import Detected, Gpu, Watch, cpu_quota, detect_cpu, parse_gpus
+from latency_tables.probe.measure import Job, at_one_speed, outer_rank, summarise, time_jobs
+from latency_tables.probe.setting import Setting
 from latency_tables.profile import calibrate, fill
-from latency_tables.setting import Setting
 from latency_tables.stacks import Setup, measure_stacks
 from latency_tables.store import conditions_of, open_table
 from latency_tables.table import LatencyTable, Row
 from latency_tables.table_file import write_table
-from supernet.architecture import CONDENSED, Architecture
+from latency_tables.terms import terms
 from supernet.counting import count_macs
-from supernet.detector import Detector
-from supernet.entries import Entry
 from supernet.errors import DeviceError, TableError
 from supernet.graph.style import GraphStyle
-from supernet.operators import OPERATORS
+from supernet.heatdetr.architecture import CONDENSED, Architecture
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.operators import OPERATORS
+from supernet.heatdetr.operators.entries import Entry
 
 TINY = Architecture(
     widths=(32,) * 4, blocks=("",) * 4, input_size=(64, 96), num_classes=2,
@@ -173,7 +160,7 @@ def test_the_executed_precision_is_read_back() -> None:
 
 
 def test_int8_probes_compute_nearly_the_same() -> None:
-    from deploy.runtimes import open_session
+    from deploy.edge.runtimes import open_session
 
     entry = TINY.with_(blocks=("R", "", "", "")).entries()["s1_0"]
     probe = next(iter(terms(entry)))
@@ -189,7 +176,7 @@ def test_int8_probes_compute_nearly_the_same() -> None:
 
 def test_half_precision_graphs_compute_nearly_the_same(unit: Architecture) -> None:
     """ONNX Runtime has few half kernels on a CPU and casts: slow, but the graph is checked."""
-    from deploy.runtimes import open_session
+    from deploy.edge.runtimes import open_session
 
     image = {"image": np.random.default_rng(0).integers(0, 256, (1, 128, 192, 3), dtype=np.uint8)}
     network = random_network(unit)
@@ -223,7 +210,7 @@ def test_torch_runs_what_is_deployed(unit: Architecture) -> None:
 def test_engines_are_built_without_a_gpu() -> None:
     """Real TensorRT engines for another GPU, where its package is installed."""
     pytest.importorskip("tensorrt_rtx_bindings")
-    from deploy.engine import build_engine
+    from deploy.edge.engine import build_engine
 
     for precision in ("f32", "f16", "bf16", "int8"):
         for op in ("repcnn", "wmsa", "cw", "fuse"):
@@ -238,7 +225,7 @@ def test_engines_are_built_without_a_gpu() -> None:
 
 def test_engine_precisions_are_counted() -> None:
     """The inspector's text is made up in its form: running one needs a GPU."""
-    from deploy.engine import layer_precisions
+    from deploy.edge.engine import layer_precisions
 
     layers = [
         {"LayerType": "CaskConvolution", "Outputs": [{"Format/Datatype": "Row major FP16"}]},
@@ -250,7 +237,7 @@ def test_engine_precisions_are_counted() -> None:
 
 
 def test_cuda_runtimes_say_what_is_missing() -> None:
-    from deploy.runtimes import open_session
+    from deploy.edge.runtimes import open_session
     from supernet.errors import HeatError
 
     model = write(next(iter(terms(TINY.entries()["stem"])))).onnx
@@ -271,7 +258,7 @@ def test_every_stack_of_figure_two_runs() -> None:
 @pytest.mark.parametrize("op", OPERATORS)
 def test_torch_and_onnx_probes_are_the_same_network(op: str) -> None:
     """One wiring, two forms: the ONNX model computes what the torch module does."""
-    from deploy.runtimes import open_session
+    from deploy.edge.runtimes import open_session
 
     entry = entry_of(TINY.with_(blocks=("R", "W", "S", "R")), op)
     for probe in terms(entry):

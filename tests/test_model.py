@@ -26,8 +26,8 @@ from latency_tables.pricing import Pricing
 from latency_tables.samples import EntrySample, NetworkSample, base_state, slowness
 from latency_tables.table import LatencyTable, Moment
 from latency_tables.table_file import read_table, seal_of, write_table
-from supernet.architecture import Architecture
-from supernet.entries import Entry
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.operators.entries import Entry
 from tests.test_table import CONDITIONS
 
 QUIET = (10.0, 3.0, 1.0, 0.1)

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from supernet.attention import ActAttention, Attention
 from supernet.detr import Detr
-from supernet.detr.mtkd import act_cores, attending, both_branches, distance
 from supernet.detr.transformer import EncoderLayer
-from supernet.optimise import parameter_groups, rate_factor
-from supernet.recipes import recipe
+from supernet.train.mtkd import act_cores, attending, both_branches, distance
+from supernet.train.optimise import parameter_groups, rate_factor
+from supernet.train.recipes import recipe
 from tests.toy_detr import SMALL, images
 
 

@@ -3,16 +3,16 @@ import pytest
 import torch
 from torch import nn
 
-from deploy.runtimes import open_session
+from deploy.edge.runtimes import open_session
 from latency_tables.models import randomise
-from supernet.entries import Entry
 from supernet.graph.folding import fold
 from supernet.graph.style import GraphStyle
 from supernet.graph.writer import GraphWriter
-from supernet.operators import OPERATORS
-from supernet.operators.original import OriginalBlock, kept_tokens
-from supernet.operators.repcnn import RepCNN
-from supernet.operators.window import (
+from supernet.heatdetr.operators import OPERATORS
+from supernet.heatdetr.operators.entries import Entry
+from supernet.heatdetr.operators.original import OriginalBlock, kept_tokens
+from supernet.heatdetr.operators.repcnn import RepCNN
+from supernet.heatdetr.operators.window import (
     HEAD,
     KEY,
     VALUE,

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from supernet.architecture import Architecture
-from supernet.detector import Detector
 from supernet.errors import CheckpointError, DataError
-from supernet.pretraining import Classifier, load_backbone, load_pictures
-from supernet.supernet import SearchSpace, Supernet
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.supernet import SearchSpace, Supernet
+from supernet.train.pretraining import Classifier, load_backbone, load_pictures
 
 from .command_line import run
 

@@ -11,12 +11,12 @@ from heat.journal import Journal
 from heat.proxies import choose, judge, random_moves, spearman
 from heat.spaces import search_space
 from heat.thinning import State, ThinningRules
-from supernet.coco import DetectionSet, load_split
+from supernet.data.coco import DetectionSet, load_split
 from supernet.errors import UserError
 from supernet.evaluate import score_rows
-from supernet.fake_quant import simulate_int8
-from supernet.recalibrate import recalibrate
-from supernet.supernet import Supernet
+from supernet.heatdetr.fake_quant import simulate_int8
+from supernet.heatdetr.recalibrate import recalibrate
+from supernet.heatdetr.supernet import Supernet
 
 SPACE = search_space("micro", input_size=(96, 128), num_classes=4)
 

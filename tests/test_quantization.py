@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from deploy.diverge import first_divergence
-from deploy.executed import executed_precision
+from deploy.edge.executed import executed_precision
+from deploy.edge.runtimes import open_session
 from deploy.form import Form
 from deploy.quantize import by_sensitivity, quantize
-from deploy.runtimes import open_session
-from supernet.detector import Detector
+from supernet.data.shapes import draw
 from supernet.errors import PromiseError, UserError
-from supernet.fake_quant import simulate_int8
 from supernet.graph.style import GraphStyle
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.fake_quant import simulate_int8
+from supernet.heatdetr.operators.repcnn import ConvRelu
+from supernet.heatdetr.quantization import BINS, Quantization, best_range, calibrate, place_of
 from supernet.letterbox import Image
-from supernet.operators.repcnn import ConvRelu
-from supernet.quantization import BINS, Quantization, best_range, calibrate, place_of
-from supernet.shapes import draw
 
 
 @pytest.fixture(scope="module")

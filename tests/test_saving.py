@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from deploy.detect import Bundle
+from deploy.edge.detect import Bundle
+from deploy.edge.pixels import as_pixels
+from deploy.edge.recorder import Recorder
+from deploy.edge.saving import outputs_of, recordings_of
+from deploy.edge.sources import image_paths, is_live, is_video, recording_name
+from deploy.edge.work import DetectOptions, detect_files
 from deploy.export import export_bundle
 from deploy.form import Form
-from deploy.pixels import as_pixels
-from deploy.recorder import Recorder
-from deploy.saving import outputs_of, recordings_of
-from deploy.sources import image_paths, is_live, is_video, recording_name
-from deploy.work import DetectOptions, detect_files
-from supernet.detector import Detector
+from supernet.data.shapes import draw as draw_shapes
 from supernet.errors import DataError, UserError
+from supernet.heatdetr.detector import Detector
 from supernet.letterbox import Image, read_image
-from supernet.shapes import draw as draw_shapes
 from tests.command_line import fails, run
 from tests.test_videos import BUNDLE, detect, write_video
 

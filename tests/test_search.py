@@ -18,7 +18,7 @@ from heat.thinning import (
     every_move,
 )
 from supernet.errors import UserError
-from supernet.supernet import CANDIDATES
+from supernet.heatdetr.supernet import CANDIDATES
 from tests.toy_space import LOGITS, SPACE, Rows, chain_of, latency_ms
 
 

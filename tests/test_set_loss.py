@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from deploy.runtimes import open_session
-from supernet.detr.criterion import DETR, SAM_DETR, SetWeights, match_sets, set_loss
+from deploy.edge.runtimes import open_session
 from supernet.detr.set_decode import SetDecode
 from supernet.graph.writer import GraphWriter
-from supernet.loss import Target
+from supernet.train.set_loss import DETR, SAM_DETR, SetWeights, match_sets, set_loss
+from supernet.train.uniform import Target
 
 SIZE = (100, 200)
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from deploy.edge.runtimes import open_session
 from deploy.feeds import closed_shape, inputs_of
-from deploy.runtimes import open_session
 from deploy.side_by_side import Entrant, race, ratio, throughput
 from latency_tables.models import randomise
-from supernet.architecture import Architecture
-from supernet.detector import Detector
 from supernet.errors import UserError
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.detector import Detector
 from tests.command_line import fails, run
 
 

@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
-from deploy import stream
-from deploy.capture import Source
-from deploy.detect import Found
-from deploy.recorder import Recorder
-from deploy.sources import is_video
-from deploy.stream import Frame, run_stream
-from deploy.work import what_was_lost
+from deploy.edge import stream
+from deploy.edge.capture import Source
+from deploy.edge.detect import Found
+from deploy.edge.recorder import Recorder
+from deploy.edge.sources import is_video
+from deploy.edge.stream import Frame, run_stream
+from deploy.edge.work import what_was_lost
 from supernet.errors import DataError
 from supernet.letterbox import Image
 

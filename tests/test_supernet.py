@@ -4,10 +4,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from supernet.architecture import Architecture
 from supernet.errors import CheckpointError
-from supernet.inherit import inherit
-from supernet.supernet import (
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.inherit import inherit
+from supernet.heatdetr.supernet import (
     CANDIDATES,
     GLOBAL_BLOCKS,
     GlobalMixture,

@@ -8,12 +8,12 @@ from latency_tables.calibration import Calibration, Check
 from latency_tables.compare import compare
 from latency_tables.conditions import Conditions
 from latency_tables.costs import MemoryModel, MemorySample
-from latency_tables.lock import only_one
+from latency_tables.probe.lock import only_one
 from latency_tables.table import LatencyTable, Row
 from latency_tables.table_file import SEAL, read_table, seal_of, write_table
-from supernet.architecture import Architecture
-from supernet.entries import Entry
 from supernet.errors import TableError, UserError
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.operators.entries import Entry
 
 CONDITIONS = Conditions(
     device="box",

@@ -17,7 +17,7 @@ from heat.thinning import (
     stage_importance,
 )
 from supernet.counting import count_macs
-from supernet.supernet import CANDIDATES
+from supernet.heatdetr.supernet import CANDIDATES
 from tests.toy_space import SPACE, latency_ms
 
 

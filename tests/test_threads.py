@@ -12,23 +12,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deploy.runtimes import check_threads, core_count, open_session
+from deploy.edge.runtimes import check_threads, core_count, open_session
 from heat.doctor import steadiness
 from heat.plan import SUPERNET_SHARE, TRAIN_EPOCHS, TRAIN_SHARE, training_budgets
 from heat.stages import build
 from heat.workspace import Workspace
 from latency_tables.devices import declared, resolve
-from latency_tables.machine import available_cores, physical_cores
+from latency_tables.probe.machine import available_cores, physical_cores
 from latency_tables.threads import ThreadTiming, thread_check, trouble
-from supernet import threads
-from supernet.architecture import Architecture
-from supernet.coco import load_split
-from supernet.detector import Detector
+from supernet.data.coco import load_split
 from supernet.errors import DeviceError, UserError
 from supernet.graph.writer import GraphWriter
-from supernet.recipes import TrainConfig
-from supernet.threads import OtherLoad, ThreadPlan, planned, threads_beside
-from supernet.training import Running, _Fit, fit
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.detector import Detector
+from supernet.train import threads
+from supernet.train.loop import Running, _Fit, fit
+from supernet.train.recipes import TrainConfig
+from supernet.train.threads import OtherLoad, ThreadPlan, planned, threads_beside
 
 CONFIG = TrainConfig(epochs=2, batch_size=4, precision="f32", warmup_steps=2)
 ONES = np.ones((1, 4), np.float32)
@@ -131,7 +131,7 @@ def test_how_threads_wait_changes_no_result(model: bytes, options: dict[str, boo
 def test_physical_cores_count_smt_once_and_heed_the_quota(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from latency_tables import machine
+    from latency_tables.probe import machine
 
     for number, siblings in enumerate(("0,4", "1,5", "2,6", "3,7", "0,4", "1,5", "2,6", "3,7")):
         folder = tmp_path / f"cpu{number}" / "topology"

@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-import supernet.task as task
-import supernet.training as training
-from supernet.architecture import Architecture
+import supernet.train.loop as training
+import supernet.train.task as task
 from supernet.atomic import replacing
-from supernet.augment import AugmentConfig
 from supernet.checkpoint import load_weights, read_info
-from supernet.coco import DetectionSet, Record, load_split
-from supernet.detector import Detector
+from supernet.data.augment import AugmentConfig
+from supernet.data.coco import DetectionSet, Record, load_split
 from supernet.errors import CheckpointError, DataError, HeatError, UserError
-from supernet.optimise import rate_factor
-from supernet.recipes import RECIPES, TrainConfig, recipe
-from supernet.run_files import RunFiles
-from supernet.supernet import SearchSpace, Supernet
-from supernet.training import Running, fit
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.supernet import SearchSpace, Supernet
+from supernet.train.loop import Running, fit
+from supernet.train.optimise import rate_factor
+from supernet.train.recipes import RECIPES, TrainConfig, recipe
+from supernet.train.run_files import RunFiles
 
 CONFIG = TrainConfig(epochs=2, batch_size=4, precision="f32", warmup_steps=2)
 

@@ -16,16 +16,16 @@ import torch
 
 from heat.accuracy import BATCH, load_batches
 from heat.commands.data import shapes as shapes_command
-from supernet.architecture import Architecture
 from supernet.checkpoint import read_info
-from supernet.claim import claimed
-from supernet.coco import DetectionSet, load_split
-from supernet.detector import Detector
+from supernet.data.coco import DetectionSet, load_split
 from supernet.errors import CheckpointError, DataError, UserError
-from supernet.pretraining import load_pictures
-from supernet.recipes import TrainConfig
-from supernet.run_files import best_epoch
-from supernet.training import Running, _Fit, fit
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.detector import Detector
+from supernet.train.claim import claimed
+from supernet.train.loop import Running, _Fit, fit
+from supernet.train.pretraining import load_pictures
+from supernet.train.recipes import TrainConfig
+from supernet.train.run_files import best_epoch
 
 from .command_line import fails, run
 from .test_annotations import note, write
@@ -110,7 +110,7 @@ def test_tensorboard_is_closed(
         def close(self) -> None:
             closed.append("closed")
 
-    monkeypatch.setattr("supernet.run_files._board", lambda _: Board())
+    monkeypatch.setattr("supernet.train.run_files._board", lambda _: Board())
     fit(Detector(small), data, CONFIG, tmp_path, Running(tensorboard=True))
     with pytest.raises(CheckpointError):
         fit(Detector(small), data, replace(CONFIG, seed=1), tmp_path, Running(tensorboard=True))

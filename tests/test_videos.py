@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from deploy import stream
-from deploy.capture import Source, stamped_fps
-from deploy.detect import Found
-from deploy.recorder import Recorder, writable_fps
-from deploy.stream import KEPT_TIMES, Tally, run_stream
-from deploy.work import DetectOptions, detect_sources, detect_stream, what_was_lost
+from deploy.edge import stream
+from deploy.edge.capture import Source, stamped_fps
+from deploy.edge.detect import Found
+from deploy.edge.recorder import Recorder, writable_fps
+from deploy.edge.stream import KEPT_TIMES, Tally, run_stream
+from deploy.edge.work import DetectOptions, detect_sources, detect_stream, what_was_lost
 from supernet.errors import DataError
 from supernet.letterbox import Image
 
@@ -339,7 +339,7 @@ def test_ctrl_c_keeps_what_a_camera_gave(tmp_path: Path) -> None:
 def test_a_window_needs_no_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "clip.mp4", "mp4v", 5)
     shown: list[Image] = []
-    monkeypatch.setattr("deploy.work.show_frame", shown.append)
+    monkeypatch.setattr("deploy.edge.work.show_frame", shown.append)
     detect([str(path)], show=True)
     assert len(shown) == 5 and shown[0].shape == (48, 64, 3)
 

@@ -9,18 +9,18 @@ from heat.spaces import search_space
 from heat.stages.measuring import NetworkMeter, measure_state, processes
 from heat.stages.profile import lacks
 from latency_tables.devices import resolve
-from latency_tables.machine import Disturbance
-from latency_tables.measure import Job, Round, Timing, time_jobs
 from latency_tables.meter import DeviceMeter, moments_of, network_taken
 from latency_tables.plan import LAZY, Checks, space_entries
+from latency_tables.probe.machine import Disturbance
+from latency_tables.probe.measure import Job, Round, Timing, time_jobs
+from latency_tables.probe.setting import REFERENCES, Model
+from latency_tables.probe.timings import NetworkResult
 from latency_tables.samples import EntrySample
-from latency_tables.setting import REFERENCES, Model
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable
 from latency_tables.table_file import read_table, write_table
-from latency_tables.timings import NetworkResult
-from supernet.architecture import Architecture
 from supernet.errors import UserError
+from supernet.heatdetr.architecture import Architecture
 
 
 def test_references_are_timed_in_every_round_and_are_not_waited_for() -> None:

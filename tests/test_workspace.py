@@ -120,7 +120,7 @@ def test_a_name_of_255_bytes_is_written(tmp_path: Path) -> None:
 
 def test_onnxruntime_on_cuda_is_timed_with_the_upload(monkeypatch: pytest.MonkeyPatch) -> None:
     """As TensorRT is: a frame comes from the host, whatever runs on it."""
-    from deploy.gpu import OnnxRuntimeCudaSession
+    from deploy.edge.gpu import OnnxRuntimeCudaSession
 
     events: list[str] = []
 
@@ -158,7 +158,7 @@ def test_onnxruntime_on_cuda_is_timed_with_the_upload(monkeypatch: pytest.Monkey
 
 
 def test_a_session_gives_its_device_memory_back() -> None:
-    from deploy.gpu import _free
+    from deploy.edge.gpu import _free
 
     freed: list[int] = []
 

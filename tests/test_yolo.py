@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import yaml
 
-from supernet.coco import load_split, splits_of
-from supernet.detection_set import check_trainable
+from supernet.data.coco import load_split, splits_of
+from supernet.data.detection_set import check_trainable
 from supernet.errors import DataError
 
 

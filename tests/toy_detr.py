@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploy.runtimes import open_session
+from deploy.edge.runtimes import open_session
 from supernet.detr import DetrArchitecture
 from supernet.detr.detr import Host
 from supernet.detr.resnet import FrozenNorm

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from supernet.entries import Entry
 from supernet.graph.nodes import Value
 from supernet.graph.writer import GraphWriter
-from supernet.operators.base import Operator, same_shape
-from supernet.operators.convbn import ConvBN, conv_macs, conv_params
-from supernet.operators.cutting import Streams, copy_conv
+from supernet.heatdetr.operators.base import Operator, same_shape
+from supernet.heatdetr.operators.convbn import ConvBN, conv_macs, conv_params
+from supernet.heatdetr.operators.cutting import Streams, copy_conv
+from supernet.heatdetr.operators.entries import Entry
 
 
 class Point(nn.Module):
@@ -50,20 +50,20 @@ POINT = Operator(
 
 def main() -> None:
     """Add the row, as an edit of the table would, then use HEAT."""
-    from supernet.operators import OPERATORS
+    from supernet.heatdetr.operators import OPERATORS
 
     OPERATORS["point"] = POINT  # type: ignore[index]
 
-    from deploy.runtimes import open_session
+    from deploy.edge.runtimes import open_session
     from heat.greedy import thin_step
     from heat.thinning import State, ThinningRules, every_move, removed_mass
     from latency_tables.models import randomise, write
     from latency_tables.plan import space_entries
-    from latency_tables.probes import terms
-    from supernet.architecture import Architecture
+    from latency_tables.terms import terms
     from supernet.counting import count_macs, count_params
-    from supernet.inherit import inherit
-    from supernet.supernet import CANDIDATES, SearchSpace, Supernet
+    from supernet.heatdetr.architecture import Architecture
+    from supernet.heatdetr.inherit import inherit
+    from supernet.heatdetr.supernet import CANDIDATES, SearchSpace, Supernet
 
     assert CANDIDATES == ("repcnn", "wmsa", "swmsa", "point", "identity")
     template = Architecture(

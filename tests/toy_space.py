@@ -4,9 +4,9 @@ import numpy as np
 
 from heat.search import Chain
 from heat.thinning import Logits, State, ThinningRules, prior_logits, removed_mass
-from supernet.architecture import LOCAL_OPERATORS, Architecture
-from supernet.entries import Entry
-from supernet.supernet import SearchSpace
+from supernet.heatdetr.architecture import LOCAL_OPERATORS, Architecture
+from supernet.heatdetr.operators.entries import Entry
+from supernet.heatdetr.supernet import SearchSpace
 
 SPACE = SearchSpace(
     template=Architecture(widths=(96, 96, 160, 192), blocks=("RR", "RR", "RRRR", "RR")),

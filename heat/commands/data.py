@@ -27,8 +27,8 @@ def shapes(
         val: Validation images.
         seed: The same seed gives the same set.
     """
+    from supernet.data.shapes import NAMES, make_shapes
     from supernet.errors import UserError
-    from supernet.shapes import NAMES, make_shapes
 
     if train < 1 or val < 1:
         raise UserError(f"--train {train} --val {val}: at least 1 image each")

@@ -9,11 +9,11 @@ from ..workspace import Workspace
 
 if TYPE_CHECKING:
     from latency_tables.devices import Target
-    from supernet.architecture import Architecture, HeadKind
-    from supernet.coco import DetectionSet
+    from supernet.data.coco import DetectionSet
     from supernet.detr.family import EncoderAttention
+    from supernet.heatdetr.architecture import Architecture, HeadKind
+    from supernet.heatdetr.supernet import SearchSpace
     from supernet.network import AnyArchitecture
-    from supernet.supernet import SearchSpace
 
 
 def find_target(
@@ -96,8 +96,8 @@ def thin_target(
 
 def find_heatdetr(name: str) -> "Architecture":
     """Return a HeatDETR by its name or file."""
-    from supernet.architecture import Architecture
     from supernet.errors import UserError
+    from supernet.heatdetr.architecture import Architecture
     from supernet.network import find_architecture
 
     found = find_architecture(name)
@@ -138,7 +138,7 @@ def ending_in(
 
 def find_data(workspace: Workspace, root: Path | None, split: str) -> "DetectionSet":
     """Load a split of the folder given, or of the last training; say what is wrong in it."""
-    from supernet.coco import load_split
+    from supernet.data.coco import load_split
     from supernet.errors import UserError
 
     if root is None:
@@ -170,8 +170,8 @@ def find_space(
     head: "HeadKind | None" = None,
 ) -> "SearchSpace":
     """Return the space asked for, or that of the first of the stages that ran, or the default."""
-    from supernet.architecture import parse_size
-    from supernet.supernet import SearchSpace
+    from supernet.heatdetr.architecture import parse_size
+    from supernet.heatdetr.supernet import SearchSpace
 
     from ..spaces import search_space
 

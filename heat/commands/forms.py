@@ -5,15 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from supernet.architecture import parse_size
 from supernet.errors import UserError
+from supernet.heatdetr.architecture import parse_size
 
 from ..workspace import Workspace
 from .find import find_data, find_space, thin_target
 from .options import PrecisionName
 
 if TYPE_CHECKING:
-    from supernet.coco import DetectionSet
+    from supernet.data.coco import DetectionSet
 
     from ..limits import Limits
     from ..stages.form_search import Form

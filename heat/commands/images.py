@@ -44,8 +44,8 @@ def detect(
         track: Number the objects of a video and follow them (ByteTrack).
         json: Also write the result's JSON to this file.
     """
-    from deploy.detect import Bundle
-    from deploy.work import DetectOptions, detect_sources
+    from deploy.edge.detect import Bundle
+    from deploy.edge.work import DetectOptions, detect_sources
     from supernet.atomic import write_text
     from supernet.errors import DataError, UserError
 
@@ -111,7 +111,7 @@ def bench(
         throughput: Also measure frames per second with a request on every core.
         picture: Draw the result here (.svg).
     """
-    from deploy.runtimes import check_threads
+    from deploy.edge.runtimes import check_threads
     from supernet.errors import UserError
 
     from ..stages.bench import bench as run

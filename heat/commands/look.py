@@ -18,7 +18,7 @@ def describe(what: str = "medium", /, *, input_size: Size = None) -> Result:
         what: A preset (pico nano tiny small medium large, detr-r50 sam-detr-r50 ...) or an
             architecture.json.
     """
-    from supernet.architecture import Architecture, parse_size
+    from supernet.heatdetr.architecture import Architecture, parse_size
     from supernet.network import find_architecture
 
     from ..tables import describe_architecture
@@ -39,9 +39,9 @@ def describe(what: str = "medium", /, *, input_size: Size = None) -> Result:
 
 def devices() -> Result:
     """List the devices HEAT knows, and what this machine is."""
-    from deploy.session import installed_runtimes
+    from deploy.edge.session import installed_runtimes
     from latency_tables.devices import load_devices
-    from latency_tables.machine import detect_cpu, detect_gpus
+    from latency_tables.probe.machine import detect_cpu, detect_gpus
 
     from ..tables import list_devices
 

@@ -107,7 +107,7 @@ def export(
         max_ap_drop: Points of AP that a lower precision may lose on labelled data; in int8, parts
             stay in floating point until it is kept.
     """
-    from deploy.engine import gpu_here
+    from deploy.edge.engine import gpu_here
     from deploy.form import RUNTIME_OF
     from supernet.errors import UserError
 
@@ -192,8 +192,8 @@ def build(
         format: onnx for ONNX Runtime, openvino for OpenVINO.
     """
     from deploy.form import RUNTIME_OF
-    from supernet.architecture import parse_size
-    from supernet.detection_set import check_trainable
+    from supernet.data.detection_set import check_trainable
+    from supernet.heatdetr.architecture import parse_size
 
     from ..stages.build import build as run
 

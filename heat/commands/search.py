@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from supernet.architecture import GlobalBlock
 from supernet.errors import UserError
+from supernet.heatdetr.architecture import GlobalBlock
 
 from ..workspace import DEFAULT, Workspace
 from .find import find_data, find_space, find_target
@@ -176,10 +176,10 @@ def supernet(
         return show_supernet(Workspace(out))
     if data is None:
         raise UserError("which data? give --data DIR (a small set: heat data shapes)")
-    from latency_tables.machine import physical_cores
-    from supernet.recipes import TrainConfig, changed
-    from supernet.supernet import SearchConfig
-    from supernet.training import Running
+    from latency_tables.probe.machine import physical_cores
+    from supernet.heatdetr.supernet import SearchConfig
+    from supernet.train.loop import Running
+    from supernet.train.recipes import TrainConfig, changed
 
     from ..stages.supernet import train_supernet
 

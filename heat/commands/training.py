@@ -59,11 +59,11 @@ def pretrain(
     Args:
         data: Folder with train/CLASS/ and val/CLASS/ folders of pictures.
     """
-    from latency_tables.machine import physical_cores
-    from supernet.architecture import parse_size
-    from supernet.pretraining import load_pictures
-    from supernet.recipes import PRETRAIN, changed
-    from supernet.training import Running
+    from latency_tables.probe.machine import physical_cores
+    from supernet.heatdetr.architecture import parse_size
+    from supernet.train.loop import Running
+    from supernet.train.pretraining import load_pictures
+    from supernet.train.recipes import PRETRAIN, changed
 
     from ..stages.pretrain import pretrain as run
 
@@ -141,14 +141,14 @@ def train(
         inherit: Start from the supernet's weights instead of from scratch.
         eval_every: Epochs between two scores on the val split; 0 for none.
     """
-    from latency_tables.machine import physical_cores
-    from supernet.architecture import Architecture, parse_size
+    from latency_tables.probe.machine import physical_cores
     from supernet.attention.act import ROUNDS
-    from supernet.coco import find_split
+    from supernet.data.coco import find_split
     from supernet.errors import UserError
+    from supernet.heatdetr.architecture import Architecture, parse_size
     from supernet.network import AnyArchitecture, find_architecture
-    from supernet.recipes import recipe as recipe_of
-    from supernet.training import Running
+    from supernet.train.loop import Running
+    from supernet.train.recipes import recipe as recipe_of
 
     from ..stages.train import judge_on
     from ..stages.train import train as run
@@ -225,9 +225,9 @@ def adopt(
         architecture: detr-r50, detr-r50-dc5, or an architecture.json.
         data: COCO-format folder; the network keeps its classes, by their category ids.
     """
-    from supernet.architecture import parse_size
     from supernet.detr.family import DetrArchitecture
     from supernet.errors import UserError
+    from supernet.heatdetr.architecture import parse_size
     from supernet.network import find_architecture
 
     from ..stages.adopt import adopt as run

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from supernet.checkpoint import CheckpointInfo, read_info, save_checkpoint
-from supernet.claim import claimed
-from supernet.coco import DetectionSet
+from supernet.data.coco import DetectionSet
 from supernet.detr.family import DetrArchitecture
 from supernet.detr.published import load_published
 from supernet.errors import UserError
+from supernet.train.claim import claimed
 
 from ..workspace import Workspace
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deploy.detect import read_card
+from deploy.edge.detect import read_card
 from deploy.side_by_side import Entrant, Lap, race, ratio, throughput
-from latency_tables.machine import detect_cpu
+from latency_tables.probe.machine import detect_cpu
 from supernet.errors import UserError
 
 from ..tables import print_race

@@ -7,14 +7,14 @@ from typing import Any
 
 from deploy.form import RUNTIME_OF, Format
 from latency_tables.devices import Target
-from latency_tables.machine import physical_cores
-from supernet.architecture import Architecture, HeadKind
-from supernet.coco import DetectionSet
-from supernet.detector import Detector
+from latency_tables.probe.machine import physical_cores
+from supernet.data.coco import DetectionSet
 from supernet.errors import UserError
-from supernet.recipes import TrainConfig, recipe
-from supernet.supernet import SearchConfig, SearchSpace, Supernet
-from supernet.training import Running
+from supernet.heatdetr.architecture import Architecture, HeadKind
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
+from supernet.train.loop import Running
+from supernet.train.recipes import TrainConfig, recipe
 
 from ..ceiling import refuse_impossible
 from ..limits import Limits

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from deploy.form import Form
-from supernet.architecture import Architecture
 from supernet.attention import ActAttention
 from supernet.attention.act import Seen
 from supernet.detr.detr import Host
 from supernet.errors import UserError
+from supernet.heatdetr.architecture import Architecture
 from supernet.letterbox import Image, letterbox
 from supernet.network import Network
 

@@ -11,7 +11,7 @@ from latency_tables.pack import probe_version, read_plan, table_from_results, wr
 from latency_tables.plan import TARGETS, Checks, check_networks, design, space_entries
 from latency_tables.remote import Host
 from latency_tables.table_file import read_table
-from supernet.supernet import SearchSpace
+from supernet.heatdetr.supernet import SearchSpace
 
 from ..workspace import Workspace
 from .profile import record, report, table_path

@@ -23,7 +23,7 @@ from latency_tables.remote import Host
 from latency_tables.store import empty_table
 from latency_tables.table import LatencyTable
 from supernet.errors import DeviceError
-from supernet.supernet import SearchSpace
+from supernet.heatdetr.supernet import SearchSpace
 
 from ..workspace import Workspace
 from .profile import record

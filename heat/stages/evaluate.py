@@ -4,10 +4,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from deploy.detect import Bundle
+from deploy.edge.detect import Bundle
 from deploy.export import write_card
 from deploy.gate import torch_detect
-from supernet.coco import DetectionSet
+from supernet.data.coco import DetectionSet
 from supernet.evaluate import (
     Detect,
     Found,

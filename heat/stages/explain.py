@@ -7,11 +7,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from supernet.architecture import Architecture
 from supernet.counting import count_macs, count_params
 from supernet.errors import UserError
-from supernet.place import Place
-from supernet.supernet import SearchSpace
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.place import Place
+from supernet.heatdetr.supernet import SearchSpace
 
 from ..charts import draw_explanation
 from ..workspace import Workspace

@@ -10,21 +10,21 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
-from deploy.bench import Speed
 from deploy.build_engine import plan_engine
+from deploy.edge.bench import Speed
 from deploy.export import Exported, export_bundle
 from deploy.form import Form, Format
 from deploy.quantize import CALIBRATION_IMAGES
 from latency_tables.devices import Target
+from latency_tables.probe.timings import NetworkResult
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable
-from latency_tables.timings import NetworkResult
-from supernet.architecture import Architecture
 from supernet.checkpoint import load_weights, read_info
-from supernet.coco import DetectionSet
-from supernet.detector import Detector
+from supernet.data.coco import DetectionSet
 from supernet.errors import PromiseError, UserError
 from supernet.graph.style import Precision
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.detector import Detector
 from supernet.letterbox import Image, letterbox
 from supernet.network import AnyArchitecture, Network, build, read_architecture
 

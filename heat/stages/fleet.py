@@ -4,9 +4,9 @@ import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
-from supernet.architecture import parse_size
-from supernet.coco import DetectionSet
+from supernet.data.coco import DetectionSet
 from supernet.errors import PromiseError, UserError
+from supernet.heatdetr.architecture import parse_size
 
 from ..ceiling import refuse_impossible
 from ..commands.forms import find_forms, precisions

@@ -10,16 +10,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from deploy.session import installed_runtimes
-from latency_tables.batch import Bench, precision_of
+from deploy.edge.session import installed_runtimes
 from latency_tables.devices import Target
-from latency_tables.fresh import time_network
 from latency_tables.meter import FRESH_COMMAND
 from latency_tables.models import write_network
+from latency_tables.probe.batch import Bench, precision_of
+from latency_tables.probe.fresh import time_network
+from latency_tables.probe.setting import Setting
 from latency_tables.references import reference_models
-from latency_tables.setting import Setting
-from supernet.architecture import Architecture
 from supernet.errors import DeviceError, HeatError
+from supernet.heatdetr.architecture import Architecture
 
 from ..limits import Cost, Limits
 

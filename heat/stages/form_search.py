@@ -6,15 +6,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 
 from latency_tables.devices import Target
-from latency_tables.lock import only_one
 from latency_tables.plan import LAZY, Checks
 from latency_tables.pricing import Latency
+from latency_tables.probe.lock import only_one
 from latency_tables.store import empty_table, open_table
 from latency_tables.table import LatencyTable
-from supernet.architecture import Architecture
-from supernet.coco import DetectionSet
+from supernet.data.coco import DetectionSet
 from supernet.errors import UserError
-from supernet.supernet import SearchSpace
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.supernet import SearchSpace
 
 from ..accuracy import Readings
 from ..greedy import Trial

@@ -11,14 +11,14 @@ import torch
 from deploy.form import Form
 from deploy.gate import Judge, artefact_detect, torch_detect
 from deploy.quantize import quantize
-from supernet.coco import DetectionSet
-from supernet.detector import Detector
+from supernet.data.coco import DetectionSet
+from supernet.data.shapes import draw
 from supernet.errors import DataError
 from supernet.evaluate import evaluate
 from supernet.graph.style import QUANTIZES_OUTPUTS
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.quantization import Quantization
 from supernet.letterbox import Image, read_image
-from supernet.quantization import Quantization
-from supernet.shapes import draw
 
 PARITY_IMAGES = 20
 BATCH = 8
@@ -78,7 +78,7 @@ def images_of(
 ) -> list[Image]:
     """Return the user's images, the data's, or synthetic shapes, in that order of preference."""
     if folder is not None:
-        from deploy.sources import image_paths
+        from deploy.edge.sources import image_paths
 
         found = [read_image(path) for path in image_paths(folder)[:count]]
     elif data is not None:

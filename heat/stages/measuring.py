@@ -10,20 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deploy.bench import Speed
+from deploy.edge.bench import Speed
 from latency_tables.costs import size_mb
-from latency_tables.fresh import peak_mb
 from latency_tables.meter import FRESH_COMMAND, DeviceMeter, network_taken
 from latency_tables.models import write_network
 from latency_tables.pricing import Latency, Pricing
+from latency_tables.probe.fresh import peak_mb
+from latency_tables.probe.setting import Model, Setting
+from latency_tables.probe.timings import NetworkResult, network_from_json, network_to_json
 from latency_tables.profile import absorb
 from latency_tables.samples import NetworkSample
-from latency_tables.setting import Model, Setting
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable
-from latency_tables.timings import NetworkResult, network_from_json, network_to_json
-from supernet.architecture import Architecture
 from supernet.errors import UserError
+from supernet.heatdetr.architecture import Architecture
 from supernet.network import AnyArchitecture
 
 from ..agreement import WAIT_S, measured_latency, until_agreed

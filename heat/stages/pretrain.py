@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from supernet.architecture import Architecture
 from supernet.checkpoint import load_weights
-from supernet.claim import claimed
-from supernet.distributed import first_process
 from supernet.errors import DataError
-from supernet.pretraining import Classifier, ClassifyTask, Pictures, accuracy
-from supernet.recipes import TrainConfig
-from supernet.training import Running, run_task
+from supernet.heatdetr.architecture import Architecture
+from supernet.train.claim import claimed
+from supernet.train.distributed import first_process
+from supernet.train.loop import Running, run_task
+from supernet.train.pretraining import Classifier, ClassifyTask, Pictures, accuracy
+from supernet.train.recipes import TrainConfig
 
 from ..workspace import Workspace
 

@@ -9,22 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from latency_tables.batch import feeds_of
 from latency_tables.devices import Target
 from latency_tables.families import family
-from latency_tables.lock import only_one
 from latency_tables.meter import DeviceMeter, Meter
 from latency_tables.models import write_network
 from latency_tables.networks import reference_architecture
 from latency_tables.plan import Checks, check_networks, space_entries
 from latency_tables.pricing import SUSTAINED, weighted_quantile
+from latency_tables.probe.batch import feeds_of
+from latency_tables.probe.lock import only_one
 from latency_tables.profile import absorb, calibrate, fill
 from latency_tables.store import empty_table, open_table
 from latency_tables.table import LatencyTable
 from latency_tables.table_file import read_table, write_table
 from latency_tables.threads import best_count, describe, thread_check, trouble
 from supernet.errors import TableError
-from supernet.supernet import SearchSpace
+from supernet.heatdetr.supernet import SearchSpace
 
 from ..aims import aims
 from ..thinning import Logits, prior_logits

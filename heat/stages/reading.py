@@ -9,8 +9,8 @@ from typing import Any
 
 from latency_tables.compare import AGREE, compare
 from latency_tables.devices import find_device
-from latency_tables.machine import detect_cpu
-from latency_tables.setting import Setting
+from latency_tables.probe.machine import detect_cpu
+from latency_tables.probe.setting import Setting
 from latency_tables.stacks import measure_stacks
 from latency_tables.store import SHIPPED
 from latency_tables.table_file import read_table
@@ -106,8 +106,8 @@ def stacks_of(workspace: Workspace, setting: Setting) -> dict[str, float]:
 def show_supernet(workspace: Workspace) -> dict[str, Any]:
     """Draw and print what the selection logits became, and how important each position is."""
     from supernet.checkpoint import read_info
-    from supernet.place import local_name
-    from supernet.supernet import CANDIDATES, SearchSpace
+    from supernet.heatdetr.place import local_name
+    from supernet.heatdetr.supernet import CANDIDATES, SearchSpace
 
     from ..thinning import State, importances
 

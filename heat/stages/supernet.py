@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from supernet.claim import claimed
-from supernet.coco import DetectionSet
-from supernet.detection_set import check_trainable
-from supernet.distributed import first_process
-from supernet.recipes import TrainConfig
-from supernet.supernet import SearchConfig, SearchSpace, Supernet
-from supernet.training import Running, fit
+from supernet.data.coco import DetectionSet
+from supernet.data.detection_set import check_trainable
+from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
+from supernet.train.claim import claimed
+from supernet.train.distributed import first_process
+from supernet.train.loop import Running, fit
+from supernet.train.recipes import TrainConfig
 
 from ..accuracy import split_held_out
 from ..workspace import Workspace

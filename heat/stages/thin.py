@@ -9,7 +9,7 @@ from typing import Any
 
 from latency_tables.table_file import write_table
 from supernet.atomic import replacing
-from supernet.coco import DetectionSet
+from supernet.data.coco import DetectionSet
 from supernet.errors import PromiseError, UserError
 
 from ..ceiling import refuse_impossible

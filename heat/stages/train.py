@@ -8,23 +8,23 @@ from typing import Any
 import torch
 
 from deploy.gate import torch_detect
-from supernet.architecture import Architecture
 from supernet.checkpoint import load_weights, read_info
-from supernet.claim import claimed
-from supernet.coco import DetectionSet
-from supernet.detection_set import check_trainable
-from supernet.detector import Detector
+from supernet.data.coco import DetectionSet
+from supernet.data.detection_set import check_trainable
 from supernet.detr.detr import Host
-from supernet.detr.mtkd import act_cores, teach
-from supernet.distributed import first_process
 from supernet.errors import UserError
 from supernet.evaluate import evaluate
-from supernet.inherit import inherit
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.inherit import inherit
 from supernet.network import AnyArchitecture, Network, build
-from supernet.pretraining import load_backbone
-from supernet.recipes import TrainConfig
-from supernet.run_files import best_epoch
-from supernet.training import Judge, Running, fit
+from supernet.train.claim import claimed
+from supernet.train.distributed import first_process
+from supernet.train.loop import Judge, Running, fit
+from supernet.train.mtkd import act_cores, teach
+from supernet.train.pretraining import load_backbone
+from supernet.train.recipes import TrainConfig
+from supernet.train.run_files import best_epoch
 
 from ..learning import draw_batches, draw_learning
 from ..source import load_supernet

@@ -22,8 +22,6 @@ from ..errors import HeatError
 from .nodes import Array, NodeWriter, Value
 from .style import OPSET, GraphStyle
 
-__all__ = ["Array", "GraphWriter", "Value"]
-
 
 class GraphWriter(NodeWriter):
     """Appends layers."""

@@ -1,0 +1,1 @@
+"""What a bundle carries: detection without torch."""

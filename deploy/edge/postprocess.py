@@ -1,0 +1,101 @@
+"""Decoding and NMS in numpy, for bundles whose graph ends before them (`heat export --raw`).
+
+The rule is that of HeatDETR's `operators/decode.py` (spec section 5); its numbers are in the card.
+Needs numpy only; every bundle's `detect.py` carries this file's text.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[Any]
+
+Find = Callable[[dict[str, Any]], list[Any]]
+"""From the model's inputs by name to boxes, scores and labels of one image."""
+
+
+def unpad(boxes_1N4: Numbers, scores_1N: Numbers, labels_1N: Numbers) -> list[Numbers]:
+    """Return what padded outputs of one image hold."""
+    kept = scores_1N[0] > 0
+    return [boxes_1N4[0][kept], scores_1N[0][kept], labels_1N[0][kept]]
+
+
+class Postprocess:
+    """Turns the head's scores and deltas into boxes, by the card's `decode`."""
+
+    def __init__(self, rule: dict[str, Any], input_hw: tuple[int, int]) -> None:
+        """Make the anchors."""
+        self.rule = rule
+        height, width = input_hw
+        stride = rule["stride"]
+        rows, columns = -(-height // stride), -(-width // stride)
+        y, x = np.meshgrid(
+            np.arange(rows) + rule["anchor_offset"],
+            np.arange(columns) + rule["anchor_offset"],
+            indexing="ij",
+        )
+        self._centres_L2 = np.stack([x.ravel(), y.ravel()], 1).astype(np.float32) * stride
+        self._limit = np.array([width, height] * 2, dtype=np.float32)
+
+    def __call__(self, scores_AKL: Numbers, deltas_A4hw: Numbers) -> list[Numbers]:
+        """Return boxes xyxy [n, 4] in pixels of the network input, scores [n], labels [n]."""
+        _, classes, cells = scores_AKL.shape[-3:]  # a batch of one has an axis more
+        flat = scores_AKL.reshape(-1)
+        nms_iou = self.rule["nms_iou"]  # None: the head says each object once
+        count = min(self.rule["keep" if nms_iou is None else "pre_nms"], flat.size)
+        best = np.argpartition(-flat, count - 1)[:count]
+        if nms_iou is not None:
+            best = best[flat[best] > self.rule["score_threshold"]]
+        best = best[np.lexsort((best, -flat[best]))]
+        labels = best // cells % classes
+        boxes = self._boxes(deltas_A4hw.reshape(-1, 4, cells), best, classes * cells)
+        apart = boxes + labels[:, None] * (self._limit.max() + 1)
+        kept = np.arange(len(best))
+        if nms_iou is not None:
+            kept = nms(apart, nms_iou, self.rule["keep"])
+        return [boxes[kept], flat[best][kept].astype(np.float32), labels[kept].astype(np.int64)]
+
+    def _boxes(self, deltas_A4L: Numbers, index: Numbers, per_anchor: int) -> Numbers:
+        anchor, cell = index // per_anchor, index % self._centres_L2.shape[0]
+        side = np.asarray(self.rule["anchor_sizes"], dtype=np.float32)[anchor][:, None]
+        deltas = deltas_A4L[anchor, :, cell].astype(np.float32)
+        furthest, growth = self.rule["max_shift_px"], self.rule["max_log_growth"]
+        centre = self._centres_L2[cell] + np.clip(deltas[:, :2] * side, -furthest, furthest)
+        half = np.exp(np.clip(deltas[:, 2:], -growth, growth)) * side * np.float32(0.5)
+        corners = np.concatenate([centre - half, centre + half], 1)
+        boxes: Numbers = np.minimum(np.maximum(corners, 0), self._limit).astype(np.float32)
+        return boxes
+
+
+def suppressed(
+    boxes_xyxy: Numbers, scores: Numbers, iou_limit: float, labels: Numbers | None = None
+) -> Numbers:
+    """Return the rows that greedy suppression keeps, best first; with labels, class by class."""
+    order = np.argsort(-scores, kind="stable")
+    boxes = boxes_xyxy[order].astype(np.float64)
+    if labels is not None and len(boxes):
+        boxes = boxes + labels[order][:, None] * (boxes.max() + 1)
+    rows: Numbers = order[nms(boxes, iou_limit, len(order))]
+    return rows
+
+
+def nms(boxes_xyxy: Numbers, iou_limit: float, keep: int) -> Numbers:
+    """Return the rows that greedy suppression keeps; boxes are given best first."""
+    x0, y0, x1, y1 = boxes_xyxy.T
+    areas = np.maximum(x1 - x0, 0) * np.maximum(y1 - y0, 0)
+    alive = np.ones(len(boxes_xyxy), dtype=bool)
+    kept: list[int] = []
+    for row in range(len(boxes_xyxy)):
+        if not alive[row]:
+            continue
+        kept.append(row)
+        if len(kept) == keep:
+            break
+        wide = np.minimum(x1[row], x1) - np.maximum(x0[row], x0)
+        tall = np.minimum(y1[row], y1) - np.maximum(y0[row], y0)
+        overlap = np.maximum(wide, 0) * np.maximum(tall, 0)
+        union = np.maximum(areas[row] + areas - overlap, 1e-9)
+        alive &= overlap / union <= iou_limit
+    return np.array(kept, dtype=np.int64)

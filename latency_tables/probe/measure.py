@@ -1,0 +1,161 @@
+"""Times several models against each other, interleaved, so that drift hits all of them alike.
+
+Each visit to a model begins with an untimed run: the models visited in between have pushed its
+weights out of the caches, where a deployed model, run frame after frame, keeps them. Rounds are
+repeated until the median of every model's samples is known well enough, or the patience ends.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from deploy.edge.session import Session
+
+WARMUPS = 2
+ROUNDS = 6
+MAX_ROUNDS = 24
+RUNS_A_VISIT = 2
+"""Timed runs of a model in each round, so that there are at least 12 samples."""
+TOLERANCE = 0.03
+"""Width of the confidence interval, as a share of the time, at which a model is done."""
+CONFIDENCE = 0.95
+INTERVAL_SDS = 3.92
+"""Width of a 95 % interval in standard deviations of a normal distribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds of one run of a model."""
+
+    ms: float
+    """Median, every sample taken to the speed that the machine usually had among the rounds."""
+    min_ms: float
+    """Lowest sample, as it was."""
+    p95_ms: float
+    """95th percentile, samples taken to one speed as for the median."""
+    spread: float
+    """Interquartile range as a share of the median."""
+    n: int
+    interval: float
+    """Width of the 95 % confidence interval of the median, as a share of it."""
+
+    @property
+    def sd_ms(self) -> float:
+        """Standard deviation of the median in milliseconds, from the interval's width."""
+        return self.interval * self.ms / INTERVAL_SDS
+
+    @property
+    def stable(self) -> bool:
+        """Whether the interval became narrow enough."""
+        return self.interval <= TOLERANCE
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A loaded model and what to feed it."""
+
+    session: Session
+    feeds: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What the machine was like while every job was visited once."""
+
+    seconds: float
+    """How long the round took."""
+    reference_ms: Mapping[str, float]
+    """Milliseconds of each reference in it, as they were."""
+
+
+def time_jobs(
+    jobs: Mapping[Any, Job],
+    *,
+    references: Collection[Any] = (),
+    rounds: int = ROUNDS,
+    warmups: int = WARMUPS,
+    max_rounds: int = MAX_ROUNDS,
+    watched: list[Round] | None = None,
+) -> dict[Any, Timing]:
+    """Visit every job once a round, round-robin; after `rounds` only those not yet stable.
+
+    The clock of a machine wanders by some percent from second to second. What all jobs of a round
+    have in common is that, and is taken out of their samples. The `references` among the jobs are
+    visited in every round and are never waited for; `watched` receives what they took, as it was.
+    """
+    visits: dict[Any, dict[int, list[float]]] = {key: {} for key in jobs}
+    for _ in range(warmups):
+        for job in jobs.values():
+            job.session.run(job.feeds)
+    for number in range(max(rounds, max_rounds)):
+        todo = list(jobs)
+        if number >= rounds:
+            timings = at_one_speed(visits)
+            unstable = [key for key in jobs if key not in references and not timings[key].stable]
+            if not unstable:
+                break
+            todo = [*unstable, *(key for key in jobs if key in references)]
+        start = time.perf_counter()
+        for key in todo:
+            job = jobs[key]
+            job.session.run(job.feeds)
+            visits[key][number] = [job.session.timed(job.feeds) for _ in range(RUNS_A_VISIT)]
+        if watched is not None:
+            seen = {key: statistics.fmean(visits[key][number]) for key in jobs if key in references}
+            watched.append(Round(time.perf_counter() - start, seen))
+    return at_one_speed(visits)
+
+
+def at_one_speed(visits_ms: Mapping[Any, Mapping[int, Sequence[float]]]) -> dict[Any, Timing]:
+    """Summarise the samples of jobs by round, less what all jobs of a round have in common."""
+    typical = {
+        key: statistics.median(chain.from_iterable(rounds.values()))
+        for key, rounds in visits_ms.items()
+    }
+    slowness: dict[int, list[float]] = {}
+    for key, rounds in visits_ms.items():
+        for number, samples in rounds.items():
+            slowness.setdefault(number, []).append(statistics.fmean(samples) / typical[key])
+    common = {
+        number: statistics.median(ratios) if len(visits_ms) > 1 else 1.0
+        for number, ratios in slowness.items()
+    }
+    usual = statistics.median(common.values())
+    return {
+        key: summarise(
+            [ms * usual / common[number] for number, samples in rounds.items() for ms in samples],
+            min(chain.from_iterable(rounds.values())),
+        )
+        for key, rounds in visits_ms.items()
+    }
+
+
+def summarise(samples_ms: Sequence[float], min_ms: float) -> Timing:
+    """Return median, spread and confidence interval of samples in milliseconds."""
+    ordered = sorted(samples_ms)
+    median = statistics.median(ordered)
+    low = high = median
+    if len(ordered) > 1:
+        low, _, high = statistics.quantiles(ordered, n=4)
+    outside = outer_rank(len(ordered))
+    interval = (ordered[-1 - outside] - ordered[outside]) / median
+    p95 = ordered[round(0.95 * (len(ordered) - 1))]
+    return Timing(median, min_ms, p95, (high - low) / median, len(ordered), interval)
+
+
+def outer_rank(n: int) -> int:
+    """Return how many of n samples on each side lie outside the interval of the median.
+
+    The k-th smallest of n independent samples lies above the median with probability
+    P(Binomial(n, 1/2) < k): the distribution-free confidence bounds of order statistics.
+    """
+    total = 0.0
+    for k in range(n // 2):
+        total += math.comb(n, k) * 0.5**n
+        if total > (1 - CONFIDENCE) / 2:
+            return max(0, k - 1)
+    return 0

@@ -1,0 +1,1 @@
+"""Detection sets: reading, checking, augmenting, scoring."""

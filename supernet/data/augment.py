@@ -1,0 +1,213 @@
+"""Training augmentation: images are placed on the network input, flipped, recoloured.
+
+`augment` places one image, `mosaic` four around a point (Bochkovskiy et al. 2020). Every image is
+resized once, by the rule of evaluation (`letterbox.resized`), and placed on whole pixels: moving it
+by a part of a pixel would blur what evaluation sees sharp.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ..letterbox import PAD_RGB, Image, resized, scale_to_fit
+from .detection_set import Boxes
+
+MIN_VISIBLE = 0.25
+"""A box of which less is left inside the picture is dropped."""
+MIN_SIDE_PX = 2.0
+CROP = (384 / 800, 600 / 800)
+"""Sides of DETR's crop, relative to the short side of 800 that it is shown at."""
+SHORT_SIDES = (400 / 800, 500 / 800, 600 / 800)
+"""Short sides at which DETR crops."""
+
+Kept = npt.NDArray[np.bool_]
+Corners = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """How strongly training pictures are changed."""
+
+    flip: float = 0.5
+    """Probability of a left-right flip."""
+    flip_vertical: float = 0.0
+    """Probability of an upside-down flip."""
+    scale: tuple[float, float] = (0.7, 1.4)
+    """Zoom range relative to the letterbox."""
+    shift: float = 0.15
+    """Largest shift of the picture, as a share of the input side."""
+    shifted: float = 1.0
+    """Probability of a shift."""
+    crop: float = 0.0
+    """Probability of DETR's crop before the zoom."""
+    brightness: float = 0.3
+    """Largest relative change of brightness."""
+    contrast: float = 0.3
+    """Largest relative change of contrast."""
+    saturation: float = 0.4
+    """Largest relative change of saturation."""
+    hue: float = 0.0
+    """Largest turn around the grey axis, as a share of the circle."""
+    mosaic: float = 0.0
+    """Probability that four pictures are shown together."""
+
+
+def augment(
+    image: Image,
+    boxes_xyxy: Boxes,
+    input_hw: tuple[int, int],
+    config: AugmentConfig,
+    rng: np.random.Generator,
+) -> tuple[Image, Boxes, Kept]:
+    """Return the network input, the boxes in its pixels, and which of the boxes were kept."""
+    whole = image.shape[:2]
+    origin = np.zeros(2)
+    fit = scale_to_fit(whole, input_hw)
+    if config.crop and rng.random() < config.crop:
+        image, origin = _cropped(image, rng)
+        fit = scale_to_fit(image.shape[:2], input_hw)
+    scale = fit * np.exp(rng.uniform(*np.log(np.array(config.scale))))
+    size, factors = _scaled(image, scale)
+    jitter = rng.uniform(-config.shift, config.shift, 2) * input_hw[::-1]
+    jitter *= rng.random() < config.shifted
+    offset = np.round(rng.uniform(0, 1, 2) * (np.array(input_hw[::-1]) - size) + jitter)
+    canvas = _canvas(input_hw)
+    _paste(canvas, image, size, offset, (0, 0, input_hw[1], input_hw[0]))
+    placed = (boxes_xyxy - np.tile(origin, 2)) * np.tile(factors, 2) + np.tile(offset, 2)
+    area = np.array([*offset, *(offset + size)])
+    return _finish(canvas, [(placed, area)], config, rng)
+
+
+def largest_scale(
+    image_hw: tuple[int, int], input_hw: tuple[int, int], config: AugmentConfig
+) -> float:
+    """Return the largest factor from image pixels to network pixels that may be drawn."""
+    fit = scale_to_fit(image_hw, input_hw)
+    if config.crop:
+        smallest = max(1.0, CROP[0] / max(SHORT_SIDES) * min(image_hw))
+        fit = max(fit, min(input_hw) / smallest)
+    return fit * config.scale[1]
+
+
+def mosaic(
+    pictures: Sequence[tuple[Image, Boxes]],
+    input_hw: tuple[int, int],
+    config: AugmentConfig,
+    rng: np.random.Generator,
+) -> tuple[Image, Boxes, Kept]:
+    """Return four pictures around a point as one network input; `kept` is over all their boxes."""
+    H, W = input_hw
+    zoom = math.exp(rng.uniform(*np.log(np.array(config.scale))))
+    middle = (rng.uniform(-0.5, 0.5, 2) * zoom + 0.5) * (W, H)
+    middle += rng.uniform(-config.shift, config.shift, 2) * (W, H) * (rng.random() < config.shifted)
+    cut_x, cut_y = (round(float(v)) for v in middle)
+    canvas = _canvas(input_hw)
+    parts = []
+    for index, (image, boxes) in enumerate(pictures):
+        size, factors = _scaled(image, scale_to_fit(image.shape[:2], input_hw) * zoom)
+        right, low = bool(index % 2), index >= 2
+        offset = np.array([cut_x, cut_y], dtype=np.float64) - size * (not right, not low)
+        region = (
+            max(0, cut_x) if right else 0,
+            max(0, cut_y) if low else 0,
+            W if right else min(W, cut_x),
+            H if low else min(H, cut_y),
+        )
+        _paste(canvas, image, size, offset, region)
+        placed = boxes * np.tile(factors, 2) + np.tile(offset, 2)
+        parts.append((placed, np.array(region, dtype=np.float64)))
+    return _finish(canvas, parts, config, rng)
+
+
+def _canvas(input_hw: tuple[int, int]) -> Image:
+    canvas = np.empty((*input_hw, 3), dtype=np.uint8)
+    canvas[:] = PAD_RGB
+    return canvas
+
+
+def _cropped(image: Image, rng: np.random.Generator) -> tuple[Image, npt.NDArray[np.float64]]:
+    """Return a crop as DETR takes it, and its left upper corner."""
+    size = np.array(image.shape[1::-1])
+    unit = float(size.min()) / rng.choice(SHORT_SIDES)  # pixels that a short side of 800 has here
+    low, high = (np.minimum(size, share * unit) for share in CROP)
+    sides = np.maximum(1, np.round(rng.uniform(low, high))).astype(int)
+    left, top = (int(v) for v in np.floor(rng.uniform(0, 1, 2) * (size - sides + 1)))
+    cut = image[top : top + sides[1], left : left + sides[0]]
+    return cut, np.array([left, top], dtype=np.float64)
+
+
+def _scaled(image: Image, scale: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return width and height in whole pixels after scaling, and the exact factor of each."""
+    before = np.array(image.shape[1::-1])
+    size = np.maximum(1, np.round(before * scale)).astype(np.int64)
+    return size, size / before
+
+
+def _paste(
+    canvas: Image,
+    image: Image,
+    size: npt.NDArray[np.int64],
+    offset: npt.NDArray[np.float64],
+    region: tuple[int, int, int, int],
+) -> None:
+    """Draw an image of another size, moved, into a region (x1, y1, x2, y2) of the canvas."""
+    left, top = np.round(offset).astype(int)
+    x1, y1 = max(left, region[0]), max(top, region[1])
+    x2, y2 = min(left + int(size[0]), region[2]), min(top + int(size[1]), region[3])
+    if x2 <= x1 or y2 <= y1:
+        return
+    pixels = resized(image, (int(size[1]), int(size[0])))
+    canvas[y1:y2, x1:x2] = pixels[y1 - top : y2 - top, x1 - left : x2 - left]
+
+
+def _finish(
+    canvas: Image,
+    parts: Sequence[tuple[Corners, Corners]],
+    config: AugmentConfig,
+    rng: np.random.Generator,
+) -> tuple[Image, Boxes, Kept]:
+    """Clip each part's boxes to its area, drop those hardly seen, flip and recolour."""
+    height, width = canvas.shape[:2]
+    found, kept = [], []
+    for placed, area in parts:
+        limit = np.clip(area, 0, [width, height, width, height])
+        low, high = np.tile(limit[:2], 2), np.tile(limit[2:], 2)
+        clipped = np.clip(placed, low, high)
+        sides = clipped[:, 2:] - clipped[:, :2]
+        before = np.prod(placed[:, 2:] - placed[:, :2], axis=1)
+        found.append(clipped)
+        kept.append(
+            (sides.min(axis=1, initial=np.inf) > MIN_SIDE_PX)
+            & (sides.prod(axis=1) > MIN_VISIBLE * before)
+        )
+    which = np.concatenate(kept)
+    boxes = np.concatenate(found)[which]
+    for axis, chance in ((1, config.flip), (0, config.flip_vertical)):
+        if chance and rng.random() < chance:
+            canvas = np.flip(canvas, axis)
+            near, far = (0, 2) if axis == 1 else (1, 3)
+            boxes[:, [near, far]] = canvas.shape[axis] - boxes[:, [far, near]]
+    return recoloured(np.ascontiguousarray(canvas), config, rng), boxes.astype(np.float32), which
+
+
+def recoloured(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
+    """Change brightness, contrast, saturation and hue by one 3x4 matrix."""
+    bright, contrast, saturation = (
+        1 + rng.uniform(-strength, strength)
+        for strength in (config.brightness, config.contrast, config.saturation)
+    )
+    mean = float(np.mean(cv2.mean(image)[:3])) * bright
+    grey = np.full((3, 3), 1 / 3)
+    colour = saturation * (np.eye(3) - grey)
+    if config.hue:
+        angle = 2 * math.pi * rng.uniform(-config.hue, config.hue)
+        turn = math.sin(angle) / math.sqrt(3) * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
+        colour = (math.cos(angle) * np.eye(3) + turn) @ colour
+    matrix = np.column_stack([(grey + colour) * bright * contrast, [mean * (1 - contrast)] * 3])
+    pixels: Image = cv2.transform(image, matrix).astype(np.uint8)
+    return pixels

@@ -1,0 +1,1 @@
+"""HeatDETR: its architecture, operators, supernet, and what is cut out of it."""

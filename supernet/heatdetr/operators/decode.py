@@ -1,0 +1,294 @@
+"""Anchors, box decoding, and class-wise NMS: from head maps to boxes in pixels (spec section 5).
+
+A one-to-one head says each object once: there the best are taken as they are, without NMS.
+
+One rule in two forms: `Decode.forward` in torch for training and evaluation, `Decode.emit` inside
+the exported graph. Anchors are ordered anchor-major: index `a * h * w + cell`.
+Shape suffixes: B batch, A anchors per cell, K classes, L = h * w cells, M = A * L anchors.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...boxes import KEEP, Detections, iou_matrix
+from ...graph.nodes import Array, Value
+from ...graph.writer import GraphWriter
+from .base import Operator, as_it_is, no_macs, no_params
+from .entries import Entry
+from .suppress import as_float, survivors
+
+MAX_SHIFT_PX = 32.0
+MAX_LOG_GROWTH = math.log(1000 / 16)
+SCORE_THRESHOLD = 0.05
+PRE_NMS = 1000
+NMS_IOU = 0.6
+
+
+def make_anchors(h: int, w: int, sizes: tuple[int, ...], offset: float, stride: int) -> Array:
+    """Return anchors (cx, cy, side) in pixels, [A * h * w, 3] float32."""
+    y, x = np.meshgrid(np.arange(h) + offset, np.arange(w) + offset, indexing="ij")
+    centres = np.stack([x.ravel(), y.ravel()], 1) * stride
+    rows = [np.column_stack([centres, np.full(h * w, side)]) for side in sizes]
+    return np.concatenate(rows).astype(np.float32)
+
+
+class Decode(nn.Module):
+    """Head maps to detections."""
+
+    def __init__(
+        self,
+        sizes: tuple[int, ...],
+        num_classes: int,
+        image_size: tuple[int, int],
+        offset: float,
+        *,
+        stride: int = 32,
+        nms: bool = True,
+    ) -> None:
+        """Fix the anchors and the image (height, width) that boxes are clipped to."""
+        super().__init__()
+        self.stride, self.nms = stride, nms
+        self.sizes, self.num_classes, self.offset = sizes, num_classes, offset
+        self.image_size = image_size
+        self.most = PRE_NMS if nms else KEEP
+        """Candidates that are looked at."""
+
+    def anchors(self, h: int, w: int) -> Array:
+        """Return the anchors (cx, cy, side), [M, 3]."""
+        return make_anchors(h, w, self.sizes, self.offset, self.stride)
+
+    def anchors_xyxy(self, h: int, w: int) -> Tensor:
+        """Return the anchor boxes, [M, 4]."""
+        rows = torch.from_numpy(self.anchors(h, w))
+        half = rows[:, 2:] / 2
+        return torch.cat([rows[:, :2] - half, rows[:, :2] + half], 1)
+
+    def boxes(self, deltas_BA4hw: Tensor) -> Tensor:
+        """Decode deltas to boxes, [B, M, 4] xyxy, not clipped."""
+        B, _, _, h, w = deltas_BA4hw.shape
+        anchors = self.anchors(h, w)
+        rows_M3 = torch.from_numpy(anchors).to(deltas_BA4hw)
+        deltas_BM4 = deltas_BA4hw.flatten(3).transpose(2, 3).reshape(B, -1, 4)
+        side = rows_M3[:, 2:]
+        shift = (deltas_BM4[..., :2] * side).clamp(-MAX_SHIFT_PX, MAX_SHIFT_PX)
+        centre = rows_M3[:, :2] + shift
+        growth = deltas_BM4[..., 2:].clamp(-MAX_LOG_GROWTH, MAX_LOG_GROWTH)
+        half = growth.exp() * side / 2
+        return torch.cat([centre - half, centre + half], -1)
+
+    def forward(self, logits_BAKhw: Tensor, deltas_BA4hw: Tensor) -> list[Detections]:
+        """Return the detections of each image."""
+        return [
+            self.select(*parts)
+            for parts in zip(*self.open(logits_BAKhw, deltas_BA4hw), strict=True)
+        ]
+
+    def open(self, logits_BAKhw: Tensor, deltas_BA4hw: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores [B, A, K, L] and clipped boxes in pixels [B, M, 4]."""
+        return logits_BAKhw.sigmoid().flatten(3), self.boxes_px(deltas_BA4hw)
+
+    def boxes_px(self, deltas_BA4hw: Tensor) -> Tensor:
+        """Return boxes clipped to the image, [B, M, 4] xyxy."""
+        height, width = self.image_size
+        limit = torch.tensor([width, height] * 2, dtype=torch.float32, device=deltas_BA4hw.device)
+        return torch.minimum(self.boxes(deltas_BA4hw).clamp_min(0), limit)
+
+    def select(self, scores_AKL: Tensor, boxes_M4: Tensor, nms_iou: float = NMS_IOU) -> Detections:
+        """Return the detections among scores [A, K, L] and clipped boxes [M, 4] of one image."""
+        _, K, L = scores_AKL.shape
+        flat = scores_AKL.flatten()
+        scores, index = flat.topk(min(self.most, flat.numel()))
+        if self.nms:
+            index = index[scores > SCORE_THRESHOLD]
+            scores = scores[scores > SCORE_THRESHOLD]
+        labels = index // L % K
+        boxes = boxes_M4[index // (K * L) * L + index % L]
+        if not self.nms:
+            return Detections(boxes, scores, labels)
+        shifted = boxes + labels[:, None] * self._class_offset()
+        kept = nms(shifted, nms_iou, KEEP)
+        return Detections(boxes[kept], scores[kept], labels[kept])
+
+    def rule(self) -> dict[str, Any]:
+        """Return all that decoding needs, for programs without HEAT."""
+        return {
+            "stride": self.stride,
+            "anchor_sizes": list(self.sizes),
+            "anchor_offset": self.offset,
+            "max_shift_px": MAX_SHIFT_PX,
+            "max_log_growth": MAX_LOG_GROWTH,
+            "score_threshold": SCORE_THRESHOLD,
+            "pre_nms": PRE_NMS,
+            "nms_iou": NMS_IOU if self.nms else None,
+            "keep": KEEP,
+        }
+
+    def _class_offset(self) -> float:
+        """Return a distance that no clipped box crosses, so that one NMS serves all classes."""
+        return float(max(self.image_size) + 1)
+
+    def emit(
+        self, graph: GraphWriter, scores: Value, deltas: Value, *, padded: bool = False
+    ) -> tuple[Value, Value, Value]:
+        """Write decode and NMS; outputs boxes [n, 4], scores [n], labels [n], n <= 100.
+
+        Without NMS n is 100 always.
+
+        `padded` outputs have fixed shapes, [B, 100, 4], [B, 100] and [B, 100], and a score of 0
+        where nothing is: for batches, and for runtimes without NMS.
+        """
+        scores, deltas = graph.full(scores), graph.full(deltas)
+        with graph.full_precision():
+            write = self._emit_padded if padded else self._emit
+            return write(graph, scores, deltas)
+
+    def _emit(self, graph: GraphWriter, scores: Value, deltas: Value) -> tuple[Value, Value, Value]:
+        boxes = self._emit_boxes(graph, deltas)
+        best, labels, anchor = self._candidates(graph, scores)
+        (count,) = best.shape
+        picked = graph.op("Gather", [boxes, anchor], (count, 4), axis=0)
+        if not self.nms:
+            return picked, best, labels
+        offsets = graph.binary(
+            "Mul",
+            as_float(graph, graph.reshape(labels, count, 1)),
+            graph.scalar(self._class_offset()),
+        )
+        selected = graph.op(
+            "NonMaxSuppression",
+            [
+                graph.reshape(graph.add(picked, offsets), 1, count, 4),
+                graph.reshape(best, 1, 1, count),
+                graph.ints(KEEP),
+                graph.const(np.array([NMS_IOU], dtype=np.float32)),
+                graph.const(np.array([SCORE_THRESHOLD], dtype=np.float32)),
+            ],
+            (-1, 3),
+        )
+        column = graph.op("Gather", [selected, graph.const(np.array(2))], (-1,), axis=1)
+        return (
+            graph.op("Gather", [picked, column], (-1, 4), axis=0),
+            graph.op("Gather", [best, column], (-1,), axis=0),
+            graph.op("Gather", [labels, column], (-1,), axis=0),
+        )
+
+    def _emit_padded(
+        self, graph: GraphWriter, scores: Value, deltas: Value
+    ) -> tuple[Value, Value, Value]:
+        """Write decode and NMS by products of matrices, without shapes that depend on values."""
+        A, K, L = scores.shape[-3:]
+        B = math.prod(scores.shape[:-3])
+        boxes = graph.reshape(self._emit_boxes(graph, deltas), B, A * L, 4)
+        best, labels, anchor = self._candidates(graph, graph.reshape(scores, B, A, K, L))
+        count = best.shape[1]
+        picked = self._rows(graph, boxes, anchor, 4)
+        if not self.nms:
+            return picked, best, labels
+        apart = graph.binary("Mul", as_float(graph, labels), graph.scalar(self._class_offset()))
+        corners = [
+            graph.add(graph.reshape(corner, B, count), apart)
+            for corner in graph.split(picked, 2, (1,) * 4)
+        ]
+        alive = survivors(graph, best, corners, iou=NMS_IOU, threshold=SCORE_THRESHOLD)
+        alive = graph.binary("Mul", best, alive)
+        kept = min(KEEP, count)
+        found, rank = graph.op_many("TopK", [alive, graph.ints(kept)], [(B, kept)] * 2, axis=1)
+        return (
+            self._rows(graph, picked, rank, 4),
+            found,
+            graph.op("GatherElements", [labels, rank], (B, kept), axis=1),
+        )
+
+    def _candidates(self, graph: GraphWriter, scores: Value) -> tuple[Value, Value, Value]:
+        """Return scores, labels and anchors of the best, best first, [n], or [B, n] of a batch."""
+        *batch, A, K, L = scores.shape
+        count = min(self.most, A * K * L)
+        best, index = graph.op_many(
+            "TopK",
+            [graph.reshape(scores, *batch, A * K * L), graph.ints(count)],
+            [(*batch, count)] * 2,
+            axis=len(batch),
+        )
+        cells, block = graph.ints(L), graph.ints(K * L)
+        labels = graph.binary("Mod", graph.binary("Div", index, cells), graph.ints(K))
+        anchor = graph.add(
+            graph.binary("Mul", graph.binary("Div", index, block), cells),
+            graph.binary("Mod", index, cells),
+        )
+        return best, labels, anchor
+
+    @staticmethod
+    def _rows(graph: GraphWriter, table: Value, index: Value, columns: int) -> Value:
+        """Return rows of each image's table [B, m, columns] by index [B, n]."""
+        B, n = index.shape
+        wide = graph.op(
+            "Expand", [graph.reshape(index, B, n, 1), graph.ints(1, 1, columns)], (B, n, columns)
+        )
+        return graph.op("GatherElements", [table, wide], (B, n, columns), axis=1)
+
+    def _emit_boxes(self, graph: GraphWriter, deltas: Value) -> Value:
+        """Return boxes clipped to the image, [A * L, 4], or [B, A * L, 4] of a batch."""
+        A, _, L = deltas.shape[-3:]
+        batch = deltas.shape[:-3]
+        axis = len(batch) + 1
+        h, w = (-(-side // self.stride) for side in self.image_size)
+        anchors = self.anchors(h, w).reshape(A, L, 3)
+        centre = graph.const(np.ascontiguousarray(anchors[..., :2].transpose(0, 2, 1)))
+        side = graph.const(np.ascontiguousarray(anchors[..., 2:].transpose(0, 2, 1)))
+        xy, wh = graph.split(deltas, axis, (2, 2))
+        shift = self._clip(graph, graph.binary("Mul", xy, side), MAX_SHIFT_PX)
+        growth = graph.unary("Exp", self._clip(graph, wh, MAX_LOG_GROWTH))
+        half = graph.binary("Mul", graph.binary("Mul", growth, side), graph.scalar(0.5))
+        centre = graph.add(centre, shift)
+        corners = graph.concat([graph.binary("Sub", centre, half), graph.add(centre, half)], axis)
+        boxes = graph.reshape(graph.swap(corners), *batch, A * L, 4)
+        height, width = self.image_size
+        limit = graph.const(np.array([width, height] * 2, dtype=np.float32))
+        return graph.binary("Min", graph.binary("Max", boxes, graph.scalar(0.0)), limit)
+
+    @staticmethod
+    def _clip(graph: GraphWriter, x: Value, bound: float) -> Value:
+        return graph.op("Clip", [x, graph.scalar(-bound), graph.scalar(bound)], x.shape)
+
+
+def nms(boxes_xyxy: Tensor, iou_threshold: float, keep: int) -> Tensor:
+    """Greedy suppression of boxes given best first; returns the kept row indices."""
+    overlaps = (iou_matrix(boxes_xyxy, boxes_xyxy) > iou_threshold).cpu().numpy()
+    alive = np.ones(len(overlaps), dtype=bool)
+    kept: list[int] = []
+    for row in range(len(overlaps)):
+        if alive[row]:
+            kept.append(row)
+            if len(kept) == keep:
+                break
+            alive &= ~overlaps[row]
+    return torch.tensor(kept, dtype=torch.int64, device=boxes_xyxy.device)
+
+
+def _operator(*, nms: bool) -> Operator:
+    def build(entry: Entry) -> Decode:
+        stride = entry.stride
+        sizes = tuple(stride * 2**index for index in range(entry.anchors))
+        image = (entry.h * stride, entry.w * stride)
+        return Decode(sizes, entry.classes, image, 0.0, stride=stride, nms=nms)
+
+    return Operator(
+        build=build,
+        macs=no_macs,
+        params=no_params,
+        inputs=lambda entry: (
+            (entry.anchors, entry.classes, entry.h * entry.w),
+            (entry.anchors, 4, entry.h * entry.w),
+        ),
+        outputs=lambda entry: ((0, 4, 1), (0, 1, 1), (0, 1, 1)),
+        parameters=("classes", "anchors"),
+        narrow=as_it_is,
+    )
+
+
+DECODE = _operator(nms=True)
+TOP_K = _operator(nms=False)

@@ -1,0 +1,1 @@
+"""Training: feeding, losses, the loop, its files."""

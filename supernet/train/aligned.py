@@ -1,0 +1,123 @@
+"""Task-aligned assignment and its loss, for one answer to an object or for many.
+
+An anchor suits a box as far as it is sure of its class and hits its place: `t = p^a * IoU^b` (Feng
+et al. 2021, TOOD). The best `top` of each box learn it: 10 of a one-to-many head, 1 of a
+one-to-one head. Both rank by the same measure, so the one is the best of the many (consistent dual
+assignment, Wang et al. 2024, YOLOv10).
+Shape suffixes: B batch, A anchors per cell, K classes, M anchors of one image, N boxes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..boxes import giou_pairs, iou_matrix
+from ..heatdetr.operators.decode import Decode
+from .recipes import Assign
+from .uniform import Loss, Target, detection_loss
+
+SURE, HIT = 0.5, 6.0
+"""The exponents a and b."""
+MANY = 10
+REACH = 0.75
+"""Cells this near to the middle of a box may answer for it however small it is, in strides."""
+BOX_WEIGHT = 5.0
+"""Weight of the boxes' term; that of the classes is 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """The assignment of one image."""
+
+    anchors_P: Tensor
+    """Anchors that answer for a box."""
+    boxes_P: Tensor
+    """The box of each."""
+    targets_P: Tensor
+    """What the score of that box's class shall become."""
+
+
+@torch.no_grad()
+def align(
+    centres_M2: Tensor,
+    scores_MK: Tensor,
+    predicted_M4: Tensor,
+    target: Target,
+    top: int,
+    reach: float,
+) -> Aligned:
+    """Return the best `top` anchors of each box; an anchor wanted twice goes to the better hit."""
+    boxes_N4, labels_N = target.boxes_xyxy, target.labels
+    if len(boxes_N4) == 0:
+        empty = labels_N.new_zeros(0)
+        return Aligned(empty, empty, scores_MK.new_zeros(0))
+    middle_N2 = (boxes_N4[:, :2] + boxes_N4[:, 2:]) / 2
+    half_N2 = ((boxes_N4[:, 2:] - boxes_N4[:, :2]) / 2).clamp_min(reach)
+    inside_NM = ((centres_M2 - middle_N2[:, None]).abs() <= half_N2[:, None]).all(-1)
+    iou_NM = iou_matrix(boxes_N4, predicted_M4)
+    measure_NM = scores_MK.T[labels_N] ** SURE * iou_NM**HIT * inside_NM
+    best_Nt, index_Nt = measure_NM.topk(min(top, measure_NM.shape[1]))
+    chosen_NM = torch.zeros_like(inside_NM).scatter_(1, index_Nt, best_Nt > 0)
+    owner_M = torch.where(chosen_NM, iou_NM, -1.0).argmax(0)
+    anchors_P = chosen_NM.any(0).nonzero()[:, 0]
+    boxes_P = owner_M[anchors_P]
+    measure_P = measure_NM[boxes_P, anchors_P]
+    strongest_N = measure_P.new_zeros(len(boxes_N4)).scatter_reduce(0, boxes_P, measure_P, "amax")
+    hit_N = measure_P.new_zeros(len(boxes_N4)).scatter_reduce(
+        0, boxes_P, iou_NM[boxes_P, anchors_P], "amax"
+    )
+    return Aligned(anchors_P, boxes_P, measure_P / strongest_N[boxes_P] * hit_N[boxes_P])
+
+
+def aligned_loss(
+    logits_BAKhw: Tensor,
+    deltas_BA4hw: Tensor,
+    targets: Sequence[Target],
+    decode: Decode,
+    top: int = MANY,
+) -> Loss:
+    """Return binary cross entropy of all scores and GIoU of the chosen boxes, for a batch."""
+    B, _, K, h, w = logits_BAKhw.shape
+    anchors_M4 = decode.anchors_xyxy(h, w).to(logits_BAKhw.device)
+    centres_M2 = (anchors_M4[:, :2] + anchors_M4[:, 2:]) / 2
+    predicted_BM4 = decode.boxes(deltas_BA4hw)
+    logits_BMK = logits_BAKhw.flatten(3).transpose(2, 3).reshape(B, -1, K)
+    wanted_BMK = torch.zeros_like(logits_BMK)
+    boxes = deltas_BA4hw.sum() * 0.0
+    positives = 0
+    for index, target in enumerate(targets):
+        predicted_M4 = predicted_BM4[index]
+        found = align(
+            centres_M2,
+            logits_BMK[index].detach().sigmoid(),
+            predicted_M4.detach(),
+            target,
+            top,
+            REACH * decode.stride,
+        )
+        labels_P = target.labels[found.boxes_P]
+        wanted_BMK[index, found.anchors_P, labels_P] = found.targets_P
+        hit_P = giou_pairs(predicted_M4[found.anchors_P], target.boxes_xyxy[found.boxes_P])
+        boxes = boxes + (found.targets_P * (1 - hit_P)).sum()
+        positives += len(found.anchors_P)
+    divisor = wanted_BMK.sum().clamp_min(1.0)
+    classes = F.binary_cross_entropy_with_logits(logits_BMK, wanted_BMK, reduction="sum")
+    return Loss(classes / divisor, BOX_WEIGHT * boxes / divisor, positives)
+
+
+def training_loss(
+    outputs: Sequence[Tensor], targets: Sequence[Target], decode: Decode, assign: Assign
+) -> Loss:
+    """Return the loss of a network's outputs: of one head, or, in training, of both."""
+    maps = [x.float() for x in outputs]
+    if len(maps) == 4:
+        one = aligned_loss(maps[0], maps[1], targets, decode, top=1)
+        many = aligned_loss(maps[2], maps[3], targets, decode)
+        return Loss(one.classes + many.classes, one.boxes + many.boxes, one.positives)
+    if not decode.nms:
+        return aligned_loss(maps[0], maps[1], targets, decode, top=1)
+    loss = aligned_loss if assign == "aligned" else detection_loss
+    return loss(maps[0], maps[1], targets, decode)

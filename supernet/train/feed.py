@@ -1,0 +1,253 @@
+"""Feeds training: worker processes decode, augment and collate while the network computes.
+
+What a sample becomes follows from (seed, epoch, image) alone, so neither the number of workers nor
+of training processes changes it, and a resumed run sees what an uninterrupted one would.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..data.augment import augment, largest_scale, mosaic
+from ..data.detection_set import Boxes, DetectionSet, Record
+from ..errors import DataError, HeatError
+from ..letterbox import Image, read_image
+from .distributed import Group
+from .recipes import TrainConfig
+from .uniform import Target
+
+Key = tuple[int, int]
+"""(epoch, index of a record)."""
+Batch = tuple[Tensor, list[Target]]
+
+Weights = npt.NDArray[np.float64]
+"""How often each picture is drawn; they add up to 1."""
+
+MAX_WORKERS = 8
+WORTH_A_PROCESS = 2000
+"""Samples of a run; starting a process takes as long as making some hundred."""
+SHRINK = {8: 0.3, 4: 0.4, 2: 0.5}
+"""Images are decoded so many times smaller where they are then shown at this scale at most.
+
+Two resizes in a row average more than one does: by 10 % of the noise at these limits, by 25 % where
+the second scale is 0.95.
+"""
+RARE = 0.1
+"""Classes in a smaller share of the pictures are drawn more often, if asked to."""
+
+
+class Keyed(Dataset[Any], ABC):
+    """Training samples by their keys."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+
+    @abstractmethod
+    def sample(self, epoch: int, index: int) -> tuple[Tensor, Any]:
+        """Return one augmented picture, uint8 [H, W, 3], and its target."""
+
+    def __getitems__(self, keys: Sequence[Key]) -> tuple[Tensor, list[Any]] | str:
+        """Return a batch: uint8 images [B, H, W, 3] and targets; or what is wrong, in words."""
+        try:
+            samples = [self.sample(*key) for key in keys]
+        except DataError as error:
+            return str(error)
+        return torch.stack([image for image, _ in samples]), [target for _, target in samples]
+
+
+class Samples(Keyed):
+    """Augmented pictures of a detection set, with their boxes."""
+
+    def __init__(
+        self, records: Sequence[Record], input_hw: tuple[int, int], config: TrainConfig
+    ) -> None:
+        """Keep what is needed to make any sample."""
+        self.records, self.input_hw, self.config = records, input_hw, config
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.records)
+
+    def sample(self, epoch: int, index: int) -> tuple[Tensor, Target]:
+        """Return one augmented sample."""
+        config = self.config
+        rng = np.random.default_rng([config.seed, epoch, index])
+        together = config.augment.mosaic and epoch < config.epochs - config.plain_epochs
+        if together and rng.random() < config.augment.mosaic:
+            chosen = [index, *map(int, rng.integers(0, len(self.records), 3))]
+            pictures = [self.picture(i) for i in chosen]
+            pixels, boxes, kept = mosaic(pictures, self.input_hw, config.augment, rng)
+        else:
+            chosen = [index]
+            pixels, boxes, kept = augment(*self.picture(index), self.input_hw, config.augment, rng)
+        labels = np.concatenate([self.records[i].labels for i in chosen])[kept]
+        return torch.from_numpy(pixels), Target(torch.from_numpy(boxes), torch.from_numpy(labels))
+
+    def picture(self, index: int) -> tuple[Image, Boxes]:
+        """Return an image, a large one decoded smaller, and its boxes in its pixels."""
+        record = self.records[index]
+        size = record.height, record.width
+        most = largest_scale(size, self.input_hw, self.config.augment)
+        shrink = next((f for f, limit in SHRINK.items() if most * f <= limit), 1)
+        image = read_image(record.path, size, shrink)
+        if image is None:
+            raise DataError(f"cannot decode {record.path}: see heat data check, or remove it")
+        ratio = np.array(image.shape[1::-1]) / (record.width, record.height)
+        return image, record.boxes_xyxy * np.tile(ratio, 2).astype(np.float32)
+
+
+class Batches(Sampler[list[Key]]):
+    """The keys of this process's share of every batch, epoch after epoch."""
+
+    def __init__(
+        self,
+        num_images: int,
+        config: TrainConfig,
+        epochs: range,
+        group: Group,
+        skip: int,
+        weights: Weights | None = None,
+    ) -> None:
+        """Name the epochs; the first `skip` batches of the first of them are left out."""
+        self.config, self.epochs, self.group, self.skip = config, epochs, group, skip
+        self.num_images, self.weights = num_images, weights
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        """Yield the keys of each batch."""
+        for epoch in self.epochs:
+            order = self._order(epoch)
+            starts = batch_starts(len(order), self.config.batch_size)
+            ends = [*starts[1:], len(order)]
+            first = self.skip if epoch == self.epochs.start else 0
+            for start, stop in list(zip(starts, ends, strict=True))[first:]:
+                part = order[start:stop][self.group.rank :: self.group.world]
+                yield [(epoch, int(index)) for index in part]
+
+    def _order(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        rng = np.random.default_rng([self.config.seed, epoch])
+        if self.weights is None:
+            return rng.permutation(self.num_images)
+        return rng.choice(self.num_images, self.num_images, p=self.weights)
+
+
+def rare_first(data: DetectionSet) -> Weights:
+    """Return each picture's share of the draws: `max over its classes of sqrt(RARE / f)`, >= 1.
+
+    f is the share of pictures in which a class occurs (repeat factor sampling, LVIS).
+    """
+    classes = [np.unique(record.labels) for record in data.records]
+    seen = np.zeros(data.num_classes)
+    for found in classes:
+        seen[found] += 1
+    factor = np.maximum(1.0, np.sqrt(RARE * len(classes) / np.maximum(seen, 1)))
+    weights = np.array([factor[found].max(initial=1.0) for found in classes])
+    return np.asarray(weights / weights.sum())
+
+
+def batch_starts(num_images: int, batch_size: int) -> list[int]:
+    """Return where each batch begins; a last one of less than half joins the batch before it.
+
+    BatchNorm cannot train on a batch of one, and every process needs a share.
+    """
+    starts = list(range(0, num_images, batch_size))
+    if len(starts) > 1 and num_images - starts[-1] < max(2, batch_size / 2):
+        starts.pop()
+    return starts
+
+
+def default_workers(group: Group, samples: int) -> int:
+    """Return how many worker processes feed each training process with so many samples."""
+    if samples < WORTH_A_PROCESS:
+        return 0
+    if group.device.type == "cpu":
+        return 1  # the cores are the network's
+    return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // group.world - 1))
+
+
+def feed(
+    data: DetectionSet,
+    input_hw: tuple[int, int],
+    config: TrainConfig,
+    epochs: range,
+    *,
+    group: Group | None = None,
+    workers: int = 0,
+    skip: int = 0,
+) -> Iterator[Batch]:
+    """Yield this process's share of the batches of some epochs of a detection set."""
+    yield from feed_keyed(
+        Samples(data.records, input_hw, config),
+        config,
+        epochs,
+        group=group,
+        workers=workers,
+        skip=skip,
+        weights=rare_first(data) if config.balanced else None,
+    )
+
+
+def feed_keyed(
+    source: Keyed,
+    config: TrainConfig,
+    epochs: range,
+    *,
+    group: Group | None = None,
+    workers: int = 0,
+    skip: int = 0,
+    weights: Weights | None = None,
+) -> Iterator[tuple[Tensor, list[Any]]]:
+    """Yield this process's share of the batches of some epochs, on its device.
+
+    Raises `DataError` naming a file that cannot be read, `HeatError` if a worker died.
+    """
+    group = group or Group()
+    loader = DataLoader(
+        source,
+        batch_sampler=Batches(len(source), config, epochs, group, skip, weights),
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        # Forked from a clean process: this one has threads of several libraries.
+        multiprocessing_context="forkserver" if workers else None,
+        prefetch_factor=4 if workers else None,
+        pin_memory=group.device.type == "cuda",
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # its own: the network's noise does not depend on it
+    )
+    batches = iter(loader)
+    while True:
+        try:
+            found = next(batches, None)
+        except RuntimeError as error:
+            if "worker" not in str(error):
+                raise
+            raise HeatError(
+                f"a process that loads images died ({str(error).splitlines()[0]}): out of memory? "
+                "--workers 0 loads without them; --resume goes on"
+            ) from None
+        if found is None:
+            return
+        if isinstance(found, str):
+            raise DataError(found)
+        images, targets = found
+        yield (
+            images.to(group.device, non_blocking=True),
+            [target.to(group.device) for target in targets],
+        )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

@@ -1,0 +1,111 @@
+"""The parts of an optimiser: parameter groups, learning rate, averaged weights, number formats."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..detr.detr import Host
+from ..errors import UserError
+from ..heatdetr.supernet import Supernet
+from .recipes import Precision, TrainConfig
+
+STEPS: dict[str, tuple[float, ...]] = {
+    "1x": (8 / 12, 11 / 12),
+    "3x": (27 / 36, 33 / 36),
+    "detr": (200 / 300,),
+    "sam-detr": (40 / 50,),
+    "mtkd": (5 / 7,),
+}
+"""Where the stepped schedules divide the learning rate by ten, as shares of the epochs."""
+
+
+def parameter_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Split parameters into decayed matrices, undecayed vectors, and selection logits.
+
+    In DETR's family linear maps decay too, and the backbone has a rate of its own.
+    """
+    if isinstance(network, Host):
+        return _by_part(network, config)
+    decayed, plain, logits = [], [], []
+    for name, parameter in network.named_parameters():
+        if name.rpartition(".")[2] in ("r", "global_r"):
+            logits.append(parameter)
+        elif parameter.ndim == 4:
+            decayed.append(parameter)
+        else:
+            plain.append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay, "peak": config.learning_rate},
+        {"params": plain, "weight_decay": 0.0, "peak": config.learning_rate},
+    ]
+    if isinstance(network, Supernet):
+        peak = network.config.logit_learning_rate
+        groups.append({"params": logits, "weight_decay": 0.0, "peak": peak})
+    return groups
+
+
+def _by_part(network: Host, config: TrainConfig) -> list[dict[str, Any]]:
+    groups = []
+    for backbone, peak in (
+        (False, config.learning_rate),
+        (True, config.learning_rate * config.backbone_rate),
+    ):
+        own = [
+            parameter
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad and name.startswith("backbone.") == backbone
+        ]
+        for matrices, decay in ((True, config.weight_decay), (False, 0.0)):
+            chosen = [parameter for parameter in own if (parameter.ndim > 1) == matrices]
+            groups.append({"params": chosen, "weight_decay": decay, "peak": peak})
+    return groups
+
+
+def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
+    """Return the learning rate of a step relative to its peak."""
+    warmup = min(config.warmup_steps, max(1, steps // 10))
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.schedule == "cosine":
+        share = (step - warmup) / max(1, steps - warmup)
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
+    return float(0.1 ** sum(step >= share * steps for share in STEPS[config.schedule]))
+
+
+def autocast_type(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """Return the type that matrix products are computed in; None leaves them in float32.
+
+    `auto` is bfloat16 where the device computes it, else float16 on CUDA and float32 on a CPU.
+    """
+    if precision == "f16" and device.type != "cuda":
+        raise UserError("--precision f16 is for CUDA devices: bf16, f32 or auto on a CPU")
+    if precision != "auto":
+        return {"f32": None, "bf16": torch.bfloat16, "f16": torch.float16}[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    flags = Path("/proc/cpuinfo")
+    text = flags.read_text(encoding="utf-8") if flags.exists() else ""
+    wide = "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return torch.bfloat16 if wide and ("avx512_bf16" in text or "amx_bf16" in text) else None
+
+
+class Averaged:
+    """Exponential moving average of a network's weights and statistics."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        """Start from the network's present weights."""
+        self.decay = decay
+        self.weights = {key: value.detach().clone() for key, value in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Follow the network; the decay ramps up over the first steps."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for key, value in network.state_dict().items():
+            if value.dtype.is_floating_point:
+                self.weights[key].lerp_(value, 1 - decay)
+            else:
+                self.weights[key].copy_(value)

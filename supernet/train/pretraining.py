@@ -1,0 +1,274 @@
+"""Pretraining of a backbone by telling classes of pictures apart, and loading what was learnt.
+
+Pictures lie in folders named by their class: `train/<class>/*.jpg`, `val/<class>/*.jpg`. The
+backbone is the network from the stem to the last stage, with the SAM between the stages.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checkpoint import Kind, read_info
+from ..data.augment import AugmentConfig, recoloured
+from ..data.image_files import list_images
+from ..errors import CheckpointError, DataError
+from ..heatdetr.architecture import LOCAL_OPERATORS, Architecture
+from ..heatdetr.detector import Detector
+from ..heatdetr.place import Place
+from ..heatdetr.supernet import CANDIDATES, GLOBAL_BLOCKS, GlobalMixture, Mixture, Supernet
+from ..letterbox import Image, letterbox, read_image, resized
+from .distributed import Group
+from .feed import Keyed, feed_keyed
+from .recipes import TrainConfig
+from .task import Batch
+
+SMOOTHING = 0.1
+"""Label smoothing, as Swin's recipe has it."""
+AREA = (0.25, 1.0)
+"""Share of the picture that a training crop shows."""
+RATIO = (3 / 4, 4 / 3)
+"""Width over height of a crop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """The pictures of a split and their classes."""
+
+    root: Path
+    split: str
+    names: tuple[str, ...]
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def digest(self) -> str:
+        """Hash of the files, by their path within the set and their size, and of their classes."""
+        files = [
+            (str(path.relative_to(self.root)), path.stat().st_size, label)
+            for path, label in zip(self.paths, self.labels, strict=True)
+        ]
+        return hashlib.sha256(json.dumps([self.names, files]).encode()).hexdigest()
+
+
+def load_pictures(root: Path, split: str, names: Sequence[str] | None = None) -> Pictures:
+    """Find the pictures of a split; its classes must be those of `names`, if given."""
+    folder = root / split
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}: pictures are looked for in {folder}/<class>/")
+    found = tuple(
+        sorted(
+            place.name
+            for place in folder.iterdir()
+            if place.is_dir() and not place.name.startswith(".")
+        )
+    )
+    if names is not None and not set(found) <= set(names):
+        strange = sorted(set(found) - set(names))[0]
+        raise DataError(f"{folder} has a class {strange!r} that training has not")
+    names = tuple(names or found)
+    if len(names) < 2:
+        raise DataError(f"{folder} has {len(names)} class folders: at least 2 needed")
+    paths, labels = [], []
+    for label, name in enumerate(names):
+        found_here = list_images(folder / name)
+        paths += found_here
+        labels += [label] * len(found_here)
+    if not paths:
+        raise DataError(f"{folder}: no pictures in its {len(names)} class folders")
+    return Pictures(root, split, names, tuple(paths), tuple(labels))
+
+
+class Classifier(nn.Module):
+    """A detector's backbone, the mean of its last map, and one linear layer."""
+
+    def __init__(self, architecture: Architecture, num_classes: int) -> None:
+        """Make the backbone and the layer."""
+        super().__init__()
+        self.trunk = Detector(architecture)
+        used: list[str] = []
+
+        def note(place: str, *_: Any) -> tuple[None, None]:
+            used.append(place)
+            return None, None
+
+        self.trunk.wire_backbone(note, None)
+        for place in [place for place in self.trunk.units if place not in used]:
+            del self.trunk.units[place]
+        self.trunk.many = None
+        self.classes = nn.Linear(architecture.widths[3], num_classes)
+
+    def forward(self, image_BHW3: Tensor) -> tuple[Tensor]:
+        """Map uint8 RGB images to class logits [B, K]."""
+        last = self.trunk.wire_backbone(
+            lambda place, *inputs: self.trunk.units[place](*inputs), image_BHW3
+        )[-1]
+        return (self.classes(last.mean((2, 3))),)
+
+
+class ClassifyTask:
+    """Pictures and their classes, for a `Classifier`."""
+
+    kind: Kind = "backbone"
+
+    def __init__(self, network: Classifier, pictures: Pictures) -> None:
+        """Keep both."""
+        self.pictures, self.size = pictures, network.trunk.architecture.input_size
+        self.description = network.trunk.architecture.to_json()
+        self.names, self.num_images = pictures.names, len(pictures.paths)
+        self.digest = pictures.digest
+
+    def facts(self) -> dict[str, Any]:
+        """Return data, split and number of images."""
+        of = self.pictures
+        return {"data": of.root.name, "split": of.split, "images": self.num_images}
+
+    def traces(self) -> dict[str, Any]:
+        """Keep nothing."""
+        return {}
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Do nothing."""
+
+    def feed(
+        self, config: TrainConfig, epochs: range, group: Group, workers: int, skip: int
+    ) -> Iterator[Batch]:
+        """Yield cropped, flipped and recoloured pictures."""
+        source: Keyed = Crops(self.pictures, self.size, config)
+        yield from feed_keyed(source, config, epochs, group=group, workers=workers, skip=skip)
+
+    def loss(
+        self, outputs: Sequence[Tensor], targets: Any, config: TrainConfig
+    ) -> dict[str, Tensor]:
+        """Return cross entropy with smoothed labels."""
+        wanted = torch.stack(targets)
+        return {"classes": F.cross_entropy(outputs[0].float(), wanted, label_smoothing=SMOOTHING)}
+
+
+class Crops(Keyed):
+    """Training pictures by their keys."""
+
+    def __init__(self, pictures: Pictures, size: tuple[int, int], config: TrainConfig) -> None:
+        """Keep what is needed to make any sample."""
+        self.pictures, self.size, self.config = pictures, size, config
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.pictures.paths)
+
+    def sample(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        """Return one picture and its class."""
+        rng = np.random.default_rng([self.config.seed, epoch, index])
+        image = _read(self.pictures.paths[index])
+        pixels = random_crop(image, self.size, self.config.augment, rng)
+        return torch.from_numpy(pixels), torch.tensor(self.pictures.labels[index])
+
+
+def random_crop(
+    image: Image, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator
+) -> Image:
+    """Return a part of random area and shape, stretched to the input, flipped, recoloured."""
+    height, width = image.shape[:2]
+    area = height * width * rng.uniform(*AREA)
+    ratio = np.exp(rng.uniform(*np.log(RATIO)))
+    w = int(min(width, max(1, round((area * ratio) ** 0.5))))
+    h = int(min(height, max(1, round((area / ratio) ** 0.5))))
+    x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+    part = image[y : y + h, x : x + w]
+    pixels = resized(part, size)
+    if rng.random() < config.flip:
+        pixels = np.ascontiguousarray(pixels[:, ::-1])
+    return recoloured(pixels, config, rng)
+
+
+@torch.inference_mode()
+def accuracy(network: Classifier, pictures: Pictures) -> dict[str, float]:
+    """Return top-1 and top-5 accuracy, as shares."""
+    top1 = top5 = 0
+    size = network.trunk.architecture.input_size
+    for path, label in zip(pictures.paths, pictures.labels, strict=True):
+        pixels = torch.from_numpy(letterbox(_read(path), size)[0])[None]
+        (logits,) = network(pixels)
+        order = logits[0].topk(min(5, logits.shape[1])).indices.tolist()
+        top1 += order[0] == label
+        top5 += label in order
+    return {"top1": top1 / len(pictures.paths), "top5": top5 / len(pictures.paths)}
+
+
+def _read(path: Path) -> Image:
+    image = read_image(path)
+    if image is None:
+        raise DataError(f"cannot decode {path}: remove it")
+    return image
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What became of a pretrained backbone's weights."""
+
+    used: int
+    missing: tuple[str, ...]
+    """Weights of the network that the backbone has not, or has in another shape."""
+    left_over: tuple[str, ...]
+    """Weights of the backbone that the network has no place for."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a stage records."""
+        return {
+            "used": self.used,
+            "missing": list(self.missing),
+            "left_over": list(self.left_over),
+        }
+
+
+@torch.no_grad()
+def load_backbone(path: Path, network: Detector) -> Loaded:
+    """Copy a pretrained backbone into a detector or a supernet, as far as shapes agree.
+
+    In a supernet a local block goes to the operator of its kind at its position, a global block to
+    that of its kind. Heads, SCM and TCM are never part of a backbone.
+    """
+    info = read_info(path)
+    if info.kind != "backbone":
+        raise CheckpointError(
+            f"{path} holds a {info.kind}, not a backbone: heat pretrain makes one"
+        )
+    source = Architecture.from_json(info.description, str(path))
+    own = network.state_dict()
+    used, left = set(), []
+    for key, value in load_file(path).items():
+        if not key.startswith("trunk.units."):
+            left.append(key)
+            continue
+        place, _, rest = key.removeprefix("trunk.units.").partition(".")
+        target = f"units.{_place_in(network, source, place)}.{rest}"
+        if target in own and own[target].shape == value.shape:
+            own[target].copy_(value)
+            used.add(target)
+        else:
+            left.append(key)
+    return Loaded(len(used), tuple(sorted(set(own) - used)), tuple(sorted(left)))
+
+
+def _place_in(network: Detector, source: Architecture, place: str) -> str:
+    """Return the place of a backbone's unit in a network."""
+    if not isinstance(network, Supernet) or place not in network.units:
+        return place
+    unit = network.units[place]
+    if isinstance(unit, Mixture):
+        own = Place.parse(place)
+        assert own.position is not None
+        letter = source.blocks[own.stage - 1][own.position]
+        return f"{place}.operators.{CANDIDATES.index(LOCAL_OPERATORS[letter])}"
+    if isinstance(unit, GlobalMixture):
+        kind = source.global_block if place == "s4_global" else GLOBAL_BLOCKS[0]
+        return f"{place}.blocks.{kind}"
+    return place

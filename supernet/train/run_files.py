@@ -1,0 +1,230 @@
+"""The files of a training run: averaged weights, the state to resume from, curves, events."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..atomic import write_bytes, write_text
+from ..checkpoint import CheckpointInfo, save_checkpoint
+from ..errors import CheckpointError, UserError
+from .optimise import Averaged
+from .recipes import TrainConfig
+from .task import Task
+
+DIFFERENT = {
+    "config": "other options",
+    "names": "other classes",
+    "images": "another number of images",
+    "data": "other images or annotations",
+    "what": "another architecture",
+}
+"""What differs, by the part of a fingerprint."""
+
+
+class RunFiles:
+    """The files of one training run, and where it stands."""
+
+    def __init__(
+        self,
+        folder: Path,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: Averaged,
+        config: TrainConfig,
+        task: Task,
+        *,
+        writes: bool = True,
+        tensorboard: bool = False,
+    ) -> None:
+        """Name the files in `folder`; nothing is read or written yet.
+
+        Of several processes all keep count of epochs and steps, and one `writes`.
+        """
+        self.writes = writes
+        self.checkpoint = folder / "weights.safetensors"
+        self.best = folder / "best.safetensors"
+        """Weights of the epoch with the highest AP so far; only where AP is computed."""
+        self.state = folder / "state.pt"
+        self.metrics = folder / "metrics.csv"
+        self.events = folder / "events.jsonl"
+        self.network, self.optimizer, self.average = network, optimizer, average
+        self.config, self.task = config, task
+        self.board = _board(folder) if tensorboard and writes else None
+        self.epoch = 0
+        """Epochs finished."""
+        self.steps = 0
+        """Steps done of the next one."""
+        self.sums: dict[str, float] = {}
+        """Sums of the losses of those steps, where they were finite."""
+        self.counted = 0
+        """Passes in those sums."""
+        self.skipped = 0
+        self.threads: int | None = None
+        """Threads that the next step is computed with; None where nothing recorded it."""
+        self.history: list[dict[str, Any]] = []
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what must be the same for a run to be resumed."""
+        return {
+            "config": json.loads(json.dumps(self.config.lasting())),
+            "names": list(self.task.names),
+            "images": self.task.num_images,
+            "data": self.task.digest,
+            "what": self.task.description,
+        }
+
+    def finish(self, epoch: int, facts: dict[str, float]) -> None:
+        """Count an epoch, and write the averaged weights and the state after it."""
+        self.epoch, self.steps, self.sums, self.counted = epoch, 0, {}, 0
+        if not self.writes:
+            return
+        row = {"epoch": epoch, **facts}
+        self.history.append({**row, **self.task.traces()})
+        self._save_weights(self.checkpoint)
+        if best_epoch(self.history) == epoch:
+            self._save_weights(self.best)
+        self.save_state()
+        self._save_curves()
+        self.event("epoch", **row)
+        for key, value in facts.items():
+            if self.board is not None:
+                self.board.add_scalar(key, value, epoch)
+
+    def close(self) -> None:
+        """Close TensorBoard's file: its writer is a thread of its own."""
+        if self.board is not None:
+            self.board.close()
+
+    def event(self, name: str, **facts: Any) -> None:
+        """Append a line to the log."""
+        if not self.writes:
+            return
+        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": name, **facts}
+        try:
+            self.events.parent.mkdir(parents=True, exist_ok=True)
+            with self.events.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.events}: {error.strerror}") from None
+
+    def save_state(self) -> None:
+        """Write what is needed to go on from here."""
+        if not self.writes:
+            return
+        state = {
+            "fingerprint": self.fingerprint(),
+            "epoch": self.epoch,
+            "epochs": self.config.epochs,
+            "steps": self.steps,
+            "sums": self.sums,
+            "counted": self.counted,
+            "network": self.network.state_dict(),
+            "average": self.average.weights,
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "skipped": self.skipped,
+            "threads": self.threads,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_bytes(self.state, buffer.getvalue())
+
+    def load(self, *, resume: bool, restart: bool) -> None:
+        """Take up the run that stands in the folder, if it is to be used."""
+        if restart or not self.state.exists():
+            if self.writes:
+                # Else a restart that is killed before it saves would resume the run it replaces.
+                self.state.unlink(missing_ok=True)
+                self.best.unlink(missing_ok=True)
+                self.events.unlink(missing_ok=True)
+            return
+        try:
+            state = torch.load(self.state, weights_only=True)
+            fingerprint = state["fingerprint"]
+        except Exception as error:
+            raise CheckpointError(
+                f"{self.state} is truncated ({type(error).__name__}): delete it to train afresh"
+            ) from None
+        own = self.fingerprint()
+        if "data" not in fingerprint:
+            raise CheckpointError(
+                f"{self.state} was written by a HEAT that did not record what it was trained on: "
+                "--restart replaces it, another --out keeps it"
+            )
+        different = [DIFFERENT[key] for key in own if fingerprint.get(key) != own[key]]
+        if different:
+            raise CheckpointError(
+                f"{self.state} belongs to other settings, data or architecture "
+                f"({', '.join(dict.fromkeys(different))}): --restart replaces it, another --out "
+                "keeps it"
+            )
+        if state["epoch"] > self.config.epochs:
+            raise CheckpointError(
+                f"{self.state} stands at epoch {state['epoch']}, past --epochs "
+                f"{self.config.epochs}: --restart begins again"
+            )
+        if not resume and state["epoch"] < self.config.epochs:
+            raise CheckpointError(
+                f"{self.state} stands at epoch {state['epoch']} of {self.config.epochs}: "
+                "--resume goes on, --restart begins again"
+            )
+        self.network.load_state_dict(state["network"])
+        self.average.weights = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history, self.skipped = state["history"], state["skipped"]
+        self.epoch, self.steps, self.sums = state["epoch"], state["steps"], state["sums"]
+        self.threads = state.get("threads")
+        self.counted = state["counted"]
+        if self.epoch < self.config.epochs:
+            self.event("resume", epoch=self.epoch, steps=self.steps, epochs=self.config.epochs)
+
+    def _save_weights(self, path: Path) -> None:
+        rates = [row["images_per_second"] for row in self.history if "images_per_second" in row]
+        facts = {
+            **self.task.facts(),
+            "images_per_second": rates[-1] if rates else 0.0,
+            "skipped_steps": self.skipped,
+            "history": self.history,
+            "config": asdict(self.config),
+            "torch": torch.__version__,
+        }
+        info = CheckpointInfo(
+            kind=self.task.kind,
+            description=self.task.description,
+            names=self.task.names,
+            epoch=self.epoch,
+            epochs=self.config.epochs,
+            facts=facts,
+        )
+        weights = self.average.weights if self.config.ema_decay else self.network.state_dict()
+        save_checkpoint(path, weights, info)
+
+    def _save_curves(self) -> None:
+        columns = list(dict.fromkeys(key for row in self.history for key in row if key != "r"))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(self.history)
+        write_text(self.metrics, text.getvalue())
+
+
+def best_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the epoch of the highest AP, the first of equal ones; None where none has any."""
+    scored = [row for row in history if row.get("ap", -1) >= 0]
+    return int(max(scored, key=lambda row: float(row["ap"]))["epoch"]) if scored else None
+
+
+def _board(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard needs it: pip install tensorboard") from None
+    return SummaryWriter(str(folder))

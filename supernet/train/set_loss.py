@@ -1,0 +1,115 @@
+"""Set prediction losses: every object is matched with one query, every layer is supervised alike.
+
+DETR (Carion et al. 2020, Eqs. 1 and 2) has a softmax with a class for nothing, SAM-DETR sigmoids
+with focal loss. Matching is the Hungarian algorithm, by scipy.
+
+Shape suffixes: S decoder layers, B batch, Q queries, K classes, N objects, P pairs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..boxes import cxcywh_to_xyxy, giou_pairs, xyxy_to_cxcywh
+from .uniform import FOCAL_ALPHA, FOCAL_GAMMA, Target, focal_loss
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetWeights:
+    """What the parts of costs and losses count."""
+
+    classes: float
+    l1: float = 5.0
+    giou: float = 2.0
+    class_cost: float
+    focal: bool
+    """Sigmoids with focal loss, instead of a softmax with a class for nothing."""
+    nothing: float = 0.1
+    """What queries without object count in a softmax's loss."""
+
+
+DETR = SetWeights(classes=1.0, class_cost=1.0, focal=False)
+SAM_DETR = SetWeights(classes=2.0, class_cost=2.0, focal=True)
+
+
+@torch.no_grad()
+def match_sets(
+    logits_QK: Tensor, boxes_Q4: Tensor, wanted_N4: Tensor, labels_N: Tensor, weights: SetWeights
+) -> tuple[Tensor, Tensor]:
+    """Return the pairs (queries, objects) of least cost; boxes are cxcywh in shares.
+
+    There are as many pairs as objects, or as queries where these are fewer.
+    """
+    logits = logits_QK.float()
+    if weights.focal:
+        p = logits.sigmoid()[:, labels_N]
+        miss = (1 - FOCAL_ALPHA) * p**FOCAL_GAMMA * -(1 - p + 1e-8).log()
+        hit = FOCAL_ALPHA * (1 - p) ** FOCAL_GAMMA * -(p + 1e-8).log()
+        cost = weights.class_cost * (hit - miss)
+    else:
+        cost = -weights.class_cost * logits.softmax(-1)[:, labels_N]
+    cost = cost + weights.l1 * torch.cdist(boxes_Q4.float(), wanted_N4, p=1)
+    corners, wanted = cxcywh_to_xyxy(boxes_Q4.float()), cxcywh_to_xyxy(wanted_N4)
+    cost = cost - weights.giou * giou_pairs(corners[:, None], wanted[None])
+    # A network that computes NaN is told of by its loss, not here.
+    queries, objects = linear_sum_assignment(cost.nan_to_num(1e6, 1e6, -1e6).cpu().numpy())
+    pairs = torch.from_numpy(np.stack([queries, objects])).to(logits.device)
+    return pairs[0], pairs[1]
+
+
+def set_loss(
+    logits_SBQK: Tensor,
+    boxes_SBQ4: Tensor,
+    targets: Sequence[Target],
+    input_hw: tuple[int, int],
+    weights: SetWeights,
+) -> dict[str, Tensor]:
+    """Return the terms `classes`, `l1` and `giou`, weighted, summed over layers.
+
+    Targets are in pixels of the input, predicted boxes cxcywh in shares of it. Boxes are divided by
+    the number of objects in the batch.
+    """
+    height, width = input_hw
+    unit = torch.tensor([width, height] * 2, dtype=torch.float32, device=boxes_SBQ4.device)
+    wanted = [xyxy_to_cxcywh(target.boxes_xyxy.to(unit) / unit) for target in targets]
+    objects = max(1, sum(len(boxes) for boxes in wanted))
+    zero = logits_SBQK.new_zeros(())
+    classes, l1, giou = zero, zero, zero
+    for logits_BQK, boxes_BQ4 in zip(logits_SBQK.float(), boxes_SBQ4.float(), strict=True):
+        labels, found, truth = [], [], []
+        for logits, boxes, wished, target in zip(
+            logits_BQK, boxes_BQ4, wanted, targets, strict=True
+        ):
+            queries, rows = match_sets(logits, boxes, wished, target.labels, weights)
+            label_Q = torch.full((len(logits),), -1, device=logits.device)
+            label_Q[queries] = target.labels[rows]
+            labels.append(label_Q)
+            found.append(boxes[queries])
+            truth.append(wished[rows])
+        classes = classes + class_loss(logits_BQK, torch.stack(labels), objects, weights)
+        found_P4, truth_P4 = torch.cat(found), torch.cat(truth)
+        l1 = l1 + (found_P4 - truth_P4).abs().sum() / objects
+        overlap = giou_pairs(cxcywh_to_xyxy(found_P4), cxcywh_to_xyxy(truth_P4))
+        giou = giou + (1 - overlap).sum() / objects
+    return {
+        "classes": weights.classes * classes,
+        "l1": weights.l1 * l1,
+        "giou": weights.giou * giou,
+    }
+
+
+def class_loss(logits_BQK: Tensor, labels_BQ: Tensor, objects: int, weights: SetWeights) -> Tensor:
+    """Return the loss of the classes; a label of -1 stands for nothing."""
+    K = logits_BQK.shape[-1]
+    if weights.focal:
+        one_hot = F.one_hot(labels_BQ.clamp_min(0), K).to(logits_BQK)
+        return focal_loss(logits_BQK, one_hot * (labels_BQ >= 0)[..., None]) / objects
+    share = logits_BQK.new_ones(K)
+    share[-1] = weights.nothing
+    wanted = labels_BQ.where(labels_BQ >= 0, K - 1)
+    return F.cross_entropy(logits_BQK.flatten(0, 1), wanted.flatten(), share)

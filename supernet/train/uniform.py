@@ -1,0 +1,74 @@
+"""Detection loss: sigmoid focal loss on classes, GIoU on matched boxes (spec section 6)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..boxes import giou_pairs
+from ..heatdetr.operators.decode import Decode
+from .matching import IGNORED, match
+
+FOCAL_ALPHA = 0.25
+FOCAL_GAMMA = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Boxes of one image in pixels of the network input."""
+
+    boxes_xyxy: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> "Target":
+        """Return it on a device."""
+        return Target(self.boxes_xyxy.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The two terms, weighted 1 : 1, and the number of positive pairs they are divided by."""
+
+    classes: Tensor
+    boxes: Tensor
+    positives: int
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of the terms."""
+        return self.classes + self.boxes
+
+
+def focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum of the sigmoid focal loss (Lin et al. 2017)."""
+    p = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    p_true = p * targets + (1 - p) * (1 - targets)
+    alpha = FOCAL_ALPHA * targets + (1 - FOCAL_ALPHA) * (1 - targets)
+    return (alpha * (1 - p_true) ** FOCAL_GAMMA * cross_entropy).sum()
+
+
+def detection_loss(
+    logits_BAKhw: Tensor, deltas_BA4hw: Tensor, targets: Sequence[Target], decode: Decode
+) -> Loss:
+    """Match every image and return the loss of the batch; gradients reach both maps."""
+    B, _, K, h, w = logits_BAKhw.shape
+    anchors_M4 = decode.anchors_xyxy(h, w).to(logits_BAKhw.device)
+    predicted_BM4 = decode.boxes(deltas_BA4hw)
+    logits_BMK = logits_BAKhw.flatten(3).transpose(2, 3).reshape(B, -1, K)
+    classes = logits_BAKhw.new_zeros(())
+    boxes = deltas_BA4hw.sum() * 0.0
+    positives = 0
+    for logits_MK, predicted_M4, target in zip(logits_BMK, predicted_BM4, targets, strict=True):
+        matched = match(anchors_M4, predicted_M4.detach(), target.boxes_xyxy, target.labels)
+        valid_M = matched.targets_M != IGNORED
+        one_hot_MK = F.one_hot(matched.targets_M.clamp_min(0), K).to(logits_MK)
+        one_hot_MK = one_hot_MK * (matched.targets_M >= 0)[:, None]
+        classes = classes + focal_loss(logits_MK[valid_M], one_hot_MK[valid_M])
+        overlap_P = giou_pairs(predicted_M4[matched.anchors_P], target.boxes_xyxy[matched.boxes_P])
+        boxes = boxes + (1 - overlap_P).sum()
+        positives += len(matched.anchors_P)
+    divisor = max(1, positives)
+    return Loss(classes / divisor, boxes / divisor, positives)
