@@ -33,7 +33,7 @@ from torch import Tensor
 
 from deploy.edge.bench import own_peak_mb
 from deploy.side_by_side import Entrant, race
-from heat.charts import save
+from heat.views.charts import save
 from supernet.attention import ActAttention, Attention, EnactAttention, PoolAttention
 from supernet.detr.transformer import MultiheadAttention
 from supernet.graph.style import GraphStyle

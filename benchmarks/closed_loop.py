@@ -25,8 +25,8 @@ from typing import Any
 from disturber import beside
 from result import here, tell
 
-from heat.charts import draw_targets
-from heat.settle import OVERSHOOT
+from heat.thinning.settle import OVERSHOOT
+from heat.views.charts import draw_targets
 from supernet.heatdetr.architecture import parse_size
 
 RESULTS = Path(__file__).parent / "results" / "closed-loop"

@@ -15,7 +15,7 @@ from typing import Any
 from result import tell
 
 from deploy.edge.session import runtime_version
-from heat.charts import draw_stacks
+from heat.views.charts import draw_stacks
 from latency_tables.probe.machine import detect_cpu
 from latency_tables.probe.setting import Setting
 from latency_tables.stacks import LAYERS, Setup, measure_stacks

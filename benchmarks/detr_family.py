@@ -26,7 +26,7 @@ from typing import Any
 from result import RESULTS, here, tell
 
 from deploy.gate import torch_detect
-from heat.charts import save
+from heat.views.charts import save
 from supernet.attention import Attention
 from supernet.checkpoint import load_weights
 from supernet.counting import count_macs

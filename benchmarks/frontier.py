@@ -28,7 +28,7 @@ from result import RESULTS, here, tell
 
 from deploy.gate import torch_detect
 from deploy.side_by_side import Entrant, race
-from heat.charts import save
+from heat.views.charts import save
 from supernet.checkpoint import load_weights, read_info
 from supernet.data.coco import DetectionSet, load_split
 from supernet.evaluate import found_rows, score_rows

@@ -19,13 +19,13 @@ from typing import Any
 
 from result import tell
 
-from heat.accuracy import Readings
-from heat.charts import draw_importance
-from heat.proxies import spearman
-from heat.source import load_source
 from heat.spaces import search_space
 from heat.stages.supernet import train_supernet
-from heat.thinning import State, importance
+from heat.thinning.evaluation import Readings
+from heat.thinning.moves import State, importance
+from heat.thinning.proxies import spearman
+from heat.thinning.source import load_source
+from heat.views.charts import draw_importance
 from heat.workspace import Workspace
 from supernet.data.coco import load_split
 from supernet.heatdetr.architecture import parse_size

@@ -26,11 +26,11 @@ import numpy as np
 from disturber import beside
 from result import tell
 
-from heat.aims import aims
-from heat.charts import draw_residuals
 from heat.spaces import search_space
 from heat.stages.profile import disturbances
-from heat.thinning import prior_logits
+from heat.thinning.aims import aims
+from heat.thinning.moves import prior_logits
+from heat.views.charts import draw_residuals
 from latency_tables.calibration import INTERVAL_90
 from latency_tables.devices import resolve
 from latency_tables.meter import DeviceMeter

@@ -27,14 +27,14 @@ from noise_baseline import old_chain, old_settle, old_table
 from result import RESULTS, tell
 from simulated import LEVELS, REFERENCE_MS, Machine, Noise, SimulatedMeter
 
-from heat.agreement import WAIT_S, measured_latency, until_agreed
-from heat.aims import aims
-from heat.limits import Cost, Limits, Pricer, cost_of
-from heat.search import Chain
-from heat.settle import OVERSHOOT, Goal, settle
 from heat.spaces import search_space
-from heat.stages.measuring import MAX_PROCESSES, PROCESSES
-from heat.thinning import State, ThinningRules, prior_logits, removed_mass
+from heat.thinning.agreement import WAIT_S, measured_latency, until_agreed
+from heat.thinning.aims import aims
+from heat.thinning.limits import Cost, Limits, Pricer, cost_of
+from heat.thinning.measuring import MAX_PROCESSES, PROCESSES
+from heat.thinning.moves import State, ThinningRules, prior_logits, removed_mass
+from heat.thinning.search import Chain
+from heat.thinning.settle import OVERSHOOT, Goal, settle
 from latency_tables import profile
 from latency_tables.calibration import INTERVAL_90
 from latency_tables.plan import Checks, check_networks, space_entries

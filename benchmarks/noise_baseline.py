@@ -12,9 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from simulated import SimulatedMeter
 
-from heat.search import Chain, fit
-from heat.settle import MAX_MEASUREMENTS, OVERSHOOT, STEADY
-from heat.thinning import (
+from heat.thinning.moves import (
     Logits,
     Move,
     State,
@@ -25,6 +23,8 @@ from heat.thinning import (
     stage_importance,
     stage_moves,
 )
+from heat.thinning.search import Chain, fit
+from heat.thinning.settle import MAX_MEASUREMENTS, OVERSHOOT, STEADY
 from latency_tables.plan import batches_of
 from latency_tables.probe.measure import MAX_ROUNDS, ROUNDS
 from latency_tables.terms import terms

@@ -23,15 +23,15 @@ from optuna._hypervolume import compute_hypervolume
 from optuna.trial import TrialState
 from result import tell
 
-from heat.accuracy import Readings
-from heat.charts import draw_fronts
-from heat.journal import Journal, fingerprint
-from heat.proxies import ApDropBy, choose
-from heat.search import Chain
-from heat.source import load_source
 from heat.spaces import search_space
-from heat.study import Problem, decode, encode, search
-from heat.thinning import State, ThinningRules
+from heat.thinning.evaluation import Readings
+from heat.thinning.journal import Journal, fingerprint
+from heat.thinning.moves import State, ThinningRules
+from heat.thinning.proxies import ApDropBy, choose
+from heat.thinning.search import Chain
+from heat.thinning.source import load_source
+from heat.thinning.study import Problem, decode, encode, search
+from heat.views.charts import draw_fronts
 from heat.workspace import Workspace
 from latency_tables.table_file import read_table
 from supernet.data.coco import load_split

@@ -22,17 +22,17 @@ import numpy as np
 import torch
 from result import here, tell
 
-from heat.charts import draw_rivals
-from heat.limits import Limits
-from heat.settle import OVERSHOOT
 from heat.spaces import search_space
 from heat.stages.evaluate import evaluate_checkpoint
-from heat.stages.form_search import Form
-from heat.stages.measuring import NetworkMeter, measure_state
 from heat.stages.supernet import train_supernet
 from heat.stages.thin import thin
 from heat.stages.train import train
-from heat.thinning import State, prior_logits
+from heat.thinning.candidates import Form
+from heat.thinning.limits import Limits
+from heat.thinning.measuring import NetworkMeter, measure_state
+from heat.thinning.moves import State, prior_logits
+from heat.thinning.settle import OVERSHOOT
+from heat.views.charts import draw_rivals
 from heat.workspace import Workspace
 from latency_tables.devices import Target, resolve
 from latency_tables.networks import random_architecture

@@ -36,7 +36,7 @@ from latency_tables.table_file import read_table
 from latency_tables.threads import ThreadTiming, best_count, describe, thread_check, trouble
 from supernet.errors import DeviceError, HeatError, UserError
 
-from .terminal import terminal
+from .views.terminal import terminal
 from .workspace import Workspace
 
 Level = Literal["ok", "warning", "wrong"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import heat.stages.form_search
 import heat.stages.profile
+import heat.thinning.candidates
 from latency_tables.models import randomise
 from latency_tables.plan import Checks
 from supernet.data.shapes import make_shapes
@@ -59,8 +59,8 @@ def _roughly() -> Iterator[None]:
     rough = partial(Checks, networks=4, memory=5, budget_s=6.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heat.stages.profile, "Checks", rough)
-        patch.setattr(heat.stages.form_search, "Checks", rough)
-        patch.setattr(heat.stages.form_search, "LAZY", Checks(networks=2, memory=0, budget_s=4.0))
+        patch.setattr(heat.thinning.candidates, "Checks", rough)
+        patch.setattr(heat.thinning.candidates, "LAZY", Checks(networks=2, memory=0, budget_s=4.0))
         yield
 
 

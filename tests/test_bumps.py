@@ -9,13 +9,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from heat.frontier import frontier
-from heat.greedy import thin_step
-from heat.limits import Cost
-from heat.search import Chain
 from heat.spaces import search_space
 from heat.stages.explain import _close
-from heat.thinning import (
+from heat.thinning.frontier import frontier
+from heat.thinning.greedy import thin_step
+from heat.thinning.limits import Cost
+from heat.thinning.moves import (
     Logits,
     Place,
     StageRule,
@@ -24,6 +23,7 @@ from heat.thinning import (
     prior_logits,
     removed_mass,
 )
+from heat.thinning.search import Chain
 from latency_tables.columns import entry_of
 from supernet.heatdetr.supernet import CANDIDATES, SearchSpace
 from tests.toy_space import LOGITS, SPACE, Rows, chain_of, latency_ms

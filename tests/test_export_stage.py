@@ -17,16 +17,16 @@ from deploy.form import Form
 from deploy.gate import check_parity
 from deploy.parity import compare
 from deploy.quantize import quantize
-from heat.limits import Limits
-from heat.proxies import ApDropBy
-from heat.report import write_report
-from heat.source import Source
 from heat.spaces import search_space
 from heat.stages.export import Wish, _facts, _same_conditions
-from heat.stages.form_search import Form as Candidate
-from heat.stages.form_search import open_search
-from heat.stages.judging import judge_of
-from heat.thinning import ThinningRules
+from heat.thinning.candidates import Form as Candidate
+from heat.thinning.candidates import open_search
+from heat.thinning.judging import judge_of
+from heat.thinning.limits import Limits
+from heat.thinning.moves import ThinningRules
+from heat.thinning.proxies import ApDropBy
+from heat.thinning.source import Source
+from heat.views.report import write_report
 from heat.workspace import Workspace
 from latency_tables.devices import declared, resolve
 from latency_tables.probe.machine import Gpu

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from heat.ceiling import ceiling_fps, refuse_impossible
-from heat.limits import Cost, Limits
 from heat.spaces import SPACES, search_space
-from heat.stages import floor
-from heat.stages.floor import Way, advice, check_ways, other_settings, smaller_size, time_way
+from heat.thinning import floor
+from heat.thinning.ceiling import ceiling_fps, refuse_impossible
+from heat.thinning.floor import Way, advice, check_ways, other_settings, smaller_size, time_way
+from heat.thinning.limits import Cost, Limits
 from latency_tables.devices import Target, declared, resolve
 from latency_tables.probe.setting import Setting
 from supernet.errors import DeviceError, UserError

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from heat.thinning import State
+from heat.thinning.moves import State
 from latency_tables.models import randomise
 from supernet.errors import CheckpointError
 from supernet.heatdetr.architecture import Architecture, GlobalBlock

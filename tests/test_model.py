@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from heat.aims import chain_networks
 from heat.spaces import search_space
-from heat.thinning import prior_logits
+from heat.thinning.aims import chain_networks
+from heat.thinning.moves import prior_logits
 from latency_tables.calibration import Calibration
 from latency_tables.columns import entry_columns
 from latency_tables.families import family

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from heat.accuracy import Readings, split_held_out
-from heat.journal import Journal
-from heat.proxies import choose, judge, random_moves, spearman
 from heat.spaces import search_space
-from heat.thinning import State, ThinningRules
+from heat.thinning.evaluation import Readings, split_held_out
+from heat.thinning.journal import Journal
+from heat.thinning.moves import State, ThinningRules
+from heat.thinning.proxies import choose, judge, random_moves, spearman
 from supernet.data.coco import DetectionSet, load_split
 from supernet.errors import UserError
 from supernet.evaluate import score_rows

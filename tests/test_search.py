@@ -8,15 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from heat.journal import Journal, fingerprint
-from heat.limits import Cost, Limits
-from heat.search import fit
-from heat.settle import OVERSHOOT, Goal, settle
-from heat.thinning import (
-    State,
-    ThinningRules,
-    every_move,
-)
+from heat.thinning.journal import Journal, fingerprint
+from heat.thinning.limits import Cost, Limits
+from heat.thinning.moves import State, ThinningRules, every_move
+from heat.thinning.search import fit
+from heat.thinning.settle import OVERSHOOT, Goal, settle
 from supernet.errors import UserError
 from supernet.heatdetr.supernet import CANDIDATES
 from tests.toy_space import LOGITS, SPACE, Rows, chain_of, latency_ms

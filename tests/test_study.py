@@ -19,17 +19,9 @@ from pathlib import Path
 import optuna
 import pytest
 
-from heat.study import (
-    WORKER,
-    Problem,
-    _retry_killed,
-    best_state,
-    decode,
-    encode,
-    search,
-)
-from heat.study_storage import check_storage, open_storage
-from heat.thinning import State, ThinningRules, removed_mass
+from heat.thinning.moves import State, ThinningRules, removed_mass
+from heat.thinning.study import WORKER, Problem, _retry_killed, best_state, decode, encode, search
+from heat.thinning.study_storage import check_storage, open_storage
 from supernet.errors import UserError
 from tests.toy_space import LOGITS, SPACE, chain_of, latency_ms
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from heat.settle import OVERSHOOT
+from heat.thinning.settle import OVERSHOOT
 from tests.command_line import SMALL, fails, run
 
 HERE = ["--device", "cpu", "--runtime", "onnxruntime", "--threads", 1]

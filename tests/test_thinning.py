@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from heat.greedy import Trial, candidate_moves, thin_step
-from heat.thinning import (
+from heat.thinning.greedy import Trial, candidate_moves, thin_step
+from heat.thinning.moves import (
     Logits,
     State,
     ThinningRules,

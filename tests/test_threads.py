@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from deploy.edge.runtimes import check_threads, core_count, open_session
 from heat.doctor import steadiness
-from heat.plan import SUPERNET_SHARE, TRAIN_EPOCHS, TRAIN_SHARE, training_budgets
 from heat.stages import build
+from heat.stages.build_plan import SUPERNET_SHARE, TRAIN_EPOCHS, TRAIN_SHARE, training_budgets
 from heat.workspace import Workspace
 from latency_tables.devices import declared, resolve
 from latency_tables.probe.machine import available_cores, physical_cores

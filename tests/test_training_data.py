@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from heat.accuracy import BATCH, load_batches
 from heat.commands.data import shapes as shapes_command
+from heat.thinning.evaluation import BATCH, load_batches
 from supernet.checkpoint import read_info
 from supernet.data.coco import DetectionSet, load_split
 from supernet.errors import CheckpointError, DataError, UserError

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from heat.spaces import search_space
-from heat.stages.measuring import NetworkMeter, measure_state, processes
-from heat.stages.profile import lacks
+from heat.thinning.filling import lacks
+from heat.thinning.measuring import NetworkMeter, measure_state, processes
 from latency_tables.devices import resolve
 from latency_tables.meter import DeviceMeter, moments_of, network_taken
 from latency_tables.plan import LAZY, Checks, space_entries

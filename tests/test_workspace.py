@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deploy.export import _tidy
-from heat.stages.fleet import read_fleet
+from heat.commands.fleet_file import read_fleet
 from heat.workspace import Workspace
 from supernet.atomic import write_text
 from supernet.errors import UserError, masked

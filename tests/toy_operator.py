@@ -55,8 +55,8 @@ def main() -> None:
     OPERATORS["point"] = POINT  # type: ignore[index]
 
     from deploy.edge.runtimes import open_session
-    from heat.greedy import thin_step
-    from heat.thinning import State, ThinningRules, every_move, removed_mass
+    from heat.thinning.greedy import thin_step
+    from heat.thinning.moves import State, ThinningRules, every_move, removed_mass
     from latency_tables.models import randomise, write
     from latency_tables.plan import space_entries
     from latency_tables.terms import terms

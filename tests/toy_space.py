@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from heat.search import Chain
-from heat.thinning import Logits, State, ThinningRules, prior_logits, removed_mass
+from heat.thinning.moves import Logits, State, ThinningRules, prior_logits, removed_mass
+from heat.thinning.search import Chain
 from supernet.heatdetr.architecture import LOCAL_OPERATORS, Architecture
 from supernet.heatdetr.operators.entries import Entry
 from supernet.heatdetr.supernet import SearchSpace

@@ -11,7 +11,7 @@ def check(folder: Path, /) -> Result:
     Args:
         folder: COCO-format folder.
     """
-    from ..tables import check_data
+    from ..views.tables import check_data
 
     return check_data(folder)
 

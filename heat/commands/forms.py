@@ -15,8 +15,8 @@ from .options import PrecisionName
 if TYPE_CHECKING:
     from supernet.data.coco import DetectionSet
 
-    from ..limits import Limits
-    from ..stages.form_search import Form
+    from ..thinning.candidates import Form
+    from ..thinning.limits import Limits
 
 STEP_PX = 64
 """Between the sizes of a range."""
@@ -37,7 +37,7 @@ def find_forms(
     trust: bool = False,
 ) -> tuple[list["Form"], "DetectionSet | None"]:
     """Return every combination of the sizes and precisions asked for, and the data."""
-    from ..stages.form_search import Form
+    from ..thinning.candidates import Form
 
     trained = workspace.stage("supernet")
     data = data or (Path(trained["data"]) if trained else None)

@@ -21,7 +21,7 @@ def describe(what: str = "medium", /, *, input_size: Size = None) -> Result:
     from supernet.heatdetr.architecture import Architecture, parse_size
     from supernet.network import find_architecture
 
-    from ..tables import describe_architecture
+    from ..views.tables import describe_architecture
 
     architecture = find_architecture(what)
     if input_size is not None:
@@ -43,7 +43,7 @@ def devices() -> Result:
     from latency_tables.devices import load_devices
     from latency_tables.probe.machine import detect_cpu, detect_gpus
 
-    from ..tables import list_devices
+    from ..views.tables import list_devices
 
     known, cpu, gpus = load_devices(), detect_cpu(), detect_gpus()
     runtimes = installed_runtimes()
@@ -82,7 +82,7 @@ def doctor(*, device: DeviceName | None = None, out: Out = DEFAULT) -> Result:
 
 def report(*, data: Data = None, out: Out = DEFAULT) -> Result:
     """Write one offline HTML page of what the workspace holds."""
-    from ..report import write_report
+    from ..views.report import write_report
 
     workspace = Workspace(out)
     trained = workspace.stage("train")

@@ -74,11 +74,13 @@ def thin(
         if any(value is not None for value in asked):
             raise UserError("--targets: the fleet file says devices and limits, leave out the rest")
         from ..stages.fleet import thin_fleet
+        from .fleet_file import find_members
 
-        return thin_fleet(workspace, targets, space=space, data=data, ap_drop=ap_drop)
-    from ..limits import Limits
+        members = find_members(workspace, targets, space=space, data=data)
+        return thin_fleet(workspace, members, ap_drop=ap_drop)
     from ..stages.thin import StudyPlan
     from ..stages.thin import thin as run
+    from ..thinning.limits import Limits
     from .forms import find_forms
 
     limits = Limits(
@@ -95,7 +97,7 @@ def thin(
     if frontier and search != "greedy":
         raise UserError(f"--frontier is of the greedy search's chain: leave out --search {search}")
     if study is not None:
-        from ..study_storage import check_storage
+        from ..thinning.study_storage import check_storage
 
         check_storage(study)  # before a minute of measuring
     forms, found = find_forms(

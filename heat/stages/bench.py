@@ -11,7 +11,7 @@ from deploy.side_by_side import Entrant, Lap, race, ratio, throughput
 from latency_tables.probe.machine import detect_cpu
 from supernet.errors import UserError
 
-from ..tables import print_race
+from ..views.tables import print_race
 
 
 def bench(
@@ -49,7 +49,7 @@ def bench(
         rows.append(row)
     print_race(rows)
     if picture is not None:
-        from ..charts import draw_race
+        from ..views.charts import draw_race
 
         draw_race(laps, f"{machine.model}, batch 1", picture)
         print(f"drawn in {picture}", file=sys.stderr)

@@ -16,9 +16,13 @@ from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
 from supernet.train.loop import Running
 from supernet.train.recipes import TrainConfig, recipe
 
-from ..ceiling import refuse_impossible
-from ..limits import Limits
-from ..plan import (
+from ..spaces import SPACES, search_space
+from ..thinning.candidates import Form
+from ..thinning.ceiling import refuse_impossible
+from ..thinning.limits import Limits
+from ..thinning.proxies import ApDropBy
+from ..workspace import Workspace
+from .build_plan import (
     SUPERNET_EPOCHS,
     SUPERNET_SHARE,
     TRAIN_EPOCHS,
@@ -28,12 +32,8 @@ from ..plan import (
     step_seconds,
     training_budgets,
 )
-from ..proxies import ApDropBy
-from ..spaces import SPACES, search_space
-from ..workspace import Workspace
 from .evaluate import evaluate_bundle
 from .export import Wish, export
-from .form_search import Form
 from .profile import profile
 from .supernet import train_supernet
 from .thin import thin
@@ -114,7 +114,7 @@ def build(
     _step("eval")
     metrics = evaluate_bundle(workspace, workspace.bundle(format), val)
     _step("report")
-    from ..report import write_report
+    from ..views.report import write_report
 
     report = write_report(workspace, val)
     result = {

@@ -13,8 +13,9 @@ from latency_tables.remote import Host
 from latency_tables.table_file import read_table
 from supernet.heatdetr.supernet import SearchSpace
 
+from ..tables import table_path
 from ..workspace import Workspace
-from .profile import record, report, table_path
+from .profile import record, report
 
 PACKED_ENTRIES = 260
 """Entries that a device elsewhere is asked to time; all others are modelled from them."""

@@ -18,7 +18,7 @@ from supernet.evaluate import (
 )
 from supernet.letterbox import Image
 
-from ..learning import draw_confusion, draw_precision
+from ..views.learning import draw_confusion, draw_precision
 from ..workspace import Workspace
 from .export import Change, as_it_is, load_network
 

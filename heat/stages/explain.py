@@ -13,7 +13,7 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.place import Place
 from supernet.heatdetr.supernet import SearchSpace
 
-from ..charts import draw_explanation
+from ..views.charts import draw_explanation
 from ..workspace import Workspace
 
 VERB = {

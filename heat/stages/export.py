@@ -28,11 +28,12 @@ from supernet.heatdetr.detector import Detector
 from supernet.letterbox import Image, letterbox
 from supernet.network import AnyArchitecture, Network, build, read_architecture
 
+from ..tables import recorded_table
+from ..thinning.judging import images_of, judge_of, quantized
+from ..thinning.measuring import measure_bundle, warn_if_slower
 from ..workspace import Workspace
 from .clusters import bound_clusters, check_attention
-from .judging import images_of, judge_of, quantized
-from .measuring import measure_bundle, warn_if_slower
-from .profile import recorded_table, warn
+from .profile import warn
 
 Quantizer = Literal["heat", "nncf"]
 Which = Literal["trained", "thinned"]

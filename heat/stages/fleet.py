@@ -1,124 +1,42 @@
 """`heat thin --targets`: one supernet serves a fleet, a network for each of its devices."""
 
-import tomllib
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from supernet.data.coco import DetectionSet
-from supernet.errors import PromiseError, UserError
-from supernet.heatdetr.architecture import parse_size
+from supernet.data.detection_set import DetectionSet
+from supernet.errors import PromiseError
 
-from ..ceiling import refuse_impossible
-from ..commands.forms import find_forms, precisions
-from ..commands.options import RuntimeName
-from ..limits import Limits, Percentile
-from ..proxies import ApDropBy
+from ..thinning.candidates import Form
+from ..thinning.proxies import ApDropBy
 from ..workspace import Workspace
-from .form_search import Form
 from .thin import thin
 
-LIMITS = ("target_fps", "max_latency_ms", "percentile", "max_memory_mb", "max_size_mb")
-WHERE = ("device", "runtime", "precision", "threads", "input_size", "trust_table")
-NUMBERS = ("target_fps", "max_latency_ms", "max_memory_mb", "max_size_mb")
-KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    **{name: ((int, float), "a number, without quotes") for name in NUMBERS},
-    "threads": ((int,), "a whole number, without quotes"),
-    "trust_table": ((bool,), "true or false"),
-    **{name: ((str,), "a text in quotes") for name in ("device", "input_size", "percentile")},
-    **{name: ((str,), "a text in quotes") for name in ("runtime", "precision")},
-}
-"""What each key must be."""
-CHOICES: dict[str, tuple[str, ...]] = {
-    "percentile": get_args(Percentile),
-    "runtime": get_args(RuntimeName),
-}
-LONGEST_NAME = 100
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One network of a fleet."""
 
-def read_fleet(path: Path) -> dict[str, dict[str, Any]]:
-    """Read the tables of a fleet file: a name each, a device, and at least one limit of speed."""
-    try:
-        fleet = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-    if not fleet or not all(isinstance(values, dict) for values in fleet.values()):
-        raise UserError(
-            f'{path} needs a table for each network, as: [camera] device = "cpu" target_fps = 24'
-        )
-    for name, values in fleet.items():
-        unknown = sorted(set(values) - {*LIMITS, *WHERE})
-        if unknown:
-            known = ", ".join((*WHERE, *LIMITS))
-            raise UserError(f"{path} [{name}]: unknown {unknown[0]!r}, known are {known}")
-        _check_member(f"{path} [{name}]", name, values)
-    return fleet
-
-
-def _check_member(where: str, name: str, values: dict[str, Any]) -> None:
-    """Refuse a name that is no folder's, and values of another kind than their key's."""
-    folder = name.strip() == name and Path(name).name == name and len(name) <= LONGEST_NAME
-    if not folder or name in ("", ".", "..") or "\\" in name or not name.isprintable():
-        raise UserError(f"{where}: a network's name is that of its folder, without / and \\")
-    for key, value in values.items():
-        kinds, text = KINDS[key]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise UserError(f"{where}: {key} = {value!r}: {text} is needed")
-        if key in CHOICES and value not in CHOICES[key]:
-            raise UserError(f"{where}: {key} = {value!r}: one of {', '.join(CHOICES[key])}")
-    try:
-        _limits(values)
-        precisions(values.get("precision"))
-        for side in values.get("input_size", "448x448").split(".."):
-            parse_size(side)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-
-
-def _limits(values: dict[str, Any]) -> Limits:
-    return Limits(**{key: values[key] for key in LIMITS if key in values})
+    forms: list[Form]
+    data: DetectionSet | None
+    trust: bool
+    """Whether an estimated table, or one of another machine, will do."""
 
 
 def thin_fleet(
-    workspace: Workspace,
-    path: Path,
-    *,
-    space: str | None = None,
-    data: Path | None = None,
-    ap_drop: ApDropBy = "auto",
+    workspace: Workspace, members: Mapping[str, Member], *, ap_drop: ApDropBy = "auto"
 ) -> dict[str, Any]:
-    """Thin for every member into `fleet/NAME/`; raise `PromiseError` at the end if one fails.
-
-    Every member's request is checked before the first is thinned.
-    """
+    """Thin for every member into `fleet/NAME/`; raise `PromiseError` at the end if one fails."""
     results: dict[str, Any] = {}
     missed = []
-    members: dict[str, tuple[list[Form], DetectionSet | None, bool]] = {}
-    for name, values in read_fleet(path).items():
-        limits = _limits(values)
-        trust = bool(values.get("trust_table", False))
-        forms, found = find_forms(
-            workspace,
-            limits,
-            devices=[values["device"]] if "device" in values else [],
-            runtime=values.get("runtime"),
-            threads=values.get("threads"),
-            precision=values.get("precision"),
-            space=space,
-            input_size=values.get("input_size"),
-            data=data,
-            trust=trust,
-        )
-        try:
-            refuse_impossible([(form.space, form.targets, form.limits) for form in forms])
-        except UserError as error:
-            raise UserError(f"{path} [{name}]: {error}") from None
-        members[name] = forms, found, trust
-    for name, (forms, found, trust) in members.items():
+    for name, member in members.items():
         try:
             results[name] = thin(
-                workspace.member(name), forms, data=found, ap_drop=ap_drop, trust=trust
+                workspace.member(name),
+                member.forms,
+                data=member.data,
+                ap_drop=ap_drop,
+                trust=member.trust,
             )
         except PromiseError as error:
             missed.append(f"{name}: {error}")

@@ -3,39 +3,23 @@
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from latency_tables.devices import Target
-from latency_tables.families import family
-from latency_tables.meter import DeviceMeter, Meter
 from latency_tables.models import write_network
 from latency_tables.networks import reference_architecture
-from latency_tables.plan import Checks, check_networks, space_entries
-from latency_tables.pricing import SUSTAINED, weighted_quantile
+from latency_tables.plan import Checks, space_entries
 from latency_tables.probe.batch import feeds_of
-from latency_tables.probe.lock import only_one
-from latency_tables.profile import absorb, calibrate, fill
-from latency_tables.store import empty_table, open_table
 from latency_tables.table import LatencyTable
-from latency_tables.table_file import read_table, write_table
+from latency_tables.table_file import write_table
 from latency_tables.threads import best_count, describe, thread_check, trouble
-from supernet.errors import TableError
 from supernet.heatdetr.supernet import SearchSpace
 
-from ..aims import aims
-from ..thinning import Logits, prior_logits
+from ..tables import open_for_writing, speeds
+from ..thinning.filling import lacks, measure_table
+from ..thinning.moves import prior_logits
 from ..workspace import Workspace
-
-WATCH_S = 8.0
-"""Seconds that the machine's state is watched for before a table made earlier is used."""
-REWATCH_S = 40.0
-"""Seconds where that state is none of those that the table has seen."""
-STATE_ROOM = 1.05
-"""Share by which the state may lie outside the table's tenth and nine tenths."""
 
 
 def profile(workspace: Workspace, target: Target, space: SearchSpace) -> dict[str, Any]:
@@ -54,84 +38,6 @@ def profile(workspace: Workspace, target: Target, space: SearchSpace) -> dict[st
             table.facts["threads"] = threads
         report(table)
         return record(workspace, target, space, table, time.monotonic() - started)
-
-
-def lacks(table: LatencyTable, space: SearchSpace, checks: Checks) -> bool:
-    """Say whether a table needs timings for a space: too few networks, or families without any.
-
-    Thinning makes tables with fewer networks than `heat profile`; another space may have operators
-    that none of the table's samples is of.
-    """
-    networks = {network.architecture for network in table.networks}
-    checked_before = table.calibration.checks and not networks  # a table of 0.1.0
-    if len(networks) < checks.networks and not checked_before:
-        return True
-    sampled = {family(sample.entry) for sample in table.samples}
-    entries = space_entries(space.template, space.widths, oa=True)
-    return any(family(entry) not in sampled for entry in entries)
-
-
-def recorded_table(workspace: Workspace, stage: dict[str, Any]) -> LatencyTable:
-    """Return the table a stage names; the workspace may have moved, or the table be HEAT's own."""
-    moved = workspace.tables / Path(stage["table"]).name
-    return read_table(moved if moved.exists() else Path(stage["table"]))
-
-
-def open_for_writing(
-    workspace: Workspace, target: Target, input_size: tuple[int, int], locks: ExitStack
-) -> LatencyTable:
-    """Return the table that exists, for this process alone."""
-    named = empty_table(target, input_size)
-    locks.enter_context(only_one(table_path(workspace, named)))
-    return existing_table(workspace, target, input_size)
-
-
-def measure_table(
-    workspace: Workspace,
-    table: LatencyTable,
-    space: SearchSpace,
-    logits: Logits,
-    checks: Checks,
-    meter: Meter | None = None,
-) -> None:
-    """Time entries and whole networks of a space, those on the way of thinning first."""
-    meter = meter or DeviceMeter(table.conditions)
-
-    def save() -> object:
-        return write_table(table, workspace.tables)
-
-    entries = space_entries(space.template, space.widths, oa=True)
-    fill(table, entries, meter, aims(space, logits), checks=checks, save=save)
-    networks = check_networks(space.template, space.widths, space.positions, checks.networks)
-    known = {network.architecture for network in table.networks}
-    if len(known) < checks.networks or (checks.memory and table.memory is None):
-        calibrate(table, networks, meter, checks=checks, save=save)
-
-
-def refresh(workspace: Workspace, table: LatencyTable) -> None:
-    """Watch what state the machine is in; where it is another than the table's, forget that.
-
-    What a machine sustains today need not be what it did when it was profiled.
-    """
-    if not table.history:
-        return
-    meter = DeviceMeter(table.conditions)
-    taken = meter.watch(WATCH_S)
-    now = float(np.median([moment.state[0] for moment in taken.moments]))
-    best, sustained = speeds(table)
-    if not best / STATE_ROOM <= now <= sustained * STATE_ROOM:
-        print(
-            f"the machine runs its reference network in {now:.1f} ms, where it took {best:.1f} to "
-            f"{sustained:.1f} ms when the table was measured: watching it for {REWATCH_S:.0f} s",
-            file=sys.stderr,
-        )
-        # What was seen before counts no more than what is seen now.
-        seen = sum(moment.seconds for moment in table.history)
-        share = min(1.0, (REWATCH_S + WATCH_S) / max(seen, 1e-9))
-        table.history = [replace(m, seconds=m.seconds * share) for m in table.history]
-        absorb(table, meter.watch(REWATCH_S))
-    absorb(table, taken)
-    write_table(table, workspace.tables)
 
 
 def warn_of_threads(target: Target, input_size: tuple[int, int]) -> dict[str, Any] | None:
@@ -156,11 +62,6 @@ def warn_of_threads(target: Target, input_size: tuple[int, int]) -> dict[str, An
             file=sys.stderr,
         )
     return {str(count): asdict(timing) for count, timing in timings.items()}
-
-
-def table_path(workspace: Workspace, table: LatencyTable) -> Path:
-    """Return where a table lies."""
-    return workspace.tables / f"{table.name}.csv"
 
 
 def record(
@@ -204,17 +105,6 @@ def record(
     return workspace.record("profile", result)
 
 
-def existing_table(
-    workspace: Workspace, target: Target, input_size: tuple[int, int]
-) -> LatencyTable:
-    """Return the table that exists; a broken or stale one gives way to a new one."""
-    try:
-        return open_table(workspace.tables, target, input_size)
-    except TableError as error:
-        print(f"warning: {error}: now measured afresh", file=sys.stderr)
-        return empty_table(target, input_size)
-
-
 def report(table: LatencyTable) -> None:
     """Say what the time went into, what disturbed it, and how good the table is."""
     spent = table.facts.get("seconds", {})
@@ -241,17 +131,6 @@ def report(table: LatencyTable) -> None:
             "promised for what it sustains",
             file=sys.stderr,
         )
-
-
-def speeds(table: LatencyTable) -> tuple[float, float]:
-    """Return milliseconds of the reference network at best and sustained (p10 and p90)."""
-    found = [moment for moment in table.history if moment.state]
-    if not found:
-        return table.reference_ms, table.reference_ms
-    times = np.array([moment.state[0] for moment in found])
-    seconds = np.array([moment.seconds for moment in found])
-    best, sustained = (weighted_quantile(times, seconds, q) for q in (1 - SUSTAINED, SUSTAINED))
-    return best, sustained
 
 
 def disturbances(facts: dict[str, Any]) -> list[str]:

@@ -17,8 +17,8 @@ from latency_tables.table_file import read_table
 from supernet.atomic import write_text
 from supernet.errors import PromiseError, TableError, UserError
 
-from ..charts import draw_logits, draw_stacks, draw_table
-from ..tables import compare_operators, show_blocks, show_importance, show_stacks
+from ..views.charts import draw_logits, draw_stacks, draw_table
+from ..views.tables import compare_operators, show_blocks, show_importance, show_stacks
 from ..workspace import Workspace
 
 
@@ -109,7 +109,7 @@ def show_supernet(workspace: Workspace) -> dict[str, Any]:
     from supernet.heatdetr.place import local_name
     from supernet.heatdetr.supernet import CANDIDATES, SearchSpace
 
-    from ..thinning import State, importances
+    from ..thinning.moves import State, importances
 
     path = workspace.supernet / "weights.safetensors"
     if not path.exists():

@@ -14,7 +14,7 @@ from supernet.train.distributed import first_process
 from supernet.train.loop import Running, fit
 from supernet.train.recipes import TrainConfig
 
-from ..accuracy import split_held_out
+from ..thinning.evaluation import split_held_out
 from ..workspace import Workspace
 from .train import start_from
 

@@ -12,17 +12,17 @@ from supernet.atomic import replacing
 from supernet.data.coco import DetectionSet
 from supernet.errors import PromiseError, UserError
 
-from ..ceiling import refuse_impossible
-from ..frontier import write_frontier
-from ..proxies import ApDropBy
-from ..search import Method
-from ..settle import settle
-from ..source import load_source
-from ..thinning import ThinningRules
+from ..thinning.candidates import Form, FormSearch, open_search
+from ..thinning.ceiling import refuse_impossible
+from ..thinning.frontier import write_frontier
+from ..thinning.moves import ThinningRules
+from ..thinning.proxies import ApDropBy
+from ..thinning.result import floor_error, result_of, write_moves
+from ..thinning.search import Method
+from ..thinning.settle import settle
+from ..thinning.source import load_source
 from ..workspace import Workspace
-from .form_search import Form, FormSearch, open_search
 from .profile import warn
-from .thin_result import floor_error, result_of, write_moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +132,8 @@ def _best(searches: Sequence[FormSearch]) -> FormSearch:
 
 def _study(workspace: Workspace, search: FormSearch, plan: StudyPlan) -> None:
     """Replace the chain's way to the target by what an Optuna study finds."""
-    from ..study import Problem, best_state
-    from ..study import search as run
+    from ..thinning.study import Problem, best_state
+    from ..thinning.study import search as run
 
     greedy = search.by_prediction()
     if greedy.broken:

@@ -26,8 +26,8 @@ from supernet.train.pretraining import load_backbone
 from supernet.train.recipes import TrainConfig
 from supernet.train.run_files import best_epoch
 
-from ..learning import draw_batches, draw_learning
-from ..source import load_supernet
+from ..thinning.source import load_supernet
+from ..views.learning import draw_batches, draw_learning
 from ..workspace import Workspace
 
 

@@ -16,8 +16,8 @@ from supernet.errors import UserError
 from supernet.heatdetr.supernet import SearchSpace
 from supernet.progress import Progress
 
-from .accuracy import Readings
-from .thinning import Logits, State, ThinningRules, every_move, removed_mass
+from .evaluation import Readings
+from .moves import Logits, State, ThinningRules, every_move, removed_mass
 
 ApDropBy = Literal["auto", "mass", "features", "loss", "ap"]
 """What a move costs: chosen by the check, or importance mass (c), feature distance (b), detection

@@ -8,16 +8,16 @@ from latency_tables.pricing import SUSTAINED
 from latency_tables.store import find_table
 from supernet.errors import PromiseError
 
-from ..greedy import Trial, weigh
-from ..ledger import write_ledger
-from ..search import Chain
-from ..settle import Settled
-from ..source import Source
-from ..thinning import importances
+from ..tables import table_path
 from ..workspace import Workspace
+from .candidates import FormSearch
 from .floor import advice, check_ways, smaller_size
-from .form_search import FormSearch
-from .profile import table_path
+from .greedy import Trial, weigh
+from .ledger import write_ledger
+from .moves import importances
+from .search import Chain
+from .settle import Settled
+from .source import Source
 
 
 def write_moves(workspace: Workspace, search: FormSearch, found: Settled) -> None:

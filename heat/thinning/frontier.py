@@ -10,10 +10,10 @@ from typing import Any
 from supernet.atomic import write_text
 from supernet.counting import count_macs, count_params
 
-from .charts import draw_frontier
+from ..views.charts import draw_frontier
+from ..workspace import Workspace
 from .limits import Pricer
 from .search import Chain
-from .workspace import Workspace
 
 COLUMNS = (
     "step",

@@ -12,7 +12,7 @@ from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.supernet import SearchSpace
 
-from .thinning import Logits, State
+from .moves import Logits, State
 
 Percentile = Literal["p50", "p95"]
 

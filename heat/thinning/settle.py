@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .limits import Cost, Limits, Pricer
+from .moves import Move, State
 from .search import Chain, fit
-from .thinning import Move, State
 
 OVERSHOOT = 1.05
 """Largest measured / wanted frame rate that a search is content with, where the space allows it."""

@@ -26,7 +26,7 @@ from supernet.train.feed import batch_starts
 from supernet.train.uniform import Target
 
 from .journal import Journal
-from .thinning import Logits, State
+from .moves import Logits, State
 
 HOLD_OUT_EVERY = 8
 """Every so many training images one is kept out of the supernet's training, to read losses on."""

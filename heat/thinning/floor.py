@@ -21,7 +21,7 @@ from latency_tables.references import reference_models
 from supernet.errors import DeviceError, HeatError
 from supernet.heatdetr.architecture import Architecture
 
-from ..limits import Cost, Limits
+from .limits import Cost, Limits
 
 BUDGET_S = 25.0
 """No way is begun that would not be done by then."""

@@ -22,10 +22,10 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.letterbox import read_image
 from supernet.version import __version__
 
+from ..tables import recorded_table
+from ..workspace import Workspace
 from .charts import table_figure
 from .learning import LOSSES
-from .stages.profile import recorded_table
-from .workspace import Workspace
 
 SAMPLES = 6
 SHOWN_SCORE = 0.35
@@ -44,7 +44,7 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
     cards = [read_card(folder) for folder in folders if (folder / "card.json").exists()]
     parts = _parts(workspace, thin)
     environment = Environment(
-        loader=PackageLoader("heat", "."), autoescape=select_autoescape(default=True)
+        loader=PackageLoader("heat.views", "."), autoescape=select_autoescape(default=True)
     )
     page = environment.get_template("report.html.jinja").render(
         stages=stages,

@@ -16,19 +16,20 @@ from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.supernet import SearchSpace
 
-from ..accuracy import Readings
-from ..greedy import Trial
-from ..journal import Journal, fingerprint
-from ..ledger import write_ledger
-from ..limits import Cost, Limits, Pricer, worst_ms
-from ..proxies import ApDropBy, Evaluator, choose
-from ..search import Chain
-from ..settle import OVERSHOOT, Goal, Settled, settle
-from ..source import Source, check_fits, with_global_block
-from ..thinning import Logits, State, ThinningRules
+from ..tables import table_path
 from ..workspace import Workspace
+from .evaluation import Readings
+from .filling import lacks, measure_table, refresh
+from .greedy import Trial
+from .journal import Journal, fingerprint
+from .ledger import write_ledger
+from .limits import Cost, Limits, Pricer, worst_ms
 from .measuring import NetworkMeter, measure_state
-from .profile import lacks, measure_table, refresh, table_path
+from .moves import Logits, State, ThinningRules
+from .proxies import ApDropBy, Evaluator, choose
+from .search import Chain
+from .settle import OVERSHOOT, Goal, Settled, settle
+from .source import Source, check_fits, with_global_block
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,8 @@ from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.network import AnyArchitecture
 
-from ..agreement import WAIT_S, measured_latency, until_agreed
-from ..limits import Cost, cost_of
+from .agreement import WAIT_S, measured_latency, until_agreed
+from .limits import Cost, cost_of
 
 PROCESSES = 3
 """Processes that a network is timed in at least; HEAT_PROCESSES overrides it, 1 is quick and

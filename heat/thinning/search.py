@@ -14,7 +14,7 @@ from typing import Literal
 from supernet.heatdetr.supernet import SearchSpace
 
 from .greedy import Trial, thin_step
-from .thinning import Logits, Move, State, ThinningRules, every_move, removed_mass
+from .moves import Logits, Move, State, ThinningRules, every_move, removed_mass
 
 Method = Literal["greedy", "tpe", "nsga2", "random"]
 """The paper's search, or an Optuna study."""

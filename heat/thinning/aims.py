@@ -9,8 +9,8 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.supernet import SearchSpace
 
 from .limits import Pricer
+from .moves import Logits, State, ThinningRules, removed_mass
 from .search import Chain
-from .thinning import Logits, State, ThinningRules, removed_mass
 
 ON_THE_CHAIN = 25
 """Networks of the chain that are aimed at, evenly over it."""

@@ -24,9 +24,9 @@ from supernet.heatdetr.supernet import CANDIDATES, IDENTITY, SearchSpace
 from supernet.progress import Progress
 
 from .journal import fingerprint
+from .moves import Logits, Place, State, ThinningRules
 from .search import Method
 from .study_storage import STALE_AFTER_S, open_storage
-from .thinning import Logits, Place, State, ThinningRules
 
 WORKER = "worker"
 """Trial attribute: host and process that tries it."""

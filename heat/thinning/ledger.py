@@ -9,7 +9,7 @@ from supernet.atomic import write_text
 from supernet.heatdetr.supernet import SearchSpace
 
 from .greedy import Trial
-from .thinning import Logits
+from .moves import Logits
 
 LEDGER = (
     "step",

@@ -16,7 +16,7 @@ from itertools import chain
 
 from supernet.heatdetr.supernet import SearchSpace
 
-from .thinning import (
+from .moves import (
     Logits,
     Move,
     State,

@@ -18,9 +18,9 @@ from supernet.train.optimise import autocast_type
 from supernet.train.recipes import TrainConfig
 from supernet.train.threads import planned
 
-from .spaces import SPACES
-from .stages.measuring import measure_network
-from .thinning import State, prior_logits
+from ..spaces import SPACES
+from ..thinning.measuring import measure_network
+from ..thinning.moves import State, prior_logits
 
 MAX_SIDE_PX = 512
 """Longest input side a build chooses by itself."""

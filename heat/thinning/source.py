@@ -10,8 +10,8 @@ from supernet.checkpoint import load_weights, read_info
 from supernet.errors import UserError
 from supernet.heatdetr.supernet import SearchSpace, Supernet
 
-from .thinning import Logits, prior_logits
-from .workspace import Workspace
+from ..workspace import Workspace
+from .moves import Logits, prior_logits
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,108 @@
+"""Reads a fleet file: one supernet serves a fleet, a network for each of its devices."""
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from supernet.errors import UserError
+from supernet.heatdetr.architecture import parse_size
+
+from ..thinning.ceiling import refuse_impossible
+from ..thinning.limits import Limits, Percentile
+from ..workspace import Workspace
+from .forms import find_forms, precisions
+from .options import RuntimeName
+
+if TYPE_CHECKING:
+    from ..stages.fleet import Member
+
+LIMITS = ("target_fps", "max_latency_ms", "percentile", "max_memory_mb", "max_size_mb")
+WHERE = ("device", "runtime", "precision", "threads", "input_size", "trust_table")
+NUMBERS = ("target_fps", "max_latency_ms", "max_memory_mb", "max_size_mb")
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    **{name: ((int, float), "a number, without quotes") for name in NUMBERS},
+    "threads": ((int,), "a whole number, without quotes"),
+    "trust_table": ((bool,), "true or false"),
+    **{name: ((str,), "a text in quotes") for name in ("device", "input_size", "percentile")},
+    **{name: ((str,), "a text in quotes") for name in ("runtime", "precision")},
+}
+"""What each key must be."""
+CHOICES: dict[str, tuple[str, ...]] = {
+    "percentile": get_args(Percentile),
+    "runtime": get_args(RuntimeName),
+}
+LONGEST_NAME = 100
+
+
+def read_fleet(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the tables of a fleet file: a name each, a device, and at least one limit of speed."""
+    try:
+        fleet = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not fleet or not all(isinstance(values, dict) for values in fleet.values()):
+        raise UserError(
+            f'{path} needs a table for each network, as: [camera] device = "cpu" target_fps = 24'
+        )
+    for name, values in fleet.items():
+        unknown = sorted(set(values) - {*LIMITS, *WHERE})
+        if unknown:
+            known = ", ".join((*WHERE, *LIMITS))
+            raise UserError(f"{path} [{name}]: unknown {unknown[0]!r}, known are {known}")
+        _check_member(f"{path} [{name}]", name, values)
+    return fleet
+
+
+def _check_member(where: str, name: str, values: dict[str, Any]) -> None:
+    """Refuse a name that is no folder's, and values of another kind than their key's."""
+    folder = name.strip() == name and Path(name).name == name and len(name) <= LONGEST_NAME
+    if not folder or name in ("", ".", "..") or "\\" in name or not name.isprintable():
+        raise UserError(f"{where}: a network's name is that of its folder, without / and \\")
+    for key, value in values.items():
+        kinds, text = KINDS[key]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise UserError(f"{where}: {key} = {value!r}: {text} is needed")
+        if key in CHOICES and value not in CHOICES[key]:
+            raise UserError(f"{where}: {key} = {value!r}: one of {', '.join(CHOICES[key])}")
+    try:
+        _limits(values)
+        precisions(values.get("precision"))
+        for side in values.get("input_size", "448x448").split(".."):
+            parse_size(side)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _limits(values: dict[str, Any]) -> Limits:
+    return Limits(**{key: values[key] for key in LIMITS if key in values})
+
+
+def find_members(
+    workspace: Workspace, path: Path, *, space: str | None, data: Path | None
+) -> "dict[str, Member]":
+    """Return what each network of a fleet file is to be; every request is checked."""
+    from ..stages.fleet import Member
+
+    members: dict[str, Member] = {}
+    for name, values in read_fleet(path).items():
+        trust = bool(values.get("trust_table", False))
+        forms, found = find_forms(
+            workspace,
+            _limits(values),
+            devices=[values["device"]] if "device" in values else [],
+            runtime=values.get("runtime"),
+            threads=values.get("threads"),
+            precision=values.get("precision"),
+            space=space,
+            input_size=values.get("input_size"),
+            data=data,
+            trust=trust,
+        )
+        try:
+            refuse_impossible([(form.space, form.targets, form.limits) for form in forms])
+        except UserError as error:
+            raise UserError(f"{path} [{name}]: {error}") from None
+        members[name] = Member(forms, found, trust)
+    return members

@@ -1,0 +1,1 @@
+"""Cutting a supernet down until it meets a target: moves, search, evaluation, measurement."""
