@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from disturber import beside
+from figures import draw_targets
 from result import here, tell
 
 from heat.thinning.settle import OVERSHOOT
-from heat.views.charts import draw_targets
 from supernet.heatdetr.architecture import parse_size
 
 RESULTS = Path(__file__).parent / "results" / "closed-loop"

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from figures import draw_importance
 from result import tell
 
 from heat.spaces import search_space
@@ -25,7 +26,6 @@ from heat.thinning.evaluation import Readings
 from heat.thinning.moves import State, importance
 from heat.thinning.proxies import spearman
 from heat.thinning.source import load_source
-from heat.views.charts import draw_importance
 from heat.workspace import Workspace
 from supernet.data.coco import load_split
 from supernet.heatdetr.architecture import parse_size

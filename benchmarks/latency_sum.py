@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 from disturber import beside
+from figures import draw_residuals
 from result import tell
 
 from heat.spaces import search_space
 from heat.stages.profile import disturbances
 from heat.thinning.aims import aims
 from heat.thinning.moves import prior_logits
-from heat.views.charts import draw_residuals
 from latency_tables.calibration import INTERVAL_90
 from latency_tables.devices import resolve
 from latency_tables.meter import DeviceMeter

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import draw_fronts
 from optuna import Study
 from optuna._hypervolume import compute_hypervolume
 from optuna.trial import TrialState
@@ -31,7 +32,6 @@ from heat.thinning.proxies import ApDropBy, choose
 from heat.thinning.search import Chain
 from heat.thinning.source import load_source
 from heat.thinning.study import Problem, decode, encode, search
-from heat.views.charts import draw_fronts
 from heat.workspace import Workspace
 from latency_tables.table_file import read_table
 from supernet.data.coco import load_split

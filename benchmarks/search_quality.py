@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from figures import draw_rivals
 from result import here, tell
 
 from heat.spaces import search_space
@@ -32,7 +33,6 @@ from heat.thinning.limits import Limits
 from heat.thinning.measuring import NetworkMeter, measure_state
 from heat.thinning.moves import State, prior_logits
 from heat.thinning.settle import OVERSHOOT
-from heat.views.charts import draw_rivals
 from heat.workspace import Workspace
 from latency_tables.devices import Target, resolve
 from latency_tables.networks import random_architecture
