@@ -7,7 +7,7 @@ from deploy.edge.runtimes import open_session
 from supernet.counting import count_macs, count_params
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
-from supernet.train.aligned import MANY, align, aligned_loss, training_loss
+from supernet.train.aligned import TOP_K, align, aligned_loss, training_loss
 from supernet.train.uniform import Target
 
 CENTRES = torch.tensor([[x + 16.0, 16.0] for x in range(0, 128, 32)])
@@ -24,7 +24,7 @@ def test_the_surest_hit_answers() -> None:
     found = align(CENTRES, scores, anchors(), target, 1, 24.0)
     assert found.anchors_P.tolist() == [2] and found.boxes_P.tolist() == [0]
     assert found.targets_P.tolist() == pytest.approx([0.5])  # its overlap with the box
-    many = align(CENTRES, scores, anchors(), target, MANY, 24.0)
+    many = align(CENTRES, scores, anchors(), target, TOP_K, 24.0)
     assert many.anchors_P.tolist() == [1, 2]
     assert many.targets_P.tolist() == pytest.approx([0.25, 0.5])  # half as sure by the square root
 
@@ -32,7 +32,7 @@ def test_the_surest_hit_answers() -> None:
 def test_small_boxes_between_cells_are_answered_and_none_twice() -> None:
     boxes = torch.tensor([[30.0, 14, 34, 18], [0, 0, 40, 32]])
     target = Target(boxes, torch.tensor([0, 0]))
-    found = align(CENTRES, torch.full((4, 1), 0.1), anchors(), target, MANY, 24.0)
+    found = align(CENTRES, torch.full((4, 1), 0.1), anchors(), target, TOP_K, 24.0)
     assert len(set(found.anchors_P.tolist())) == len(found.anchors_P)
     assert 1 in found.boxes_P.tolist()
     nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))

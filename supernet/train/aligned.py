@@ -1,9 +1,9 @@
-"""Task-aligned assignment and its loss, for one answer to an object or for many.
+"""Task-aligned label assignment and its loss, of one-to-one and one-to-many heads.
 
-An anchor suits a box as far as it is sure of its class and hits its place: `t = p^a * IoU^b` (Feng
-et al. 2021, TOOD). The best `top` of each box learn it: 10 of a one-to-many head, 1 of a
-one-to-one head. Both rank by the same measure, so the one is the best of the many (consistent dual
-assignment, Wang et al. 2024, YOLOv10).
+The alignment metric of an anchor and a box is `t = p^alpha * IoU^beta` (Feng et al. 2021, TOOD). The
+`top` anchors of each box are assigned to it: 10 of a one-to-many head, 1 of a one-to-one head. Both
+rank by the same metric, so the one is the best of the many (consistent dual assignment, Wang et al.
+2024, YOLOv10).
 Shape suffixes: B batch, A anchors per cell, K classes, M anchors of one image, N boxes.
 """
 
@@ -19,11 +19,11 @@ from ..heatdetr.operators.decode import Decode
 from .recipes import Assign
 from .uniform import Loss, Target, detection_loss
 
-SURE, HIT = 0.5, 6.0
-"""The exponents a and b."""
-MANY = 10
-REACH = 0.75
-"""Cells this near to the middle of a box may answer for it however small it is, in strides."""
+ALPHA, BETA = 0.5, 6.0
+"""Exponents of the alignment metric."""
+TOP_K = 10
+CENTER_RADIUS = 0.75
+"""Cells this near to the centre of a box may be assigned to it however small it is, in strides."""
 BOX_WEIGHT = 5.0
 """Weight of the boxes' term; that of the classes is 1."""
 
@@ -33,7 +33,7 @@ class Aligned:
     """The assignment of one image."""
 
     anchors_P: Tensor
-    """Anchors that answer for a box."""
+    """Anchors that are assigned to a box."""
     boxes_P: Tensor
     """The box of each."""
     targets_P: Tensor
@@ -58,7 +58,7 @@ def align(
     half_N2 = ((boxes_N4[:, 2:] - boxes_N4[:, :2]) / 2).clamp_min(reach)
     inside_NM = ((centres_M2 - middle_N2[:, None]).abs() <= half_N2[:, None]).all(-1)
     iou_NM = iou_matrix(boxes_N4, predicted_M4)
-    measure_NM = scores_MK.T[labels_N] ** SURE * iou_NM**HIT * inside_NM
+    measure_NM = scores_MK.T[labels_N] ** ALPHA * iou_NM**BETA * inside_NM
     best_Nt, index_Nt = measure_NM.topk(min(top, measure_NM.shape[1]))
     chosen_NM = torch.zeros_like(inside_NM).scatter_(1, index_Nt, best_Nt > 0)
     owner_M = torch.where(chosen_NM, iou_NM, -1.0).argmax(0)
@@ -77,7 +77,7 @@ def aligned_loss(
     deltas_BA4hw: Tensor,
     targets: Sequence[Target],
     decode: Decode,
-    top: int = MANY,
+    top: int = TOP_K,
 ) -> Loss:
     """Return binary cross entropy of all scores and GIoU of the chosen boxes, for a batch."""
     B, _, K, h, w = logits_BAKhw.shape
@@ -96,7 +96,7 @@ def aligned_loss(
             predicted_M4.detach(),
             target,
             top,
-            REACH * decode.stride,
+            CENTER_RADIUS * decode.stride,
         )
         labels_P = target.labels[found.boxes_P]
         wanted_BMK[index, found.anchors_P, labels_P] = found.targets_P
