@@ -1,9 +1,9 @@
 """Task-aligned label assignment and its loss, of one-to-one and one-to-many heads.
 
-The alignment metric of an anchor and a box is `t = p^alpha * IoU^beta` (Feng et al. 2021, TOOD). The
-`top` anchors of each box are assigned to it: 10 of a one-to-many head, 1 of a one-to-one head. Both
-rank by the same metric, so the one is the best of the many (consistent dual assignment, Wang et al.
-2024, YOLOv10).
+The alignment metric of an anchor and a box is `t = p^alpha * IoU^beta` (Feng et al. 2021, TOOD).
+The `top` anchors of each box are assigned to it: 10 of a one-to-many head, 1 of a one-to-one head.
+Both rank by the same metric, so the one is the best of the many (consistent dual assignment, Wang
+et al. 2024, YOLOv10).
 Shape suffixes: B batch, A anchors per cell, K classes, M anchors of one image, N boxes.
 """
 
