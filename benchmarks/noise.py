@@ -1,6 +1,7 @@
 """Does the promise hold on a disturbed machine? Tables and thinning on simulated devices.
 
     python benchmarks/noise.py --seeds 50 --write
+    python benchmarks/noise.py --seeds 50 --work FOLDER --levels busy    # resumable, in parts
 
 A simulated device (`simulated.py`) has known true times, disturbed at three levels as shared
 machines were seen to be: jitter, spikes, state changes of up to +-50 % that last seconds to minutes
@@ -9,7 +10,9 @@ is another device. Each is profiled and thinned for four targets by this version
 of 0.1.0 (`noise_baseline.py`). Reported for each: |predicted / true - 1| of 20 random networks,
 simulated seconds of measuring the table, targets called out of reach that the smallest network
 keeps (`false_infeasible`), and the share of targets whose network truly runs within [1, 1.05] of
-the target, in the states that the promise is about. The last line is one JSON object.
+the target, in the states that the promise is about. With --work every device's figures are kept in
+FOLDER, also by several processes at once, and a run goes on with what is there. The last line is one
+JSON object.
 """
 
 import argparse
@@ -43,6 +46,7 @@ from latency_tables.samples import NetworkSample
 from latency_tables.store import SHIPPED
 from latency_tables.table import LatencyTable
 from latency_tables.table_file import read_table
+from supernet.atomic import write_text
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.supernet import SearchSpace
 
@@ -235,6 +239,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--levels", default=",".join(level.name for level in LEVELS))
     parser.add_argument("--space", default="large")
+    parser.add_argument("--work", type=Path, help="folder of finished devices, to go on from")
     parser.add_argument("--write", type=Path, nargs="?", const=RESULTS / "noise.json")
     options = parser.parse_args()
     shipped = read_table(SHIPPED / MODEL)
@@ -248,9 +253,15 @@ def main() -> None:
         rows: dict[str, list[dict[str, Any]]] = {"new": [], "old": []}
         for seed in range(options.seeds):
             for name, method in (("new", new_method), ("old", old_method)):
+                kept = options.work / f"{level.name}-{name}-{seed}.json" if options.work else None
+                if kept is not None and kept.exists():
+                    rows[name].append(json.loads(kept.read_text(encoding="utf-8")))
+                    continue
                 machine = Machine.of(shipped, level, seed)
-                rates = targets_of(machine, space)
-                rows[name].append(method(machine, space, networks, rates))
+                row = method(machine, space, networks, targets_of(machine, space))
+                rows[name].append(row)
+                if kept is not None:
+                    write_text(kept, json.dumps(row) + "\n")
             spent = time.monotonic() - started
             print(f"{level.name} seed {seed}: {spent:.0f} s", file=sys.stderr, flush=True)
         result[level.name] = {name: summary(found) for name, found in rows.items()}
