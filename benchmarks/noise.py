@@ -11,8 +11,8 @@ of 0.1.0 (`noise_baseline.py`). Reported for each: |predicted / true - 1| of 20 
 simulated seconds of measuring the table, targets called out of reach that the smallest network
 keeps (`false_infeasible`), and the share of targets whose network truly runs within [1, 1.05] of
 the target, in the states that the promise is about. With --work every device's figures are kept in
-FOLDER, also by several processes at once, and a run goes on with what is there. The last line is one
-JSON object.
+FOLDER, by several processes at once if wanted, and a run goes on with what is there. The last line is
+one JSON object.
 """
 
 import argparse
