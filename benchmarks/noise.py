@@ -1,7 +1,7 @@
 """Does the promise hold on a disturbed machine? Tables and thinning on simulated devices.
 
     python benchmarks/noise.py --seeds 50 --write
-    python benchmarks/noise.py --seeds 50 --work FOLDER --levels busy    # resumable, in parts
+    python benchmarks/noise.py --seeds 50 --work FOLDER --levels shared    # resumable, in parts
 
 A simulated device (`simulated.py`) has known true times, disturbed at three levels as shared
 machines were seen to be: jitter, spikes, state changes of up to +-50 % that last seconds to minutes
@@ -11,7 +11,7 @@ of 0.1.0 (`noise_baseline.py`). Reported for each: |predicted / true - 1| of 20 
 simulated seconds of measuring the table, targets called out of reach that the smallest network
 keeps (`false_infeasible`), and the share of targets whose network truly runs within [1, 1.05] of
 the target, in the states that the promise is about. With --work every device's figures are kept in
-FOLDER, by several processes at once if wanted, and a run goes on with what is there. The last line is
+FOLDER, by several processes at once if wanted; a run goes on with what is there. The last line is
 one JSON object.
 """
 
