@@ -35,8 +35,9 @@ from supernet.boxes import giou_pairs, iou_matrix
 from supernet.data.coco import DetectionSet, load_split
 from supernet.evaluate import found_rows, score_rows
 from supernet.graph.nodes import Array
-from supernet.heatdetr.architecture import Architecture, parse_size
+from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Call, Detector
+from supernet.heatdetr.input_size import parse_size
 from supernet.heatdetr.operators.channelwise import ChannelBlock
 from supernet.heatdetr.operators.convbn import ConvBN
 from supernet.heatdetr.operators.decode import Decode, make_anchors

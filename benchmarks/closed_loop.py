@@ -27,7 +27,7 @@ from figures import draw_targets
 from result import here, tell
 
 from heat.thinning.settle import OVERSHOOT
-from supernet.heatdetr.architecture import parse_size
+from supernet.heatdetr.input_size import parse_size
 
 RESULTS = Path(__file__).parent / "results" / "closed-loop"
 FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}

@@ -34,7 +34,7 @@ from supernet.data.coco import DetectionSet, load_split
 from supernet.detr.detr import Host
 from supernet.detr.family import FAMILY, DetrArchitecture
 from supernet.evaluate import evaluate
-from supernet.heatdetr.architecture import parse_size
+from supernet.heatdetr.input_size import parse_size
 from supernet.network import build
 from supernet.train.mtkd import act_cores, attending
 

@@ -32,8 +32,9 @@ from heat.views.charts import save
 from supernet.checkpoint import load_weights, read_info
 from supernet.data.coco import DetectionSet, load_split
 from supernet.evaluate import found_rows, score_rows
-from supernet.heatdetr.architecture import Architecture, parse_size
+from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.input_size import parse_size
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -23,8 +23,9 @@ from latency_tables.models import random_network
 from supernet.graph.folding import fold
 from supernet.graph.style import GraphStyle
 from supernet.graph.writer import GraphWriter
-from supernet.heatdetr.architecture import GLOBAL_KINDS, parse_size, preset
+from supernet.heatdetr.architecture import GLOBAL_KINDS, preset
 from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.input_size import parse_size
 from supernet.heatdetr.operators import OPERATORS
 from supernet.heatdetr.operators.entries import Entry
 

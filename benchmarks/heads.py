@@ -16,7 +16,7 @@ from result import here, tell
 
 from deploy.edge.runtimes import open_session
 from supernet.data.coco import load_split
-from supernet.heatdetr.architecture import parse_size
+from supernet.heatdetr.input_size import parse_size
 from supernet.letterbox import letterbox, read_image
 
 HEADS = {"nms": "heat-s", "one-to-one": "heat-s-one-to-one"}

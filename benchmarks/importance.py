@@ -28,7 +28,7 @@ from heat.thinning.proxies import spearman
 from heat.thinning.source import load_source
 from heat.workspace import Workspace
 from supernet.data.coco import load_split
-from supernet.heatdetr.architecture import parse_size
+from supernet.heatdetr.input_size import parse_size
 from supernet.heatdetr.place import local_name
 from supernet.heatdetr.supernet import SearchConfig
 from supernet.train.loop import Running

@@ -42,7 +42,8 @@ from latency_tables.samples import NetworkSample
 from latency_tables.store import open_table
 from latency_tables.table_file import write_table
 from supernet.counting import count_macs
-from supernet.heatdetr.architecture import Architecture, parse_size
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.input_size import parse_size
 from supernet.heatdetr.supernet import SearchSpace
 from supernet.progress import Progress
 

@@ -28,8 +28,9 @@ from deploy.edge.runtimes import OPENVINO_HINT, OnnxRuntimeSession, openvino_cor
 from deploy.side_by_side import Entrant, race, ratio
 from latency_tables.models import random_network
 from supernet.graph.style import GraphStyle
-from supernet.heatdetr.architecture import parse_size, preset
+from supernet.heatdetr.architecture import preset
 from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.input_size import parse_size
 
 RESULTS = Path(__file__).parent / "results" / "nodes"
 RUNS = 10

@@ -32,7 +32,8 @@ from supernet.counting import count_macs
 from supernet.data.augment import AugmentConfig
 from supernet.data.coco import DetectionSet, load_split
 from supernet.evaluate import found_rows
-from supernet.heatdetr.architecture import Architecture, parse_size
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.input_size import parse_size
 from supernet.network import AnyArchitecture, build, find_architecture
 from supernet.train.loop import Running, fit
 from supernet.train.recipes import TrainConfig

@@ -25,7 +25,8 @@ from deploy.edge.runtimes import OnnxRuntimeSession
 from deploy.feeds import inputs_of
 from deploy.side_by_side import Entrant, race, run_for
 from latency_tables.models import random_network
-from supernet.heatdetr.architecture import parse_size, preset
+from supernet.heatdetr.architecture import preset
+from supernet.heatdetr.input_size import parse_size
 
 RESULTS = Path(__file__).parent / "results" / "own-timing"
 SECONDS = 6.0

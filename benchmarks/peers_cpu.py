@@ -30,8 +30,9 @@ from deploy.side_by_side import Entrant, Lap, race, ratio
 from latency_tables.models import randomise
 from latency_tables.probe.setting import Setting
 from supernet.graph.style import GraphStyle
-from supernet.heatdetr.architecture import Architecture, parse_size, preset
+from supernet.heatdetr.architecture import Architecture, preset
 from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.input_size import parse_size
 
 RESULTS = Path(__file__).parent / "results" / "peers"
 GEMM = 1536

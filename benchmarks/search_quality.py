@@ -41,7 +41,8 @@ from latency_tables.table import LatencyTable
 from latency_tables.table_file import write_table
 from supernet.counting import count_macs
 from supernet.data.coco import load_split
-from supernet.heatdetr.architecture import WIDTH_STEP, Architecture, parse_size
+from supernet.heatdetr.architecture import WIDTH_STEP, Architecture
+from supernet.heatdetr.input_size import parse_size
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace
 from supernet.train.loop import Running
 from supernet.train.recipes import TrainConfig

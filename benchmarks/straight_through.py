@@ -16,7 +16,7 @@ from result import tell
 
 from deploy.edge.bench import own_peak_mb
 from heat.spaces import search_space
-from supernet.heatdetr.architecture import parse_size
+from supernet.heatdetr.input_size import parse_size
 from supernet.heatdetr.supernet import SearchConfig, Supernet
 from supernet.train.uniform import Target, detection_loss
 

@@ -28,8 +28,9 @@ from result import tell
 from train_peer import labelled, prepared
 
 from supernet.data.coco import DetectionSet, load_split
-from supernet.heatdetr.architecture import parse_size, preset
+from supernet.heatdetr.architecture import preset
 from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.input_size import parse_size
 from supernet.train.aligned import training_loss
 from supernet.train.feed import feed
 from supernet.train.optimise import autocast_type, parameter_groups

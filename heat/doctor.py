@@ -32,7 +32,6 @@ from latency_tables.probe.machine import (
     detect_gpus,
     physical_cores,
 )
-from latency_tables.table_file import read_table
 from latency_tables.threads import ThreadTiming, best_count, describe, thread_check, trouble
 from supernet.errors import DeviceError, HeatError, UserError
 
@@ -273,6 +272,7 @@ def tables(workspace: Workspace) -> Iterator[Finding]:
 
 def _table(path: Path) -> Finding:
     from latency_tables.store import conditions_of
+    from latency_tables.table_file import read_table
 
     try:
         conditions = read_table(path).conditions

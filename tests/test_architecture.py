@@ -7,8 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from latency_tables.plan import space_entries
 from supernet.counting import count_macs, count_params
 from supernet.errors import UserError
-from supernet.heatdetr.architecture import CONDENSED, PRESETS, Architecture, parse_size, preset
+from supernet.heatdetr.architecture import CONDENSED, PRESETS, Architecture, preset
 from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.input_size import parse_size
 from supernet.heatdetr.operators import OPERATORS
 from supernet.heatdetr.operators.entries import Macs
 

@@ -122,7 +122,7 @@ def test_a_signal_after_openvino_is_survived(network: Detector, tmp_path: Path) 
     program = (
         "import os, signal, sys, threading\n"
         "from pathlib import Path\n"
-        "from deploy.runtimes import OpenVinoSession\n"
+        "from deploy.edge.runtimes import OpenVinoSession\n"
         "held = [OpenVinoSession(Path(sys.argv[1]), 1)]\n"
         "thread = threading.Thread(target=held.clear)\n"
         "thread.start()\n"

@@ -38,7 +38,7 @@ def test_two_processes_train_one_supernet_and_one_goes_on(shapes: Path, tmp_path
 
 
 def test_a_run_is_resumed_on_another_number_of_processes(shapes: Path, tmp_path: Path) -> None:
-    stop = "import supernet.training as t\n"
+    stop = "import supernet.train.loop as t\n"
     program = (
         f"{stop}"
         "import heat.cli\n"

@@ -136,7 +136,7 @@ def test_nine_images_in_eights(data: DetectionSet, shapes: Path) -> None:
 
 def test_one_training_in_a_folder(tmp_path: Path) -> None:
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom supernet.claim import claimed\n"
+        "import sys, time\nfrom pathlib import Path\nfrom supernet.train.claim import claimed\n"
         "with claimed(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     other = subprocess.Popen(

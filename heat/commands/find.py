@@ -170,7 +170,7 @@ def find_space(
     head: "HeadKind | None" = None,
 ) -> "SearchSpace":
     """Return the space asked for, or that of the first of the stages that ran, or the default."""
-    from supernet.heatdetr.architecture import parse_size
+    from supernet.heatdetr.input_size import parse_size
     from supernet.heatdetr.supernet import SearchSpace
 
     from ..spaces import search_space

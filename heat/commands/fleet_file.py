@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from supernet.errors import UserError
-from supernet.heatdetr.architecture import parse_size
+from supernet.heatdetr.input_size import parse_size
 
 from ..thinning.ceiling import refuse_impossible
 from ..thinning.limits import Limits, Percentile

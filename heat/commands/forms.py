@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from supernet.errors import UserError
-from supernet.heatdetr.architecture import parse_size
+from supernet.heatdetr.input_size import parse_size
 
 from ..workspace import Workspace
 from .find import find_data, find_space, thin_target

@@ -4,8 +4,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from supernet.counting import count_macs, count_params
-
 from ..workspace import DEFAULT, Workspace
 from .find import find_data
 from .options import Data, DeviceName, Out, Result, Size
@@ -18,7 +16,9 @@ def describe(what: str = "medium", /, *, input_size: Size = None) -> Result:
         what: A preset (pico nano tiny small medium large, detr-r50 sam-detr-r50 ...) or an
             architecture.json.
     """
-    from supernet.heatdetr.architecture import Architecture, parse_size
+    from supernet.counting import count_macs, count_params
+    from supernet.heatdetr.architecture import Architecture
+    from supernet.heatdetr.input_size import parse_size
     from supernet.network import find_architecture
 
     from ..views.tables import describe_architecture

@@ -193,7 +193,7 @@ def build(
     """
     from deploy.form import RUNTIME_OF
     from supernet.data.detection_set import check_trainable
-    from supernet.heatdetr.architecture import parse_size
+    from supernet.heatdetr.input_size import parse_size
 
     from ..stages.build import build as run
 

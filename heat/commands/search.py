@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from supernet.errors import UserError
-from supernet.heatdetr.architecture import GlobalBlock
 
 from ..workspace import DEFAULT, Workspace
 from .find import find_data, find_space, find_target
@@ -31,6 +30,9 @@ from .options import (
     Threads,
     Workers,
 )
+
+if TYPE_CHECKING:
+    from supernet.heatdetr.architecture import GlobalBlock
 
 
 def profile(

@@ -60,7 +60,7 @@ def pretrain(
         data: Folder with train/CLASS/ and val/CLASS/ folders of pictures.
     """
     from latency_tables.probe.machine import physical_cores
-    from supernet.heatdetr.architecture import parse_size
+    from supernet.heatdetr.input_size import parse_size
     from supernet.train.loop import Running
     from supernet.train.pretraining import load_pictures
     from supernet.train.recipes import PRETRAIN, changed
@@ -145,7 +145,8 @@ def train(
     from supernet.attention.act import ROUNDS
     from supernet.data.coco import find_split
     from supernet.errors import UserError
-    from supernet.heatdetr.architecture import Architecture, parse_size
+    from supernet.heatdetr.architecture import Architecture
+    from supernet.heatdetr.input_size import parse_size
     from supernet.network import AnyArchitecture, find_architecture
     from supernet.train.loop import Running
     from supernet.train.recipes import recipe as recipe_of
@@ -227,7 +228,7 @@ def adopt(
     """
     from supernet.detr.family import DetrArchitecture
     from supernet.errors import UserError
-    from supernet.heatdetr.architecture import parse_size
+    from supernet.heatdetr.input_size import parse_size
     from supernet.network import find_architecture
 
     from ..stages.adopt import adopt as run

@@ -214,20 +214,6 @@ class Architecture:
         return self.with_(output_stride=output_stride, anchor_sizes=sizes)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Read `448`, or `HxW` such as `832x1344`, as (height, width) in pixels."""
-    parts = text.lower().split("x")
-    try:
-        sides = [int(part) for part in parts]
-    except ValueError:
-        sides = []
-    if len(sides) == 1:
-        sides *= 2
-    if len(sides) != 2 or any(side < 32 or side % 32 for side in sides):
-        raise UserError(f"--input-size {text!r}: HxW in multiples of 32 needed, e.g. 448x448")
-    return sides[0], sides[1]
-
-
 def _preset(name: str, widths: tuple[int, int, int, int], blocks: str, **more: Any) -> Architecture:
     b1, b2, b3, b4 = blocks.split()
     return Architecture(name=name, widths=widths, blocks=(b1, b2, b3, b4), **more)

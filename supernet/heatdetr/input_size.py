@@ -1,0 +1,17 @@
+"""The size of the network input, as users write it."""
+
+from ..errors import UserError
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read `448`, or `HxW` such as `832x1344`, as (height, width) in pixels."""
+    parts = text.lower().split("x")
+    try:
+        sides = [int(part) for part in parts]
+    except ValueError:
+        sides = []
+    if len(sides) == 1:
+        sides *= 2
+    if len(sides) != 2 or any(side < 32 or side % 32 for side in sides):
+        raise UserError(f"--input-size {text!r}: HxW in multiples of 32 needed, e.g. 448x448")
+    return sides[0], sides[1]
