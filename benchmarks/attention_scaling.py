@@ -10,7 +10,7 @@ Exponents are fitted over the three largest sizes; a crossover is the smallest s
 a layer is faster than all pairs, on the line between two sizes. Memory is the process's peak
 beyond that of the smallest size. With --runtime torch what is kept for the gradient is told too.
 The last line is one JSON object; with --name it goes to benchmarks/results/attention-scaling/, and
-a picture beside it.
+a figure beside it.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""AP curves of DETR, SAM-DETR and their ACT and ENACT forms, trained from scratch alike.
+"""AP curves of DETR, SAM-DETR and their ACT and ENACT forms, trained from scratch in the same way.
 
     python benchmarks/detr_family.py --data DIR --work DIR --epochs 60 --name bccd
 
@@ -10,7 +10,7 @@ run without MTKD too. ENACT and pool are trained in SAM-DETR's encoder, which is
 DETR's: it comes to something in as few epochs as a CPU has. One run after another; what is finished
 stands, in --work or, with --name, in the result file, and what was interrupted goes on.
 The last line is one JSON object; with --name it goes to benchmarks/results/detr-family-NAME.json,
-and a picture beside it.
+and a figure beside it.
 """
 
 import argparse

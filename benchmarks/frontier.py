@@ -68,7 +68,7 @@ OURS = {
         t2_blocks=2,
     ),
 }
-"""HEAT at four speeds; each is trained with cells of 16 pixels."""
+"""HEAT at four speeds; each is trained at output stride 16."""
 OURS["heat-s-one-to-one"] = OURS["heat-s"].with_(name="heat-s-one-to-one", head="one-to-one")
 PEERS = ("yolo11n", "yolo26n", "rt-detr-r18", "d-fine-n", "detr-r50", "yolos-tiny")
 

@@ -1,4 +1,4 @@
-"""What INT8 gains and loses: one trained network, f32 and INT8, timed in turns, scored alike.
+"""What INT8 gains and loses: a trained network, f32 and INT8, timed in turns, scored the same way.
 
     heat train --data DIR --architecture medium --input-size 448x448 --out RUN
     python benchmarks/int8.py --run RUN --data DIR --runtime openvino --name medium-bccd

@@ -1,4 +1,4 @@
-"""Can the network learn 16 pictures by heart? If not, loss, matching and decoding disagree.
+"""Can the network overfit 16 images? If not, loss, matching and decoding disagree.
 
     python benchmarks/overfit.py --data coco_tiny --name coco_tiny
     python benchmarks/overfit.py --data coco_tiny --preset sam-detr-s --learning-rate 2e-4 \

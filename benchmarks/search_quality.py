@@ -78,7 +78,7 @@ def of_speed(
 
 
 def uniform(space: SearchSpace) -> Iterator[Architecture]:
-    """Yield the whole space's pattern with all widths scaled alike, from wide to narrow."""
+    """Yield the whole space's pattern with all widths scaled uniformly, from wide to narrow."""
     state = State.full(space)
     whole = state.architecture(space, prior_logits(space))
     seen = set()

@@ -92,7 +92,7 @@ def print_attempt(attempt: Attempt, max_drop: float) -> None:
 
 @torch.no_grad()
 def by_sensitivity(folded: Detector, plan: Quantization, images: Tensor) -> list[str]:
-    """Return the entries with convolutions, those whose rounding alone changes most first."""
+    """Return the entries with convolutions, those whose quantization alone changes most first."""
     places = sorted({place_of(name) for name in plan.ranges})
     exact = folded(images)
     changes = {}

@@ -29,7 +29,7 @@ PLAIN = Setting(runtime="onnxruntime", precision="f32", threads=1)
 
 BUSY_MAPS = 2
 """Class maps of a random head that pass the score threshold everywhere: some hundred candidates for
-NMS, as in a busy picture. An untrained head would make NMS look free, a wild one too dear."""
+NMS, as in a busy image. An untrained head would make NMS look free, a wild one too dear."""
 
 
 class ProbeNet(nn.Module):

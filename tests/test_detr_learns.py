@@ -91,7 +91,7 @@ def test_mtkd_5_the_clustered_boxes_come_near(
 ) -> None:
     """L = 16: their distance falls by 30 %; the exact branch loses 2 % of its loss at most.
 
-    On pictures known by heart: a network that still learns its task sharpens its attention, and
+    On images that are overfitted: a network that still learns its task sharpens its attention, and
     the distance rises whatever MTKD does.
     """
     data = splits["train"].of(splits["train"].records[:32])

@@ -19,7 +19,7 @@ def check(folder: Path, /) -> Result:
 def shapes(
     folder: Path = Path("shapes"), /, *, train: int = 160, val: int = 40, seed: int = 0
 ) -> Result:
-    """Make a small detection set of drawn shapes.
+    """Make a small detection set of synthetic shapes.
 
     Args:
         folder: Where to write it.

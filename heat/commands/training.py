@@ -132,12 +132,12 @@ def train(
     Args:
         data: COCO-format folder with a train split; AP is told on its val split, if it has one.
         recipe: small trains from scratch on small sets; 1x and 3x are the paper's; detr and
-            sam-detr are their authors'; mtkd teaches a trained DETR (--weights) to bear ACT of
-            --rounds.
+            sam-detr are their authors'; mtkd distils a trained DETR (--weights) so that it
+            tolerates ACT of --rounds.
         schedule: Cosine, or the steps of a paper.
-        assign: Which anchors answer for an object: the paper's uniform choice, or those that suit
-            it best. A one-to-one head has the latter.
-        balanced: Draw pictures of rare classes more often.
+        assign: Label assignment: the paper's uniform matching, or task-aligned. A one-to-one head
+            has the latter.
+        balanced: Draw images of rare classes more often.
         inherit: Start from the supernet's weights instead of from scratch.
         eval_every: Epochs between two scores on the val split; 0 for none.
     """
@@ -219,7 +219,7 @@ def adopt(
     restart: Restart = False,
     out: Out = DEFAULT,
 ) -> Result:
-    """Take a published DETR checkpoint (.pth), to be scored, exported, or taught to bear ACT.
+    """Take a published DETR checkpoint (.pth), to be scored, exported, or distilled for ACT.
 
     Args:
         checkpoint: File in the layout of the authors' code; every key must fit.

@@ -1,4 +1,4 @@
-"""`heat thin --explain` and `--diff`: why a network looks as it does, in words and a picture."""
+"""`heat thin --explain` and `--diff`: why a network looks as it does, in words and a figure."""
 
 import csv
 import math

@@ -69,7 +69,7 @@ def frontier(chain: Chain, prices: Pricer) -> list[dict[str, Any]]:
 
 
 def write_frontier(workspace: Workspace, chain: Chain, prices: Pricer, unit: str) -> None:
-    """Write `frontier.csv` and its picture."""
+    """Write `frontier.csv` and its figure."""
     rows = frontier(chain, prices)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")

@@ -38,7 +38,7 @@ def table_figure(table: LatencyTable) -> Figure:
 
 
 def draw_table(table: LatencyTable, path: Path) -> Path:
-    """Save the picture of a table."""
+    """Save the figure of a table."""
     return save(table_figure(table), path)
 
 

@@ -1,4 +1,4 @@
-"""Times several models against each other, interleaved, so that drift hits all of them alike.
+"""Times several models against each other, interleaved, so that drift affects all of them equally.
 
 Each visit to a model begins with an untimed run: the models visited in between have pushed its
 weights out of the caches, where a deployed model, run frame after frame, keeps them. Rounds are

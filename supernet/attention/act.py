@@ -1,4 +1,4 @@
-"""Adaptive clustering (ACT, Zheng et al. 2020): alike queries, or keys, attend as one.
+"""Adaptive clustering (ACT, Zheng et al. 2020): similar queries share one attention result.
 
 It has no parameters and replaces the attention of a trained network. Queries of equal hash codes
 are a cluster; its mean query attends, and what it reads is copied to the members. Keys of a cluster

@@ -58,7 +58,7 @@ def attend(
 def bias_of(pad_BM: Tensor | None, like: Tensor) -> Tensor | None:
     """Return what keeps queries from padding, [B, 1, 1, M].
 
-    It is finite: where all is padding all keys count alike, instead of giving NaN.
+    It is finite: where all is padding all keys have equal weight, instead of giving NaN.
     """
     if pad_BM is None:
         return None

@@ -1,4 +1,4 @@
-"""Locality-sensitive hashing, by which ACT finds vectors that are nearly alike.
+"""Locality-sensitive hashing, by which ACT finds similar vectors.
 
 `h_l(x) = floor((a_l . x + b_l) / r)` with a ~ N(0, I), b ~ U(0, r), l = 1..L (Datar et al. 2004;
 Zheng et al. 2020, Eq. 5). Vectors of equal codes are one cluster.

@@ -18,7 +18,7 @@ from ..letterbox import PAD_RGB, Image, resized, scale_to_fit
 from .detection_set import Boxes
 
 MIN_VISIBLE = 0.25
-"""A box of which less is left inside the picture is dropped."""
+"""A box of which less is left inside the image is dropped."""
 MIN_SIDE_PX = 2.0
 CROP = (384 / 800, 600 / 800)
 """Sides of DETR's crop, relative to the short side of 800 that it is shown at."""
@@ -40,7 +40,7 @@ class AugmentConfig:
     scale: tuple[float, float] = (0.7, 1.4)
     """Zoom range relative to the letterbox."""
     shift: float = 0.15
-    """Largest shift of the picture, as a share of the input side."""
+    """Largest shift of the image, as a share of the input side."""
     shifted: float = 1.0
     """Probability of a shift."""
     crop: float = 0.0

@@ -1,4 +1,4 @@
-"""A built-in detection set of drawn shapes, so that demo and tests need no download.
+"""A built-in detection set of synthetic shapes, so that demo and tests need no download.
 
 Discs, squares, triangles and rings in random colours on a noisy ground, partly overlapping.
 """

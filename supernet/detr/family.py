@@ -34,7 +34,7 @@ class DetrArchitecture:
     base: int = 64
     """Channels of its first stage."""
     dc5: bool = False
-    """The last stage is dilated: cells of 16 pixels instead of 32."""
+    """The last stage is dilated: stride 16 instead of 32."""
     frozen: bool = True
     """Normalisation, stem and first stage of the backbone do not train: for pretrained ones."""
     width: int = 256
@@ -47,7 +47,7 @@ class DetrArchitecture:
     encoder_hidden: int | None = None
     """Those of the encoder, where they are others."""
     levels: int = 1
-    """Maps that become tokens: 1, or 3 (cells of 8, 16 and 32 pixels): multi-scale SAM-DETR."""
+    """Maps that become tokens: 1, or 3 (strides 8, 16 and 32): multi-scale SAM-DETR."""
     queries: int = 100
     """Objects that are looked for."""
     dropout: float = 0.1

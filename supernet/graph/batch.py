@@ -54,7 +54,7 @@ def _reshapes(
     ]
     for pair in zip(two.graph.node, three.graph.node, strict=True):
         if pair[0].name != pair[1].name:
-            raise HeatError(f"{pair[0].name} and {pair[1].name}: the graphs are not alike")
+            raise HeatError(f"{pair[0].name} and {pair[1].name}: the graphs differ in structure")
         if pair[0].op_type == "Reshape":
             yield (
                 pair[0],

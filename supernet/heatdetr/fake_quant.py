@@ -1,4 +1,4 @@
-"""INT8 simulated in torch: what a network loses when weights and inputs are rounded to 8 bits."""
+"""INT8 simulated in torch: what a network loses when weights and inputs are quantized to 8 bits."""
 
 from collections.abc import Iterable
 

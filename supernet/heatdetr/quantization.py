@@ -1,4 +1,4 @@
-"""Post-training INT8: which convolutions are quantised, and over which ranges.
+"""Post-training INT8: which convolutions are quantized, and over which ranges.
 
 Weights are symmetric with a scale for each output channel; inputs are symmetric with one scale,
 whose range is read from images and clipped where that lessens the mean squared error.
@@ -26,7 +26,7 @@ class Range:
     limit: float
     """Magnitude that becomes 127; larger ones are clipped."""
     error: float
-    """Mean squared error of rounding over the mean square: a share of the signal's energy."""
+    """Mean squared quantization error over the mean square: a share of the signal's energy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ Key = tuple[int, int]
 Batch = tuple[Tensor, list[Target]]
 
 Weights = npt.NDArray[np.float64]
-"""How often each picture is drawn; they add up to 1."""
+"""How often each image is drawn; they add up to 1."""
 
 MAX_WORKERS = 8
 WORTH_A_PROCESS = 2000
@@ -53,7 +53,7 @@ class Keyed(Dataset[Any], ABC):
 
     @abstractmethod
     def sample(self, epoch: int, index: int) -> tuple[Tensor, Any]:
-        """Return one augmented picture, uint8 [H, W, 3], and its target."""
+        """Return one augmented image, uint8 [H, W, 3], and its target."""
 
     def __getitems__(self, keys: Sequence[Key]) -> tuple[Tensor, list[Any]] | str:
         """Return a batch: uint8 images [B, H, W, 3] and targets; or what is wrong, in words."""
@@ -140,7 +140,7 @@ class Batches(Sampler[list[Key]]):
 
 
 def rare_first(data: DetectionSet) -> Weights:
-    """Return each picture's share of the draws: `max over its classes of sqrt(RARE / f)`, >= 1.
+    """Return each image's share of the draws: `max over its classes of sqrt(RARE / f)`, >= 1.
 
     f is the share of pictures in which a class occurs (repeat factor sampling, LVIS).
     """

@@ -1,4 +1,4 @@
-"""Pretraining of a backbone by telling classes of pictures apart, and loading what was learnt.
+"""Pretraining of a backbone by image classification, and loading its weights.
 
 Pictures lie in folders named by their class: `train/<class>/*.jpg`, `val/<class>/*.jpg`. The
 backbone is the network from the stem to the last stage, with the SAM between the stages.
@@ -34,7 +34,7 @@ from .task import Batch
 SMOOTHING = 0.1
 """Label smoothing, as Swin's recipe has it."""
 AREA = (0.25, 1.0)
-"""Share of the picture that a training crop shows."""
+"""Share of the image that a training crop shows."""
 RATIO = (3 / 4, 4 / 3)
 """Width over height of a crop."""
 
@@ -165,7 +165,7 @@ class Crops(Keyed):
         return len(self.pictures.paths)
 
     def sample(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        """Return one picture and its class."""
+        """Return one image and its class."""
         rng = np.random.default_rng([self.config.seed, epoch, index])
         image = _read(self.pictures.paths[index])
         pixels = random_crop(image, self.size, self.config.augment, rng)

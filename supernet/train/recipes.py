@@ -2,7 +2,7 @@
 
 `small` is for training from scratch on some hundred to some thousand images; `1x` and `3x` are
 the paper's, for a backbone that was trained on ImageNet before (spec section 11). `detr` and
-`sam-detr` are those of their authors, `mtkd` teaches a trained one to bear ACT.
+`sam-detr` are those of their authors, `mtkd` distils a trained one so that it tolerates ACT.
 """
 
 import math
@@ -17,7 +17,7 @@ Schedule = Literal["cosine", "1x", "3x", "detr", "sam-detr", "mtkd"]
 Precision = Literal["auto", "f32", "bf16", "f16"]
 Recipe = Literal["small", "1x", "3x", "detr", "sam-detr", "mtkd"]
 Assign = Literal["uniform", "aligned"]
-"""Which anchors answer for a box: the paper's (`supernet.matching`), or `supernet.aligned`."""
+"""Label assignment: the paper's (`matching.py`), or `aligned.py`."""
 
 
 MAX_SEED = 2**32

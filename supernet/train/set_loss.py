@@ -1,4 +1,4 @@
-"""Set prediction losses: every object is matched with one query, every layer is supervised alike.
+"""Set prediction losses: each object is matched with one query, in every decoder layer.
 
 DETR (Carion et al. 2020, Eqs. 1 and 2) has a softmax with a class for nothing, SAM-DETR sigmoids
 with focal loss. Matching is the Hungarian algorithm, by scipy.
