@@ -119,7 +119,7 @@ def new_method(
         ratios.append(sustained_fps(state.architecture(space, logits)) / rate)
         met += 1.0 <= ratios[-1] <= OVERSHOOT
     return outcome(errors, seconds, infeasible, met, reachable, ratios) | {
-        "covered": statistics.mean(covered)
+        "covered": float(statistics.mean(covered))
     }
 
 
@@ -193,12 +193,12 @@ def outcome(
 ) -> dict[str, Any]:
     """Put one device's figures together."""
     return {
-        "errors": errors,
-        "seconds": seconds,
-        "false_infeasible": infeasible,
-        "met": met,
+        "errors": [float(error) for error in errors],
+        "seconds": float(seconds),
+        "false_infeasible": int(infeasible),
+        "met": int(met),
         "reachable": reachable,
-        "ratios": [round(ratio, 4) for ratio in ratios],
+        "ratios": [round(float(ratio), 4) for ratio in ratios],
     }
 
 
