@@ -6,12 +6,10 @@ and resumed goes on exactly as if it had not been interrupted.
 
 import copy
 import math
-import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,79 +20,25 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .detection_set import DetectionSet, check_trainable
 from .distributed import Group, joined
+from .early_stop import report
 from .errors import HeatError, UserError
 from .feed import batch_starts, default_workers
+from .memory import is_out_of_memory, memory_mb, what_fits
 from .network import Network
 from .optimise import Averaged, autocast_type, parameter_groups, rate_factor
 from .progress import Progress
 from .recipes import TrainConfig
 from .run_files import RunFiles
+from .running import Judge, Running, TrainResult
 from .task import Batch, DetectionTask, Task, total
 from .threads import ThreadPlan, planned
+
+__all__ = ["Judge", "Running", "TrainResult", "fit", "run_task"]
 
 MAX_BAD_STEPS = 20
 """Consecutive steps without a finite loss after which training stops."""
 SAVE_EVERY_S = 300.0
 """Long epochs are saved in between."""
-
-Judge = Callable[[Any], Mapping[str, float]]
-"""Scores a network, for instance by its AP."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Running:
-    """How a run is carried out: nothing here is meant to change what is learnt."""
-
-    resume: bool = False
-    """Go on with an unfinished run, or one that is to become longer."""
-    restart: bool = False
-    """Begin again, replacing what stands."""
-    workers: int | None = None
-    """Processes that load images; see `feed.default_workers` for how many by default."""
-    threads: int | None = None
-    """Most threads on a CPU, torch's number by default; fewer while others keep cores busy, unless
-    OMP_NUM_THREADS fixes the number."""
-    compile: bool = False
-    """Let torch compile the network first."""
-    tensorboard: bool = False
-    """Write event files for TensorBoard too."""
-    judge: Judge | None = None
-    """Scores the averaged weights now and then."""
-    judge_every: int = 10
-    """Epochs between two scores, the last epoch always has one; 0 for none."""
-
-    def __post_init__(self) -> None:
-        """Refuse what no run can be carried out with."""
-        if self.workers is not None and self.workers < 0:
-            raise UserError(f"--workers {self.workers}: 0 or more processes")
-        if self.judge_every < 0:
-            raise UserError(f"--eval-every {self.judge_every}: epochs, or 0 for no evaluation")
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What a finished training run reports."""
-
-    checkpoint: Path
-    epochs: int
-    images_per_second: float
-    seconds: float
-    skipped_steps: int
-    stood: bool
-    """The run was finished before; nothing was trained."""
-    leads: bool = True
-    """Whether this process, of several, is the one that writes."""
-
-    def facts(self) -> dict[str, Any]:
-        """Return what a stage records of the run."""
-        return {
-            "checkpoint": str(self.checkpoint),
-            "epochs": self.epochs,
-            "images_per_second": round(self.images_per_second, 2),
-            "seconds": round(self.seconds, 1),
-            "skipped_steps": self.skipped_steps,
-        }
-
 
 def fit(
     network: Network,
@@ -282,10 +226,16 @@ class _Fit:
         try:
             return self._step(parts)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         self.optimizer.zero_grad(set_to_none=True)
-        raise HeatError(self._what_fits(parts[0]))
+        images, targets = parts[0]
+
+        def gradients(size: int) -> None:
+            total(self._loss(images[:size], targets[:size])).backward()  # type: ignore[no-untyped-call]
+
+        asked = self.config.batch_size
+        raise HeatError(what_fits(gradients, asked, len(images), self.group.world))
 
     def _step(self, parts: Sequence[Batch]) -> dict[str, float] | None:
         network = self.network
@@ -369,36 +319,3 @@ class _Fit:
                 f"--learning-rate {self.config.learning_rate}; the last good epoch stands in "
                 f"{self.run.checkpoint.parent}"
             )
-
-    def _what_fits(self, batch: Batch) -> str:
-        """Return which batch size would fit, after trying smaller ones."""
-        asked, world = self.config.batch_size, self.group.world
-        images, targets = batch
-        size = len(images) // 2
-        while size >= 2:
-            try:
-                total(self._loss(images[:size], targets[:size])).backward()  # type: ignore[no-untyped-call]
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
-                    raise
-                size //= 2
-                continue
-            fits = size * world
-            return (
-                f"out of memory at --batch-size {asked}: {fits} fits, and with --accumulate "
-                f"{-(-asked // fits)} takes the same steps"
-            )
-        return f"out of memory at --batch-size {asked} and at any: --input-size must be smaller"
-
-
-def memory_mb() -> float:
-    """Return the most memory that was in use: the GPU's where there is one, else this process's."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or ("memory" in text and "alloc" in text)
