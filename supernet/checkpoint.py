@@ -39,6 +39,11 @@ class CheckpointInfo:
     facts: dict[str, Any] = field(default_factory=dict)
     """Data set, seed, images per second, versions, metrics."""
 
+    @property
+    def finished(self) -> bool:
+        """Whether its training came to its end: after all epochs, or stopped early."""
+        return self.epoch >= self.epochs or bool(self.facts.get("stopped_early"))
+
 
 def save_checkpoint(path: Path, weights: dict[str, Tensor], info: CheckpointInfo) -> None:
     """Write weights and header atomically."""

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 from .atomic import write_bytes, write_text
 from .checkpoint import CheckpointInfo, save_checkpoint
+from .early_stop import best_epoch, epochs_without_gain
 from .errors import CheckpointError, UserError
 from .optimise import Averaged
 from .recipes import TrainConfig
@@ -69,7 +69,14 @@ class RunFiles:
         self.skipped = 0
         self.threads: int | None = None
         """Threads that the next step is computed with; None where nothing recorded it."""
+        self.stopped: int | None = None
+        """Epoch after which training stopped early."""
         self.history: list[dict[str, Any]] = []
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left to train."""
+        return self.stopped is not None or self.epoch >= self.config.epochs
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what must be the same for a run to be resumed."""
@@ -81,19 +88,26 @@ class RunFiles:
             "what": self.task.description,
         }
 
-    def finish(self, epoch: int, facts: dict[str, float]) -> None:
-        """Count an epoch, and write the averaged weights and the state after it."""
+    def finish(self, epoch: int, facts: dict[str, float], patience: int | None = None) -> None:
+        """Count an epoch, and write the averaged weights and the state after it.
+
+        With `patience` the run is finished where AP has not risen for so many epochs.
+        """
         self.epoch, self.steps, self.sums, self.counted = epoch, 0, {}, 0
         if not self.writes:
             return
         row = {"epoch": epoch, **facts}
         self.history.append({**row, **self.task.traces()})
+        if patience is not None and epoch < self.config.epochs:
+            self.stopped = epoch if epochs_without_gain(self.history) >= patience else None
         self._save_weights(self.checkpoint)
         if best_epoch(self.history) == epoch:
             self._save_weights(self.best)
         self.save_state()
         self._save_curves()
         self.event("epoch", **row)
+        if self.stopped is not None:
+            self.event("early stop", epoch=epoch, best=best_epoch(self.history), patience=patience)
         for key, value in facts.items():
             if self.board is not None:
                 self.board.add_scalar(key, value, epoch)
@@ -132,13 +146,17 @@ class RunFiles:
             "history": self.history,
             "skipped": self.skipped,
             "threads": self.threads,
+            "stopped": self.stopped,
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_bytes(self.state, buffer.getvalue())
 
-    def load(self, *, resume: bool, restart: bool) -> None:
-        """Take up the run that stands in the folder, if it is to be used."""
+    def load(self, *, resume: bool, restart: bool, patience: int | None = None) -> None:
+        """Take up the run that is in the folder, if it is to be used.
+
+        One that stopped early is finished, unless it is resumed with a larger `patience`.
+        """
         if restart or not self.state.exists():
             if self.writes:
                 # Else a restart that is killed before it saves would resume the run it replaces.
@@ -171,7 +189,11 @@ class RunFiles:
                 f"{self.state} stands at epoch {state['epoch']}, past --epochs "
                 f"{self.config.epochs}: --restart begins again"
             )
-        if not resume and state["epoch"] < self.config.epochs:
+        stopped = state.get("stopped")
+        patient = patience is not None and epochs_without_gain(state["history"]) < patience
+        if stopped is not None and resume and patient:
+            stopped = None
+        if not resume and stopped is None and state["epoch"] < self.config.epochs:
             raise CheckpointError(
                 f"{self.state} stands at epoch {state['epoch']} of {self.config.epochs}: "
                 "--resume goes on, --restart begins again"
@@ -183,7 +205,8 @@ class RunFiles:
         self.epoch, self.steps, self.sums = state["epoch"], state["steps"], state["sums"]
         self.threads = state.get("threads")
         self.counted = state["counted"]
-        if self.epoch < self.config.epochs:
+        self.stopped = stopped
+        if not self.finished:
             self.event("resume", epoch=self.epoch, steps=self.steps, epochs=self.config.epochs)
 
     def _save_weights(self, path: Path) -> None:
@@ -192,6 +215,7 @@ class RunFiles:
             **self.task.facts(),
             "images_per_second": rates[-1] if rates else 0.0,
             "skipped_steps": self.skipped,
+            "stopped_early": self.stopped is not None,
             "history": self.history,
             "config": asdict(self.config),
             "torch": torch.__version__,
@@ -214,12 +238,6 @@ class RunFiles:
         writer.writeheader()
         writer.writerows(self.history)
         write_text(self.metrics, text.getvalue())
-
-
-def best_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
-    """Return the epoch of the highest AP, the first of equal ones; None where none has any."""
-    scored = [row for row in history if row.get("ap", -1) >= 0]
-    return int(max(scored, key=lambda row: float(row["ap"]))["epoch"]) if scored else None
 
 
 def _board(folder: Path) -> Any:

@@ -103,7 +103,9 @@ def run_task(
             tensorboard=running.tensorboard,
         )
         try:
-            run.load(resume=running.resume, restart=running.restart)
+            run.load(
+                resume=running.resume, restart=running.restart, patience=running.patience
+            )
             group.wait()  # nobody writes before everybody has read
             loop = _Fit(network, task, config, optimizer, average, run, group, running, threads)
             return loop.train(on_epoch)
@@ -144,33 +146,40 @@ class _Fit:
         """Train from where the run stands to the last epoch."""
         config, run = self.config, self.run
         first = run.epoch
-        if first < config.epochs:
+        stood = run.finished
+        if not stood:
             self.threads.start(run.threads)
             self._record_threads(shown=self.threads.now < self.threads.cores)
         done = first * self.passes + run.steps * config.accumulate
         shown = Progress("train", config.epochs * self.passes, done=done)
         with shown if self.group.leads else nullcontext() as bar:
             source = self._feed(first)
-            for epoch in range(first, config.epochs):
+            for epoch in range(first, first if stood else config.epochs):
                 means = self.epoch(epoch, source, bar)
                 self.images += self.task.num_images
-                scores = self._judged(epoch)
-                run.finish(epoch + 1, means | self._pace() | scores)
-                self.group.wait()
+                facts = means | self._pace() | self._judged(epoch)
+                run.finish(epoch + 1, facts, self.running.patience)
+                stopped = not self.group.all_agree(run.stopped is None)  # one process has scored
                 if on_epoch is not None:
                     on_epoch(epoch + 1, means)
+                if stopped:
+                    break
+        if run.stopped is not None and self.group.leads:
+            print(f"training: {report(run.history, config.epochs)}", file=sys.stderr, flush=True)
         seconds = time.monotonic() - self.started
         if config.ema_decay:
             self.network.load_state_dict(self.average.weights)
         self.network.eval()
         return TrainResult(
-            run.checkpoint,
-            config.epochs,
-            self.images / seconds if self.images else 0.0,
-            seconds,
-            run.skipped,
-            first == config.epochs,
-            self.group.leads,
+            checkpoint=run.checkpoint,
+            epochs=run.epoch,
+            planned_epochs=config.epochs,
+            stopped_early=run.stopped is not None,
+            images_per_second=self.images / seconds if self.images else 0.0,
+            seconds=seconds,
+            skipped_steps=run.skipped,
+            stood=stood,
+            leads=self.group.leads,
         )
 
     def epoch(self, epoch: int, source: Iterator[Batch], bar: Progress | None) -> dict[str, float]:

@@ -21,10 +21,10 @@ from supernet.checkpoint import read_info
 from supernet.claim import claimed
 from supernet.coco import DetectionSet, load_split
 from supernet.detector import Detector
+from supernet.early_stop import best_epoch
 from supernet.errors import CheckpointError, DataError, UserError
 from supernet.pretraining import load_pictures
 from supernet.recipes import TrainConfig
-from supernet.run_files import best_epoch
 from supernet.training import Running, _Fit, fit
 
 from .command_line import fails, run

@@ -119,6 +119,7 @@ def train(
     precision: Autocast = "auto",
     inherit: bool = False,
     eval_every: int = 10,
+    patience: int | None = None,
     workers: Workers = None,
     compile: Compile = False,
     tensorboard: TensorBoard = False,
@@ -140,6 +141,8 @@ def train(
         balanced: Draw pictures of rare classes more often.
         inherit: Start from the supernet's weights instead of from scratch.
         eval_every: Epochs between two scores on the val split; 0 for none.
+        patience: Stop after so many epochs without a higher AP on the val split; checked at each
+            score, counted from the first AP above 0. All epochs are trained by default.
     """
     from latency_tables.machine import physical_cores
     from supernet.architecture import Architecture, parse_size
@@ -184,7 +187,10 @@ def train(
     judge = None
     if eval_every and find_split(data, "val") is not None:
         # Matched to the classes that are trained, and refused now where that cannot be.
-        judge = judge_on(find_data(workspace, data, "val").numbered_as(train_set.names))
+        val_set = find_data(workspace, data, "val").numbered_as(train_set.names)
+        judge = judge_on(val_set)
+        if patience is not None and not val_set.num_boxes:
+            raise UserError(f"--patience {patience}: no object in {val_set.split}, its AP is none")
     running = Running(
         resume=resume,
         restart=restart,
@@ -194,6 +200,7 @@ def train(
         tensorboard=tensorboard,
         judge=judge,
         judge_every=eval_every,
+        patience=patience,
     )
     return run(
         workspace,

@@ -17,13 +17,13 @@ from supernet.detector import Detector
 from supernet.detr.detr import Host
 from supernet.detr.mtkd import act_cores
 from supernet.distributed import first_process
+from supernet.early_stop import best_epoch
 from supernet.errors import UserError
 from supernet.evaluate import evaluate
 from supernet.inherit import inherit
 from supernet.network import AnyArchitecture, Network, build
 from supernet.pretraining import load_backbone
 from supernet.recipes import TrainConfig
-from supernet.run_files import best_epoch
 from supernet.training import Judge, Running, fit
 
 from ..learning import draw_batches, draw_learning
