@@ -114,7 +114,14 @@ def test_tensorboard_is_closed(
     fit(Detector(small), data, CONFIG, tmp_path, Running(tensorboard=True))
     with pytest.raises(CheckpointError):
         fit(Detector(small), data, replace(CONFIG, seed=1), tmp_path, Running(tensorboard=True))
-    assert closed == ["closed"] * 2
+
+    def interrupted(self: Any, *_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Fit, "epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Detector(small), data, CONFIG, tmp_path, Running(tensorboard=True, restart=True))
+    assert closed == ["closed"] * 3
 
 
 def test_a_set_without_boxes_is_refused(
