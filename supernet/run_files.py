@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ DIFFERENT = {
     "images": "another number of images",
     "data": "other images or annotations",
     "what": "another architecture",
+    "start": "other weights to start from",
 }
 """What differs, by the part of a fingerprint."""
 
@@ -41,11 +43,13 @@ class RunFiles:
         config: TrainConfig,
         task: Task,
         *,
+        start: Mapping[str, str] | None = None,
         writes: bool = True,
         tensorboard: bool = False,
     ) -> None:
         """Name the files in `folder`; nothing is read or written yet.
 
+        `start` gives digests of the files that the network's weights come from.
         Of several processes all keep count of epochs and steps, and one `writes`.
         """
         self.writes = writes
@@ -57,6 +61,7 @@ class RunFiles:
         self.events = folder / "events.jsonl"
         self.network, self.optimizer, self.average = network, optimizer, average
         self.config, self.task = config, task
+        self.start = dict(start or {})
         self.board = _board(folder) if tensorboard and writes else None
         self.epoch = 0
         """Epochs finished."""
@@ -86,6 +91,7 @@ class RunFiles:
             "images": self.task.num_images,
             "data": self.task.digest,
             "what": self.task.description,
+            "start": self.start,
         }
 
     def finish(self, epoch: int, facts: dict[str, float], patience: int | None = None) -> None:
@@ -177,6 +183,7 @@ class RunFiles:
                 f"{self.state} was written by a HEAT that did not record what it was trained on: "
                 "--restart replaces it, another --out keeps it"
             )
+        fingerprint.setdefault("start", own["start"])  # older versions did not record it
         different = [DIFFERENT[key] for key in own if fingerprint.get(key) != own[key]]
         if different:
             raise CheckpointError(

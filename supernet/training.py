@@ -8,7 +8,7 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -40,6 +40,7 @@ MAX_BAD_STEPS = 20
 SAVE_EVERY_S = 300.0
 """Long epochs are saved in between."""
 
+
 def fit(
     network: Network,
     data: DetectionSet,
@@ -47,13 +48,14 @@ def fit(
     folder: Path,
     running: Running | None = None,
     *,
+    start: Mapping[str, str] | None = None,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
 ) -> TrainResult:
     """Train a network or a supernet; see `run_task`."""
     check_trainable(data)
     network.set_drop_path(config.drop_path)
     task = DetectionTask(network, data)
-    return run_task(network, task, config, folder, running, on_epoch=on_epoch)
+    return run_task(network, task, config, folder, running, start=start, on_epoch=on_epoch)
 
 
 def run_task(
@@ -63,6 +65,7 @@ def run_task(
     folder: Path,
     running: Running | None = None,
     *,
+    start: Mapping[str, str] | None = None,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
 ) -> TrainResult:
     """Train and leave `weights.safetensors` in `folder`; `state.pt` there allows to resume.
@@ -71,8 +74,10 @@ def run_task(
     replaced after every epoch, each atomically. A finished run of the same settings and data is
     kept as it is; an unfinished or different one needs `resume` or `restart`, so that nothing is
     lost by accident. Under `torchrun` the processes share every batch; a run may be resumed on
-    another number of them. `on_epoch` receives the epoch and its mean losses. Raises `HeatError`
-    when the loss stays not finite, when memory does not suffice, or when a loading process dies.
+    another number of them. `start` gives digests of the files that the network's weights come
+    from: others are another run. `on_epoch` receives the epoch and its mean losses. Raises
+    `HeatError` when the loss stays not finite, when memory does not suffice, or when a loading
+    process dies.
     """
     running = running or Running()
     with joined() as group, planned(running.threads) as threads:
@@ -99,13 +104,12 @@ def run_task(
             average,
             config,
             task,
+            start=start,
             writes=group.leads,
             tensorboard=running.tensorboard,
         )
         try:
-            run.load(
-                resume=running.resume, restart=running.restart, patience=running.patience
-            )
+            run.load(resume=running.resume, restart=running.restart, patience=running.patience)
             group.wait()  # nobody writes before everybody has read
             loop = _Fit(network, task, config, optimizer, average, run, group, running, threads)
             return loop.train(on_epoch)

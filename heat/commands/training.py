@@ -102,7 +102,11 @@ def train(
     head: HeadName = None,
     backbone: Backbone = None,
     weights: Annotated[
-        Path | None, Parameter(help="Checkpoint of the same network to start from.")
+        Path | None,
+        Parameter(
+            help="Network to start from: a workspace, a .safetensors file or a torch checkpoint. "
+            "What fits by name and shape is taken, class outputs by class name."
+        ),
     ] = None,
     attention: AttentionName = None,
     rounds: Rounds = None,
