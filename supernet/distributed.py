@@ -40,6 +40,14 @@ class Group:
         dist.all_reduce(flag, dist.ReduceOp.MIN)
         return bool(flag)
 
+    def leaders(self, value: int) -> int:
+        """Return the number that the process that leads has."""
+        if self.world == 1:
+            return value
+        shared = torch.tensor(value, device=self.device)
+        dist.broadcast(shared, 0)
+        return int(shared)
+
     def mean(self, value: torch.Tensor) -> float:
         """Return the mean of a number over the processes."""
         value = value.detach().to(self.device, torch.float64)

@@ -21,7 +21,7 @@ def epochs_without_gain(history: Sequence[Mapping[str, Any]]) -> int:
     return max(int(row["epoch"]) for row in history if "ap" in row) - int(best["epoch"])
 
 
-def report(history: Sequence[Mapping[str, Any]], planned: int) -> str:
+def stop_line(history: Sequence[Mapping[str, Any]], planned: int) -> str:
     """Return the line that is printed where a training stopped early after `history`."""
     best = _best(history)
     assert best is not None

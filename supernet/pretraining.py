@@ -135,7 +135,7 @@ class ClassifyTask:
         """Keep nothing."""
         return {}
 
-    def start_epoch(self, epoch: int, epochs: int) -> None:
+    def start_epoch(self, epoch: float, epochs: int) -> None:
         """Do nothing."""
 
     def feed(

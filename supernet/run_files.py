@@ -18,6 +18,7 @@ from .early_stop import best_epoch, epochs_without_gain
 from .errors import CheckpointError, UserError
 from .optimise import Averaged
 from .recipes import TrainConfig
+from .schedule import Schedule
 from .task import Task
 
 DIFFERENT = {
@@ -74,6 +75,7 @@ class RunFiles:
         self.skipped = 0
         self.threads: int | None = None
         """Threads that the next step is computed with; None where nothing recorded it."""
+        self.schedule = Schedule.of(config.epochs)
         self.stopped: int | None = None
         """Epoch after which training stopped early."""
         self.history: list[dict[str, Any]] = []
@@ -81,7 +83,7 @@ class RunFiles:
     @property
     def finished(self) -> bool:
         """Whether no epoch is left to train."""
-        return self.stopped is not None or self.epoch >= self.config.epochs
+        return self.stopped is not None or self.epoch >= self.schedule.epochs
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what must be the same for a run to be resumed."""
@@ -104,7 +106,7 @@ class RunFiles:
             return
         row = {"epoch": epoch, **facts}
         self.history.append({**row, **self.task.traces()})
-        if patience is not None and epoch < self.config.epochs:
+        if patience is not None and epoch < self.schedule.epochs:
             self.stopped = epoch if epochs_without_gain(self.history) >= patience else None
         self._save_weights(self.checkpoint)
         if best_epoch(self.history) == epoch:
@@ -117,6 +119,14 @@ class RunFiles:
         for key, value in facts.items():
             if self.board is not None:
                 self.board.add_scalar(key, value, epoch)
+
+    def shorten(self, epochs: int, **facts: float) -> None:
+        """Plan fewer epochs in all; `facts` of why are logged."""
+        before = self.schedule.epochs
+        self.schedule = self.schedule.shortened(self.epoch, epochs)
+        rounded = {key: round(value, 3) for key, value in facts.items()}
+        self.event("shortened", epoch=self.epoch, epochs=epochs, before=before, **rounded)
+        self.save_state()
 
     def close(self) -> None:
         """Close TensorBoard's file: its writer is a thread of its own."""
@@ -142,7 +152,8 @@ class RunFiles:
         state = {
             "fingerprint": self.fingerprint(),
             "epoch": self.epoch,
-            "epochs": self.config.epochs,
+            "epochs": self.schedule.epochs,
+            "schedule": self.schedule.to_list(),
             "steps": self.steps,
             "sums": self.sums,
             "counted": self.counted,
@@ -191,19 +202,23 @@ class RunFiles:
                 f"({', '.join(dict.fromkeys(different))}): --restart replaces it, another --out "
                 "keeps it"
             )
-        if state["epoch"] > self.config.epochs:
+        schedule = Schedule.from_list(state.get("schedule") or self.schedule.to_list())
+        if schedule.planned == self.schedule.planned:
+            self.schedule = schedule  # as it was shortened; of another length it is planned anew
+        epochs = self.schedule.epochs
+        if state["epoch"] > epochs:
             raise CheckpointError(
-                f"{self.state} stands at epoch {state['epoch']}, past --epochs "
-                f"{self.config.epochs}: --restart begins again"
+                f"{self.state} stands at epoch {state['epoch']}, past --epochs {epochs}: --restart "
+                "begins again"
             )
         stopped = state.get("stopped")
         patient = patience is not None and epochs_without_gain(state["history"]) < patience
         if stopped is not None and resume and patient:
             stopped = None
-        if not resume and stopped is None and state["epoch"] < self.config.epochs:
+        if not resume and stopped is None and state["epoch"] < epochs:
             raise CheckpointError(
-                f"{self.state} stands at epoch {state['epoch']} of {self.config.epochs}: "
-                "--resume goes on, --restart begins again"
+                f"{self.state} stands at epoch {state['epoch']} of {epochs}: --resume goes on, "
+                "--restart begins again"
             )
         self.network.load_state_dict(state["network"])
         self.average.weights = state["average"]
@@ -214,7 +229,7 @@ class RunFiles:
         self.counted = state["counted"]
         self.stopped = stopped
         if not self.finished:
-            self.event("resume", epoch=self.epoch, steps=self.steps, epochs=self.config.epochs)
+            self.event("resume", epoch=self.epoch, steps=self.steps, epochs=epochs)
 
     def _save_weights(self, path: Path) -> None:
         rates = [row["images_per_second"] for row in self.history if "images_per_second" in row]
@@ -223,6 +238,7 @@ class RunFiles:
             "images_per_second": rates[-1] if rates else 0.0,
             "skipped_steps": self.skipped,
             "stopped_early": self.stopped is not None,
+            "schedule": self.schedule.to_list(),
             "history": self.history,
             "config": asdict(self.config),
             "torch": torch.__version__,
@@ -232,7 +248,7 @@ class RunFiles:
             description=self.task.description,
             names=self.task.names,
             epoch=self.epoch,
-            epochs=self.config.epochs,
+            epochs=self.schedule.epochs,
             facts=facts,
         )
         weights = self.average.weights if self.config.ema_decay else self.network.state_dict()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .deadline import Budget
 from .errors import UserError
 
 Judge = Callable[[Any], Mapping[str, float]]
@@ -34,6 +35,8 @@ class Running:
     """Epochs between two scores, the last epoch always has one; 0 for none."""
     patience: int | None = None
     """Epochs without a higher AP after which training stops; None trains all epochs."""
+    budget: Budget | None = None
+    """Time in which it is to end: fewer epochs are trained where steps are slower than planned."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can be carried out with."""
@@ -61,6 +64,8 @@ class TrainResult:
     """Epochs that were trained."""
     planned_epochs: int
     """Epochs that were asked for."""
+    shortened_after: list[int]
+    """Epochs after which fewer were planned, because the others did not fit into the budget."""
     stopped_early: bool
     """Whether AP no longer rose before the planned epochs were over."""
     images_per_second: float
@@ -77,6 +82,7 @@ class TrainResult:
             "checkpoint": str(self.checkpoint),
             "epochs": self.epochs,
             "planned_epochs": self.planned_epochs,
+            "shortened_after": self.shortened_after,
             "stopped_early": self.stopped_early,
             "images_per_second": round(self.images_per_second, 2),
             "seconds": round(self.seconds, 1),

@@ -92,7 +92,7 @@ def place_name(place: tuple[int, int]) -> str:
     return f"s{place[0]}_{place[1]}"
 
 
-def temperature(epoch: int, epochs: int, config: SearchConfig) -> float:
+def temperature(epoch: float, epochs: int, config: SearchConfig) -> float:
     """Return `tau_e = start * (end / start) ** (e / (E - 1))`."""
     share = epoch / max(1, epochs - 1)
     return float(config.tau_start * (config.tau_end / config.tau_start) ** share)
@@ -208,7 +208,7 @@ class Supernet(Detector):
             for position in range(count):
                 yield (stage, position), cast(Mixture, self.units[f"s{stage}_{position}"])
 
-    def start_epoch(self, epoch: int, epochs: int) -> None:
+    def start_epoch(self, epoch: float, epochs: int) -> None:
         """Set the temperature, and freeze the logits for the first share of the epochs."""
         tau = temperature(epoch, epochs, self.config)
         trainable = epoch >= self.config.frozen_share * epochs

@@ -9,28 +9,28 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
+from .deadline import Budget, Deadline
 from .detection_set import DetectionSet, check_trainable
 from .distributed import Group, joined
-from .early_stop import report
+from .early_stop import stop_line
 from .errors import HeatError, UserError
 from .feed import batch_starts, default_workers
-from .memory import is_out_of_memory, memory_mb, what_fits
+from .memory import memory_mb
 from .network import Network
-from .optimise import Averaged, autocast_type, parameter_groups, rate_factor
+from .optimise import Averaged, parameter_groups, rate_factor
 from .progress import Progress
 from .recipes import TrainConfig
 from .run_files import RunFiles
 from .running import Judge, Running, TrainResult
-from .task import Batch, DetectionTask, Task, total
+from .stepper import Stepper
+from .task import Batch, DetectionTask, Task
 from .threads import ThreadPlan, planned
 
 __all__ = ["Judge", "Running", "TrainResult", "fit", "run_task"]
@@ -135,41 +135,40 @@ class _Fit:
         self.network, self.task, self.config = network, task, config
         self.optimizer, self.average, self.run, self.group = optimizer, average, run, group
         self.running, self.threads = running, threads
-        self.model = group.wrap(network)
-        if running.compile:
-            self.model = torch.compile(self.model)  # type: ignore[assignment]
+        self.stepper = Stepper(network, task, config, optimizer, group, compiled=running.compile)
         self.passes = len(batch_starts(task.num_images, config.batch_size))
         self.steps_an_epoch = math.ceil(self.passes / config.accumulate)
-        self.type = autocast_type(config.precision, group.device)
-        self.scaler = torch.amp.GradScaler(group.device.type, enabled=self.type is torch.float16)
         self.bad = 0
+        self.deadline = Deadline(running.budget or Budget(math.inf), self.steps_an_epoch)
+        self.warned = False
+        """Whether it was reported that even the fewest epochs end late."""
         self.started = time.monotonic()
         self.images = 0
 
     def train(self, on_epoch: Callable[[int, dict[str, float]], None] | None) -> TrainResult:
         """Train from where the run stands to the last epoch."""
         config, run = self.config, self.run
-        first = run.epoch
         stood = run.finished
         if not stood:
             self.threads.start(run.threads)
             self._record_threads(shown=self.threads.now < self.threads.cores)
-        done = first * self.passes + run.steps * config.accumulate
-        shown = Progress("train", config.epochs * self.passes, done=done)
+        done = run.epoch * self.passes + run.steps * config.accumulate
+        shown = Progress("train", run.schedule.epochs * self.passes, done=done)
         with shown if self.group.leads else nullcontext() as bar:
-            source = self._feed(first)
-            for epoch in range(first, first if stood else config.epochs):
-                means = self.epoch(epoch, source, bar)
+            source = self._feed()
+            while not run.finished:
+                means = self.epoch(run.epoch, source, bar)
                 self.images += self.task.num_images
-                facts = means | self._pace() | self._judged(epoch)
-                run.finish(epoch + 1, facts, self.running.patience)
-                stopped = not self.group.all_agree(run.stopped is None)  # one process has scored
+                facts = means | self._pace() | self._judged(run.epoch)
+                run.finish(run.epoch + 1, facts, self.running.patience)
+                if not self.group.all_agree(run.stopped is None):  # one process has scored
+                    run.stopped = run.epoch
                 if on_epoch is not None:
-                    on_epoch(epoch + 1, means)
-                if stopped:
-                    break
+                    on_epoch(run.epoch, means)
+                if not run.finished and self._shortened(bar):
+                    source = self._feed()
         if run.stopped is not None and self.group.leads:
-            print(f"training: {report(run.history, config.epochs)}", file=sys.stderr, flush=True)
+            print(f"training: {stop_line(run.history, config.epochs)}", file=sys.stderr, flush=True)
         seconds = time.monotonic() - self.started
         if config.ema_decay:
             self.network.load_state_dict(self.average.weights)
@@ -178,6 +177,7 @@ class _Fit:
             checkpoint=run.checkpoint,
             epochs=run.epoch,
             planned_epochs=config.epochs,
+            shortened_after=run.schedule.shortened_after,
             stopped_early=run.stopped is not None,
             images_per_second=self.images / seconds if self.images else 0.0,
             seconds=seconds,
@@ -189,17 +189,20 @@ class _Fit:
     def epoch(self, epoch: int, source: Iterator[Batch], bar: Progress | None) -> dict[str, float]:
         """Train an epoch, or what is left of it, and return its mean losses."""
         config, network, run = self.config, self.network, self.run
+        schedule, steps = run.schedule, run.schedule.planned * self.steps_an_epoch
         network.train()
-        self.task.start_epoch(epoch, config.epochs)
+        self.task.start_epoch(schedule.epoch(epoch), schedule.planned)
+        self.deadline.start_epoch()
         saved = time.monotonic()
         for number in range(run.steps, self.steps_an_epoch):
             step = epoch * self.steps_an_epoch + number
             torch.manual_seed((config.seed * 1_000_003 + step) * 1009 + self.group.rank)
-            factor = rate_factor(step, config.epochs * self.steps_an_epoch, config)
+            factor = rate_factor(schedule.step(step, self.steps_an_epoch), steps, config)
             for param_group in self.optimizer.param_groups:
                 param_group["lr"] = param_group["peak"] * factor
             passes = min(config.accumulate, self.passes - number * config.accumulate)
             losses = self.step(list(islice(source, passes)))
+            self.deadline.step()
             run.steps = number + 1
             if losses is None:
                 self._skip(epoch)
@@ -232,77 +235,46 @@ class _Fit:
             print(f"threads: {self.threads}", file=sys.stderr, flush=True)
 
     def step(self, parts: Sequence[Batch]) -> dict[str, float] | None:
-        """Take one step on some batches; None, changing nothing, if a loss is not finite.
+        """Take one step on some batches; see `Stepper.step`."""
+        return self.stepper.step(parts)
 
-        All processes take it or none does.
-        """
-        try:
-            return self._step(parts)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-        self.optimizer.zero_grad(set_to_none=True)
-        images, targets = parts[0]
-
-        def gradients(size: int) -> None:
-            total(self._loss(images[:size], targets[:size])).backward()  # type: ignore[no-untyped-call]
-
-        asked = self.config.batch_size
-        raise HeatError(what_fits(gradients, asked, len(images), self.group.world))
-
-    def _step(self, parts: Sequence[Batch]) -> dict[str, float] | None:
-        network = self.network
-        statistics = [buffer.clone() for buffer in network.buffers()]
-        self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, float] = {}
-        fine = True
-        for index, (images, targets) in enumerate(parts):
-            last = index == len(parts) - 1
-            with nullcontext() if last else self._alone():
-                terms = self._loss(images, targets)
-                loss = total(terms)
-                fine = self.group.all_agree(bool(torch.isfinite(loss)))
-                if not fine:
-                    break
-                self.scaler.scale(loss / len(parts)).backward()  # type: ignore[no-untyped-call]
-            for key, value in terms.items():
-                sums[key] = sums.get(key, 0.0) + self.group.mean(value)
-        if fine:
-            self.scaler.unscale_(self.optimizer)
-            norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.clip_norm)
-            fine = self.group.all_agree(bool(torch.isfinite(norm)))
-            if fine:
-                self.scaler.step(self.optimizer)
-            self.scaler.update()
-        if not fine:
-            for buffer, before in zip(network.buffers(), statistics, strict=True):
-                buffer.copy_(before)  # the forward pass may have spoilt BatchNorm's
-            return None
-        return sums
-
-    def _loss(self, images: Tensor, targets: Any) -> dict[str, Tensor]:
-        device = images.device.type
-        with torch.autocast(device, self.type, enabled=self.type is not None):
-            outputs = self.model(images)
-        return self.task.loss(outputs, targets, self.config)
-
-    def _feed(self, first: int) -> Iterator[Batch]:
-        workers = self.running.workers
-        samples = (self.config.epochs - first) * self.task.num_images
+    def _feed(self) -> Iterator[Batch]:
+        """Yield the batches from where the run stands to its last epoch."""
+        run, workers = self.run, self.running.workers
+        epochs = range(run.epoch, run.schedule.epochs)
+        samples = len(epochs) * self.task.num_images
         return self.task.feed(
-            self.config,
-            range(first, self.config.epochs),
+            run.schedule.config(self.config),
+            epochs,
             self.group,
             default_workers(self.group, samples) if workers is None else workers,
-            self.run.steps * self.config.accumulate,
+            run.steps * self.config.accumulate,
         )
+
+    def _shortened(self, bar: Progress | None) -> bool:
+        """Plan fewer epochs where those that are left take longer than the budget allows."""
+        if self.running.budget is None:
+            return False
+        run, deadline, before = self.run, self.deadline, self.run.schedule.epochs
+        after = self.group.leaders(deadline.fitting(run.epoch, before))
+        if after < before or (deadline.late_s(run.epoch, before) >= 1 and not self.warned):
+            self.warned = True
+            if self.group.leads:
+                line = deadline.describe(run.epoch, before, after)
+                print(f"training: {line}", file=sys.stderr, flush=True)
+        if after == before:
+            return False
+        run.shorten(after, step_s=deadline.step_s, left_s=deadline.left_s)
+        if bar is not None:
+            bar.total = after * self.passes
+        return True
 
     def _judged(self, epoch: int) -> dict[str, float]:
         """Return scores of the averaged weights, where it is time for them."""
         judge, every = self.running.judge, self.running.judge_every
         if judge is None or not every or not self.group.leads:
             return {}
-        if (epoch + 1) % every and epoch + 1 < self.config.epochs:
+        if (epoch + 1) % every and epoch + 1 < self.run.schedule.epochs:
             return {}
         network = copy.deepcopy(self.network)
         if self.config.ema_decay:
@@ -316,12 +288,6 @@ class _Fit:
             "images_per_second": round(self.images / seconds, 2),
             "memory_mb": round(memory_mb()),
         }
-
-    def _alone(self) -> AbstractContextManager[None]:
-        """Keep gradients to oneself until the last batch of a step."""
-        if isinstance(self.model, DistributedDataParallel):
-            return self.model.no_sync()
-        return nullcontext()
 
     def _skip(self, epoch: int) -> None:
         """Count a step without a finite loss; too many in a row are an error."""
