@@ -10,6 +10,7 @@ import torch
 
 from deploy.gate import torch_detect
 from supernet.architecture import Architecture
+from supernet.average_precision import known
 from supernet.checkpoint import read_info
 from supernet.claim import claimed
 from supernet.coco import DetectionSet
@@ -149,10 +150,11 @@ def _inherited(workspace: Workspace, architecture: AnyArchitecture) -> Detector:
 
 
 def judge_on(data: DetectionSet) -> Judge:
-    """Return what scores a network on a split while it is trained."""
+    """Return what scores a network on a split while it is trained; AP that is none is left out."""
 
     def judge(network: Network) -> dict[str, float]:
         metrics = evaluate(torch_detect(network), data, progress=False)
-        return {"ap": round(metrics.ap, 5), "ap50": round(metrics.ap50, 5)}
+        found = {"ap": known(metrics.ap), "ap50": known(metrics.ap50)}
+        return {name: share for name, share in found.items() if share is not None}
 
     return judge
