@@ -106,7 +106,8 @@ def test_detr_keeps_the_row_of_no_object() -> None:
     take_weights(source(old, "a", "b", "c"), new, ("c", "x"))
     theirs, own = old.class_embed.bias, new.class_embed.bias
     assert own[0] == theirs[2] and own[2] == theirs[3] and own[1] != theirs[1]
-    focal, other = SamDetr(SMALL.with_(num_classes=3)), SamDetr(SMALL.with_(num_classes=1))
+    sam = SMALL.with_(family="sam-detr", num_classes=3)
+    focal, other = SamDetr(sam), SamDetr(sam.with_(num_classes=1))
     found = take_weights(source(focal, "a", "b", "c"), other, ("b",))
     assert found.complete
     rows = focal.class_embed[0].get_parameter("weight"), other.class_embed[0]

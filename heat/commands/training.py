@@ -135,14 +135,16 @@ def train(
     """Train the thinned architecture, or another, as the recipe says where nothing else is asked.
 
     Args:
-        data: COCO-format folder with a train split; AP is told on its val split, if it has one.
+        data: Folder in COCO or YOLO format with a train split; images without boxes are trained on
+            as background. AP is reported on its val split, if it has one.
         recipe: small trains from scratch on small sets; 1x and 3x are the paper's; detr and
-            sam-detr are their authors'; mtkd teaches a trained DETR (--weights) to bear ACT of
-            --rounds.
+            sam-detr are their authors'; mtkd fine-tunes a trained DETR (--weights) so that accuracy
+            holds with ACT of --rounds.
         schedule: Cosine, or the steps of a paper.
-        assign: Which anchors answer for an object: the paper's uniform choice, or those that suit
-            it best. A one-to-one head has the latter.
-        balanced: Draw pictures of rare classes more often.
+        assign: Label assignment: uniform matching (the paper) or task-aligned, which a one-to-one
+            head always has.
+        balanced: Draw images with a class that fewer than a tenth of the images show more often,
+            sqrt(0.1 / share) times as often as others. An epoch has as many images as without.
         inherit: Start from the supernet's weights instead of from scratch.
         eval_every: Epochs between two scores on the val split; 0 for none.
         patience: Stop after so many epochs without a higher AP on the val split; checked at each
