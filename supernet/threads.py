@@ -24,6 +24,8 @@ FIRST_LOOK_S = 0.3
 """The same at the start."""
 CONFIRM_S = 2.0
 """The same to confirm a look that allows fewer: waiting longer for a core costs most of a step."""
+LONG_LOOK_S = 20.0
+"""A look over so long confirms itself: there is none within a step, and these become slow."""
 BUSY_LOOKS = 2
 """Looks in a row that must allow fewer threads before there are fewer."""
 QUIET_LOOKS = 3
@@ -93,9 +95,10 @@ class ThreadPlan:
         wait_s = CONFIRM_S if self._busy else PLAN_EVERY_S
         if not self.adapts or self._watch.seconds < wait_s:
             return False
+        looks = BUSY_LOOKS if self._watch.seconds >= LONG_LOOK_S else 1
         self.other_load = self._watch.look()
         wanted = threads_beside(self.cores, self.other_load)
-        self._busy = self._busy + 1 if wanted < self.now else 0
+        self._busy = self._busy + looks if wanted < self.now else 0
         self._quiet = self._quiet + 1 if wanted > self.now else 0
         if self._busy < BUSY_LOOKS and self._quiet < QUIET_LOOKS:
             return False

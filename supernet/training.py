@@ -239,7 +239,7 @@ class _Fit:
         return self.stepper.step(parts)
 
     def _feed(self) -> Iterator[Batch]:
-        """Yield the batches from where the run stands to its last epoch."""
+        """Yield the batches from the next step of the run to its last."""
         run, workers = self.run, self.running.workers
         epochs = range(run.epoch, run.schedule.epochs)
         samples = len(epochs) * self.task.num_images

@@ -24,7 +24,8 @@ from supernet.recipes import TrainConfig
 from supernet.training import Running, TrainResult, fit
 
 from .command_line import fails, run
-from .test_annotations import note, write
+from .test_annotations import note
+from .test_splits import pair
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = TrainConfig(epochs=8, batch_size=4, precision="f32", warmup_steps=2)
@@ -110,11 +111,6 @@ def test_the_last_epoch_is_no_early_stop(
 ) -> None:
     done = train(small, data, tmp_path, [0.4] * 8, patience=7)
     assert (done.epochs, done.stopped_early) == (8, False)
-
-
-def pair(root: Path, val: list[dict[str, Any]] | None) -> Path:
-    write(root, [note(), note(2, 7, bbox=[60, 5, 20, 20])])
-    return root if val is None else write(root, val, "val")
 
 
 def test_patience_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

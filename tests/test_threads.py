@@ -95,7 +95,19 @@ def test_what_comes_and_goes_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
     assert seen_by([1.0] + [0.0, 0.0, 1.0] * 7, monkeypatch) == [1] * 22
 
 
-def test_a_busy_look_is_confirmed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("waits", "expected"),
+    [
+        (
+            (threads.PLAN_EVERY_S - 1, threads.PLAN_EVERY_S, 1.0, threads.CONFIRM_S),
+            [(False, 2), (False, 2), (False, 2), (True, 1)],
+        ),
+        ((threads.LONG_LOOK_S,), [(True, 1)]),  # a step that waited for a core
+    ],
+)
+def test_a_busy_look_is_confirmed_soon(
+    waits: tuple[float, ...], expected: list[tuple[bool, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     now, loads = [0.0], iter([0.0, 1.0, 1.0])
     monkeypatch.setattr(OtherLoad, "look", lambda self: (now.__setitem__(0, 0.0), next(loads))[1])
     monkeypatch.setattr(OtherLoad, "seconds", property(lambda self: now[0]))
@@ -103,10 +115,10 @@ def test_a_busy_look_is_confirmed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = ThreadPlan(2, adapts=True)
     plan.start(None)
     found = []
-    for seconds in (threads.PLAN_EVERY_S - 1, threads.PLAN_EVERY_S, 1.0, threads.CONFIRM_S):
+    for seconds in waits:
         now[0] = seconds
         found.append((plan.changed(), plan.now))
-    assert found == [(False, 2), (False, 2), (False, 2), (True, 1)]
+    assert found == expected
 
 
 def test_a_fixed_number_stays_and_afterwards_all_is_as_before(
