@@ -186,10 +186,15 @@ def test_train_starts_from_another_workspace(tmp_path: Path) -> None:
     recorded = json.loads((two / "run.json").read_text())["stages"]["train"]["weights"]
     assert recorded == result["weights"]
     assert run(*command, "--weights", one)[0] == 0  # finished, and kept
-    for more in ([], ["--weights", two]):
+    other = tmp_path / "other.pth"
+    torch.save(read_source(two / "train" / "weights.safetensors").weights, other)
+    for more in ([], ["--weights", other]):
         for resume in ([], ["--resume"]):
             line = fails(2, *command, *more, *resume)
             assert "(other weights to start from): --restart replaces it" in line
+    for own in (two, two / "train" / "weights.safetensors"):
+        line = fails(2, *command, "--weights", own, "--restart")
+        assert f"--weights {own}: training replaces" in line and "give another --out" in line
 
 
 def test_runs_of_versions_that_did_not_record_their_start_are_resumed(tmp_path: Path) -> None:

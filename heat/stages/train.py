@@ -60,7 +60,7 @@ def train(
     if from_supernet:
         start["supernet"] = file_digest(workspace.supernet / "weights.safetensors")
     loaded = start_from(backbone, network, start)
-    taken = None if weights is None else _take(weights, network, data.names, start)
+    taken = None if weights is None else _take(weights, workspace, network, data.names, start)
     if students is not None:
         _teach(network, students, taken)
     with claimed(workspace.train) if first_process() else nullcontext():
@@ -91,9 +91,17 @@ def train(
     return result
 
 
-def _take(path: Path, network: Network, names: Sequence[str], start: dict[str, str]) -> Taken:
+def _take(
+    path: Path,
+    workspace: Workspace,
+    network: Network,
+    names: Sequence[str],
+    start: dict[str, str],
+) -> Taken:
     """Take what fits of another network's weights, and report it; note their digest in `start`."""
     file = weights_file(path)
+    if file.resolve().parent == workspace.train.resolve():
+        raise UserError(f"--weights {path}: training replaces {file}, give another --out")
     start["weights"] = file_digest(file)
     taken = take_weights(read_source(file), network, names)
     if first_process():
