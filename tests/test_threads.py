@@ -221,6 +221,7 @@ def test_a_run_goes_on_with_the_threads_it_recorded(
     monkeypatch.setattr(threads, "FIRST_LOOK_S", 0.0)
     monkeypatch.setattr(threads, "PLAN_EVERY_S", 0.0)
     monkeypatch.setattr(threads, "CONFIRM_S", 0.0)
+    monkeypatch.setattr(threads, "LONG_LOOK_S", float("inf"))  # however slow this machine is now
     torch.set_num_threads(2)
 
     def train(name: str, loads: list[float], running: Running | None = None) -> None:
