@@ -2,7 +2,7 @@
 
 The header carries the architecture or search space, class names, epoch and versions, so that a
 checkpoint is one file and cannot be separated from its meaning. Optimiser state for resuming is a
-file of its own beside it (`supernet.train`).
+file of its own beside it (`supernet.train`). Files of torch are read without executing anything.
 """
 
 import json
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -19,6 +20,11 @@ from .errors import CheckpointError
 
 FORMAT_VERSION = 1
 """History of the header: 1, the first."""
+
+PLACES = ("model", "state_dict")
+"""Where files keep a state dict that is not all they hold."""
+WRAPPED = "module."
+"""What DistributedDataParallel puts before every key."""
 
 Kind = Literal["detector", "supernet", "backbone"]
 
@@ -38,6 +44,11 @@ class CheckpointInfo:
     """Epochs planned."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Data set, seed, images per second, versions, metrics."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether its training came to its end: after all epochs, or stopped early."""
+        return self.epoch >= self.epochs or bool(self.facts.get("stopped_early"))
 
 
 def save_checkpoint(path: Path, weights: dict[str, Tensor], info: CheckpointInfo) -> None:
@@ -99,3 +110,21 @@ def load_weights(path: Path, module: nn.Module) -> CheckpointInfo:
         )
     module.load_state_dict(tensors)
     return info
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Return the weights of a file that is a state dict, or holds one at one of `PLACES`."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"no file {path}") from None
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} is no checkpoint of weights alone ({reason})") from None
+    if isinstance(found, dict):
+        found = next((found[place] for place in PLACES if place in found), found)
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise CheckpointError(f"{path} holds no state dict, nor one under {' or '.join(PLACES)}")
+    if all(key.startswith(WRAPPED) for key in found):
+        return {key.removeprefix(WRAPPED): value for key, value in found.items()}
+    return dict(found)

@@ -55,6 +55,16 @@ class Progress:
         if self._live:
             self._bar.stop()
 
+    @property
+    def total(self) -> int:
+        """Steps in all."""
+        return self._total
+
+    @total.setter
+    def total(self, total: int) -> None:
+        self._total = total
+        self._bar.update(self._task, total=total)
+
     def advance(self, note: str = "", steps: int = 1) -> None:
         """Count steps and show a note beside the bar."""
         self._done += steps

@@ -46,7 +46,7 @@ OPTIONS = {
     "explain diff out",
     "train": "data architecture input_size output_stride head backbone weights attention rounds "
     "window recipe epochs batch_size accumulate learning_rate schedule drop_path assign balanced "
-    "precision inherit eval_every workers compile tensorboard seed resume restart out",
+    "precision inherit eval_every patience workers compile tensorboard seed resume restart out",
 }
 """New flags are deliberate: this list changes with them."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.attention import Attention, EnactAttention, PoolAttention
-from supernet.attention.enact import cropped, entropy, mean_run, smoothed
+from supernet.attention.enact import KEPT_LENGTHS, cropped, entropy, mean_run, smoothed
 from supernet.errors import UserError
 
 D, H = 64, 2
@@ -101,7 +101,14 @@ def test_e6_but_in_the_official_form_they_do() -> None:
     core = EnactAttention(D, "official")
     x = torch.cat([smooth_field(16), torch.randn(1, 256, D)])
     assert not torch.allclose(run(core, x)[:1], run(core, x[:1]), atol=1e-4)
-    assert len(set(core.seen[:2])) == 1 and len(core.seen) == 3
+    assert len({*list(core.seen)[:2]}) == 1 and len(core.seen) == 3
+
+
+def test_the_lengths_that_are_remembered_do_not_grow() -> None:
+    core = EnactAttention(D, "official")
+    for _ in range(KEPT_LENGTHS):
+        run(core, tokens(30))
+    assert len(core.seen) == KEPT_LENGTHS
 
 
 def test_official_scale() -> None:

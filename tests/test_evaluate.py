@@ -127,6 +127,10 @@ def test_a_split_without_objects_has_no_ap(tmp_path: Path) -> None:
     empty = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
     bare = data.of([replace(r, boxes_xyxy=empty[0], labels=empty[1]) for r in data.records])
     assert score([], bare).metrics.ap == score(ROWS, bare).metrics.ap == -1.0
+    recorded = score(ROWS, bare).metrics.rounded()
+    assert recorded.pop("images") == len(bare.records)
+    assert recorded.pop("ap_by_class") == {"cat": None, "dog": None}
+    assert set(recorded.values()) == {None}
 
 
 def test_many_classes_need_little_memory(tmp_path: Path) -> None:
@@ -163,6 +167,9 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     again = data.numbered_as(("bird", "dog", "cat"))
     assert again.names == ("bird", "dog", "cat") and len(set(again.category_ids)) == 3
     assert [r.labels.tolist() for r in again.records] == [[2], [2, 1]]
+    # Its category ids fall: the scorers, which sort them, gave each class another's AP.
+    by_class, as_numbered = (score(ROWS, d).metrics.ap_by_class for d in (again, data))
+    assert by_class == {"bird": -1.0, **as_numbered} and list(by_class) == list(again.names)
     assert data.numbered_as(data.names) is data
     with pytest.raises(DataError, match=r"not trained for: dog \(1 boxes\); it knows cat"):
         data.numbered_as(("cat",))

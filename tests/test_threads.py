@@ -66,20 +66,60 @@ def test_own_time_counts_children() -> None:
     assert threads._counters()[2] - before[2] >= 0.35
 
 
-def test_a_plan_falls_at_once_and_rises_after_quiet_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    loads = iter([0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
-    monkeypatch.setattr(OtherLoad, "look", lambda self: next(loads))
-    monkeypatch.setattr(threads, "FIRST_LOOK_S", 0.0)
-    monkeypatch.setattr(threads, "PLAN_EVERY_S", 0.0)
+def seen_by(loads: list[float], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the threads of a plan for two cores after each look at a load of others."""
+    given = iter(loads)
+    monkeypatch.setattr(OtherLoad, "look", lambda self: next(given))
+    for name in ("FIRST_LOOK_S", "PLAN_EVERY_S", "CONFIRM_S"):
+        monkeypatch.setattr(threads, name, 0.0)
     plan = ThreadPlan(2, adapts=True)
     plan.start(None)
     seen = [plan.now]
-    for _ in range(7):
+    for _ in loads[1:]:
         changed = plan.changed()
         assert changed == (plan.now != seen[-1])
         seen.append(plan.now)
-    assert seen == [2, 1, 1, 1, 1, 1, 1, 2]
-    assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == plan.now
+    return seen
+
+
+def test_a_plan_falls_after_two_busy_looks_and_rises_after_three_quiet_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loads = [0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+    assert seen_by(loads, monkeypatch) == [2, 2, 1, 1, 1, 1, 1, 1, 2]
+
+
+def test_what_comes_and_goes_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan flapped between two numbers, saving the run's state at each change."""
+    assert seen_by([0.0] + [1.0, 0.0] * 10, monkeypatch) == [2] * 21
+    assert seen_by([1.0] + [0.0, 0.0, 1.0] * 7, monkeypatch) == [1] * 22
+
+
+@pytest.mark.parametrize(
+    ("waits", "expected"),
+    [
+        (
+            (threads.PLAN_EVERY_S - 1, threads.PLAN_EVERY_S, 1.0, threads.CONFIRM_S),
+            [(False, 2), (False, 2), (False, 2), (True, 1)],
+        ),
+        ((threads.LONG_LOOK_S,), [(True, 1)]),  # a step that waited for a core
+    ],
+)
+def test_a_busy_look_is_confirmed_soon(
+    waits: tuple[float, ...], expected: list[tuple[bool, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, loads = [0.0], iter([0.0, 1.0, 1.0])
+    monkeypatch.setattr(OtherLoad, "look", lambda self: (now.__setitem__(0, 0.0), next(loads))[1])
+    monkeypatch.setattr(OtherLoad, "seconds", property(lambda self: now[0]))
+    monkeypatch.setattr(threads, "FIRST_LOOK_S", 0.0)
+    plan = ThreadPlan(2, adapts=True)
+    plan.start(None)
+    found = []
+    for seconds in waits:
+        now[0] = seconds
+        found.append((plan.changed(), plan.now))
+    assert found == expected
 
 
 def test_a_fixed_number_stays_and_afterwards_all_is_as_before(
@@ -182,6 +222,8 @@ def test_a_run_goes_on_with_the_threads_it_recorded(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(threads, "FIRST_LOOK_S", 0.0)
     monkeypatch.setattr(threads, "PLAN_EVERY_S", 0.0)
+    monkeypatch.setattr(threads, "CONFIRM_S", 0.0)
+    monkeypatch.setattr(threads, "LONG_LOOK_S", float("inf"))  # however slow this machine is now
     torch.set_num_threads(2)
 
     def train(name: str, loads: list[float], running: Running | None = None) -> None:
@@ -191,7 +233,7 @@ def test_a_run_goes_on_with_the_threads_it_recorded(
         fit(Detector(small), data, CONFIG, tmp_path / name, running)
         assert torch.get_num_threads() == 2
 
-    train("whole", [0.0, 0.0])  # the second look at a step sees a busy core
+    train("whole", [0.0])  # the looks at the first two steps see a busy core
     taken = _Fit.step
     steps = 0
 
@@ -205,7 +247,7 @@ def test_a_run_goes_on_with_the_threads_it_recorded(
     with monkeypatch.context() as patch:
         patch.setattr(_Fit, "step", killed)
         with pytest.raises(InterruptedError):
-            train("cut", [0.0, 0.0])
+            train("cut", [0.0])
     state = torch.load(tmp_path / "cut" / "state.pt", weights_only=True)
     assert (state["threads"], state["epoch"]) == (1, 1)
     train("cut", [], Running(resume=True))

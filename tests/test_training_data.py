@@ -22,16 +22,15 @@ from supernet.errors import CheckpointError, DataError, UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.train.claim import claimed
+from supernet.train.early_stop import best_epoch
 from supernet.train.loop import Running, _Fit, fit
 from supernet.train.pretraining import load_pictures
 from supernet.train.recipes import TrainConfig
-from supernet.train.run_files import best_epoch
 
 from .command_line import fails, run
-from .test_annotations import note, write
+from .test_splits import TINY, pair
 
 CONFIG = TrainConfig(epochs=1, batch_size=4, precision="f32", warmup_steps=2)
-TINY = ["--architecture", "pico", "--input-size", "64x96", "--epochs", 1, "--batch-size", 2]
 
 
 @pytest.fixture
@@ -114,7 +113,14 @@ def test_tensorboard_is_closed(
     fit(Detector(small), data, CONFIG, tmp_path, Running(tensorboard=True))
     with pytest.raises(CheckpointError):
         fit(Detector(small), data, replace(CONFIG, seed=1), tmp_path, Running(tensorboard=True))
-    assert closed == ["closed"] * 2
+
+    def interrupted(self: Any, *_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Fit, "epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Detector(small), data, CONFIG, tmp_path, Running(tensorboard=True, restart=True))
+    assert closed == ["closed"] * 3
 
 
 def test_a_set_without_boxes_is_refused(
@@ -172,51 +178,6 @@ def test_senseless_options(shapes: Path, tmp_path: Path, options: list[str], mes
 def test_a_seed_of_shapes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--seed -1: 0 or more"):
         shapes_command(tmp_path / "x", seed=-1)
-
-
-def pair(root: Path, val: list[dict[str, Any]] | None, **head: Any) -> Path:
-    """Write a train split of cats and dogs, and a val split."""
-    write(root, [note(), note(2, 7, bbox=[60, 5, 20, 20])])
-    if val is not None:
-        write(root, val, "val", **head)
-    return root
-
-
-def test_val_is_matched_by_name_or_refused_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
-    root = pair(tmp_path / "a", [note(1, 2), note(2, 1)], categories=names)
-    judged: list[DetectionSet] = []
-
-    def keep(data: DetectionSet) -> Any:
-        judged.append(data)
-        return lambda _: {"ap": 0.0}
-
-    monkeypatch.setattr("heat.stages.train.judge_on", keep)
-    code, _, errors = run("train", "--data", root, *TINY, "--out", tmp_path / "run")
-    assert code == 0, errors
-    assert judged[0].names == ("cat", "dog")
-    assert [r.labels.tolist() for r in judged[0].records] == [[0], [1]]
-
-    names = [{"id": 3, "name": "cat"}, {"id": 7, "name": "horse"}]
-    root = pair(tmp_path / "b", [note(2, 7)], categories=names)
-    line = fails(2, "train", "--data", root, *TINY, "--out", tmp_path / "other")
-    assert "classes that the model was not trained for: horse (1 boxes)" in line
-    assert not (tmp_path / "other").exists()
-
-
-def test_a_broken_val_split_is_an_error_and_a_missing_one_is_not(tmp_path: Path) -> None:
-    root = pair(tmp_path / "a", [])
-    (root / "annotations" / "instances_val.json").write_text("{")
-    line = fails(2, "train", "--data", root, *TINY, "--out", tmp_path / "run")
-    assert "instances_val.json is not valid JSON" in line
-    command = ("train", "--data", root, *TINY, "--out", tmp_path / "run")
-    assert run(*command, "--eval-every", 0)[0] == 0  # then it is not read
-    code, _, errors = run(
-        "train", "--data", pair(tmp_path / "b", None), *TINY, "--out", tmp_path / "other"
-    )
-    assert code == 0, errors
 
 
 def test_adopting_keeps_what_was_trained(tmp_path: Path) -> None:
@@ -280,35 +241,3 @@ def test_the_best_epoch_is_kept_beside_the_last(
 def test_no_epoch_is_best_where_none_has_an_ap() -> None:
     assert best_epoch([{"epoch": 1}, {"epoch": 2, "ap": -1.0}]) is None
     assert best_epoch([{"epoch": 1, "ap": 0.2}, {"epoch": 2, "ap": 0.2}]) == 1
-
-
-def test_a_val_split_without_objects_is_reported(tmp_path: Path) -> None:
-    """Its AP is not known: it was 0 or -1 by chance."""
-    root = pair(tmp_path, [])
-    code, result, errors = run("train", "--data", root, *TINY, "--out", tmp_path / "run")
-    assert code == 0 and "warning: no boxes in val: its AP is -1" in errors
-    assert "best" not in result
-
-
-def test_every_training_command_refuses_a_set_without_boxes(tmp_path: Path) -> None:
-    """Before anything else is done: `heat build` would profile first."""
-    root = write(write(tmp_path / "a", [note(iscrowd=1)]), [note()], "val")
-    message = "no box to train on in the 2 images of train, 1 crowd regions"
-    for command in (["train", *TINY], ["supernet"], ["build", "--target-fps", 10]):
-        line = fails(2, *command, "--data", root, "--out", tmp_path / "run")
-        assert message in line
-        assert not (tmp_path / "run").exists()
-
-
-def test_eval_matches_classes_by_name(tmp_path: Path) -> None:
-    """A val split in another order was refused, or scored as other classes."""
-    names = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
-    root = pair(tmp_path / "a", [note(1, 2), note(2, 1)], categories=names)
-    out = ("--out", tmp_path / "run")
-    assert run("train", "--data", root, *TINY, "--eval-every", 0, *out)[0] == 0
-    code, result, errors = run("eval", "--data", root, *out)
-    assert code == 0, errors
-    assert list(result["ap_by_class"]) == ["cat", "dog"]
-    other = [{"id": 1, "name": "horse"}, {"id": 2, "name": "cat"}]
-    root = pair(tmp_path / "b", [note(1, 1)], categories=other)
-    assert "not trained for: horse (1 boxes)" in fails(2, "eval", "--data", root, *out)

@@ -6,10 +6,12 @@ from .options import Result
 
 
 def check(folder: Path, /) -> Result:
-    """Print counts, class map, and what is wrong and where.
+    """Print images, boxes, crowds and classes of each split, and what is wrong and where.
+
+    Images without boxes are counted apart: they are trained on as background, and scored.
 
     Args:
-        folder: COCO-format folder.
+        folder: Folder in COCO format (annotations/instances_SPLIT.json) or YOLO format (data.yaml).
     """
     from ..views.tables import check_data
 

@@ -148,7 +148,7 @@ def find_data(workspace: Workspace, root: Path | None, split: str) -> "Detection
         root = Path(trained["data"])
     found = load_split(root, split)
     if split != "train" and not found.num_boxes:
-        print(f"warning: no boxes in {split}: its AP is -1, not known", file=sys.stderr)
+        print(f"warning: no object in {split}: AP none", file=sys.stderr)
     if found.problems:
         print(
             f"warning: {len(found.problems)} problem(s) in {found.annotation_path}, first: "

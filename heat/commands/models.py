@@ -188,7 +188,8 @@ def build(
     Args:
         data: COCO-format folder with train and val splits.
         target_fps: Frames per second that the deployed network must reach, batch 1.
-        minutes: Time to spend; epochs and supernet size are chosen to fit.
+        minutes: Time to spend; epochs and supernet size are chosen to fit, and fewer epochs are
+            trained where steps turn out slower than planned.
         format: onnx for ONNX Runtime, openvino for OpenVINO.
     """
     from deploy.form import RUNTIME_OF

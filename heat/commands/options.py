@@ -24,7 +24,12 @@ Precision = Annotated[
     PrecisionName | None,
     Parameter(help="Precision that is executed; a runtime that executes another is refused."),
 ]
-Size = Annotated[str | None, Parameter(help="Network input HxW in multiples of 32.")]
+Size = Annotated[
+    str | None,
+    Parameter(
+        help="Network input, HEIGHTxWIDTH in multiples of 32; it may be as wide as the images are."
+    ),
+]
 Data = Annotated[
     Path | None, Parameter(help="COCO-format folder; without it, the data of the last training.")
 ]
@@ -66,9 +71,19 @@ Workers = Annotated[
     ),
 ]
 Compile = Annotated[bool, Parameter(help="Let torch compile the network first.")]
-TensorBoard = Annotated[bool, Parameter(help="Write event files for TensorBoard too.")]
+TensorBoard = Annotated[
+    bool,
+    Parameter(
+        help="Write losses, learning rate and AP of each epoch for TensorBoard too (pip install "
+        "tensorboard), beside the checkpoint."
+    ),
+]
 Seed = Annotated[int, Parameter(help="Seed of initialisation, order and augmentation.")]
 Resume = Annotated[
-    bool, Parameter(help="Go on with an unfinished run, or with one that --epochs makes longer.")
+    bool,
+    Parameter(
+        help="Go on with an unfinished run, or with one that --epochs makes longer; one that "
+        "stopped early is finished, unless --patience is larger."
+    ),
 ]
 Restart = Annotated[bool, Parameter(help="Begin again, replacing what stands.")]

@@ -102,7 +102,11 @@ def train(
     head: HeadName = None,
     backbone: Backbone = None,
     weights: Annotated[
-        Path | None, Parameter(help="Checkpoint of the same network to start from.")
+        Path | None,
+        Parameter(
+            help="Network to start from: a workspace, a .safetensors file or a torch checkpoint. "
+            "What fits by name and shape is taken, class outputs by class name."
+        ),
     ] = None,
     attention: AttentionName = None,
     rounds: Rounds = None,
@@ -119,6 +123,7 @@ def train(
     precision: Autocast = "auto",
     inherit: bool = False,
     eval_every: int = 10,
+    patience: int | None = None,
     workers: Workers = None,
     compile: Compile = False,
     tensorboard: TensorBoard = False,
@@ -130,16 +135,20 @@ def train(
     """Train the thinned architecture, or another, as the recipe says where nothing else is asked.
 
     Args:
-        data: COCO-format folder with a train split; AP is told on its val split, if it has one.
+        data: Folder in COCO or YOLO format with a train split; images without boxes are trained on
+            as background. AP is reported on its val split, if it has one.
         recipe: small trains from scratch on small sets; 1x and 3x are the paper's; detr and
-            sam-detr are their authors'; mtkd distils a trained DETR (--weights) so that it
-            tolerates ACT of --rounds.
+            sam-detr are their authors'; mtkd fine-tunes a trained DETR (--weights) so that accuracy
+            holds with ACT of --rounds.
         schedule: Cosine, or the steps of a paper.
-        assign: Label assignment: the paper's uniform matching, or task-aligned. A one-to-one head
-            has the latter.
-        balanced: Draw images of rare classes more often.
+        assign: Label assignment: uniform matching (the paper) or task-aligned, which a one-to-one
+            head always has.
+        balanced: Draw images with a class that fewer than a tenth of the images show more often,
+            sqrt(0.1 / share) times as often as others. An epoch has as many images as without.
         inherit: Start from the supernet's weights instead of from scratch.
         eval_every: Epochs between two scores on the val split; 0 for none.
+        patience: Stop after so many epochs without a higher AP on the val split; checked at each
+            score, counted from the first AP above 0. All epochs are trained by default.
     """
     from latency_tables.probe.machine import physical_cores
     from supernet.attention.act import ROUNDS
@@ -185,7 +194,10 @@ def train(
     judge = None
     if eval_every and find_split(data, "val") is not None:
         # Matched to the classes that are trained, and refused now where that cannot be.
-        judge = judge_on(find_data(workspace, data, "val").numbered_as(train_set.names))
+        val_set = find_data(workspace, data, "val").numbered_as(train_set.names)
+        judge = judge_on(val_set)
+        if patience is not None and not val_set.num_boxes:
+            raise UserError(f"--patience {patience}: no object in {val_set.split}, its AP is none")
     running = Running(
         resume=resume,
         restart=restart,
@@ -195,6 +207,7 @@ def train(
         tensorboard=tensorboard,
         judge=judge,
         judge_every=eval_every,
+        patience=patience,
     )
     return run(
         workspace,

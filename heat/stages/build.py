@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture, HeadKind
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
+from supernet.train.deadline import Budget
 from supernet.train.loop import Running
 from supernet.train.recipes import TrainConfig, recipe
 
@@ -29,6 +31,7 @@ from .build_plan import (
     choose_input_size,
     choose_space,
     epochs_for,
+    left_to_train,
     step_seconds,
     training_budgets,
 )
@@ -99,7 +102,9 @@ def build(
     config = TrainConfig(epochs=epochs, seed=seed)
     search = SearchConfig(logit_learning_rate=SHORT_RUN_LOGIT_RATE)
     running = Running(resume=True, threads=physical_cores())
-    train_supernet(workspace, data, chosen, config, search, running=running)
+    seconds, _ = training_budgets(minutes, time.monotonic() - started)
+    budget = Budget(seconds, fewest_epochs=SUPERNET_EPOCHS[0])
+    train_supernet(workspace, data, chosen, config, search, running=replace(running, budget=budget))
     _step("thin")
     if not _stands(workspace, "thin", target_fps=target_fps, met=True):
         ap_drop: ApDropBy = "auto" if minutes >= PROXY_MINUTES else "mass"
@@ -108,6 +113,8 @@ def build(
     architecture = Architecture.load(workspace.architecture)
     epochs = _train_epochs(workspace, architecture, data, minutes, time.monotonic() - started)
     config = recipe("small", epochs=epochs, seed=seed)
+    budget = Budget(left_to_train(minutes, time.monotonic() - started), TRAIN_EPOCHS[0])
+    running = replace(running, budget=budget)
     train(workspace, data, architecture, config, from_supernet=True, running=running)
     _step("export")
     exported = export(workspace, target, Wish(format=format), data=val)

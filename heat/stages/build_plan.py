@@ -111,11 +111,15 @@ def training_budgets(minutes: float, spent_s: float) -> tuple[float, float]:
 
     They are the planned shares of the minutes, or as much less as is left for both.
     """
-    total_s = 60 * minutes
-    left_s = max(0.0, (1 - AFTER_TRAINING_SHARE) * total_s - spent_s)
+    total_s, left_s = 60 * minutes, left_to_train(minutes, spent_s)
     shares = SUPERNET_SHARE + TRAIN_SHARE
     supernet_s = min(SUPERNET_SHARE * total_s, left_s * SUPERNET_SHARE / shares)
     return supernet_s, min(TRAIN_SHARE * total_s, left_s)
+
+
+def left_to_train(minutes: float, spent_s: float) -> float:
+    """Return the seconds of the minutes that are left for training, given what is spent."""
+    return max(0.0, (1 - AFTER_TRAINING_SHARE) * 60 * minutes - spent_s)
 
 
 def epochs_for(

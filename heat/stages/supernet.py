@@ -33,10 +33,11 @@ def train_supernet(
     check_trainable(data)
     torch.manual_seed(config.seed)
     network = Supernet(space, search)
-    loaded = start_from(backbone, network)
+    start: dict[str, str] = {}
+    loaded = start_from(backbone, network, start)
     part, _ = split_held_out(data)
     with claimed(workspace.supernet) if first_process() else nullcontext():
-        done = fit(network, part, config, workspace.supernet, running)
+        done = fit(network, part, config, workspace.supernet, running, start=start)
     before = workspace.stage("supernet")
     if done.stood and before is not None:
         return before

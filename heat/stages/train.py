@@ -1,6 +1,7 @@
 """`heat train`: train the thinned architecture, from scratch or from the supernet's weights."""
 
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import torch
 
 from deploy.gate import torch_detect
-from supernet.checkpoint import load_weights, read_info
+from supernet.checkpoint import read_info
+from supernet.data.average_precision import known
 from supernet.data.coco import DetectionSet
 from supernet.data.detection_set import check_trainable
 from supernet.detr.detr import Host
@@ -20,11 +22,12 @@ from supernet.heatdetr.inherit import inherit
 from supernet.network import AnyArchitecture, Network, build
 from supernet.train.claim import claimed
 from supernet.train.distributed import first_process
+from supernet.train.early_stop import best_epoch
 from supernet.train.loop import Judge, Running, fit
 from supernet.train.mtkd import act_cores, teach
 from supernet.train.pretraining import load_backbone
 from supernet.train.recipes import TrainConfig
-from supernet.train.run_files import best_epoch
+from supernet.train.transfer import Taken, file_digest, read_source, take_weights, weights_file
 
 from ..thinning.source import load_supernet
 from ..views.learning import draw_batches, draw_learning
@@ -45,23 +48,26 @@ def train(
 ) -> dict[str, Any]:
     """Train a detector; class count and names come from the data.
 
-    It starts from the supernet's weights, from a pretrained backbone, from another checkpoint, or
-    from scratch. `students` are the rounds of ACT that MTKD teaches a trained DETR.
+    It starts from the supernet's weights, from a pretrained backbone, from what fits of another
+    network's `weights` (a file, or a workspace), or from scratch. `students` are the hash functions
+    of ACT that MTKD teaches a trained DETR.
     """
     check_trainable(data)
     architecture = architecture.with_(num_classes=data.num_classes)
     torch.manual_seed(config.seed)
     network = _inherited(workspace, architecture) if from_supernet else build(architecture)
-    loaded = start_from(backbone, network)
-    if weights is not None:
-        load_weights(weights, network)
+    start: dict[str, str] = {}
+    if from_supernet:
+        start["supernet"] = file_digest(workspace.supernet / "weights.safetensors")
+    loaded = start_from(backbone, network, start)
+    taken = None if weights is None else _take(weights, workspace, network, data.names, start)
     if students is not None:
-        _teach(network, students, trained=weights is not None)
+        _teach(network, students, taken)
     with claimed(workspace.train) if first_process() else nullcontext():
         if first_process():
             first = workspace.train / "first-batches.jpg"
             draw_batches(data, architecture.input_size, config, first)
-        done = fit(network, data, config, workspace.train, running)
+        done = fit(network, data, config, workspace.train, running, start=start)
     before = workspace.stage("train")
     if done.stood and before is not None:
         return before
@@ -71,6 +77,7 @@ def train(
         "data": str(data.root),
         "inherited": from_supernet,
         "backbone": loaded,
+        "weights": taken.facts() if taken is not None else None,
     }
     if done.leads:
         history = read_info(done.checkpoint).facts["history"]
@@ -84,19 +91,46 @@ def train(
     return result
 
 
-def _teach(network: Network, rounds: int, *, trained: bool) -> None:
+def _take(
+    path: Path,
+    workspace: Workspace,
+    network: Network,
+    names: Sequence[str],
+    start: dict[str, str],
+) -> Taken:
+    """Take what fits of another network's weights, and report it; note their digest in `start`."""
+    file = weights_file(path)
+    if file.resolve().parent == workspace.train.resolve():
+        raise UserError(f"--weights {path}: training replaces {file}, give another --out")
+    start["weights"] = file_digest(file)
+    taken = take_weights(read_source(file), network, names)
+    if first_process():
+        print(f"weights of {file}: {taken}", file=sys.stderr)
+    return taken
+
+
+def _teach(network: Network, rounds: int, taken: Taken | None) -> None:
     """Let a trained DETR's training be MTKD's."""
     if not isinstance(network, Host):
         raise UserError(f"--recipe mtkd is for DETR, not for {network.architecture.name}")
     if network.architecture.levels > 1:
         raise UserError("--recipe mtkd: deformable attention has no ACT; one level is needed")
-    if not trained:
+    if taken is None:
         raise UserError("--recipe mtkd teaches a trained network: give its --weights")
+    if not taken.complete:
+        raise UserError(
+            f"--recipe mtkd teaches a trained network, --weights is of another: {taken}"
+        )
     teach(network, act_cores(network, rounds))
 
 
-def start_from(backbone: Path | None, network: Network) -> dict[str, Any] | None:
-    """Load a pretrained backbone, say how much of it fits, and return what fits and what not."""
+def start_from(
+    backbone: Path | None, network: Network, start: dict[str, str]
+) -> dict[str, Any] | None:
+    """Load a pretrained backbone, print how much of it fits, and return what fits and what not.
+
+    Its digest is noted in `start`.
+    """
     if backbone is None:
         return None
     if not isinstance(network, Detector):
@@ -105,12 +139,9 @@ def start_from(backbone: Path | None, network: Network) -> dict[str, Any] | None
             "a ResNet (heat adopt takes published weights)"
         )
     loaded = load_backbone(backbone, network)
+    start["backbone"] = file_digest(backbone)
     if first_process():
-        print(
-            f"backbone: {loaded.used} weights used; the network has {len(loaded.missing)} others, "
-            f"{len(loaded.left_over)} are left over",
-            file=sys.stderr,
-        )
+        print(f"backbone {backbone}: {loaded}", file=sys.stderr)
     return loaded.facts()
 
 
@@ -127,10 +158,11 @@ def _inherited(workspace: Workspace, architecture: AnyArchitecture) -> Detector:
 
 
 def judge_on(data: DetectionSet) -> Judge:
-    """Return what scores a network on a split while it is trained."""
+    """Return what scores a network on a split while it is trained; AP that is none is left out."""
 
     def judge(network: Network) -> dict[str, float]:
         metrics = evaluate(torch_detect(network), data, progress=False)
-        return {"ap": round(metrics.ap, 5), "ap50": round(metrics.ap50, 5)}
+        found = {"ap": known(metrics.ap), "ap50": known(metrics.ap50)}
+        return {name: share for name, share in found.items() if share is not None}
 
     return judge

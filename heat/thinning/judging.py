@@ -29,14 +29,14 @@ JUDGED_IMAGES = 200
 def judge_of(data: DetectionSet, names: list[str]) -> Judge | None:
     """Return what scores a detector on some labelled images, in points of AP; None without boxes.
 
-    Where there is no box, AP is 0 or undefined whatever is detected.
+    Where there is no box, AP is none whatever is detected.
     """
     data = data.numbered_as(names)
     part = data.of(data.records[:JUDGED_IMAGES])
     if not any(len(record.labels) for record in part.records):
         print(
-            f"warning: the first {len(part.records)} image(s) of {data.annotation_path} have no "
-            "box: AP is not compared",
+            f"warning: no object in the first {len(part.records)} image(s) of "
+            f"{data.annotation_path}: AP none, it is not compared",
             file=sys.stderr,
         )
         return None

@@ -75,7 +75,7 @@ def load_supernet(workspace: Workspace) -> Supernet | None:
     if not path.exists():
         return None
     info = read_info(path)
-    if info.epoch < info.epochs:
+    if not info.finished:
         print(
             f"warning: the supernet stands at epoch {info.epoch} of {info.epochs} "
             "(heat supernet --resume goes on)",

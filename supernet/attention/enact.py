@@ -10,6 +10,7 @@ Shape suffixes: B batch, N tokens, D channels, W tokens of a window, M windows, 
 """
 
 from abc import ABC, abstractmethod
+from collections import deque
 from typing import Literal
 
 import numpy as np
@@ -24,6 +25,8 @@ from ..graph.writer import GraphWriter
 from .exact import Attention
 
 FLOOR = 1e-8
+KEPT_LENGTHS = 64
+"""Lengths of windows that are remembered: a training makes millions, and is copied at scores."""
 Windows = Literal["per-image", "official"]
 
 
@@ -113,8 +116,8 @@ class EnactAttention(WindowAttention):
         self.windows, self.scale = windows, scale
         self.window = windows if isinstance(windows, int) else None
         self.register_buffer("taps", gaussian(sigma), persistent=False)
-        self.seen: list[int] = []
-        """Lengths of windows chosen since the start."""
+        self.seen: deque[int] = deque(maxlen=KEPT_LENGTHS)
+        """Lengths of the windows that were chosen last."""
 
     def weigh(self, k_ND: Tensor) -> Tensor:
         """Return weights by entropy; the length of a window follows from the image, if not set."""

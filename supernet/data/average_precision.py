@@ -42,10 +42,10 @@ class Metrics:
     """Classes of one name are distinguished by their category ids."""
 
     def rounded(self) -> dict[str, Any]:
-        """Return what a stage records."""
+        """Return what a stage records: None where there is no such object."""
         facts = {key: value for key, value in asdict(self).items() if key != "ap_by_class"}
-        numbers = {k: round(v, 5) if isinstance(v, float) else v for k, v in facts.items()}
-        return numbers | {"ap_by_class": {k: round(v, 5) for k, v in self.ap_by_class.items()}}
+        numbers = {k: known(v) if isinstance(v, float) else v for k, v in facts.items()}
+        return numbers | {"ap_by_class": {k: known(v) for k, v in self.ap_by_class.items()}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,11 @@ class Scores:
     """Package that scored."""
 
 
+def known(value: float) -> float | None:
+    """Return a share with five decimals; None where it is not known, which scorers call -1."""
+    return round(value, 5) if value >= 0 else None
+
+
 def score(rows: Sequence[Mapping[str, Any]], data: DetectionSet) -> Scores:
     """Score COCO result rows against a split."""
     coco, evaluation, by = _evaluator()
@@ -70,7 +75,8 @@ def score(rows: Sequence[Mapping[str, Any]], data: DetectionSet) -> Scores:
     objects, found = _by_category(truth["annotations"]), _by_category(rows)
     size = min(GROUP, max(1, PAIRS // max(1, len(data.records))))
     for first in range(0, K, size):
-        part = range(first, min(first + size, K))
+        # The scorers sort ids; those of classes matched by name may have any order.
+        part = sorted(range(first, min(first + size, K)), key=data.category_ids.__getitem__)
         ids = [data.category_ids[index] for index in part]
         own = [item for id in ids for item in objects.get(id, ())]
         if not own:
@@ -85,8 +91,8 @@ def score(rows: Sequence[Mapping[str, Any]], data: DetectionSet) -> Scores:
             scoring.evaluate()
             scoring.accumulate()
         precision = np.asarray(scoring.eval["precision"])  # [T, R, K, A, M]
-        precision_TRK[:, :, part.start : part.stop] = precision[:, :, :, 0, -1]
-        recall_TKM[:, part.start : part.stop] = np.asarray(scoring.eval["recall"])[:, :, 0]
+        precision_TRK[:, :, part] = precision[:, :, :, 0, -1]
+        recall_TKM[:, part] = np.asarray(scoring.eval["recall"])[:, :, 0]
         for place, index in enumerate(part):
             by_size_KA[index] = [_mean(precision[:, :, place, a, -1]) for a in range(AREAS)]
     by_size_KA[by_size_KA == -1] = np.nan

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from ..checkpoint import read_state_dict
 from ..errors import CheckpointError
 from .detr import Detr
 from .family import DetrArchitecture
@@ -22,7 +22,7 @@ def load_published(
     """
     if architecture.family != "detr":
         raise CheckpointError(f"{path}: published weights are DETR's, not {architecture.family}'s")
-    weights = read_published(path)
+    weights = read_state_dict(path)
     rows = weights.get("class_embed.weight")
     classes = PUBLISHED_CLASSES if rows is None else len(rows) - 1
     network = Detr(architecture.with_(num_classes=classes))
@@ -42,21 +42,6 @@ def load_published(
         weights[key] = weights[key][chosen]
     fewer.load_state_dict(weights)
     return fewer.eval()
-
-
-def read_published(path: Path) -> dict[str, Tensor]:
-    """Return the weights of a file that is a state dict, or holds one as `model`."""
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"no file {path}") from None
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} is no checkpoint of weights alone ({reason})") from None
-    found = found.get("model", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise CheckpointError(f"{path} holds no state dict, nor one under 'model'")
-    return dict(found)
 
 
 def check_keys(path: Path, weights: dict[str, Tensor], own: dict[str, Tensor]) -> None:

@@ -89,7 +89,7 @@ class SearchConfig:
     """Run one drawn operator a position (hard forward, soft gradient): less memory."""
 
 
-def temperature(epoch: int, epochs: int, config: SearchConfig) -> float:
+def temperature(epoch: float, epochs: int, config: SearchConfig) -> float:
     """Return `tau_e = start * (end / start) ** (e / (E - 1))`."""
     share = epoch / max(1, epochs - 1)
     return float(config.tau_start * (config.tau_end / config.tau_start) ** share)
@@ -205,7 +205,7 @@ class Supernet(Detector):
             for position in range(count):
                 yield (stage, position), cast(Mixture, self.units[local_name(stage, position)])
 
-    def start_epoch(self, epoch: int, epochs: int) -> None:
+    def start_epoch(self, epoch: float, epochs: int) -> None:
         """Set the temperature, and freeze the logits for the first share of the epochs."""
         tau = temperature(epoch, epochs, self.config)
         trainable = epoch >= self.config.frozen_share * epochs

@@ -4,11 +4,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+LONGEST_WAIT = timedelta(hours=24)
+"""Most time that processes wait for one another.
+
+One of them scores the val split and writes the files while the others wait; by default NCCL ends
+the run after 10 minutes, gloo after 30. A process that dies is noticed by `torchrun` at once.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,14 @@ class Group:
         flag = torch.tensor(float(mine), device=self.device)
         dist.all_reduce(flag, dist.ReduceOp.MIN)
         return bool(flag)
+
+    def leaders(self, value: int) -> int:
+        """Return the number that the process that leads has."""
+        if self.world == 1:
+            return value
+        shared = torch.tensor(value, device=self.device)
+        dist.broadcast(shared, 0)
+        return int(shared)
 
     def mean(self, value: torch.Tensor) -> float:
         """Return the mean of a number over the processes."""
@@ -72,7 +88,7 @@ def joined() -> Iterator[Group]:
         return
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=LONGEST_WAIT)
     try:
         yield Group(dist.get_rank(), world, device)
     finally:

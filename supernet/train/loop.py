@@ -6,94 +6,39 @@ and resumed goes on exactly as if it had not been interrupted.
 
 import copy
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from ..data.detection_set import DetectionSet, check_trainable
 from ..errors import HeatError, UserError
 from ..network import Network
 from ..progress import Progress
+from .deadline import Budget, Deadline
 from .distributed import Group, joined
+from .early_stop import stop_line
 from .feed import batch_starts, default_workers
-from .optimise import Averaged, autocast_type, parameter_groups, rate_factor
+from .memory import memory_mb
+from .optimise import Averaged, parameter_groups, rate_factor
 from .recipes import TrainConfig
 from .run_files import RunFiles
-from .task import Batch, DetectionTask, Task, total
+from .running import Judge, Running, TrainResult
+from .stepper import Stepper
+from .task import Batch, DetectionTask, Task
 from .threads import ThreadPlan, planned
+
+__all__ = ["Judge", "Running", "TrainResult", "fit", "run_task"]
 
 MAX_BAD_STEPS = 20
 """Consecutive steps without a finite loss after which training stops."""
 SAVE_EVERY_S = 300.0
 """Long epochs are saved in between."""
-
-Judge = Callable[[Any], Mapping[str, float]]
-"""Scores a network, for instance by its AP."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Running:
-    """How a run is carried out: nothing here is meant to change what is learnt."""
-
-    resume: bool = False
-    """Go on with an unfinished run, or one that is to become longer."""
-    restart: bool = False
-    """Begin again, replacing what stands."""
-    workers: int | None = None
-    """Processes that load images; see `feed.default_workers` for how many by default."""
-    threads: int | None = None
-    """Most threads on a CPU, torch's number by default; fewer while others keep cores busy, unless
-    OMP_NUM_THREADS fixes the number."""
-    compile: bool = False
-    """Let torch compile the network first."""
-    tensorboard: bool = False
-    """Write event files for TensorBoard too."""
-    judge: Judge | None = None
-    """Scores the averaged weights now and then."""
-    judge_every: int = 10
-    """Epochs between two scores, the last epoch always has one; 0 for none."""
-
-    def __post_init__(self) -> None:
-        """Refuse what no run can be carried out with."""
-        if self.workers is not None and self.workers < 0:
-            raise UserError(f"--workers {self.workers}: 0 or more processes")
-        if self.judge_every < 0:
-            raise UserError(f"--eval-every {self.judge_every}: epochs, or 0 for no evaluation")
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What a finished training run reports."""
-
-    checkpoint: Path
-    epochs: int
-    images_per_second: float
-    seconds: float
-    skipped_steps: int
-    stood: bool
-    """The run was finished before; nothing was trained."""
-    leads: bool = True
-    """Whether this process, of several, is the one that writes."""
-
-    def facts(self) -> dict[str, Any]:
-        """Return what a stage records of the run."""
-        return {
-            "checkpoint": str(self.checkpoint),
-            "epochs": self.epochs,
-            "images_per_second": round(self.images_per_second, 2),
-            "seconds": round(self.seconds, 1),
-            "skipped_steps": self.skipped_steps,
-        }
 
 
 def fit(
@@ -103,13 +48,14 @@ def fit(
     folder: Path,
     running: Running | None = None,
     *,
+    start: Mapping[str, str] | None = None,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
 ) -> TrainResult:
     """Train a network or a supernet; see `run_task`."""
     check_trainable(data)
     network.set_drop_path(config.drop_path)
     task = DetectionTask(network, data)
-    return run_task(network, task, config, folder, running, on_epoch=on_epoch)
+    return run_task(network, task, config, folder, running, start=start, on_epoch=on_epoch)
 
 
 def run_task(
@@ -119,6 +65,7 @@ def run_task(
     folder: Path,
     running: Running | None = None,
     *,
+    start: Mapping[str, str] | None = None,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
 ) -> TrainResult:
     """Train and leave `weights.safetensors` in `folder`; `state.pt` there allows to resume.
@@ -127,8 +74,10 @@ def run_task(
     replaced after every epoch, each atomically. A finished run of the same settings and data is
     kept as it is; an unfinished or different one needs `resume` or `restart`, so that nothing is
     lost by accident. Under `torchrun` the processes share every batch; a run may be resumed on
-    another number of them. `on_epoch` receives the epoch and its mean losses. Raises `HeatError`
-    when the loss stays not finite, when memory does not suffice, or when a loading process dies.
+    another number of them. `start` gives digests of the files that the network's weights come
+    from: others are another run. `on_epoch` receives the epoch and its mean losses. Raises
+    `HeatError` when the loss stays not finite, when memory does not suffice, or when a loading
+    process dies.
     """
     running = running or Running()
     with joined() as group, planned(running.threads) as threads:
@@ -155,11 +104,12 @@ def run_task(
             average,
             config,
             task,
+            start=start,
             writes=group.leads,
             tensorboard=running.tensorboard,
         )
         try:
-            run.load(resume=running.resume, restart=running.restart)
+            run.load(resume=running.resume, restart=running.restart, patience=running.patience)
             group.wait()  # nobody writes before everybody has read
             loop = _Fit(network, task, config, optimizer, average, run, group, running, threads)
             return loop.train(on_epoch)
@@ -185,64 +135,74 @@ class _Fit:
         self.network, self.task, self.config = network, task, config
         self.optimizer, self.average, self.run, self.group = optimizer, average, run, group
         self.running, self.threads = running, threads
-        self.model = group.wrap(network)
-        if running.compile:
-            self.model = torch.compile(self.model)  # type: ignore[assignment]
+        self.stepper = Stepper(network, task, config, optimizer, group, compiled=running.compile)
         self.passes = len(batch_starts(task.num_images, config.batch_size))
         self.steps_an_epoch = math.ceil(self.passes / config.accumulate)
-        self.type = autocast_type(config.precision, group.device)
-        self.scaler = torch.amp.GradScaler(group.device.type, enabled=self.type is torch.float16)
         self.bad = 0
+        self.deadline = Deadline(running.budget or Budget(math.inf), self.steps_an_epoch)
+        self.warned = False
+        """Whether it was reported that even the fewest epochs end late."""
         self.started = time.monotonic()
         self.images = 0
 
     def train(self, on_epoch: Callable[[int, dict[str, float]], None] | None) -> TrainResult:
         """Train from where the run stands to the last epoch."""
         config, run = self.config, self.run
-        first = run.epoch
-        if first < config.epochs:
+        stood = run.finished
+        if not stood:
             self.threads.start(run.threads)
             self._record_threads(shown=self.threads.now < self.threads.cores)
-        done = first * self.passes + run.steps * config.accumulate
-        shown = Progress("train", config.epochs * self.passes, done=done)
+        done = run.epoch * self.passes + run.steps * config.accumulate
+        shown = Progress("train", run.schedule.epochs * self.passes, done=done)
         with shown if self.group.leads else nullcontext() as bar:
-            source = self._feed(first)
-            for epoch in range(first, config.epochs):
-                means = self.epoch(epoch, source, bar)
+            source = self._feed()
+            while not run.finished:
+                means = self.epoch(run.epoch, source, bar)
                 self.images += self.task.num_images
-                scores = self._judged(epoch)
-                run.finish(epoch + 1, means | self._pace() | scores)
-                self.group.wait()
+                facts = means | self._pace() | self._judged(run.epoch)
+                run.finish(run.epoch + 1, facts, self.running.patience)
+                if not self.group.all_agree(run.stopped is None):  # one process has scored
+                    run.stopped = run.epoch
                 if on_epoch is not None:
-                    on_epoch(epoch + 1, means)
+                    on_epoch(run.epoch, means)
+                if not run.finished and self._shortened(bar):
+                    source = self._feed()
+        if run.stopped is not None and self.group.leads:
+            print(f"training: {stop_line(run.history, config.epochs)}", file=sys.stderr, flush=True)
         seconds = time.monotonic() - self.started
         if config.ema_decay:
             self.network.load_state_dict(self.average.weights)
         self.network.eval()
         return TrainResult(
-            run.checkpoint,
-            config.epochs,
-            self.images / seconds if self.images else 0.0,
-            seconds,
-            run.skipped,
-            first == config.epochs,
-            self.group.leads,
+            checkpoint=run.checkpoint,
+            epochs=run.epoch,
+            planned_epochs=config.epochs,
+            shortened_after=run.schedule.shortened_after,
+            stopped_early=run.stopped is not None,
+            images_per_second=self.images / seconds if self.images else 0.0,
+            seconds=seconds,
+            skipped_steps=run.skipped,
+            stood=stood,
+            leads=self.group.leads,
         )
 
     def epoch(self, epoch: int, source: Iterator[Batch], bar: Progress | None) -> dict[str, float]:
         """Train an epoch, or what is left of it, and return its mean losses."""
         config, network, run = self.config, self.network, self.run
+        schedule, steps = run.schedule, run.schedule.planned * self.steps_an_epoch
         network.train()
-        self.task.start_epoch(epoch, config.epochs)
+        self.task.start_epoch(schedule.epoch(epoch), schedule.planned)
+        self.deadline.start_epoch()
         saved = time.monotonic()
         for number in range(run.steps, self.steps_an_epoch):
             step = epoch * self.steps_an_epoch + number
             torch.manual_seed((config.seed * 1_000_003 + step) * 1009 + self.group.rank)
-            factor = rate_factor(step, config.epochs * self.steps_an_epoch, config)
+            factor = rate_factor(schedule.step(step, self.steps_an_epoch), steps, config)
             for param_group in self.optimizer.param_groups:
                 param_group["lr"] = param_group["peak"] * factor
             passes = min(config.accumulate, self.passes - number * config.accumulate)
             losses = self.step(list(islice(source, passes)))
+            self.deadline.step()
             run.steps = number + 1
             if losses is None:
                 self._skip(epoch)
@@ -275,71 +235,46 @@ class _Fit:
             print(f"threads: {self.threads}", file=sys.stderr, flush=True)
 
     def step(self, parts: Sequence[Batch]) -> dict[str, float] | None:
-        """Take one step on some batches; None, changing nothing, if a loss is not finite.
+        """Take one step on some batches; see `Stepper.step`."""
+        return self.stepper.step(parts)
 
-        All processes take it or none does.
-        """
-        try:
-            return self._step(parts)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-        self.optimizer.zero_grad(set_to_none=True)
-        raise HeatError(self._what_fits(parts[0]))
-
-    def _step(self, parts: Sequence[Batch]) -> dict[str, float] | None:
-        network = self.network
-        statistics = [buffer.clone() for buffer in network.buffers()]
-        self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, float] = {}
-        fine = True
-        for index, (images, targets) in enumerate(parts):
-            last = index == len(parts) - 1
-            with nullcontext() if last else self._alone():
-                terms = self._loss(images, targets)
-                loss = total(terms)
-                fine = self.group.all_agree(bool(torch.isfinite(loss)))
-                if not fine:
-                    break
-                self.scaler.scale(loss / len(parts)).backward()  # type: ignore[no-untyped-call]
-            for key, value in terms.items():
-                sums[key] = sums.get(key, 0.0) + self.group.mean(value)
-        if fine:
-            self.scaler.unscale_(self.optimizer)
-            norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.clip_norm)
-            fine = self.group.all_agree(bool(torch.isfinite(norm)))
-            if fine:
-                self.scaler.step(self.optimizer)
-            self.scaler.update()
-        if not fine:
-            for buffer, before in zip(network.buffers(), statistics, strict=True):
-                buffer.copy_(before)  # the forward pass may have spoilt BatchNorm's
-            return None
-        return sums
-
-    def _loss(self, images: Tensor, targets: Any) -> dict[str, Tensor]:
-        device = images.device.type
-        with torch.autocast(device, self.type, enabled=self.type is not None):
-            outputs = self.model(images)
-        return self.task.loss(outputs, targets, self.config)
-
-    def _feed(self, first: int) -> Iterator[Batch]:
-        workers = self.running.workers
-        samples = (self.config.epochs - first) * self.task.num_images
+    def _feed(self) -> Iterator[Batch]:
+        """Yield the batches from the next step of the run to its last."""
+        run, workers = self.run, self.running.workers
+        epochs = range(run.epoch, run.schedule.epochs)
+        samples = len(epochs) * self.task.num_images
         return self.task.feed(
-            self.config,
-            range(first, self.config.epochs),
+            run.schedule.config(self.config),
+            epochs,
             self.group,
             default_workers(self.group, samples) if workers is None else workers,
-            self.run.steps * self.config.accumulate,
+            run.steps * self.config.accumulate,
         )
+
+    def _shortened(self, bar: Progress | None) -> bool:
+        """Plan fewer epochs where those that are left take longer than the budget allows."""
+        if self.running.budget is None:
+            return False
+        run, deadline, before = self.run, self.deadline, self.run.schedule.epochs
+        after = self.group.leaders(deadline.fitting(run.epoch, before))
+        if after < before or (deadline.late_s(run.epoch, before) >= 1 and not self.warned):
+            self.warned = True
+            if self.group.leads:
+                line = deadline.describe(run.epoch, before, after)
+                print(f"training: {line}", file=sys.stderr, flush=True)
+        if after == before:
+            return False
+        run.shorten(after, step_s=deadline.step_s, left_s=deadline.left_s)
+        if bar is not None:
+            bar.total = after * self.passes
+        return True
 
     def _judged(self, epoch: int) -> dict[str, float]:
         """Return scores of the averaged weights, where it is time for them."""
         judge, every = self.running.judge, self.running.judge_every
         if judge is None or not every or not self.group.leads:
             return {}
-        if (epoch + 1) % every and epoch + 1 < self.config.epochs:
+        if (epoch + 1) % every and epoch + 1 < self.run.schedule.epochs:
             return {}
         network = copy.deepcopy(self.network)
         if self.config.ema_decay:
@@ -354,12 +289,6 @@ class _Fit:
             "memory_mb": round(memory_mb()),
         }
 
-    def _alone(self) -> AbstractContextManager[None]:
-        """Keep gradients to oneself until the last batch of a step."""
-        if isinstance(self.model, DistributedDataParallel):
-            return self.model.no_sync()
-        return nullcontext()
-
     def _skip(self, epoch: int) -> None:
         """Count a step without a finite loss; too many in a row are an error."""
         self.bad, self.run.skipped = self.bad + 1, self.run.skipped + 1
@@ -369,36 +298,3 @@ class _Fit:
                 f"--learning-rate {self.config.learning_rate}; the last good epoch stands in "
                 f"{self.run.checkpoint.parent}"
             )
-
-    def _what_fits(self, batch: Batch) -> str:
-        """Return which batch size would fit, after trying smaller ones."""
-        asked, world = self.config.batch_size, self.group.world
-        images, targets = batch
-        size = len(images) // 2
-        while size >= 2:
-            try:
-                total(self._loss(images[:size], targets[:size])).backward()  # type: ignore[no-untyped-call]
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
-                    raise
-                size //= 2
-                continue
-            fits = size * world
-            return (
-                f"out of memory at --batch-size {asked}: {fits} fits, and with --accumulate "
-                f"{-(-asked // fits)} takes the same steps"
-            )
-        return f"out of memory at --batch-size {asked} and at any: --input-size must be smaller"
-
-
-def memory_mb() -> float:
-    """Return the most memory that was in use: the GPU's where there is one, else this process's."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or ("memory" in text and "alloc" in text)

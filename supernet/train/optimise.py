@@ -64,7 +64,7 @@ def _by_part(network: Host, config: TrainConfig) -> list[dict[str, Any]]:
     return groups
 
 
-def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
+def rate_factor(step: float, steps: int, config: TrainConfig) -> float:
     """Return the learning rate of a step relative to its peak."""
     warmup = min(config.warmup_steps, max(1, steps // 10))
     if step < warmup:

@@ -30,6 +30,7 @@ from .distributed import Group
 from .feed import Keyed, feed_keyed
 from .recipes import TrainConfig
 from .task import Batch
+from .transfer import Taken, taken
 
 SMOOTHING = 0.1
 """Label smoothing, as Swin's recipe has it."""
@@ -135,7 +136,7 @@ class ClassifyTask:
         """Keep nothing."""
         return {}
 
-    def start_epoch(self, epoch: int, epochs: int) -> None:
+    def start_epoch(self, epoch: float, epochs: int) -> None:
         """Do nothing."""
 
     def feed(
@@ -210,27 +211,8 @@ def _read(path: Path) -> Image:
     return image
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What became of a pretrained backbone's weights."""
-
-    used: int
-    missing: tuple[str, ...]
-    """Weights of the network that the backbone has not, or has in another shape."""
-    left_over: tuple[str, ...]
-    """Weights of the backbone that the network has no place for."""
-
-    def facts(self) -> dict[str, Any]:
-        """Return what a stage records."""
-        return {
-            "used": self.used,
-            "missing": list(self.missing),
-            "left_over": list(self.left_over),
-        }
-
-
 @torch.no_grad()
-def load_backbone(path: Path, network: Detector) -> Loaded:
+def load_backbone(path: Path, network: Detector) -> Taken:
     """Copy a pretrained backbone into a detector or a supernet, as far as shapes agree.
 
     In a supernet a local block goes to the operator of its kind at its position, a global block to
@@ -243,19 +225,23 @@ def load_backbone(path: Path, network: Detector) -> Loaded:
         )
     source = Architecture.from_json(info.description, str(path))
     own = network.state_dict()
-    used, left = set(), []
+    used: set[str] = set()
+    other_shape: set[str] = set()
+    left: list[str] = []
     for key, value in load_file(path).items():
         if not key.startswith("trunk.units."):
             left.append(key)
             continue
         place, _, rest = key.removeprefix("trunk.units.").partition(".")
         target = f"units.{_place_in(network, source, place)}.{rest}"
-        if target in own and own[target].shape == value.shape:
+        if target not in own:
+            left.append(key)
+        elif own[target].shape == value.shape:
             own[target].copy_(value)
             used.add(target)
         else:
-            left.append(key)
-    return Loaded(len(used), tuple(sorted(set(own) - used)), tuple(sorted(left)))
+            other_shape.add(target)
+    return taken(path, own, used, other_shape, left)
 
 
 def _place_in(network: Detector, source: Architecture, place: str) -> str:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +15,10 @@ from torch import nn
 from ..atomic import write_bytes, write_text
 from ..checkpoint import CheckpointInfo, save_checkpoint
 from ..errors import CheckpointError, UserError
+from .early_stop import best_epoch, epochs_without_gain
 from .optimise import Averaged
 from .recipes import TrainConfig
+from .schedule import Schedule
 from .task import Task
 
 DIFFERENT = {
@@ -25,6 +27,7 @@ DIFFERENT = {
     "images": "another number of images",
     "data": "other images or annotations",
     "what": "another architecture",
+    "start": "other weights to start from",
 }
 """What differs, by the part of a fingerprint."""
 
@@ -41,11 +44,13 @@ class RunFiles:
         config: TrainConfig,
         task: Task,
         *,
+        start: Mapping[str, str] | None = None,
         writes: bool = True,
         tensorboard: bool = False,
     ) -> None:
         """Name the files in `folder`; nothing is read or written yet.
 
+        `start` gives digests of the files that the network's weights come from.
         Of several processes all keep count of epochs and steps, and one `writes`.
         """
         self.writes = writes
@@ -57,6 +62,7 @@ class RunFiles:
         self.events = folder / "events.jsonl"
         self.network, self.optimizer, self.average = network, optimizer, average
         self.config, self.task = config, task
+        self.start = dict(start or {})
         self.board = _board(folder) if tensorboard and writes else None
         self.epoch = 0
         """Epochs finished."""
@@ -69,7 +75,15 @@ class RunFiles:
         self.skipped = 0
         self.threads: int | None = None
         """Threads that the next step is computed with; None where nothing recorded it."""
+        self.schedule = Schedule.of(config.epochs)
+        self.stopped: int | None = None
+        """Epoch after which training stopped early."""
         self.history: list[dict[str, Any]] = []
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left to train."""
+        return self.stopped is not None or self.epoch >= self.schedule.epochs
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what must be the same for a run to be resumed."""
@@ -79,24 +93,40 @@ class RunFiles:
             "images": self.task.num_images,
             "data": self.task.digest,
             "what": self.task.description,
+            "start": self.start,
         }
 
-    def finish(self, epoch: int, facts: dict[str, float]) -> None:
-        """Count an epoch, and write the averaged weights and the state after it."""
+    def finish(self, epoch: int, facts: dict[str, float], patience: int | None = None) -> None:
+        """Count an epoch, and write the averaged weights and the state after it.
+
+        With `patience` the run is finished where AP has not risen for so many epochs.
+        """
         self.epoch, self.steps, self.sums, self.counted = epoch, 0, {}, 0
         if not self.writes:
             return
         row = {"epoch": epoch, **facts}
         self.history.append({**row, **self.task.traces()})
+        if patience is not None and epoch < self.schedule.epochs:
+            self.stopped = epoch if epochs_without_gain(self.history) >= patience else None
         self._save_weights(self.checkpoint)
         if best_epoch(self.history) == epoch:
             self._save_weights(self.best)
         self.save_state()
         self._save_curves()
         self.event("epoch", **row)
+        if self.stopped is not None:
+            self.event("early stop", epoch=epoch, best=best_epoch(self.history), patience=patience)
         for key, value in facts.items():
             if self.board is not None:
                 self.board.add_scalar(key, value, epoch)
+
+    def shorten(self, epochs: int, **facts: float) -> None:
+        """Plan fewer epochs in all; `facts` of why are logged."""
+        before = self.schedule.epochs
+        self.schedule = self.schedule.shortened(self.epoch, epochs)
+        rounded = {key: round(value, 3) for key, value in facts.items()}
+        self.event("shortened", epoch=self.epoch, epochs=epochs, before=before, **rounded)
+        self.save_state()
 
     def close(self) -> None:
         """Close TensorBoard's file: its writer is a thread of its own."""
@@ -122,7 +152,8 @@ class RunFiles:
         state = {
             "fingerprint": self.fingerprint(),
             "epoch": self.epoch,
-            "epochs": self.config.epochs,
+            "epochs": self.schedule.epochs,
+            "schedule": self.schedule.to_list(),
             "steps": self.steps,
             "sums": self.sums,
             "counted": self.counted,
@@ -132,13 +163,17 @@ class RunFiles:
             "history": self.history,
             "skipped": self.skipped,
             "threads": self.threads,
+            "stopped": self.stopped,
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_bytes(self.state, buffer.getvalue())
 
-    def load(self, *, resume: bool, restart: bool) -> None:
-        """Take up the run that stands in the folder, if it is to be used."""
+    def load(self, *, resume: bool, restart: bool, patience: int | None = None) -> None:
+        """Take up the run that is in the folder, if it is to be used.
+
+        One that stopped early is finished, unless it is resumed with a larger `patience`.
+        """
         if restart or not self.state.exists():
             if self.writes:
                 # Else a restart that is killed before it saves would resume the run it replaces.
@@ -159,6 +194,7 @@ class RunFiles:
                 f"{self.state} was written by a HEAT that did not record what it was trained on: "
                 "--restart replaces it, another --out keeps it"
             )
+        fingerprint.setdefault("start", own["start"])  # older versions did not record it
         different = [DIFFERENT[key] for key in own if fingerprint.get(key) != own[key]]
         if different:
             raise CheckpointError(
@@ -166,15 +202,23 @@ class RunFiles:
                 f"({', '.join(dict.fromkeys(different))}): --restart replaces it, another --out "
                 "keeps it"
             )
-        if state["epoch"] > self.config.epochs:
+        schedule = Schedule.from_list(state.get("schedule") or self.schedule.to_list())
+        if schedule.planned == self.schedule.planned:
+            self.schedule = schedule  # as it was shortened; of another length it is planned anew
+        epochs = self.schedule.epochs
+        if state["epoch"] > epochs:
             raise CheckpointError(
-                f"{self.state} stands at epoch {state['epoch']}, past --epochs "
-                f"{self.config.epochs}: --restart begins again"
+                f"{self.state} stands at epoch {state['epoch']}, past --epochs {epochs}: --restart "
+                "begins again"
             )
-        if not resume and state["epoch"] < self.config.epochs:
+        stopped = state.get("stopped")
+        patient = patience is not None and epochs_without_gain(state["history"]) < patience
+        if stopped is not None and resume and patient:
+            stopped = None
+        if not resume and stopped is None and state["epoch"] < epochs:
             raise CheckpointError(
-                f"{self.state} stands at epoch {state['epoch']} of {self.config.epochs}: "
-                "--resume goes on, --restart begins again"
+                f"{self.state} stands at epoch {state['epoch']} of {epochs}: --resume goes on, "
+                "--restart begins again"
             )
         self.network.load_state_dict(state["network"])
         self.average.weights = state["average"]
@@ -183,8 +227,9 @@ class RunFiles:
         self.epoch, self.steps, self.sums = state["epoch"], state["steps"], state["sums"]
         self.threads = state.get("threads")
         self.counted = state["counted"]
-        if self.epoch < self.config.epochs:
-            self.event("resume", epoch=self.epoch, steps=self.steps, epochs=self.config.epochs)
+        self.stopped = stopped
+        if not self.finished:
+            self.event("resume", epoch=self.epoch, steps=self.steps, epochs=epochs)
 
     def _save_weights(self, path: Path) -> None:
         rates = [row["images_per_second"] for row in self.history if "images_per_second" in row]
@@ -192,6 +237,8 @@ class RunFiles:
             **self.task.facts(),
             "images_per_second": rates[-1] if rates else 0.0,
             "skipped_steps": self.skipped,
+            "stopped_early": self.stopped is not None,
+            "schedule": self.schedule.to_list(),
             "history": self.history,
             "config": asdict(self.config),
             "torch": torch.__version__,
@@ -201,7 +248,7 @@ class RunFiles:
             description=self.task.description,
             names=self.task.names,
             epoch=self.epoch,
-            epochs=self.config.epochs,
+            epochs=self.schedule.epochs,
             facts=facts,
         )
         weights = self.average.weights if self.config.ema_decay else self.network.state_dict()
@@ -214,12 +261,6 @@ class RunFiles:
         writer.writeheader()
         writer.writerows(self.history)
         write_text(self.metrics, text.getvalue())
-
-
-def best_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
-    """Return the epoch of the highest AP, the first of equal ones; None where none has any."""
-    scored = [row for row in history if row.get("ap", -1) >= 0]
-    return int(max(scored, key=lambda row: float(row["ap"]))["epoch"]) if scored else None
 
 
 def _board(folder: Path) -> Any:

@@ -42,7 +42,7 @@ class Task(Protocol):
     def traces(self) -> dict[str, Any]:
         """Return what is kept of every epoch beside the losses."""
 
-    def start_epoch(self, epoch: int, epochs: int) -> None:
+    def start_epoch(self, epoch: float, epochs: int) -> None:
         """Prepare the network for an epoch."""
 
     def feed(
@@ -84,7 +84,7 @@ class DetectionTask:
             return {}
         return {"r": {place: list(r) for place, r in self.network.named_logits().items()}}
 
-    def start_epoch(self, epoch: int, epochs: int) -> None:
+    def start_epoch(self, epoch: float, epochs: int) -> None:
         """Set a supernet's temperature."""
         if isinstance(self.network, Supernet):
             self.network.start_epoch(epoch, epochs)

@@ -22,6 +22,12 @@ PLAN_EVERY_S = 10.0
 """Time over which other processes are watched before the number of threads is planned again."""
 FIRST_LOOK_S = 0.3
 """The same at the start."""
+CONFIRM_S = 2.0
+"""The same to confirm a look that allows fewer: waiting longer for a core costs most of a step."""
+LONG_LOOK_S = 20.0
+"""A look over so long confirms itself: there is none within a step, and these become slow."""
+BUSY_LOOKS = 2
+"""Looks in a row that must allow fewer threads before there are fewer."""
 QUIET_LOOKS = 3
 """Looks in a row that must allow more threads before there are more."""
 IGNORED_LOAD = 0.3
@@ -68,7 +74,8 @@ class ThreadPlan:
         self.now = cores
         self.other_load = 0.0
         self._watch = OtherLoad()
-        self._quiet = 0
+        self._busy = self._quiet = 0
+        """Looks in a row that allowed fewer threads, and more."""
 
     def start(self, recorded: int | None) -> None:
         """Take up the number that a resumed run recorded, or choose one."""
@@ -81,19 +88,25 @@ class ThreadPlan:
         self._use(min(recorded, self.cores))
 
     def changed(self) -> bool:
-        """Plan again if it is time to; return whether the number of threads is another now."""
-        if not self.adapts or self._watch.seconds < PLAN_EVERY_S:
+        """Plan again if it is time to; return whether the number of threads is another now.
+
+        One look changes nothing, so that what comes and goes does not either.
+        """
+        wait_s = CONFIRM_S if self._busy else PLAN_EVERY_S
+        if not self.adapts or self._watch.seconds < wait_s:
             return False
+        looks = BUSY_LOOKS if self._watch.seconds >= LONG_LOOK_S else 1
         self.other_load = self._watch.look()
         wanted = threads_beside(self.cores, self.other_load)
+        self._busy = self._busy + looks if wanted < self.now else 0
         self._quiet = self._quiet + 1 if wanted > self.now else 0
-        if wanted == self.now or 0 < self._quiet < QUIET_LOOKS:
+        if self._busy < BUSY_LOOKS and self._quiet < QUIET_LOOKS:
             return False
         self._use(wanted)
         return True
 
     def _use(self, threads: int) -> None:
-        self._quiet = 0
+        self._busy = self._quiet = 0
         self.now = threads
         torch.set_num_threads(threads)
 

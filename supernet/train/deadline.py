@@ -1,0 +1,90 @@
+"""Whether the epochs that a training has left fit into the time that it may take."""
+
+from collections import deque
+from dataclasses import dataclass
+from statistics import median
+from time import monotonic
+
+STEPS = 50
+"""Steps at the end whose median time counts: the load of a machine changes."""
+GAPS = 5
+"""The same of the times between epochs, in which files are written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a training may take."""
+
+    seconds: float
+    """From its start, or from where it is resumed."""
+    fewest_epochs: int = 1
+    """Epochs that are trained in any case."""
+
+
+class Deadline:
+    """Times the steps of a training."""
+
+    def __init__(self, budget: Budget, steps_an_epoch: int) -> None:
+        """Start the budget."""
+        self.budget, self.steps_an_epoch = budget, steps_an_epoch
+        self._end = monotonic() + budget.seconds
+        self._last: float | None = None
+        self._steps: deque[float] = deque(maxlen=STEPS)
+        self._gaps: deque[float] = deque(maxlen=GAPS)
+
+    def start_epoch(self) -> None:
+        """Count the time since the last step as what lies between two epochs."""
+        now = monotonic()
+        if self._last is not None:
+            self._gaps.append(now - self._last)
+        self._last = now
+
+    def step(self) -> None:
+        """Count a step as done."""
+        now = monotonic()
+        assert self._last is not None
+        self._steps.append(now - self._last)
+        self._last = now
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left."""
+        return self._end - monotonic()
+
+    @property
+    def step_s(self) -> float:
+        """Median seconds of the last steps."""
+        return median(self._steps)
+
+    @property
+    def epoch_s(self) -> float:
+        """Seconds that an epoch takes."""
+        return self.step_s * self.steps_an_epoch + (median(self._gaps) if self._gaps else 0.0)
+
+    def fitting(self, done: int, epochs: int) -> int:
+        """Return how many epochs in all fit, `epochs` at most, when `done` are trained.
+
+        At least one more, and the fewest of the budget.
+        """
+        if not self._steps or (epochs - done) * self.epoch_s <= self.left_s:
+            return epochs
+        fitting = done + int(max(0.0, self.left_s) / self.epoch_s)
+        return min(epochs, max(fitting, done + 1, self.budget.fewest_epochs))
+
+    def late_s(self, done: int, epochs: int) -> float:
+        """Return by how many seconds a training of so many epochs in all ends too late, or 0."""
+        if not self._steps:
+            return 0.0
+        return max(0.0, (epochs - done) * self.epoch_s - self.left_s)
+
+    def describe(self, done: int, before: int, after: int) -> str:
+        """Return the line that is printed where `before` epochs in all do not fit."""
+        facts = (
+            f"{max(0.0, self.left_s):.0f} s are left, {before - done} epochs of "
+            f"{self.epoch_s:.1f} s do not fit (a step takes {self.step_s:.2f} s)"
+        )
+        late_s = self.late_s(done, after)
+        late = f", it ends {late_s:.0f} s late" if late_s >= 1 else ""
+        if after < before:
+            return f"{after} epochs instead of {before}: {facts}{late}"
+        return f"keeps {before} epochs, the fewest: {facts}{late}"

@@ -1,0 +1,90 @@
+"""How a training run is carried out, and what it reports when it is finished."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .deadline import Budget
+
+Judge = Callable[[Any], Mapping[str, float]]
+"""Scores a network, for instance by its AP; a score that is not known is left out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Running:
+    """How a run is carried out: nothing here is meant to change what is learnt from an epoch."""
+
+    resume: bool = False
+    """Go on with an unfinished run, or one that is to become longer."""
+    restart: bool = False
+    """Begin again, replacing what was trained before."""
+    workers: int | None = None
+    """Processes that load images; see `feed.default_workers` for how many by default."""
+    threads: int | None = None
+    """Most threads on a CPU, torch's number by default; fewer while others keep cores busy, unless
+    OMP_NUM_THREADS fixes the number."""
+    compile: bool = False
+    """Let torch compile the network first."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard too."""
+    judge: Judge | None = None
+    """Scores the averaged weights now and then."""
+    judge_every: int = 10
+    """Epochs between two scores, the last epoch always has one; 0 for none."""
+    patience: int | None = None
+    """Epochs without a higher AP after which training stops; None trains all epochs."""
+    budget: Budget | None = None
+    """Time in which it is to end: fewer epochs are trained where steps are slower than planned."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can be carried out with."""
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"--workers {self.workers}: 0 or more processes")
+        if self.judge_every < 0:
+            raise UserError(f"--eval-every {self.judge_every}: epochs, or 0 for no evaluation")
+        if self.patience is None:
+            return
+        if self.patience < 1:
+            raise UserError(f"--patience {self.patience}: at least 1 epoch")
+        if self.judge is None or not self.judge_every:
+            raise UserError(
+                f"--patience {self.patience} compares AP on the val split: a val split and an "
+                "--eval-every of at least 1 are needed"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """What a finished training run reports."""
+
+    checkpoint: Path
+    epochs: int
+    """Epochs that were trained."""
+    planned_epochs: int
+    """Epochs that were asked for."""
+    shortened_after: list[int]
+    """Epochs after which fewer were planned, because the others did not fit into the budget."""
+    stopped_early: bool
+    """Whether AP no longer rose before the planned epochs were over."""
+    images_per_second: float
+    seconds: float
+    skipped_steps: int
+    stood: bool
+    """The run was finished before; nothing was trained."""
+    leads: bool = True
+    """Whether this process, of several, is the one that writes."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a stage records of the run."""
+        return {
+            "checkpoint": str(self.checkpoint),
+            "epochs": self.epochs,
+            "planned_epochs": self.planned_epochs,
+            "shortened_after": self.shortened_after,
+            "stopped_early": self.stopped_early,
+            "images_per_second": round(self.images_per_second, 2),
+            "seconds": round(self.seconds, 1),
+            "skipped_steps": self.skipped_steps,
+        }

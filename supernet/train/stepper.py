@@ -1,0 +1,100 @@
+"""One step of an optimiser on some batches: forward, backward, clip, update."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import HeatError
+from .distributed import Group
+from .memory import is_out_of_memory, what_fits
+from .optimise import autocast_type
+from .recipes import TrainConfig
+from .task import Batch, Task, total
+
+
+class Stepper:
+    """Takes the steps of a training, in this process's share of a group."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        task: Task,
+        config: TrainConfig,
+        optimizer: torch.optim.Optimizer,
+        group: Group,
+        *,
+        compiled: bool = False,
+    ) -> None:
+        """Wrap the network for the group, and choose what products are computed in."""
+        self.network, self.task, self.config = network, task, config
+        self.optimizer, self.group = optimizer, group
+        self.model = group.wrap(network)
+        if compiled:
+            self.model = torch.compile(self.model)  # type: ignore[assignment]
+        self.type = autocast_type(config.precision, group.device)
+        self.scaler = torch.amp.GradScaler(group.device.type, enabled=self.type is torch.float16)
+
+    def step(self, parts: Sequence[Batch]) -> dict[str, float] | None:
+        """Take one step on some batches; None, changing nothing, if a loss is not finite.
+
+        All processes take it or none does. Raises `HeatError` where memory does not suffice.
+        """
+        try:
+            return self._step(parts)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        self.optimizer.zero_grad(set_to_none=True)
+        images, targets = parts[0]
+
+        def gradients(size: int) -> None:
+            total(self._loss(images[:size], targets[:size])).backward()  # type: ignore[no-untyped-call]
+
+        asked = self.config.batch_size
+        raise HeatError(what_fits(gradients, asked, len(images), self.group.world))
+
+    def _step(self, parts: Sequence[Batch]) -> dict[str, float] | None:
+        network = self.network
+        statistics = [buffer.clone() for buffer in network.buffers()]
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {}
+        fine = True
+        for index, (images, targets) in enumerate(parts):
+            last = index == len(parts) - 1
+            with nullcontext() if last else self._alone():
+                terms = self._loss(images, targets)
+                loss = total(terms)
+                fine = self.group.all_agree(bool(torch.isfinite(loss)))
+                if not fine:
+                    break
+                self.scaler.scale(loss / len(parts)).backward()  # type: ignore[no-untyped-call]
+            for key, value in terms.items():
+                sums[key] = sums.get(key, 0.0) + self.group.mean(value)
+        if fine:
+            self.scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.clip_norm)
+            fine = self.group.all_agree(bool(torch.isfinite(norm)))
+            if fine:
+                self.scaler.step(self.optimizer)
+            self.scaler.update()
+        if not fine:
+            for buffer, before in zip(network.buffers(), statistics, strict=True):
+                buffer.copy_(before)  # the forward pass may have spoilt BatchNorm's
+            return None
+        return sums
+
+    def _loss(self, images: Tensor, targets: Any) -> dict[str, Tensor]:
+        device = images.device.type
+        with torch.autocast(device, self.type, enabled=self.type is not None):
+            outputs = self.model(images)
+        return self.task.loss(outputs, targets, self.config)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Keep gradients to oneself until the last batch of a step."""
+        if isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return nullcontext()
