@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latency_tables.devices import Target, declared
+from latency_tables.lock import only_one
 from latency_tables.pack import probe_version, read_plan, table_from_results, write_pack
 from latency_tables.plan import TARGETS, Checks, check_networks, design, space_entries
 from latency_tables.remote import Host
@@ -14,7 +15,7 @@ from latency_tables.table import LatencyTable
 from supernet.supernet import SearchSpace
 
 from ..workspace import Workspace
-from .profile import record, report, table_path
+from .profile import record, report, table_lock, table_path
 
 PACKED_ENTRIES = 260
 """Entries that a device elsewhere is asked to time; all others are modelled from them."""
@@ -56,11 +57,12 @@ def unpack_results(workspace: Workspace, path: Path) -> dict[str, Any]:
             f"{table.conditions.model}, and it is named as {table.conditions.device}",
             file=sys.stderr,
         )
-    standing = table_path(workspace, table)
-    if standing.exists():
-        table.merge(LatencyTable.load(standing))
-    report(table)
-    return record(workspace, target, space, table, time.monotonic() - started)
+    with table_lock(workspace, table.conditions):
+        existing = table_path(workspace, table)
+        if existing.exists():
+            table.merge(LatencyTable.load(existing))
+        report(table)
+        return record(workspace, target, space, table, time.monotonic() - started)
 
 
 def profile_host(
@@ -70,12 +72,13 @@ def profile_host(
     started = time.monotonic()
     host = Host(address, python=python)
     results = workspace.tables / f"{target.name}.results.jsonl"
-    with tempfile.TemporaryDirectory() as folder:
-        pack = Path(folder) / "heat-probe.pyz"
-        made = pack_probe(pack, target, space)
-        # The name tells packs apart, so that an interrupted one is found again.
-        host.measure(pack, f"heat-{made['id']}-{probe_version()}", results)
-    done = unpack_results(workspace, results)
-    results.unlink()
+    with only_one(results):
+        with tempfile.TemporaryDirectory() as folder:
+            pack = Path(folder) / "heat-probe.pyz"
+            made = pack_probe(pack, target, space)
+            # The name tells packs apart, so that an interrupted one is found again.
+            host.measure(pack, f"heat-{made['id']}-{probe_version()}", results)
+        done = unpack_results(workspace, results)
+        results.unlink()
     seconds = round(time.monotonic() - started, 1)
     return workspace.record("profile", {**done, "host": address, "seconds": seconds})

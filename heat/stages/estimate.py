@@ -26,7 +26,7 @@ from supernet.errors import DeviceError
 from supernet.supernet import SearchSpace
 
 from ..workspace import Workspace
-from .profile import record
+from .profile import record, table_lock
 
 
 def estimate_table(
@@ -62,7 +62,8 @@ def estimate_table(
         "published figures",
         file=sys.stderr,
     )
-    done = record(workspace, target, space, table, time.monotonic() - started)
+    with table_lock(workspace, table.conditions):
+        done = record(workspace, target, space, table, time.monotonic() - started)
     return workspace.record("profile", {**done, **errors})
 
 

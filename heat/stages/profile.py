@@ -2,7 +2,7 @@
 
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from latency_tables.batch import feeds_of
+from latency_tables.conditions import Conditions
 from latency_tables.devices import Target
 from latency_tables.families import family
 from latency_tables.lock import only_one
@@ -19,7 +20,7 @@ from latency_tables.networks import reference_architecture
 from latency_tables.plan import Checks, check_networks, space_entries
 from latency_tables.pricing import SUSTAINED, weighted_quantile
 from latency_tables.profile import absorb, calibrate, fill
-from latency_tables.store import empty_table, open_table
+from latency_tables.store import conditions_of, empty_table, open_table
 from latency_tables.table import LatencyTable
 from latency_tables.threads import best_count, describe, thread_check, trouble
 from supernet.errors import TableError
@@ -80,8 +81,7 @@ def open_for_writing(
     workspace: Workspace, target: Target, input_size: tuple[int, int], locks: ExitStack
 ) -> LatencyTable:
     """Return the table that exists, for this process alone."""
-    named = empty_table(target, input_size)
-    locks.enter_context(only_one(table_path(workspace, named)))
+    locks.enter_context(table_lock(workspace, conditions_of(target, input_size)))
     return existing_table(workspace, target, input_size)
 
 
@@ -155,6 +155,14 @@ def warn_of_threads(target: Target, input_size: tuple[int, int]) -> dict[str, An
             file=sys.stderr,
         )
     return {str(count): asdict(timing) for count, timing in timings.items()}
+
+
+def table_lock(workspace: Workspace, conditions: Conditions) -> AbstractContextManager[None]:
+    """Hold the table of some conditions, and its estimate, for this process alone.
+
+    To be entered before the table is read: what another process adds in between would be lost.
+    """
+    return only_one(workspace.tables / f"{conditions.stem}.csv")
 
 
 def table_path(workspace: Workspace, table: LatencyTable) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 from latency_tables.batch import Setting
 from latency_tables.compare import AGREE, compare
 from latency_tables.devices import find_device
+from latency_tables.lock import only_one
 from latency_tables.machine import detect_cpu
 from latency_tables.stacks import measure_stacks
 from latency_tables.store import SHIPPED
@@ -95,12 +96,13 @@ def stacks_of(workspace: Workspace, setting: Setting) -> dict[str, float]:
     """Return the milliseconds of the stacks of Figure 2, measured once and kept."""
     name = f"stacks-{setting.runtime}-{setting.precision}-t{setting.threads}.json"
     path = workspace.tables / name
-    if path.exists():
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    print(f"measuring the stacks of Figure 2 ({name})", file=sys.stderr)
-    found = measure_stacks(setting)
-    write_text(path, json.dumps(found, indent=1) + "\n")
-    return found
+    with only_one(path):
+        if path.exists():
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        print(f"measuring the stacks of Figure 2 ({name})", file=sys.stderr)
+        found = measure_stacks(setting)
+        write_text(path, json.dumps(found, indent=1) + "\n")
+        return found
 
 
 def show_supernet(workspace: Workspace) -> dict[str, Any]:
