@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from heat.proxies import ApDropBy
 from heat.report import write_report
 from heat.source import Source
 from heat.spaces import search_space
+from heat.stages.build import _stands
 from heat.stages.export import Wish, _facts, _same_conditions
 from heat.stages.form_search import Form as Candidate
 from heat.stages.form_search import open_search
@@ -215,3 +217,14 @@ def test_an_int8_export_on_images_without_labels_names_no_loss(
     assert code == 0, errors
     assert "points lost" not in errors and "what INT8 loses is not known" in errors
     assert exported["precision"] == "int8" and exported["accuracy_check"] is None
+
+
+def test_the_target_is_recorded_as_it_was_asked_for(thinned: Path, tmp_path: Path) -> None:
+    """It was rounded to four decimals: `heat build` never found its own result again."""
+    workspace = Workspace(shutil.copytree(thinned, tmp_path / "run"))
+    target_fps = 30.123456789
+    far = ["--device", "cpu-i7", "--trust-table", "--out", workspace.root]
+    code, found, errors = run("thin", "--target-fps", target_fps, *far)
+    assert code == 0 and found["target_fps"] == target_fps, errors
+    assert _stands(workspace, "thin", target_fps=target_fps, met=True)
+    assert not _stands(workspace, "thin", target_fps=30.1235, met=True)
