@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from latency_tables.batch import Setting
 from latency_tables.compare import AGREE, compare
-from latency_tables.devices import find_device
+from latency_tables.devices import load_devices
 from latency_tables.lock import only_one
 from latency_tables.machine import detect_cpu
 from latency_tables.stacks import measure_stacks
@@ -86,10 +87,9 @@ def show_device(workspace: Workspace, device: str) -> dict[str, Any]:
 
 
 def _is_here(device: str) -> bool:
-    import re
-
-    pattern = find_device(device).pattern
-    return bool(pattern and re.search(pattern, detect_cpu().model, re.I))
+    """Say whether a device of a file is this machine; others are known by their tables alone."""
+    known = load_devices().get(device)
+    return bool(known and known.pattern and re.search(known.pattern, detect_cpu().model, re.I))
 
 
 def stacks_of(workspace: Workspace, setting: Setting) -> dict[str, float]:
