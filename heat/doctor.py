@@ -18,8 +18,8 @@ from typing import Literal
 import numpy as np
 from packaging.requirements import Requirement
 from packaging.version import Version
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from deploy.runtimes import installed_runtimes, open_session
 from latency_tables.devices import Device, load_devices, resolve
@@ -85,8 +85,8 @@ def show(findings: Sequence[Finding]) -> None:
         table.add_column(column)
     styles = {"ok": "green", "warning": "yellow", "wrong": "red"}
     for finding in findings:
-        level = f"[{styles[finding.level]}]{finding.level}[/]"
-        table.add_row(finding.what, level, escape(finding.seen), escape(finding.fix))
+        level = Text(finding.level, styles[finding.level])
+        table.add_row(finding.what, level, finding.seen, finding.fix)
     terminal().print(table)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from heat import doctor
-from heat.doctor import Finding, examine, graphics, processor, telemetry
+from heat.doctor import Finding, examine, graphics, processor, show, telemetry
 from heat.workspace import Workspace
 from latency_tables import devices
 from latency_tables.devices import find_device, load_devices, resolve
@@ -150,3 +150,9 @@ def test_a_table_named_after_a_device_file_is_of_this_machine(
     assert [text for text in seen if text.endswith("another machine")] == [
         text for text in seen if text.startswith("your-box")
     ]
+
+
+def test_what_is_shown_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    show([Finding("[/x]", "ok", ":car: [small]", "[/y]")])
+    shown = capsys.readouterr().err
+    assert "[/x]" in shown and ":car: [small]" in shown and "[/y]" in shown
