@@ -43,6 +43,11 @@ def estimate_table(
     entries = space_entries(space.template, space.widths, oa=True)
     size = space.template.input_size
     table = estimated_table(target, size, entries, efficiencies)
+    for op, nearest in table.facts["estimate"]["not_fitted"].items():
+        print(
+            f"warning: {op} is on no measured table: estimated by the coefficients of {nearest}",
+            file=sys.stderr,
+        )
     errors: dict[str, Any] = {"estimate_error": efficiencies.error.get("other_setting")}
     if few_shot:
         chosen = spread_entries(entries, few_shot)
