@@ -105,6 +105,7 @@ class Form:
     ) -> bytes:
         """Return the ONNX model of a network; `raw` in place of the form's own."""
         sizes = (2, 3) if self.dynamic_batch else (1,)
+        usual = self.engine.opset if self.engine else None
         models = [
             network.to_onnx(
                 metadata,
@@ -113,7 +114,7 @@ class Form:
                 rounding=plan,
                 padded=self.padded,
                 batch=size,
-                opset=self.opset or (self.engine.opset if self.engine else None),
+                opset=usual if self.opset is None else self.opset,
                 channels_last=self.runtime in CHANNELS_LAST,
                 scatter_add=self.runtime not in NO_SCATTER_ADD,
             )

@@ -117,7 +117,7 @@ class GraphWriter:
         as runtimes that compute convolutions channels last have them in memory.
         """
         least, usual = (BF16_OPSET,) * 2 if precision == "bf16" else (OLDEST_OPSET, OPSET)
-        self._opset = opset or usual
+        self._opset = usual if opset is None else opset
         if not least <= self._opset <= max(IR_VERSIONS):
             raise UserError(f"--opset {opset}: {least} to {max(IR_VERSIONS)} for {precision}")
         self.channels_last, self.scatter_add = channels_last, scatter_add
