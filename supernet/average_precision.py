@@ -68,7 +68,7 @@ def score(rows: Sequence[Mapping[str, Any]], data: DetectionSet) -> Scores:
     by_size_KA = np.full((K, AREAS), np.nan)
     truth = data.ground_truth
     objects, found = _by_category(truth["annotations"]), _by_category(rows)
-    size = min(GROUP, max(1, PAIRS // max(1, len(data.records))))
+    size = group_size(len(data.records))
     for first in range(0, K, size):
         part = range(first, min(first + size, K))
         ids = [data.category_ids[index] for index in part]
@@ -108,6 +108,11 @@ def score(rows: Sequence[Mapping[str, Any]], data: DetectionSet) -> Scores:
         classes,
     )
     return Scores(metrics, precision_TRK, by)
+
+
+def group_size(images: int) -> int:
+    """Return how many classes are scored at once."""
+    return min(GROUP, max(1, PAIRS // max(1, images)))
 
 
 def unique_names(data: DetectionSet) -> list[str]:

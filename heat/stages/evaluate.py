@@ -17,6 +17,7 @@ from supernet.evaluate import (
     score,
 )
 from supernet.letterbox import Image
+from supernet.scoring_memory import warn_of_memory
 
 from ..learning import draw_confusion, draw_precision
 from ..workspace import Workspace
@@ -52,6 +53,7 @@ def _scored(
     workspace: Workspace, detect: Detect, data: DetectionSet, model: str, runtime: str
 ) -> dict[str, Any]:
     """Score, draw what was found right and wrong, and record it."""
+    warn_of_memory(data)
     rows = found_rows(detect, data)
     scores = score(rows, data)
     precision, confusion = (

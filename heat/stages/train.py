@@ -24,6 +24,7 @@ from supernet.network import AnyArchitecture, Network, build
 from supernet.pretraining import load_backbone
 from supernet.recipes import TrainConfig
 from supernet.run_files import best_epoch
+from supernet.scoring_memory import warn_of_memory
 from supernet.training import Judge, Running, fit
 
 from ..learning import draw_batches, draw_learning
@@ -127,7 +128,9 @@ def _inherited(workspace: Workspace, architecture: AnyArchitecture) -> Detector:
 
 
 def judge_on(data: DetectionSet) -> Judge:
-    """Return what scores a network on a split while it is trained."""
+    """Return what scores a network on a split while it is trained; warn now of its memory."""
+    if first_process():
+        warn_of_memory(data)
 
     def judge(network: Network) -> dict[str, float]:
         metrics = evaluate(torch_detect(network), data, progress=False)
