@@ -23,7 +23,7 @@ from result import RESULTS, here, tell
 from torch import Tensor
 
 from heat.charts import save
-from heat.stages.export import load_network
+from heat.stages.network import load_network
 from heat.workspace import Workspace
 from supernet.attention import ActAttention, Attention
 from supernet.attention.hashing import BUCKET, Hash, cluster, collision_probability

@@ -228,3 +228,31 @@ def test_the_target_is_recorded_as_it_was_asked_for(thinned: Path, tmp_path: Pat
     assert code == 0 and found["target_fps"] == target_fps, errors
     assert _stands(workspace, "thin", target_fps=target_fps, met=True)
     assert not _stands(workspace, "thin", target_fps=30.1235, met=True)
+
+
+def test_the_network_that_is_scored_is_the_one_asked_for(shapes: Path, tmp_path: Path) -> None:
+    out = ["--out", tmp_path / "run"]
+    far = ["--device", "cpu-i7", *out]
+    assert "run heat thin" in fails(2, "eval", "--network", "thinned", "--data", shapes, *out)
+    assert "heat train makes it" in fails(2, "eval", "--network", "trained", "--data", shapes, *out)
+    tiny = ["--input-size", "96x128", "--epochs", 1, "--eval-every", 0]
+    code, _, errors = run("train", "--data", shapes, "--architecture", "pico", *tiny, *out)
+    assert code == 0, errors
+    for command in (("eval", "--data", shapes), ("export",)):  # there is a trained one only
+        assert "run heat thin" in fails(2, *command, "--network", "thinned", *out)
+    code, _, errors = run("profile", "--estimate", "--data", shapes, *SMALL_SPACE, *far)
+    assert code == 0, errors
+    code, _, errors = run("thin", "--target-fps", 30, "--trust-table", "--data", shapes, *far)
+    assert code == 0, errors
+    line = fails(2, "eval", "--data", shapes, *out)
+    assert "--network trained" in line and "--network thinned" in line
+    code, trained, errors = run("eval", "--network", "trained", "--data", shapes, *out)
+    assert code == 0 and trained["scored"].endswith("train"), errors
+    assert "UNTRAINED" not in errors
+    code, thin, errors = run("eval", "--network", "thinned", "--data", shapes, *out)
+    assert code == 0 and thin["scored"].endswith("architecture.json"), errors
+    assert "UNTRAINED" in errors
+    other = ["--network", "trained", "--bundle", tmp_path / "b", "--data", shapes, *out]
+    assert "a bundle holds one network" in fails(2, "eval", *other)
+    (tmp_path / "run" / "thin" / "architecture.json").unlink()
+    assert "architecture.json" in fails(2, "eval", "--network", "thinned", "--data", shapes, *out)
