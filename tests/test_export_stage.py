@@ -27,8 +27,8 @@ from heat.stages.build import _stands
 from heat.stages.export import Wish, _facts, _same_conditions
 from heat.stages.form_search import Form as Candidate
 from heat.stages.form_search import open_search
-from heat.stages.judging import judge_of
-from heat.thinning import ThinningRules
+from heat.stages.judging import judge_of, pixels_digest
+from heat.thinning import State, ThinningRules
 from heat.workspace import Workspace
 from latency_tables.devices import declared, resolve
 from latency_tables.machine import Gpu
@@ -217,6 +217,8 @@ def test_an_int8_export_on_images_without_labels_names_no_loss(
     assert code == 0, errors
     assert "points lost" not in errors and "what INT8 loses is not known" in errors
     assert exported["precision"] == "int8" and exported["accuracy_check"] is None
+    card = json.loads((Path(exported["bundle"]) / "card.json").read_text())
+    assert card["calibration"]["images"] == 3 and len(card["calibration"]["sha256"]) == 64
 
 
 def test_the_target_is_recorded_as_it_was_asked_for(thinned: Path, tmp_path: Path) -> None:
@@ -256,3 +258,51 @@ def test_the_network_that_is_scored_is_the_one_asked_for(shapes: Path, tmp_path:
     assert "a bundle holds one network" in fails(2, "eval", *other)
     (tmp_path / "run" / "thin" / "architecture.json").unlink()
     assert "architecture.json" in fails(2, "eval", "--network", "thinned", "--data", shapes, *out)
+
+
+def test_the_images_of_an_int8_network_are_part_of_its_evaluation(
+    shapes: Path, tmp_path: Path
+) -> None:
+    """A replaced image of the same size in bytes was not noticed: the old evaluation was kept."""
+    root = shutil.copytree(shapes, tmp_path / "data")
+    for path in (root / "train").iterdir():  # without compression: all of one size
+        pixels = cv2.imread(str(path))
+        path.write_bytes(cv2.imencode(".bmp", pixels)[1].tobytes())
+    space = search_space("micro", input_size=(96, 128), num_classes=4)
+    torch.manual_seed(0)
+    supernet = Supernet(space).eval()
+    source = Source(supernet, supernet.logits(), "digest")
+    run("profile", "--device", "cpu-i7", "--estimate", *SMALL_SPACE, "--out", tmp_path)
+    form = Candidate(space, (declared("cpu-i7"),), (Limits(target_fps=1.0),))
+
+    def evaluations(by: ApDropBy = "mass") -> tuple[int, str]:
+        data = load_split(root, "train")
+        opened = (Workspace(tmp_path), form, source, data, by, ThinningRules(), True)
+        with open_search(*opened) as search:
+            assert search.readings is not None and search.readings._journal is not None
+            known = len(search.readings._journal)
+            search.readings.quality(State.full(space), "int8")
+            return known, search.based_on
+
+    assert evaluations()[0] == 0
+    known, mass = evaluations()
+    assert known == 1
+    by_loss = evaluations("loss")[1]
+    data = load_split(root, "train")
+    path = data.records[3].path  # one that ranges of activations are calibrated on
+    pixels = cv2.imread(str(path))
+    path.write_bytes(cv2.imencode(".bmp", 255 - pixels)[1].tobytes())
+    assert load_split(root, "train").digest == data.digest
+    known, again = evaluations()
+    assert known == 0 and again == mass
+    assert evaluations("loss")[1] != by_loss, "a study of other images is another study"
+
+
+def test_a_bundle_names_the_images_it_was_calibrated_on() -> None:
+    rng = np.random.default_rng(0)
+    images = [draw(rng)[0] for _ in range(2)]
+    first = pixels_digest(images)
+    assert pixels_digest([image.copy() for image in images]) == first
+    images[1][0, 0, 0] ^= 1
+    assert pixels_digest(images) != first
+    assert pixels_digest([images[0].reshape(-1)]) != pixels_digest([images[0]])

@@ -28,7 +28,7 @@ from supernet.onnx_graph import Precision
 
 from ..workspace import Workspace
 from .clusters import bound_clusters, check_attention
-from .judging import images_of, judge_of, quantized
+from .judging import images_of, judge_of, pixels_digest, quantized
 from .measuring import measure_bundle, warn_if_slower
 from .network import Change, Which, as_it_is, is_thinned, load_network
 from .profile import recorded_table, warn
@@ -126,7 +126,11 @@ def export(
     if form.precision == "int8" and form.nncf is None:
         assert isinstance(network, Detector)
         plan = quantized(network, form, pixels, judge, wish.max_ap_drop)
-    facts = {**_facts(target, form, thinned, training, same=same), "clusters": clusters}
+    facts = {
+        **_facts(target, form, thinned, training, same=same),
+        "clusters": clusters,
+        "calibration": {"images": len(pixels), "sha256": pixels_digest(pixels)} if pixels else None,
+    }
     broken = ""
 
     def measure(model: Path) -> Speed:

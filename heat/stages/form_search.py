@@ -15,7 +15,7 @@ from supernet.coco import DetectionSet
 from supernet.errors import UserError
 from supernet.supernet import SearchSpace
 
-from ..accuracy import Readings
+from ..accuracy import Readings, images_digest
 from ..greedy import Trial
 from ..journal import Journal, fingerprint
 from ..ledger import write_ledger
@@ -58,7 +58,8 @@ class FormSearch:
     readings: Readings | None
     measured: Journal
     based_on: str
-    """Digest of the tables' conditions and calibrations and of the supernet's weights."""
+    """Digest of the tables' conditions and calibrations, of the supernet's weights, and of what
+    moves are evaluated on."""
 
     def architecture(self, state: State) -> Architecture:
         """Return the network of a state."""
@@ -93,11 +94,12 @@ def open_search(
         for target in form.targets:
             if target.here:
                 locks.enter_context(table_lock(workspace, conditions_of(target, size)))
-        readings = None
+        readings, of = None, ""
         if source.supernet is not None and data is not None:
             of = fingerprint(
                 supernet=source.digest,
                 data=data.digest,
+                images=images_digest(data),
                 block=space.template.global_block,
                 kind="readings",
             )
@@ -122,6 +124,7 @@ def open_search(
         based_on = fingerprint(
             supernet=source.digest,
             tables=[[asdict(t.conditions), _content(t)] for t in tables],
+            evaluated="" if evaluator.name == "mass" else of,
         )
         yield FormSearch(form, chain, goals, evaluator, readings, measured, based_on)
 
