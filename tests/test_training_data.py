@@ -219,6 +219,20 @@ def test_a_broken_val_split_is_an_error_and_a_missing_one_is_not(tmp_path: Path)
     assert code == 0, errors
 
 
+def test_a_set_without_val_is_exported_and_reported(tmp_path: Path) -> None:
+    """Both asked for the split that training had done without."""
+    root = pair(tmp_path / "a", None)
+    out = ("--out", tmp_path / "run")
+    assert run("train", "--data", root, *TINY, *out)[0] == 0
+    code, exported, errors = run("export", "--threads", 1, *out)
+    assert code == 0 and exported["trained"], errors
+    assert "has no val split: images of train are used" in errors
+    assert run("report", *out)[0] == 0
+    (root / "annotations" / "instances_val.json").write_text("{")
+    for command in ("export", "report"):
+        assert "instances_val.json is not valid JSON" in fails(2, command, *out)
+
+
 def test_adopting_keeps_what_was_trained(tmp_path: Path) -> None:
     root = pair(tmp_path / "a", None)
     assert run("train", "--data", root, *TINY, "--out", tmp_path / "run")[0] == 0

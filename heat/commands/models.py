@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from ..workspace import DEFAULT, Workspace
-from .find import attending, find_data, find_target, last_target
+from .find import attending, find_data, find_judged, find_target, last_target
 from .options import (
     STRIDE,
     AttentionName,
@@ -140,7 +140,7 @@ def export(
     data = data or (Path(trained["data"]) if trained else None)
     found = None
     if images is None and data is not None and (data.is_dir() or trained is None):
-        found = find_data(workspace, data, "val")
+        found = find_judged(workspace, data)
     calibration = None
     if found is not None and precision == "int8" and data is not None:
         calibration = find_data(workspace, data, "train")
