@@ -22,7 +22,7 @@ import torch
 from result import RESULTS, here, tell
 from torch import Tensor
 
-from heat.stages.export import load_network
+from heat.stages.network import load_network
 from heat.views.charts import save
 from heat.workspace import Workspace
 from supernet.attention import ActAttention, Attention

@@ -107,7 +107,8 @@ class Form:
         raw: bool | None = None,
     ) -> bytes:
         """Return the ONNX model of a network; `raw` in place of the form's own."""
-        opset = self.opset or (self.engine.opset if self.engine else None)
+        usual = self.engine.opset if self.engine else None
+        opset = usual if self.opset is None else self.opset
         style = GraphStyle.of(self.runtime, self.written, plan, opset)
         sizes = BATCHES if self.dynamic_batch else (1,)
         models = [

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
-from supernet.errors import HeatError
+from supernet.errors import HeatError, refusal
 from supernet.version import __version__
 
 from .commands import data, images, look, models, search, thinning, training
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             130,
         )
     except OSError as error:
-        return _fail(f"{error.filename or ''}: {error.strerror or error}", 2)
+        return _fail(refusal(error), 2)
     if isinstance(result, dict) and os.environ.get("RANK", "0") == "0":
         print(json.dumps(result))  # under torchrun once, not by every process
     return 0

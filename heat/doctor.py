@@ -11,15 +11,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from packaging.requirements import Requirement
 from packaging.version import Version
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from deploy.edge.runtimes import open_session
 from deploy.edge.session import installed_runtimes
@@ -86,8 +86,8 @@ def show(findings: Sequence[Finding]) -> None:
         table.add_column(column)
     styles = {"ok": "green", "warning": "yellow", "wrong": "red"}
     for finding in findings:
-        level = f"[{styles[finding.level]}]{finding.level}[/]"
-        table.add_row(finding.what, level, escape(finding.seen), escape(finding.fix))
+        level = Text(finding.level, styles[finding.level])
+        table.add_row(finding.what, level, finding.seen, finding.fix)
     terminal().print(table)
 
 
@@ -271,26 +271,42 @@ def tables(workspace: Workspace) -> Iterator[Finding]:
 
 
 def _table(path: Path) -> Finding:
+    """Compare a table with this machine, found by the name that the table was measured under."""
     from latency_tables.store import conditions_of
     from latency_tables.table_file import read_table
 
     try:
-        conditions = read_table(path).conditions
-        kind = "cuda" if conditions.driver else "cpu"
-        target = resolve(
-            kind,
-            runtime=conditions.runtime,
-            threads=conditions.threads,
-            precision=conditions.precision,
-        )
-        here = conditions_of(target, conditions.input_size)
-    except DeviceError:
-        return Finding("table", "ok", f"{path.stem}: of another machine")
+        table = read_table(path)
     except HeatError as error:
         return Finding("table", "wrong", str(error), "heat profile")
-    if here.device != conditions.device:
-        return Finding("table", "ok", f"{path.stem}: of another machine")
+    if table.estimated:
+        return Finding("table", "ok", f"{path.stem}: ESTIMATED, not measured")
+    conditions = table.conditions
+    elsewhere = Finding("table", "ok", f"{path.stem}: of another machine")
+    kind = "cuda" if conditions.driver else "cpu"
+    name = conditions.device if conditions.device in load_devices() else kind
+    try:
+        target = resolve(name, runtime=conditions.runtime, precision=conditions.precision)
+    except DeviceError:
+        return elsewhere
+    if target.name != conditions.device:
+        return elsewhere
+    again = "heat profile" if name == "cpu" else f"heat profile --device {name}"
+    cores = target.detected.cores
+    if conditions.threads > cores:
+        seen = f"{path.stem} is stale: threads {conditions.threads}, this machine gives {cores}"
+        return Finding("table", "warning", seen, f"{again} --threads {cores}")
+    target = replace(
+        target,
+        threads=conditions.threads,
+        spinning=conditions.spinning,
+        pinning=conditions.pinning,
+    )
+    try:
+        here = conditions_of(target, conditions.input_size)
+    except UserError as error:  # its runtime is gone
+        return Finding("table", "warning", f"{path.stem} is stale: {error}", again)
     different = here.differences(conditions)
     if different:
-        return Finding("table", "warning", f"{path.stem} is stale: {different}", "heat profile")
+        return Finding("table", "warning", f"{path.stem} is stale: {different}", again)
     return Finding("table", "ok", path.stem)

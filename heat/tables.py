@@ -1,16 +1,17 @@
 """The latency tables of a workspace: where they lie, and how fast the machine was meanwhile."""
 
 import sys
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from latency_tables.conditions import Conditions
 from latency_tables.devices import Target
 from latency_tables.pricing import SUSTAINED, weighted_quantile
 from latency_tables.probe.lock import only_one
-from latency_tables.store import empty_table, open_table
+from latency_tables.store import conditions_of, empty_table, open_table
 from latency_tables.table import LatencyTable
 from latency_tables.table_file import read_table
 from supernet.errors import TableError
@@ -33,9 +34,16 @@ def open_for_writing(
     workspace: Workspace, target: Target, input_size: tuple[int, int], locks: ExitStack
 ) -> LatencyTable:
     """Return the table that exists, for this process alone."""
-    named = empty_table(target, input_size)
-    locks.enter_context(only_one(table_path(workspace, named)))
+    locks.enter_context(table_lock(workspace, conditions_of(target, input_size)))
     return existing_table(workspace, target, input_size)
+
+
+def table_lock(workspace: Workspace, conditions: Conditions) -> AbstractContextManager[None]:
+    """Hold the table of some conditions, and its estimate, for this process alone.
+
+    To be entered before the table is read: what another process adds in between would be lost.
+    """
+    return only_one(workspace.tables / f"{conditions.stem}.csv")
 
 
 def existing_table(

@@ -24,6 +24,7 @@ import onnx
 
 from supernet.atomic import write_text
 from supernet.errors import DeviceError, TableError
+from supernet.heatdetr.architecture import CONDENSED
 from supernet.heatdetr.operators import OPERATORS
 from supernet.heatdetr.operators.entries import Entry
 from supernet.version import __version__
@@ -46,6 +47,14 @@ BYTES = {"f32": 4, "f16": 2, "bf16": 2, "int8": 1}
 
 LARGEST = 5.0
 """Largest coefficient: beyond it one part of the roofline stands in for another."""
+
+NEAREST: Mapping[str, str] = {
+    **dict.fromkeys(CONDENSED, "oa"),
+    **{f"t1_{kind}": "t1_oa" for kind in CONDENSED},
+    "top_k": "decode",
+}
+"""Operators that no table has measured yet, and whose coefficients are used for them: those of the
+operator in whose place they are."""
 
 Parts = tuple[float, float, float]
 """Milliseconds of multiply-adds, of memory traffic and of starting nodes."""
@@ -92,8 +101,21 @@ class Efficiencies:
     def ms(self, entry: Entry, figures: Figures, setting: Setting) -> float:
         """Return an entry's estimated milliseconds."""
         parts = ideal_parts(entry, figures, setting)
-        weights = self.coefficients[entry.op]
+        weights = self.coefficients[self.fitted(entry.op)]
         return sum(weight * part for weight, part in zip(weights, parts, strict=True))
+
+    def fitted(self, op: str) -> str:
+        """Return the operator whose coefficients serve for `op`: itself where it was measured.
+
+        Raises `TableError` where neither it nor its nearest was.
+        """
+        for name in (op, NEAREST.get(op, op)):
+            if name in self.coefficients:
+                return name
+        raise TableError(
+            f"no coefficients for the operator {op}: measure it (heat profile), or fit them anew "
+            "(benchmarks/estimate_error.py --write)"
+        )
 
     @classmethod
     def fit(cls, tables: Sequence[tuple[LatencyTable, Figures]]) -> Self:
@@ -166,13 +188,19 @@ def estimated_table(
     )
     today = date.today().isoformat()
     table = LatencyTable(conditions)
-    for entry in entries:
+    wanted = list(entries)
+    for entry in wanted:
         ms = efficiencies.ms(entry, figures, target.setting)
         table.rows[entry] = Row(ms, ms, 0, 0.0, today, __version__, "estimated")
     table.facts["estimate"] = {
         "figures": asdict(figures),
         "fitted_on": list(efficiencies.fitted_on),
         "error": dict(efficiencies.error),
+        "not_fitted": {
+            op: efficiencies.fitted(op)
+            for op in sorted({entry.op for entry in wanted})
+            if efficiencies.fitted(op) != op
+        },
     }
     return table
 

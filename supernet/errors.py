@@ -26,6 +26,13 @@ def masked(text: str) -> str:
     return SECRETS.sub(lambda found: (found[1] or "") + "***", text)
 
 
+def refusal(error: OSError) -> str:
+    """Return what the system refused and why, in one line; files only where the error names any."""
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    reason = error.strerror or str(error) or type(error).__name__
+    return masked(f"{' to '.join(names)}: {reason}" if names else reason)
+
+
 class HeatError(Exception):
     """Base of all errors raised on purpose.
 

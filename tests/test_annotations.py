@@ -7,9 +7,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from supernet.data.coco import load_split
 from supernet.data.detection_set import check_trainable
+from supernet.data.masks import mask_box
 from supernet.errors import DataError
 from supernet.evaluate import score_rows
 
@@ -211,3 +213,62 @@ def test_bom_before_json(tmp_path: Path) -> None:
     file = root / "annotations" / "instances_train.json"
     file.write_text(file.read_text(), encoding="utf-8-sig")
     assert load_split(root, "train").num_boxes == 2
+
+
+def masks_of(pixels: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
+    """Return a mask as COCO's two kinds of runs: a list of lengths, and a text."""
+    flat = pixels.flatten(order="F")
+    changes = np.flatnonzero(np.diff(np.concatenate([[0], flat])))
+    counts = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
+    coded = coco_mask.encode(np.asfortranarray(pixels))
+    size = list(pixels.shape)
+    text = coded["counts"].decode()
+    return [{"size": size, "counts": counts}, {"size": size, "counts": text}]
+
+
+def test_boxes_come_from_masks_where_there_are_none(tmp_path: Path) -> None:
+    """They were reported as broken annotations, and skipped."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(20):
+        pixels = np.zeros((100, 200), np.uint8)
+        for _ in range(rng.integers(1, 4)):
+            x, y = rng.integers(0, 150), rng.integers(0, 70)
+            pixels[y : y + rng.integers(1, 30), x : x + rng.integers(1, 50)] = 1
+        drawn.append(pixels & (rng.random(pixels.shape) < 0.9))
+    drawn += [np.ones((100, 200), np.uint8), np.eye(100, 200, dtype=np.uint8)]
+    for pixels in drawn:
+        expected = coco_mask.toBbox(coco_mask.encode(np.asfortranarray(pixels))).tolist()
+        for mask in masks_of(pixels):
+            assert list(mask_box(mask)) == expected
+    notes = [
+        {"image_id": image, "category_id": 3, "segmentation": mask, "iscrowd": crowd}
+        for image, crowd in ((1, 0), (2, 1))
+        for mask in masks_of(drawn[image])
+    ]
+    data = load_split(write(tmp_path, notes[:1] + notes[3:]), "train")
+    assert data.problems == () and (data.num_boxes, data.num_crowd) == (1, 1)
+    x, y, w, h = mask_box(notes[0]["segmentation"])
+    assert data.records[0].boxes_xyxy.tolist() == [[x, y, x + w, y + h]]
+
+
+@pytest.mark.parametrize(
+    ("mask", "kind"),
+    [
+        ({"size": [100, 200], "counts": [10, 5]}, "broken annotation"),
+        ({"size": [100, 200], "counts": [20010, -10]}, "broken annotation"),
+        ({"size": [100, 200], "counts": ["a", "b"]}, "broken annotation"),
+        ({"size": [100, 200], "counts": "P"}, "broken annotation"),
+        ({"size": [100, 200], "counts": "\n~"}, "broken annotation"),
+        ({"size": [100, 200]}, "broken annotation"),
+        ({"size": [0, 0], "counts": []}, "broken annotation"),
+        ({"counts": [20000]}, "broken annotation"),
+        ({"size": [100, 200], "counts": [20000]}, "degenerate box"),
+        ({"size": [50, 100], "counts": [10, 4990]}, "mask of another size"),
+    ],
+)
+def test_masks_that_are_none_are_reported(tmp_path: Path, mask: Any, kind: str) -> None:
+    bad = {"image_id": 1, "category_id": 3, "segmentation": mask}
+    data = load_split(write(tmp_path, [bad, note(2)]), "train")
+    assert [problem.kind for problem in data.problems] == [kind]
+    assert data.num_boxes == 1

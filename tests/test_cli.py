@@ -29,7 +29,7 @@ OPTIONS = {
     "threads",
     "devices": "",
     "doctor": "device out",
-    "eval": "data split bundle attention rounds window clusters out",
+    "eval": "data split bundle network attention rounds window clusters out",
     "export": "format precision raw dynamic_batch opset max_ap_drop device gpu quantizer threads "
     "images network attention rounds window clusters data out",
     "pretrain": "data architecture input_size epochs batch_size accumulate learning_rate drop_path "

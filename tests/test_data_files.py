@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from heat.views.learning import draw_confusion, draw_precision, plain
+from heat.views.charts import plain
+from heat.views.learning import draw_confusion, draw_precision
 from heat.views.tables import check_data
 from supernet.data.average_precision import score
 from supernet.data.check import image_problems

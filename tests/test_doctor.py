@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from heat import doctor
-from heat.doctor import Finding, examine, graphics, processor, telemetry
+from heat.doctor import Finding, examine, graphics, processor, show, telemetry
 from heat.workspace import Workspace
-from latency_tables.devices import find_device, resolve
-from latency_tables.probe.machine import Detected, Gpu
+from latency_tables import devices
+from latency_tables.devices import find_device, load_devices, resolve
+from latency_tables.probe.machine import Detected, Gpu, detect_cpu
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable, Row
 from latency_tables.table_file import write_table
@@ -105,3 +107,53 @@ def test_an_edge_install_has_a_doctor_too(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["wrong"] == 0
+
+
+def test_a_table_named_after_a_device_file_is_of_this_machine(
+    tmp_path: Path, unit: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken for another machine's, and its staleness never reported."""
+    mine = replace(
+        find_device("cpu-i7"), name="my-box", pattern=f"^{re.escape(detect_cpu().model)}$"
+    )
+    other = replace(mine, name="your-box", pattern="^no such model$")
+    known = {**load_devices(), "my-box": mine, "your-box": other}
+    for module in (doctor, devices):
+        monkeypatch.setattr(module, "load_devices", lambda: known)
+    here = conditions_of(resolve("my-box", runtime="onnxruntime", threads=1), (128, 192))
+    assert here.device == "my-box"
+    rows = dict.fromkeys(unit.entries().values(), Row(0.5, 0.0, 3, 5.0, "2026-01-01", "0.1"))
+    estimates = dict.fromkeys(rows, replace(rows[next(iter(rows))], source="estimated"))
+    cores = detect_cpu().cores
+    for conditions, found in (
+        (here, rows),
+        (replace(here, spinning="always", pinning=True), rows),
+        (replace(here, precision="bf16", runtime_version="0.0.1"), rows),
+        (replace(here, threads=cores + 1), rows),
+        (replace(here, device="your-box"), rows),
+        (replace(here, device="my-box", runtime_version="estimated"), estimates),
+    ):
+        LatencyTable(conditions, found).save(tmp_path / "tables")
+    findings = [found for found in examine(Workspace(tmp_path)) if found.what == "table"]
+    seen = {found.seen.removeprefix(here.stem): found for found in findings}
+    assert len(seen) == 6
+    levels_of = {text: found.level for text, found in seen.items()}
+    assert levels_of[""] == levels_of["-estimated: ESTIMATED, not measured"] == "ok"
+    warned = sorted(text for text, level in levels_of.items() if level == "warning")
+    assert len(warned) == 2
+    assert any("stale: runtime_version 1" in text for text in warned), warned
+    fixes = {found.fix for found in findings if found.level == "warning"}
+    assert fixes == {
+        "heat profile --device my-box",
+        f"heat profile --device my-box --threads {cores}",
+    }
+    assert any(f"threads {cores + 1}, this machine gives {cores}" in text for text in warned)
+    assert [text for text in seen if text.endswith("another machine")] == [
+        text for text in seen if text.startswith("your-box")
+    ]
+
+
+def test_what_is_shown_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    show([Finding("[/x]", "ok", ":car: [small]", "[/y]")])
+    shown = capsys.readouterr().err
+    assert "[/x]" in shown and ":car: [small]" in shown and "[/y]" in shown

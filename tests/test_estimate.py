@@ -17,10 +17,12 @@ from latency_tables.estimate import (
 )
 from latency_tables.plan import space_entries
 from latency_tables.store import SHIPPED
+from latency_tables.table import LatencyTable
 from latency_tables.table_file import read_table, write_table
 from supernet.errors import DeviceError, TableError
-from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.architecture import GLOBAL_KINDS, Architecture, GlobalBlock, HeadKind
 from supernet.heatdetr.operators.entries import Entry
+from tests.command_line import run
 
 TEMPLATE = Architecture(widths=(64, 64, 64, 64), blocks=("RWS",) * 4, input_size=(128, 192))
 ENTRIES = space_entries(TEMPLATE, TEMPLATE.widths, oa=True)
@@ -105,3 +107,30 @@ def test_shipped_tables_are_complete() -> None:
         assert all(math.isfinite(ms) for ms in table.times_ms().values())
         if not table.estimated:
             assert table.calibration.held_out_error is not None
+
+
+@pytest.mark.parametrize("block", GLOBAL_KINDS)
+@pytest.mark.parametrize("head", ["nms", "one-to-one"])
+def test_every_global_block_and_head_can_be_estimated(
+    block: GlobalBlock, head: HeadKind, tmp_path: Path
+) -> None:
+    """It ended in a KeyError for what no table has measured."""
+    size = ["--space", "micro", "--input-size", "96x128", "--head", head]
+    asked = ["--device", "v100", "--estimate", *size, "--global-block", block, "--out", tmp_path]
+    code, found, errors = run("profile", *asked)
+    assert code == 0 and found["source"] == "estimated", errors
+    named = "act is on no measured table: estimated by the coefficients of oa" in errors
+    assert named == (block != "cw")
+    assert ("top_k is on no measured table" in errors) == (head == "one-to-one")
+    table = LatencyTable.load(Path(found["table"]))
+    assert all(row.source == "estimated" and row.ms >= 0 for row in table.rows.values())
+    nearest = table.facts["estimate"]["not_fitted"]
+    assert nearest.get("t1_pool") == (None if block == "cw" else "t1_oa")
+    out = ("--trust-table", "--out", tmp_path)
+    code, thinned, errors = run("thin", "--target-fps", 50, *out)
+    assert code == 0 and thinned["source"] == "estimated", errors
+
+
+def test_an_operator_without_coefficients_is_named() -> None:
+    with pytest.raises(TableError, match="no coefficients for the operator swmsa: measure it"):
+        Efficiencies({"oa": (1.0, 1.0, 1.0)}, (), {}).fitted("swmsa")

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from supernet.data.coco import DetectionSet, Record
+from supernet.data.scoring_memory import expected_mb, free_mb, warn_of_memory
 from supernet.errors import DataError
 from supernet.evaluate import confusion_matrix, score
 
@@ -177,3 +179,65 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     assert without.numbered_as(("cat",)).records[0].labels.tolist() == [0]
     with pytest.raises(DataError, match="two classes have one name"):
         data.numbered_as(("cat", "cat"))
+
+
+def drawn(path: Path, classes: int = 12, images: int = 20) -> tuple[DetectionSet, list[Any]]:
+    """Draw objects of many classes, and detections that are near them, elsewhere or mistaken."""
+    rng = np.random.default_rng(1)
+    records, rows = [], []
+    for number in range(1, images + 1):
+        labels = rng.integers(0, classes, 6)
+        low = rng.uniform(0, 300, (6, 2))
+        boxes = np.hstack([low, low + rng.uniform(5, 150, (6, 2))]).astype(np.float32)
+        records.append(Record(number, path / f"{number}.jpg", 500, 500, boxes, labels))
+        for box, label in zip(boxes, labels, strict=True):
+            x0, y0, x1, y1 = (float(v) for v in box + rng.normal(0, 4, 4))
+            for guess in (int(label), int(rng.integers(0, classes))):
+                rows.append(row(number, guess, [x0, y0, x1 - x0, y1 - y0], float(rng.random())))
+    names = tuple(f"c{index}" for index in range(classes))
+    ids = tuple(range(classes))
+    return DetectionSet(path, "val", path / "x.json", names, ids, tuple(records)), rows
+
+
+@pytest.mark.parametrize("group", [1, 5, 7])
+def test_any_groups_of_classes_score_alike(
+    group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, rows = drawn(tmp_path)
+    whole = score(rows, data)
+    assert 0 < whole.metrics.ap < 1 and whole.metrics.ap_small > -1
+    monkeypatch.setattr("supernet.data.average_precision.GROUP", group)
+    parts = score(rows, data)
+    assert parts.metrics == whole.metrics
+    assert np.array_equal(parts.precision_TRK, whole.precision_TRK)
+
+
+def test_memory_is_reported_where_it_is_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = known(tmp_path)
+    warn_of_memory(data)
+    assert not capsys.readouterr().err
+    assert expected_mb(5000, 1000) < expected_mb(5000, 365) < expected_mb(5000, 1)
+    assert expected_mb(5000, 1) == expected_mb(5000, 20), "they are scored at once"
+    monkeypatch.setattr("supernet.scoring_memory.free_mb", lambda: 0.2)
+    warn_of_memory(data)
+    assert "2 images of val may take 1 MiB of memory, 0 MiB are free" in capsys.readouterr().err
+
+
+def test_free_memory_is_that_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9000000 kB\nMemAvailable:    4194304 kB\n")
+    monkeypatch.setattr("supernet.scoring_memory.MEMINFO", meminfo)
+    monkeypatch.setattr("supernet.scoring_memory.CGROUP", tmp_path)
+    assert free_mb() == 4096
+    (tmp_path / "memory.current").write_text(f"{2**30}\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_mb() == 4096
+    (tmp_path / "memory.max").write_text(f"{3 * 2**30}\n")
+    assert free_mb() == 2048
+    monkeypatch.setattr("supernet.scoring_memory.MEMINFO", tmp_path / "absent")
+    monkeypatch.setattr("supernet.scoring_memory.CGROUP", tmp_path / "absent")
+    assert free_mb() is None

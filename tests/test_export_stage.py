@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,13 @@ from deploy.gate import check_parity
 from deploy.parity import compare
 from deploy.quantize import quantize
 from heat.spaces import search_space
+from heat.stages.build import _stands
 from heat.stages.export import Wish, _facts, _same_conditions
 from heat.thinning.candidates import Form as Candidate
 from heat.thinning.candidates import open_search
-from heat.thinning.judging import judge_of
+from heat.thinning.judging import judge_of, pixels_digest
 from heat.thinning.limits import Limits
-from heat.thinning.moves import ThinningRules
+from heat.thinning.moves import State, ThinningRules
 from heat.thinning.proxies import ApDropBy
 from heat.thinning.source import Source
 from heat.views.report import write_report
@@ -215,3 +217,92 @@ def test_an_int8_export_on_images_without_labels_names_no_loss(
     assert code == 0, errors
     assert "points lost" not in errors and "what INT8 loses is not known" in errors
     assert exported["precision"] == "int8" and exported["accuracy_check"] is None
+    card = json.loads((Path(exported["bundle"]) / "card.json").read_text())
+    assert card["calibration"]["images"] == 3 and len(card["calibration"]["sha256"]) == 64
+
+
+def test_the_target_is_recorded_as_it_was_asked_for(thinned: Path, tmp_path: Path) -> None:
+    """It was rounded to four decimals: `heat build` never found its own result again."""
+    workspace = Workspace(shutil.copytree(thinned, tmp_path / "run"))
+    target_fps = 30.123456789
+    far = ["--device", "cpu-i7", "--trust-table", "--out", workspace.root]
+    code, found, errors = run("thin", "--target-fps", target_fps, *far)
+    assert code == 0 and found["target_fps"] == target_fps, errors
+    assert _stands(workspace, "thin", target_fps=target_fps, met=True)
+    assert not _stands(workspace, "thin", target_fps=30.1235, met=True)
+
+
+def test_the_network_that_is_scored_is_the_one_asked_for(shapes: Path, tmp_path: Path) -> None:
+    out = ["--out", tmp_path / "run"]
+    far = ["--device", "cpu-i7", *out]
+    assert "run heat thin" in fails(2, "eval", "--network", "thinned", "--data", shapes, *out)
+    assert "heat train makes it" in fails(2, "eval", "--network", "trained", "--data", shapes, *out)
+    tiny = ["--input-size", "96x128", "--epochs", 1, "--eval-every", 0]
+    code, _, errors = run("train", "--data", shapes, "--architecture", "pico", *tiny, *out)
+    assert code == 0, errors
+    for command in (("eval", "--data", shapes), ("export",)):  # there is a trained one only
+        assert "run heat thin" in fails(2, *command, "--network", "thinned", *out)
+    code, _, errors = run("profile", "--estimate", "--data", shapes, *SMALL_SPACE, *far)
+    assert code == 0, errors
+    code, _, errors = run("thin", "--target-fps", 30, "--trust-table", "--data", shapes, *far)
+    assert code == 0, errors
+    line = fails(2, "eval", "--data", shapes, *out)
+    assert "--network trained" in line and "--network thinned" in line
+    code, trained, errors = run("eval", "--network", "trained", "--data", shapes, *out)
+    assert code == 0 and trained["scored"].endswith("train"), errors
+    assert "UNTRAINED" not in errors
+    code, thin, errors = run("eval", "--network", "thinned", "--data", shapes, *out)
+    assert code == 0 and thin["scored"].endswith("architecture.json"), errors
+    assert "UNTRAINED" in errors
+    other = ["--network", "trained", "--bundle", tmp_path / "b", "--data", shapes, *out]
+    assert "a bundle holds one network" in fails(2, "eval", *other)
+    (tmp_path / "run" / "thin" / "architecture.json").unlink()
+    assert "architecture.json" in fails(2, "eval", "--network", "thinned", "--data", shapes, *out)
+
+
+def test_the_images_of_an_int8_network_are_part_of_its_evaluation(
+    shapes: Path, tmp_path: Path
+) -> None:
+    """A replaced image of the same size in bytes was not noticed: the old evaluation was kept."""
+    root = shutil.copytree(shapes, tmp_path / "data")
+    for path in (root / "train").iterdir():  # without compression: all of one size
+        pixels = cv2.imread(str(path))
+        path.write_bytes(cv2.imencode(".bmp", pixels)[1].tobytes())
+    space = search_space("micro", input_size=(96, 128), num_classes=4)
+    torch.manual_seed(0)
+    supernet = Supernet(space).eval()
+    source = Source(supernet, supernet.logits(), "digest")
+    run("profile", "--device", "cpu-i7", "--estimate", *SMALL_SPACE, "--out", tmp_path)
+    form = Candidate(space, (declared("cpu-i7"),), (Limits(target_fps=1.0),))
+
+    def evaluations(by: ApDropBy = "mass") -> tuple[int, str]:
+        data = load_split(root, "train")
+        opened = (Workspace(tmp_path), form, source, data, by, ThinningRules(), True)
+        with open_search(*opened) as search:
+            assert search.readings is not None and search.readings._journal is not None
+            known = len(search.readings._journal)
+            search.readings.quality(State.full(space), "int8")
+            return known, search.based_on
+
+    assert evaluations()[0] == 0
+    known, mass = evaluations()
+    assert known == 1
+    by_loss = evaluations("loss")[1]
+    data = load_split(root, "train")
+    path = data.records[3].path  # one that ranges of activations are calibrated on
+    pixels = cv2.imread(str(path))
+    path.write_bytes(cv2.imencode(".bmp", 255 - pixels)[1].tobytes())
+    assert load_split(root, "train").digest == data.digest
+    known, again = evaluations()
+    assert known == 0 and again == mass
+    assert evaluations("loss")[1] != by_loss, "a study of other images is another study"
+
+
+def test_a_bundle_names_the_images_it_was_calibrated_on() -> None:
+    rng = np.random.default_rng(0)
+    images = [draw(rng)[0] for _ in range(2)]
+    first = pixels_digest(images)
+    assert pixels_digest([image.copy() for image in images]) == first
+    images[1][0, 0, 0] ^= 1
+    assert pixels_digest(images) != first
+    assert pixels_digest([images[0].reshape(-1)]) != pixels_digest([images[0]])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from heat.stages.export import load_network
+from heat.stages.network import load_network
 from heat.workspace import Workspace
 from supernet.checkpoint import read_info
 from supernet.data.coco import DetectionSet, load_split

@@ -2,8 +2,11 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -296,3 +299,67 @@ def test_places_are_known_before_anything_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="--score"):
         detect(["x"], score=float("nan"))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+def test_a_video_with_a_name_of_255_bytes(suffix: str, tmp_path: Path) -> None:
+    """Its recording's name was too long, and nothing was done."""
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    code = {".mp4": "mp4v", ".avi": "MJPG"}[suffix]
+    sources = []
+    for stem in ("v" * 251, "v" * 250 + "w", "ä" * 125, "short"):
+        clip = write_video(clips / f"x{suffix}", code, 3)
+        sources.append(str(clip.rename(clips / f"{stem}{suffix}")))
+    result, problems = detect(sources, save=tmp_path / "out")
+    assert not problems
+    saved = [Path(video["saved"]) for video in result["videos"]]
+    assert len(set(saved)) == 4 and all(path.exists() for path in saved)
+    assert saved[3].name == ("short.mp4" if suffix == ".mp4" else "short.avi.mp4")
+    assert all(len(os.fsencode(path.name)) <= 255 for path in (tmp_path / "out").iterdir())
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from deploy.work import DetectOptions, detect_sources
+from supernet.errors import DataError
+from tests.test_videos import BUNDLE
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
+try:
+    detect_sources(BUNDLE, [sys.argv[1]], DetectOptions(save=Path(sys.argv[2])))
+except DataError as error:
+    print("error:", error)
+"""
+
+
+@pytest.mark.parametrize("limit", [200, 2000])
+def test_a_disk_that_fills_while_a_video_is_written(limit: int, tmp_path: Path) -> None:
+    """A limit on the size of files fails the same calls as a full disk: of the lines, the video."""
+    clip = write_video(tmp_path / "clip.mp4", "mp4v", 60)
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(clip), str(out), str(limit)],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"error: cannot write {out}/clip."), lines
+    assert "None" not in lines[0]
+    assert list(out.iterdir()) == []
+
+
+def test_a_full_disk_ends_a_recording_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A video was detected on to its end, and its recording refused then."""
+    recorder = Recorder(tmp_path, "clip", 25.0)
+    usage = SimpleNamespace(free=1000)
+    monkeypatch.setattr("deploy.recorder.shutil.disk_usage", lambda _: usage)
+    image = np.zeros((48, 64, 3), np.uint8)
+    with pytest.raises(DataError, match=r"cannot write .*clip\.mp4: no space is left"):
+        for number in range(30):
+            recorder.add(image, {"frame": number}, None)
+    recorder.discard()
+    assert list(tmp_path.iterdir()) == []

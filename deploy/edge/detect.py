@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from supernet.errors import BundleError, HeatError
+from supernet.errors import BundleError, HeatError, refusal
 from supernet.letterbox import boxes_to_image, letterbox
 
 from .labels import LABEL_KINDS
@@ -175,6 +175,9 @@ def main(arguments: list[str]) -> int:
     except HeatError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"error: {refusal(error)}", file=sys.stderr)
+        return 2
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     print(json.dumps(result))

@@ -25,6 +25,10 @@ MAX_TIMEBASE = 65535
 """Largest denominator of a frame rate in MPEG-4."""
 PAUSE_FRAMES = 1.5
 """Frames by which time stamps must be ahead; MPEG's are one off now and then."""
+LOOK_EVERY = 25
+"""Frames after which the room on the disk is looked at."""
+LEAST_FREE_BYTES = 2**16
+"""Less is a full disk."""
 LONGEST_PAUSE_S = 60.0
 """Longest time for which a frame is repeated in the recording."""
 
@@ -86,6 +90,9 @@ class Recorder:
             pixels = cv2.resize(pixels, self._size)
         self._writer.write(pixels)
         self.frames += 1
+        look = self.frames % LOOK_EVERY == 0  # OpenCV reports no full disk, and goes on
+        if look and shutil.disk_usage(self.video.parent).free < LEAST_FREE_BYTES:
+            raise DataError(f"cannot write {self.video}: no space is left for it")
 
     def close(self) -> None:
         """Give the files their names, once they are whole."""

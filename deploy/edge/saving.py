@@ -23,6 +23,8 @@ RECORD_KEY = b'"boxes_xyxy_px"'
 """In every file of detections that has any."""
 LONGEST_NAME = 255
 """Bytes of a file's name."""
+RECORDING_ROOM = 12
+"""Bytes of it that a recording's number and suffix take at most."""
 WRITTEN_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 """Formats in which images with boxes are written as they came; others become JPEG."""
 LONGEST_SIDE_PX = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
@@ -79,6 +81,16 @@ def renamed(path: Path, suffix: str) -> Path:
     return path.with_name(name)
 
 
+def fitting(name: str) -> str:
+    """Return the name of a recording, cut where a number and .jsonl would make it too long."""
+    coded = os.fsencode(name)
+    if len(coded) + RECORDING_ROOM <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(coded).hexdigest()[:12]
+    start = coded[: LONGEST_NAME - RECORDING_ROOM - len(digest) - 1]
+    return f"{start.decode(errors='ignore')}-{digest}"
+
+
 def outputs_of(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
     """Return where each image is written: its own name and its path below what all share.
 
@@ -105,7 +117,7 @@ def recordings_of(sources: Sequence[str], folder: Path) -> dict[str, Path]:
     below = dict(zip(files, below_shared(files), strict=True))
     found: dict[str, Path] = {}
     for source in sources:
-        name = recording_name(source)
+        name = fitting(recording_name(source))
         target = folder / below.get(Path(source), Path()) / name
         number = 1
         # What a camera saw yesterday cannot be recorded again.

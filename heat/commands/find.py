@@ -158,6 +158,16 @@ def find_data(workspace: Workspace, root: Path | None, split: str) -> "Detection
     return found
 
 
+def find_judged(workspace: Workspace, root: Path) -> "DetectionSet":
+    """Load the images that a network is shown and compared on: val, or train of a set without."""
+    from supernet.data.coco import find_split
+
+    if find_split(root, "val") is not None:
+        return find_data(workspace, root, "val")
+    print(f"warning: {root} has no val split: images of train are used", file=sys.stderr)
+    return find_data(workspace, root, "train")
+
+
 def find_space(
     workspace: Workspace,
     name: str | None,

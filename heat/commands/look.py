@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..workspace import DEFAULT, Workspace
-from .find import find_data
+from .find import find_judged
 from .options import Data, DeviceName, Out, Result, Size
 
 
@@ -86,6 +86,8 @@ def report(*, data: Data = None, out: Out = DEFAULT) -> Result:
 
     workspace = Workspace(out)
     trained = workspace.stage("train")
-    known = data is not None or (trained is not None and Path(trained["data"]).is_dir())
-    found = find_data(workspace, data, "val") if known else None
+    root = data or (Path(trained["data"]) if trained else None)
+    if data is None and root is not None and not root.is_dir():
+        root = None  # the data has moved since
+    found = find_judged(workspace, root) if root is not None else None
     return {"report": str(write_report(workspace, found))}

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from ..workspace import DEFAULT, Workspace
-from .find import attending, find_data, find_target, last_target
+from .find import attending, find_data, find_judged, find_target, last_target
 from .options import (
     STRIDE,
     AttentionName,
@@ -26,6 +26,7 @@ from .options import (
     Space,
     StrideName,
     Threads,
+    Which,
     Window,
 )
 
@@ -37,6 +38,7 @@ def evaluate(
     bundle: Annotated[
         Path | None, Parameter(help="Bundle to score; without it the checkpoint, in torch.")
     ] = None,
+    network: Which = None,
     attention: AttentionName = None,
     rounds: Rounds = None,
     window: Window = None,
@@ -58,9 +60,11 @@ def evaluate(
     if bundle is not None:
         if any(value is not None for value in asked.values()):
             raise UserError("a bundle's attention is fixed: heat export --attention makes another")
+        if network is not None:
+            raise UserError(f"--network {network}: a bundle holds one network, leave it out")
         return evaluate_bundle(workspace, bundle, found)
     change = partial(attending, **asked)  # type: ignore[arg-type]
-    return evaluate_checkpoint(workspace, found, change)
+    return evaluate_checkpoint(workspace, found, change, network)
 
 
 def export(
@@ -83,7 +87,7 @@ def export(
     images: Annotated[
         Path | None, Parameter(help="Images on which the export is compared with torch.")
     ] = None,
-    network: Literal["trained", "thinned"] | None = None,
+    network: Which = None,
     attention: AttentionName = None,
     rounds: Rounds = None,
     window: Window = None,
@@ -101,7 +105,6 @@ def export(
         opset: ONNX opset for older tools, 17 at least; 20 by default.
         gpu: Compute capability of the GPU that an engine is for, 8.9 for instance; the GPU that is
             here by default. Another's is built ahead of time, by TensorRT for RTX, and not run.
-        network: Which network, where another is trained than the thinned one.
         quantizer: What makes int8: HEAT, which keeps parts in floating point where they cost AP,
             or NNCF (OpenVINO only, an extra).
         max_ap_drop: Points of AP that a lower precision may lose on labelled data; in int8, parts
@@ -137,7 +140,7 @@ def export(
     data = data or (Path(trained["data"]) if trained else None)
     found = None
     if images is None and data is not None and (data.is_dir() or trained is None):
-        found = find_data(workspace, data, "val")
+        found = find_judged(workspace, data)
     calibration = None
     if found is not None and precision == "int8" and data is not None:
         calibration = find_data(workspace, data, "train")

@@ -50,6 +50,10 @@ Rounds = Annotated[
     int | None, Parameter(help="Rounds of ACT's hash, up to 32: fewer are faster and coarser.")
 ]
 Window = Annotated[int | None, Parameter(help="Tokens of a window of enact and pool.")]
+Which = Annotated[
+    Literal["trained", "thinned"] | None,
+    Parameter(help="Which network, where another is trained than the thinned one."),
+]
 Clusters = Annotated[
     int | None, Parameter(help="ACT's clusters at most, in a graph; calibrated by default.")
 ]

@@ -93,6 +93,8 @@ def profile(
         from ..stages.elsewhere import unpack_results
 
         return unpack_results(workspace, unpack)
+    if few_shot < 0:
+        raise UserError(f"--few-shot {few_shot}: 0 or more entries")
     if few_shot and not estimate:
         raise UserError("--few-shot corrects an estimate: give --estimate too")
     elsewhere = estimate or pack is not None or host is not None

@@ -217,7 +217,7 @@ def train(
         from_supernet=inherit,
         backbone=backbone,
         weights=weights,
-        students=rounds or ROUNDS if recipe == "mtkd" else None,
+        students=(ROUNDS if rounds is None else rounds) if recipe == "mtkd" else None,
         running=running,
     )
 

@@ -42,6 +42,8 @@ def adopt(
         facts={"adopted": path.name, "history": []},
     )
     with claimed(workspace.train):
+        if not restart:  # looked at again: a training may have ended meanwhile
+            _keep_trained(workspace, checkpoint)
         (workspace.train / "state.pt").unlink(missing_ok=True)  # of the training that is replaced
         save_checkpoint(checkpoint, network.state_dict(), info)
     result = {

@@ -65,6 +65,7 @@ def build(
 ) -> dict[str, Any]:
     """Plan, profile, train the supernet, thin, train, export, evaluate; finished stages stand."""
     limits = Limits(target_fps=target_fps)
+    TrainConfig(seed=seed)  # refused now, not after the profile
     if not minutes > 0:
         raise UserError(f"--minutes {minutes:g}: a positive number")
     if RUNTIME_OF[format] != target.runtime:

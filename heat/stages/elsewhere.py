@@ -9,11 +9,12 @@ from typing import Any
 from latency_tables.devices import Target, declared
 from latency_tables.pack import probe_version, read_plan, table_from_results, write_pack
 from latency_tables.plan import TARGETS, Checks, check_networks, design, space_entries
+from latency_tables.probe.lock import only_one
 from latency_tables.remote import Host
 from latency_tables.table_file import read_table
 from supernet.heatdetr.supernet import SearchSpace
 
-from ..tables import table_path
+from ..tables import table_lock, table_path
 from ..workspace import Workspace
 from .profile import record, report
 
@@ -57,11 +58,12 @@ def unpack_results(workspace: Workspace, path: Path) -> dict[str, Any]:
             f"{table.conditions.model}, and it is named as {table.conditions.device}",
             file=sys.stderr,
         )
-    standing = table_path(workspace, table)
-    if standing.exists():
-        table.merge(read_table(standing))
-    report(table)
-    return record(workspace, target, space, table, time.monotonic() - started)
+    with table_lock(workspace, table.conditions):
+        existing = table_path(workspace, table)
+        if existing.exists():
+            table.merge(read_table(existing))
+        report(table)
+        return record(workspace, target, space, table, time.monotonic() - started)
 
 
 def profile_host(
@@ -71,12 +73,13 @@ def profile_host(
     started = time.monotonic()
     host = Host(address, python=python)
     results = workspace.tables / f"{target.name}.results.jsonl"
-    with tempfile.TemporaryDirectory() as folder:
-        pack = Path(folder) / "heat-probe.pyz"
-        made = pack_probe(pack, target, space)
-        # The name tells packs apart, so that an interrupted one is found again.
-        host.measure(pack, f"heat-{made['id']}-{probe_version()}", results)
-    done = unpack_results(workspace, results)
-    results.unlink()
+    with only_one(results):
+        with tempfile.TemporaryDirectory() as folder:
+            pack = Path(folder) / "heat-probe.pyz"
+            made = pack_probe(pack, target, space)
+            # The name tells packs apart, so that an interrupted one is found again.
+            host.measure(pack, f"heat-{made['id']}-{probe_version()}", results)
+        done = unpack_results(workspace, results)
+        results.unlink()
     seconds = round(time.monotonic() - started, 1)
     return workspace.record("profile", {**done, "host": address, "seconds": seconds})

@@ -25,6 +25,7 @@ from latency_tables.table import LatencyTable
 from supernet.errors import DeviceError
 from supernet.heatdetr.supernet import SearchSpace
 
+from ..tables import table_lock
 from ..workspace import Workspace
 from .profile import record
 
@@ -43,6 +44,11 @@ def estimate_table(
     entries = space_entries(space.template, space.widths, oa=True)
     size = space.template.input_size
     table = estimated_table(target, size, entries, efficiencies)
+    for op, nearest in table.facts["estimate"]["not_fitted"].items():
+        print(
+            f"warning: {op} is on no measured table: estimated by the coefficients of {nearest}",
+            file=sys.stderr,
+        )
     errors: dict[str, Any] = {"estimate_error": efficiencies.error.get("other_setting")}
     if few_shot:
         chosen = spread_entries(entries, few_shot)
@@ -62,7 +68,8 @@ def estimate_table(
         "published figures",
         file=sys.stderr,
     )
-    done = record(workspace, target, space, table, time.monotonic() - started)
+    with table_lock(workspace, table.conditions):
+        done = record(workspace, target, space, table, time.monotonic() - started)
     return workspace.record("profile", {**done, **errors})
 
 

@@ -1,5 +1,6 @@
 """`heat eval`: COCO average precision of a bundle, or of the torch checkpoint."""
 
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from deploy.edge.detect import Bundle
 from deploy.export import write_card
 from deploy.gate import torch_detect
 from supernet.data.coco import DetectionSet
+from supernet.data.scoring_memory import warn_of_memory
+from supernet.errors import UserError
 from supernet.evaluate import (
     Detect,
     Found,
@@ -20,7 +23,7 @@ from supernet.letterbox import Image
 
 from ..views.learning import draw_confusion, draw_precision
 from ..workspace import Workspace
-from .export import Change, as_it_is, load_network
+from .network import Change, Which, as_it_is, load_network
 
 
 def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> dict[str, Any]:
@@ -40,18 +43,36 @@ def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> d
 
 
 def evaluate_checkpoint(
-    workspace: Workspace, data: DetectionSet, change: Change = as_it_is
+    workspace: Workspace,
+    data: DetectionSet,
+    change: Change = as_it_is,
+    which: Which | None = None,
 ) -> dict[str, Any]:
-    """Score the workspace's network in torch."""
-    network, names, _ = load_network(workspace, change)
-    numbered = data.numbered_as(names)
-    return _scored(workspace, torch_detect(network), numbered, str(workspace.train), "torch")
+    """Score the workspace's network in torch; `which` as `load_network`.
+
+    An untrained one has no class names: it takes the data's, or is refused where it has another
+    number of classes.
+    """
+    network, names, training = load_network(workspace, change, which)
+    if training is None:
+        classes = network.architecture.num_classes
+        if classes != data.num_classes:
+            raise UserError(
+                f"the thinned network is untrained and has {classes} classes, "
+                f"{data.annotation_path} has {data.num_classes}: heat train --data DIR trains it"
+            )
+        print("warning: this network is UNTRAINED: its AP means nothing", file=sys.stderr)
+        model = workspace.architecture
+    else:
+        data, model = data.numbered_as(names), workspace.train
+    return _scored(workspace, torch_detect(network), data, str(model), "torch")
 
 
 def _scored(
     workspace: Workspace, detect: Detect, data: DetectionSet, model: str, runtime: str
 ) -> dict[str, Any]:
     """Score, draw what was found right and wrong, and record it."""
+    warn_of_memory(data)
     rows = found_rows(detect, data)
     scores = score(rows, data)
     precision, confusion = (

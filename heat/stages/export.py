@@ -2,13 +2,12 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-import torch
 
 from deploy.build_engine import plan_engine
 from deploy.edge.bench import Speed
@@ -19,36 +18,26 @@ from latency_tables.devices import Target
 from latency_tables.probe.timings import NetworkResult
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable
-from supernet.checkpoint import load_weights, read_info
 from supernet.data.coco import DetectionSet
 from supernet.errors import PromiseError, UserError
 from supernet.graph.style import Precision
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.letterbox import Image, letterbox
-from supernet.network import AnyArchitecture, Network, build, read_architecture
+from supernet.network import AnyArchitecture
 
 from ..tables import recorded_table
-from ..thinning.judging import images_of, judge_of, quantized
+from ..thinning.judging import images_of, judge_of, pixels_digest, quantized
 from ..thinning.measuring import measure_bundle, warn_if_slower
 from ..workspace import Workspace
 from .clusters import bound_clusters, check_attention
+from .network import Change, Which, as_it_is, is_thinned, load_network
 from .profile import warn
 
 Quantizer = Literal["heat", "nncf"]
-Which = Literal["trained", "thinned"]
-"""The network of the checkpoint, or the thinned one, where they differ."""
 MAX_MEASUREMENTS = 3
 RATIO_BOUNDS = (0.9, 1.1)
 """Allowed measured / predicted frame rate."""
-
-Change = Callable[[AnyArchitecture], AnyArchitecture]
-"""Makes another architecture of one, with the same weights."""
-
-
-def as_it_is(architecture: AnyArchitecture) -> AnyArchitecture:
-    """Change nothing."""
-    return architecture
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +127,11 @@ def export(
     if form.precision == "int8" and form.nncf is None:
         assert isinstance(network, Detector)
         plan = quantized(network, form, pixels, judge, wish.max_ap_drop)
-    facts = {**_facts(target, form, thinned, training, same=same), "clusters": clusters}
+    facts = {
+        **_facts(target, form, thinned, training, same=same),
+        "clusters": clusters,
+        "calibration": {"images": len(pixels), "sha256": pixels_digest(pixels)} if pixels else None,
+    }
     broken = ""
 
     def measure(model: Path) -> Speed:
@@ -313,52 +306,5 @@ def _same_conditions(
         and thinned["precision"] == form.precision
         and thinned["model"] == _model(target)
         and workspace.architecture.exists()
-        and _is_thinned(architecture, Architecture.load(workspace.architecture))
+        and is_thinned(architecture, Architecture.load(workspace.architecture))
     )
-
-
-def _is_thinned(architecture: AnyArchitecture, thinned: Architecture) -> bool:
-    """Say whether a network is the thinned one; training decides the number of classes."""
-    return thinned.with_(num_classes=architecture.num_classes) == architecture
-
-
-def load_network(
-    workspace: Workspace, change: Change = as_it_is, which: Which | None = None
-) -> tuple[Network, list[str], dict[str, Any] | None]:
-    """Return the network to export, its class names, and how it was trained (None if not).
-
-    Raises `UserError` where another network is trained than the thinned one, unless `which` says
-    which of them is meant.
-    """
-    path = workspace.train / "weights.safetensors"
-    thinned = Architecture.load(workspace.architecture) if workspace.architecture.exists() else None
-    info = read_info(path) if path.exists() else None
-    if info is not None:
-        architecture = read_architecture(info.description, str(path))
-        differs = thinned is not None and not _is_thinned(architecture, thinned)
-        if differs and which is None:
-            raise UserError(
-                f"{path} is not of the thinned network but of another ({architecture.name}): heat "
-                "export --network trained takes the one that is trained, --network thinned the "
-                "thinned one without training; heat train --restart trains the thinned one"
-            )
-        if not differs or which == "trained":
-            network = build(change(architecture))
-            load_weights(path, network)
-            if not info.finished:
-                print(
-                    f"warning: training ended at epoch {info.epoch} of {info.epochs} "
-                    "(heat train --resume goes on)",
-                    file=sys.stderr,
-                )
-            facts = {"epoch": info.epoch, "epochs": info.epochs, **info.facts}
-            facts.pop("history", None)
-            return network.eval(), list(info.names), facts
-    elif which == "trained":
-        raise UserError(f"--network trained: there is no {path}: heat train makes it")
-    if thinned is None:
-        workspace.need("thin", "heat thin --target-fps FPS")
-    assert thinned is not None
-    torch.manual_seed(0)
-    names = [f"class_{index}" for index in range(thinned.num_classes)]
-    return build(change(thinned)).eval(), names, None

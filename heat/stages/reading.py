@@ -2,13 +2,15 @@
 
 import json
 import math
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from latency_tables.compare import AGREE, compare
-from latency_tables.devices import find_device
+from latency_tables.devices import load_devices
+from latency_tables.probe.lock import only_one
 from latency_tables.probe.machine import detect_cpu
 from latency_tables.probe.setting import Setting
 from latency_tables.stacks import measure_stacks
@@ -85,22 +87,22 @@ def show_device(workspace: Workspace, device: str) -> dict[str, Any]:
 
 
 def _is_here(device: str) -> bool:
-    import re
-
-    pattern = find_device(device).pattern
-    return bool(pattern and re.search(pattern, detect_cpu().model, re.I))
+    """Say whether a device of a file is this machine; others are known by their tables alone."""
+    known = load_devices().get(device)
+    return bool(known and known.pattern and re.search(known.pattern, detect_cpu().model, re.I))
 
 
 def stacks_of(workspace: Workspace, setting: Setting) -> dict[str, float]:
     """Return the milliseconds of the stacks of Figure 2, measured once and kept."""
     name = f"stacks-{setting.runtime}-{setting.precision}-t{setting.threads}.json"
     path = workspace.tables / name
-    if path.exists():
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    print(f"measuring the stacks of Figure 2 ({name})", file=sys.stderr)
-    found = measure_stacks(setting)
-    write_text(path, json.dumps(found, indent=1) + "\n")
-    return found
+    with only_one(path):
+        if path.exists():
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        print(f"measuring the stacks of Figure 2 ({name})", file=sys.stderr)
+        found = measure_stacks(setting)
+        write_text(path, json.dumps(found, indent=1) + "\n")
+        return found
 
 
 def show_supernet(workspace: Workspace) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from latency_tables.store import conditions_of
 from latency_tables.table_file import write_table
 from supernet.atomic import replacing
 from supernet.data.coco import DetectionSet
@@ -56,6 +57,7 @@ def thin(
     starts from the greedy result and may find a better one.
     """
     started = time.monotonic()
+    _refuse_twice(forms)
     refuse_impossible([(form.space, form.targets, form.limits) for form in forms])
     for target in {target.name: target for form in forms for target in form.targets}.values():
         warn(target)
@@ -107,6 +109,19 @@ def thin(
             file=sys.stderr,
         )
     return result
+
+
+def _refuse_twice(forms: Sequence[Form]) -> None:
+    """Refuse what would wait for itself: each table is held once."""
+    tables = [
+        conditions_of(target, form.space.template.input_size).stem
+        for form in forms
+        for target in form.targets
+        if target.here
+    ]
+    twice = next((name for name in tables if tables.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{twice} is asked for twice: give each device and precision once")
 
 
 def _best(searches: Sequence[FormSearch]) -> FormSearch:

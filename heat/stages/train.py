@@ -13,6 +13,7 @@ from supernet.checkpoint import read_info
 from supernet.data.average_precision import known
 from supernet.data.coco import DetectionSet
 from supernet.data.detection_set import check_trainable
+from supernet.data.scoring_memory import warn_of_memory
 from supernet.detr.detr import Host
 from supernet.errors import UserError
 from supernet.evaluate import evaluate
@@ -158,7 +159,12 @@ def _inherited(workspace: Workspace, architecture: AnyArchitecture) -> Detector:
 
 
 def judge_on(data: DetectionSet) -> Judge:
-    """Return what scores a network on a split while it is trained; AP that is none is left out."""
+    """Return what scores a network on a split while it is trained; warn now of its memory.
+
+    AP that is none is left out.
+    """
+    if first_process():
+        warn_of_memory(data)
 
     def judge(network: Network) -> dict[str, float]:
         metrics = evaluate(torch_detect(network), data, progress=False)

@@ -8,17 +8,16 @@ from dataclasses import asdict, dataclass, replace
 from latency_tables.devices import Target
 from latency_tables.plan import LAZY, Checks
 from latency_tables.pricing import Latency
-from latency_tables.probe.lock import only_one
-from latency_tables.store import empty_table, open_table
+from latency_tables.store import conditions_of, open_table
 from latency_tables.table import LatencyTable
 from supernet.data.coco import DetectionSet
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.supernet import SearchSpace
 
-from ..tables import table_path
+from ..tables import table_lock
 from ..workspace import Workspace
-from .evaluation import Readings
+from .evaluation import Readings, images_digest
 from .filling import lacks, measure_table, refresh
 from .greedy import Trial
 from .journal import Journal, fingerprint
@@ -60,7 +59,8 @@ class FormSearch:
     readings: Readings | None
     measured: Journal
     based_on: str
-    """Digest of the tables' conditions and calibrations and of the supernet's weights."""
+    """Digest of the tables' conditions and calibrations, of the supernet's weights, and of what
+    moves are evaluated on."""
 
     def architecture(self, state: State) -> Architecture:
         """Return the network of a state."""
@@ -89,31 +89,33 @@ def open_search(
         block = decided.template.global_block
         space = replace(decided, template=space.template.with_(global_block=block))
         form = replace(form, space=space)
-    readings = None
-    if source.supernet is not None and data is not None:
-        of = fingerprint(
-            supernet=source.digest,
-            data=data.digest,
-            block=space.template.global_block,
-            kind="readings",
-        )
-        journal = Journal(workspace.root / "thin" / "readings.jsonl", of)
-        readings = Readings(source.supernet, space, data, source.logits, journal)
-    evaluator = choose(ap_drop, readings, space, source.logits, rules)
-    run = fingerprint(
-        form=str(form),
-        network=space.template.to_json(),
-        limits=[asdict(limit) for limit in form.limits],
-    )
-    # One file a form: several are open at once.
-    measured = Journal(workspace.root / "thin" / f"measured-{run}.jsonl", run)
+    size = space.template.input_size
     with ExitStack() as locks:
+        # Before anything is read, or evaluated for minutes: another process may be writing.
+        for target in form.targets:
+            if target.here:
+                locks.enter_context(table_lock(workspace, conditions_of(target, size)))
+        readings, of = None, ""
+        if source.supernet is not None and data is not None:
+            of = fingerprint(
+                supernet=source.digest,
+                data=data.digest,
+                images=images_digest(data),
+                block=space.template.global_block,
+                kind="readings",
+            )
+            journal = Journal(workspace.root / "thin" / "readings.jsonl", of)
+            readings = Readings(source.supernet, space, data, source.logits, journal)
+        evaluator = choose(ap_drop, readings, space, source.logits, rules)
+        run = fingerprint(
+            form=str(form),
+            network=space.template.to_json(),
+            limits=[asdict(limit) for limit in form.limits],
+        )
+        # One file a form: several are open at once.
+        measured = Journal(workspace.root / "thin" / f"measured-{run}.jsonl", run)
         goals = []
         for target, limits in zip(form.targets, form.limits, strict=True):
-            size = space.template.input_size
-            if target.here:  # locked before it is read: another process may be writing it
-                named = table_path(workspace, empty_table(target, size))
-                locks.enter_context(only_one(named))
             table = open_table(workspace.tables, target, size, trust=trust)
             goals.append(_goal(workspace, table, target, limits, space, source.logits, measured))
         latency_ms = worst_ms([goal.prices for goal in goals], form.limits)
@@ -123,6 +125,7 @@ def open_search(
         based_on = fingerprint(
             supernet=source.digest,
             tables=[[asdict(t.conditions), _content(t)] for t in tables],
+            evaluated="" if evaluator.name == "mass" else of,
         )
         yield FormSearch(form, chain, goals, evaluator, readings, measured, based_on)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from supernet.boxes import Detections
 from supernet.data.coco import DetectionSet, Record
+from supernet.data.image_files import content_digest
 from supernet.errors import DataError
 from supernet.evaluate import Found, result_rows, score_rows
 from supernet.heatdetr.detector import Detector
@@ -45,6 +46,21 @@ def split_held_out(data: DetectionSet) -> tuple[DetectionSet, DetectionSet]:
     kept = [r for i, r in enumerate(data.records) if i % HOLD_OUT_EVERY]
     held = [r for i, r in enumerate(data.records) if i % HOLD_OUT_EVERY == 0]
     return data.of(kept or held), data.of(held)
+
+
+def evaluated_on(data: DetectionSet) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    """Return the images without labels, and those that losses and AP are computed on."""
+    train, held = split_held_out(data)
+    return train.records[:UNLABELLED], held.records[:MAX_HELD_OUT]
+
+
+def images_digest(data: DetectionSet) -> str:
+    """Return a hash of the files that evaluations of a set depend on.
+
+    The set's own digest knows their sizes in bytes only: an image that was corrected may have the
+    same, and INT8 is calibrated on what it shows.
+    """
+    return content_digest(record.path for part in evaluated_on(data) for record in part)
 
 
 def load_batches(
@@ -86,11 +102,11 @@ class Readings:
         Losses and AP are read on `scored`, or on the held-out part of the training data.
         """
         size = space.template.input_size
-        train, held = split_held_out(data)
+        unlabelled, held = evaluated_on(data)
         self._supernet, self._space, self._logits = supernet, space, logits
         self._journal = Journal(None, "") if journal is None else journal
-        self._unlabelled = [images for images, _ in load_batches(train.records[:UNLABELLED], size)]
-        self._data = scored or held.of(held.records[:MAX_HELD_OUT])
+        self._unlabelled = [images for images, _ in load_batches(unlabelled, size)]
+        self._data = scored or data.of(held)
         self._held = list(load_batches(self._data.records, size))
         self._network: tuple[State, Detector] | None = None
         self._features: dict[State, list[Tensor]] = {}

@@ -1,5 +1,7 @@
 """What an export is judged on: images for the comparison, labelled ones for AP, and INT8's plan."""
 
+import hashlib
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -71,6 +73,15 @@ def quantized(
             return exact - judge(artefact_detect(network, form.finder(session, network)))
 
     return quantize(network, batches, lost, max_ap_drop, outputs=outputs)[0]
+
+
+def pixels_digest(images: Sequence[Image]) -> str:
+    """Return a hash of what images show: other calibration images make other INT8 networks."""
+    found = hashlib.sha256()
+    for image in images:
+        found.update(json.dumps(image.shape).encode())
+        found.update(np.ascontiguousarray(image).tobytes())
+    return found.hexdigest()
 
 
 def images_of(

@@ -58,7 +58,7 @@ def result_of(
     weights = importances(search.chain.space, search.chain.logits)
     where = find_table(workspace.tables, target, architecture.input_size, trust=trust)
     return {
-        "target_fps": round(limits.fps, 4),
+        "target_fps": limits.fps,  # as asked for: `heat build` and `heat export` compare with it
         "max_latency_ms": limits.max_latency_ms,
         "percentile": limits.percentile,
         "max_memory_mb": limits.max_memory_mb,
@@ -113,7 +113,7 @@ def result_of(
         "devices": [
             {
                 "device": other.prices.table.conditions.stem,
-                "target_fps": round(other.limits.fps, 4),
+                "target_fps": other.limits.fps,
                 "predicted_fps": round(other.prices.cost(found.state).fps, 3),
                 "measured_fps": round(cost.fps, 3) if cost else None,
             }

@@ -15,6 +15,14 @@ from latency_tables.table import LatencyTable
 from supernet.atomic import replacing
 
 
+def plain(name: str) -> str:
+    """Return a name as matplotlib writes it unchanged: `$` would begin mathematics.
+
+    Names that begin with `_` would be left out of legends.
+    """
+    return (f" {name}" if name.startswith("_") else name).replace("$", r"\$")
+
+
 def table_figure(table: LatencyTable) -> Figure:
     """Draw milliseconds against width of every block, a panel for each stride."""
     curves = block_curves(table)
@@ -65,7 +73,7 @@ def draw_race(laps: Sequence[Lap], title: str, path: Path) -> Path:
     figure = Figure(figsize=(7.5, 1.2 + 0.4 * len(laps)), layout="constrained")
     axis = figure.subplots()
     ordered = sorted(laps, key=lambda lap: -lap.p50_ms)
-    names, medians = [lap.name for lap in ordered], [lap.p50_ms for lap in ordered]
+    names, medians = [plain(lap.name) for lap in ordered], [lap.p50_ms for lap in ordered]
     tails = [[0.0] * len(ordered), [lap.p95_ms - lap.p50_ms for lap in ordered]]
     bars = axis.barh(names, medians, xerr=tails, error_kw={"elinewidth": 0.8, "capsize": 2})
     axis.bar_label(bars, fmt="%.1f", padding=6)

@@ -17,7 +17,7 @@ from supernet.letterbox import Image
 from supernet.train.feed import feed
 from supernet.train.recipes import TrainConfig
 
-from .charts import save
+from .charts import plain, save
 
 MAX_SIDE_INCHES = 24.0
 """Of a confusion matrix; a thousand classes at full size would take gigabytes to draw."""
@@ -41,14 +41,6 @@ LOSSES = {
     "distance": "distance to the exact branch (MTKD)",
 }
 """Terms of losses, by network, and what they are called."""
-
-
-def plain(name: str) -> str:
-    """Return a class name as matplotlib writes it unchanged: `$` would begin mathematics.
-
-    Names that begin with `_` would be left out of legends.
-    """
-    return (f" {name}" if name.startswith("_") else name).replace("$", r"\$")
 
 
 def draw_learning(history: Sequence[Mapping[str, Any]], path: Path) -> Path:

@@ -73,7 +73,8 @@ def _kept(thin: dict[str, Any] | None, cards: list[dict[str, Any]]) -> bool | No
     measured += [card["measured_fps"] for card in cards if card["target_fps"] is not None]
     if None in measured:  # thinned for a device that is estimated, not at hand
         return None
-    return all(fps >= thin["target_fps"] for fps in measured)
+    target_fps = round(thin["target_fps"], 3)  # as the measured ones are
+    return all(fps >= target_fps for fps in measured)
 
 
 def _parts(workspace: Workspace, thin: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from latency_tables.compare import Comparison
 from latency_tables.curves import block_curves
@@ -138,12 +138,11 @@ def check_data(root: Path) -> dict[str, Any]:
         for record in data.records:
             np.add.at(counts, record.labels, 1)
         title = f"{root.absolute().name} {data.split}: {len(data.records)} images"
-        table = Table(title=escape(title))
+        table = Table(title=title)
         for column in ("class", "COCO id", "name", "boxes"):
             table.add_column(column, justify="right" if column != "name" else "left")
         for index, name in enumerate(data.names):
-            cells = (str(index), str(data.category_ids[index]), escape(name), str(counts[index]))
-            table.add_row(*cells)
+            table.add_row(str(index), str(data.category_ids[index]), name, str(counts[index]))
         console.print(table)
         empty = sum(not len(r.labels) for r in data.records)
         negative = sum(not len(r.labels) and not r.crowds for r in data.records)
@@ -152,8 +151,8 @@ def check_data(root: Path) -> dict[str, Any]:
             f"{empty - negative} images with crowds only"
         )
         for problem in problems:
-            kind, where, detail = map(escape, (problem.kind, problem.where, problem.detail))
-            console.print(f"[bold]{kind}[/bold] at {where}: {detail}", soft_wrap=True)
+            kind = Text(problem.kind, "bold")
+            console.print(kind + f" at {problem.where}: {problem.detail}", soft_wrap=True)
         result["splits"][data.split] = {
             "images": len(data.records),
             "boxes": int(counts.sum()),

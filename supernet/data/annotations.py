@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .masks import mask_box, mask_size
+
 Complain = Callable[[str, str, str], None]
 """Takes the kind of a problem, where it is, and what is done about it."""
 
@@ -95,7 +97,11 @@ def read_objects(
         elif not (w > 0 and h > 0 and math.isfinite(x + y + w + h)):
             detail = f"{[x, y, w, h]}, skipped"
             complain("degenerate box", f"{where} annotations[{index}]", detail)
-        elif (place := image_of[key]) is not None:
+        elif (place := image_of[key]) is not None and not _fits(item, sizes_hw, place):
+            height, width = mask_size(item["segmentation"])
+            detail = f"{width}x{height}, its image is not: skipped"
+            complain("mask of another size", f"{where} annotations[{index}]", detail)
+        elif place is not None:
             images.append(place)
             labels.append(class_of[category])
             crowds.append(crowd)
@@ -125,17 +131,27 @@ def image_key(value: Any) -> int | str:
 
 
 def box_of(item: Mapping[str, Any]) -> tuple[float, float, float, float]:
-    """Return x, y, width and height of an annotation: of its polygons where it has no `bbox`."""
+    """Return x, y, width and height of an annotation: of its mask where it has no `bbox`."""
     if item.get("bbox"):
         if not isinstance(item["bbox"], list):
             raise ValueError(item["bbox"])
         x, y, w, h = item["bbox"]
         return number(x), number(y), number(w), number(h)
-    points = [number(value) for polygon in item["segmentation"] for value in polygon]
+    segmentation = item["segmentation"]
+    if isinstance(segmentation, dict):
+        return mask_box(segmentation)
+    points = [number(value) for polygon in segmentation for value in polygon]
     if len(points) < 6 or len(points) % 2:
         raise ValueError(item)
     xs, ys = points[::2], points[1::2]
     return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+
+
+def _fits(item: Mapping[str, Any], sizes_hw: npt.NDArray[np.float64], image: int) -> bool:
+    """Say whether a box is in pixels of its image: it is not if taken of a mask of another size."""
+    if item.get("bbox") or not isinstance(item["segmentation"], dict):
+        return True
+    return mask_size(item["segmentation"]) == tuple(sizes_hw[image])
 
 
 def _area(value: Any) -> float:

@@ -73,7 +73,7 @@ def score(rows: Sequence[Mapping[str, Any]], data: DetectionSet) -> Scores:
     by_size_KA = np.full((K, AREAS), np.nan)
     truth = data.ground_truth
     objects, found = _by_category(truth["annotations"]), _by_category(rows)
-    size = min(GROUP, max(1, PAIRS // max(1, len(data.records))))
+    size = group_size(len(data.records))
     for first in range(0, K, size):
         # The scorers sort ids; those of classes matched by name may have any order.
         part = sorted(range(first, min(first + size, K)), key=data.category_ids.__getitem__)
@@ -114,6 +114,11 @@ def score(rows: Sequence[Mapping[str, Any]], data: DetectionSet) -> Scores:
         classes,
     )
     return Scores(metrics, precision_TRK, by)
+
+
+def group_size(images: int) -> int:
+    """Return how many classes are scored at once."""
+    return min(GROUP, max(1, PAIRS // max(1, images)))
 
 
 def unique_names(data: DetectionSet) -> list[str]:

@@ -1,9 +1,10 @@
 """Image files of a data set: which of a folder's files are images, and how large each one is."""
 
+import hashlib
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image
@@ -38,6 +39,17 @@ def list_images(folder: Path) -> list[Path]:
             if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")  # noqa: PTH122
         ]
     return sorted(Path(name) for name in found)
+
+
+def content_digest(paths: Iterable[Path]) -> str:
+    """Return a hash of what files hold, in their order; one that cannot be read counts as empty."""
+    found = hashlib.sha256()
+    for path in paths:
+        content = b""
+        with suppress(OSError):
+            content = path.read_bytes()
+        found.update(hashlib.sha256(content).digest())
+    return found.hexdigest()
 
 
 def image_size(path: Path) -> tuple[int, int] | None:

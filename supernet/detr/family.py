@@ -129,7 +129,7 @@ class DetrArchitecture:
         if self.attention == "act":
             return ActAttention(self.width // self.heads, self.rounds, most=bound)
         if self.attention == "enact":
-            return EnactAttention(self.width, self.window or "per-image")
+            return EnactAttention(self.width, "per-image" if self.window is None else self.window)
         if self.attention == "pool":
             assert self.window is not None
             return PoolAttention(self.window)

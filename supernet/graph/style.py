@@ -110,4 +110,5 @@ class GraphStyle:
     @property
     def version(self) -> int:
         """The opset."""
-        return self.opset or (BF16_OPSET if self.precision == "bf16" else OPSET)
+        usual = BF16_OPSET if self.precision == "bf16" else OPSET
+        return usual if self.opset is None else self.opset

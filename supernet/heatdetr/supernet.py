@@ -4,6 +4,7 @@ Shape suffix: C candidates of a position, in the order of `CANDIDATES`.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, cast
@@ -11,7 +12,7 @@ from typing import Any, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UserError
 from .architecture import LOCAL_OPERATORS, Architecture, GlobalBlock
 from .detector import Detector
 from .operators import OPERATORS
@@ -87,6 +88,13 @@ class SearchConfig:
     """Share of the epochs in which the logits stay at zero."""
     straight_through: bool = False
     """Run one drawn operator a position (hard forward, soft gradient): less memory."""
+
+    def __post_init__(self) -> None:
+        """Refuse a step of the logits that cannot train."""
+        if not 0 <= self.logit_learning_rate < math.inf:
+            raise UserError(
+                f"--logit-learning-rate {self.logit_learning_rate}: a number of 0 or more needed"
+            )
 
 
 def temperature(epoch: float, epochs: int, config: SearchConfig) -> float:

@@ -1,0 +1,74 @@
+"""The network of a workspace that is exported or evaluated: the trained one, or the thinned one."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+
+from supernet.checkpoint import load_weights, read_info
+from supernet.errors import UserError
+from supernet.heatdetr.architecture import Architecture
+from supernet.network import AnyArchitecture, Network, build, read_architecture
+
+from ..workspace import Workspace
+
+Which = Literal["trained", "thinned"]
+"""The network of the checkpoint, or the thinned one, where they differ."""
+Change = Callable[[AnyArchitecture], AnyArchitecture]
+"""Makes another architecture of one, with the same weights."""
+
+
+def as_it_is(architecture: AnyArchitecture) -> AnyArchitecture:
+    """Change nothing."""
+    return architecture
+
+
+def is_thinned(architecture: AnyArchitecture, thinned: Architecture) -> bool:
+    """Say whether a network is the thinned one; training decides the number of classes."""
+    return thinned.with_(num_classes=architecture.num_classes) == architecture
+
+
+def load_network(
+    workspace: Workspace, change: Change = as_it_is, which: Which | None = None
+) -> tuple[Network, list[str], dict[str, Any] | None]:
+    """Return a workspace's network, its class names, and how it was trained (None if not).
+
+    Raises `UserError` where another network is trained than the thinned one, unless `which` says
+    which of them is meant.
+    """
+    path = workspace.train / "weights.safetensors"
+    thinned = Architecture.load(workspace.architecture) if workspace.architecture.exists() else None
+    info = read_info(path) if path.exists() else None
+    if thinned is None and (info is None or which == "thinned"):
+        if which == "trained":
+            raise UserError(f"--network trained: there is no {path}: heat train makes it")
+        workspace.need("thin", "heat thin --target-fps FPS")
+        thinned = Architecture.load(workspace.architecture)  # names the file that is gone
+    if info is not None:
+        architecture = read_architecture(info.description, str(path))
+        differs = thinned is not None and not is_thinned(architecture, thinned)
+        if differs and which is None:
+            raise UserError(
+                f"{path} is not of the thinned network but of another ({architecture.name}): "
+                "--network trained takes the one that is trained, --network thinned the thinned "
+                "one without training; heat train --restart trains the thinned one"
+            )
+        if not differs or which == "trained":
+            network = build(change(architecture))
+            load_weights(path, network)
+            if info.epoch < info.epochs:
+                print(
+                    f"warning: training ended at epoch {info.epoch} of {info.epochs} "
+                    "(heat train --resume goes on)",
+                    file=sys.stderr,
+                )
+            facts = {"epoch": info.epoch, "epochs": info.epochs, **info.facts}
+            facts.pop("history", None)
+            return network.eval(), list(info.names), facts
+    elif which == "trained":
+        raise UserError(f"--network trained: there is no {path}: heat train makes it")
+    assert thinned is not None
+    torch.manual_seed(0)
+    names = [f"class_{index}" for index in range(thinned.num_classes)]
+    return build(change(thinned)).eval(), names, None

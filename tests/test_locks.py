@@ -1,0 +1,146 @@
+"""Tables and checkpoints that several commands write: locked first, then read."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from heat.spaces import search_space
+from heat.stages import adopt, elsewhere, profile, reading
+from heat.tables import table_lock
+from heat.thinning.candidates import Form, open_search
+from heat.thinning.limits import Limits
+from heat.thinning.moves import ThinningRules, form_search
+from heat.thinning.source import Source
+from heat.workspace import Workspace
+from latency_tables.devices import resolve
+from latency_tables.probe.lock import only_one
+from latency_tables.probe.setting import Setting
+from latency_tables.store import conditions_of
+from latency_tables.table import LatencyTable, Row
+from supernet.data.coco import load_split
+from supernet.detr.family import DetrArchitecture
+from supernet.errors import TableError, UserError
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.supernet import Supernet
+from tests.command_line import fails
+
+TAKEN = "another process is writing"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "run")
+
+
+@contextmanager
+def held(workspace: Workspace, size: tuple[int, int], name: str = "") -> Iterator[None]:
+    """Hold a table of this machine, as another process would."""
+    conditions = conditions_of(resolve("cpu", runtime="onnxruntime", threads=1), size)
+    with table_lock(workspace, replace(conditions, device=name or conditions.device)):
+        yield
+
+
+def never(*_: Any, **__: Any) -> Any:
+    pytest.fail("read or measured without the lock")
+
+
+def test_results_are_merged_under_the_lock(
+    workspace: Workspace, unit: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The existing table was read first: what was saved in between was lost."""
+    here = conditions_of(resolve("cpu", runtime="onnxruntime", threads=1), (128, 192))
+    rows = dict.fromkeys(unit.entries().values(), Row(0.5, 0.0, 3, 5.0, "2026-01-01", "0.1"))
+    table = LatencyTable(here, rows)
+    table.save(workspace.tables)
+    space = search_space("micro", input_size=(128, 192), num_classes=3)
+    plan = {"space": space.to_json(), "device": "cpu"}
+    monkeypatch.setattr(elsewhere, "table_from_results", lambda path: table)
+    monkeypatch.setattr(elsewhere, "read_plan", lambda path: plan)
+    with monkeypatch.context() as patch, held(workspace, (128, 192)):
+        patch.setattr(LatencyTable, "load", never)
+        with pytest.raises(TableError, match=TAKEN):
+            elsewhere.unpack_results(workspace, Path("results.jsonl"))
+    elsewhere.unpack_results(workspace, Path("results.jsonl"))
+    assert workspace.need("profile", "heat profile")["entries"] == len(rows)
+
+
+def test_an_estimate_is_written_under_the_lock(workspace: Workspace) -> None:
+    size = ["--space", "micro", "--input-size", "96x128", "--runtime", "onnxruntime"]
+    asked = ["--device", "cpu-i7", "--estimate", "--threads", 1, *size, "--out", workspace.root]
+    with held(workspace, (96, 128), "cpu-i7"):
+        assert TAKEN in fails(2, "profile", *asked)
+    assert not list(workspace.tables.glob("*.csv"))
+
+
+def test_a_search_evaluates_nothing_before_it_holds_the_table(
+    workspace: Workspace, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = load_split(shapes, "train")
+    space = search_space("micro", input_size=(96, 128), num_classes=data.num_classes)
+    torch.manual_seed(0)
+    supernet = Supernet(space).eval()
+    source = Source(supernet, supernet.logits(), "digest")
+    target = resolve("cpu", runtime="onnxruntime", threads=1)
+    form = Form(space, (target,), (Limits(target_fps=1.0),))
+    for name in ("Readings", "Journal", "open_table"):
+        monkeypatch.setattr(form_search, name, never)
+    opened = open_search(workspace, form, source, data, "loss", ThinningRules(), False)
+    with held(workspace, (96, 128)), pytest.raises(TableError, match=TAKEN), opened:
+        pass
+
+
+def test_the_stacks_are_measured_once(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = Setting(runtime="onnxruntime", precision="f32", threads=1)
+    path = workspace.tables / "stacks-onnxruntime-f32-t1.json"
+    with monkeypatch.context() as patch, only_one(path):
+        patch.setattr(reading, "measure_stacks", never)
+        with pytest.raises(TableError, match=TAKEN):
+            reading.stacks_of(workspace, setting)
+    monkeypatch.setattr(reading, "measure_stacks", lambda setting: {"cw": 2.0})
+    assert reading.stacks_of(workspace, setting) == {"cw": 2.0}
+
+
+def test_a_profile_reads_the_table_under_its_lock(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = resolve("cpu", runtime="onnxruntime", threads=1)
+    space = search_space("micro", input_size=(96, 128), num_classes=3)
+    monkeypatch.setattr(profile, "open_table", never)
+    with held(workspace, (96, 128)), pytest.raises(TableError, match=TAKEN):
+        profile.profile(workspace, target, space)
+
+
+def test_adopting_looks_again_once_it_holds_the_folder(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that ended while the checkpoint was read was replaced."""
+
+    def load(*_: Any) -> Any:
+        workspace.train.mkdir(parents=True)
+        (workspace.train / "state.pt").write_bytes(b"of a training")
+        shape = SimpleNamespace(num_classes=2, to_json=lambda: "{}")
+        return SimpleNamespace(architecture=shape, state_dict=dict)
+
+    monkeypatch.setattr(adopt, "load_published", load)
+    with pytest.raises(UserError, match="holds a trained network"):
+        adopt.adopt(workspace, Path("x.pth"), DetrArchitecture(), None)
+    assert (workspace.train / "state.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "asked", [["--device", "cpu", "--device", "cpu"], ["--device", "cpu", "--precision", "f32,f32"]]
+)
+def test_a_table_is_asked_for_once(workspace: Workspace, asked: list[str]) -> None:
+    """A command with the same device twice was refused because of itself, as of another process."""
+    small = ["--space", "micro", "--input-size", "96x128", "--runtime", "onnxruntime"]
+    command = ["thin", "--target-fps", 1, "--threads", 1, *small, *asked, "--out", workspace.root]
+    assert "is asked for twice: give each device and precision once" in fails(2, *command)
+    assert not workspace.tables.exists()
