@@ -48,6 +48,8 @@ CONVERGED = 1e-4
 ROBUST_ITERATIONS = 3
 OUTLIER = 2.5
 """Leave-one-out residual, in standard deviations, beyond which a sample weighs less."""
+EXPECTED_CHECKS = 4.0
+"""Networks as surprising as stated that count besides those that were checked (see `surprise`)."""
 CERTAIN = 3.0
 """A timing this many standard deviations above zero is used by its logarithm."""
 
@@ -203,13 +205,18 @@ class LatencyModel:
         groups: dict[Architecture, list[int]] = {}
         for number, network in enumerate(self.networks):
             groups.setdefault(network.architecture, []).append(first + number)
-        self.checks: list[tuple[NetworkSample, float, float]] = []
+        found: list[tuple[NetworkSample, float, float]] = []
         for group in groups.values():
             covariance = np.linalg.inv(inverse[np.ix_(group, group)])
             missed = covariance @ self._alpha[group]
             own = self.networks[group[0] - first]
-            error = float(np.expm1(-missed[0]))
-            self.checks.append((own, error, float(np.sqrt(covariance[0, 0]))))
+            found.append((own, float(missed[0]), float(np.sqrt(covariance[0, 0]))))
+        squares = np.array([(missed / sd) ** 2 for _, missed, sd in found])
+        self.surprise = surprise(squares)
+        self.checks = [
+            (own, float(np.expm1(-missed)), sd * surprise(np.delete(squares, number)))
+            for number, (own, missed, sd) in enumerate(found)
+        ]
 
     def _network_row(self, counts: Array, q: Array) -> tuple[Array, float, Array]:
         """Return the gradient of a network's log ms, log ms less s_0, and its shares of time."""
@@ -281,7 +288,18 @@ class LatencyModel:
         reach[first:] += shared
         prior = row @ self._prior @ row + UNEXPLAINED_SD**2
         variance = prior - reach @ cho_solve(self._chol, reach)
-        return Prediction(float(np.exp(log_ms)), float(np.sqrt(max(variance, 1e-8))))
+        sd = self.surprise * float(np.sqrt(max(variance, 1e-8)))
+        return Prediction(float(np.exp(log_ms)), sd)
+
+
+def surprise(squares: Array) -> float:
+    """Return by how much stated standard deviations are too small, 1 at least.
+
+    `squares` are those of the errors of checked networks over what was stated for them. A machine
+    that does not repeat itself as the model assumes shows here.
+    """
+    total = EXPECTED_CHECKS + len(squares)
+    return float(np.sqrt(max(1.0, (EXPECTED_CHECKS + squares.sum()) / total)))
 
 
 def _intersection(a: Array, b: Array) -> Array:
