@@ -133,7 +133,7 @@ def test_a_table_named_after_a_device_file_is_of_this_machine(
         (replace(here, device="your-box"), rows),
         (replace(here, device="my-box", runtime_version="estimated"), estimates),
     ):
-        LatencyTable(conditions, found).save(tmp_path / "tables")
+        write_table(LatencyTable(conditions, found), tmp_path / "tables")
     findings = [found for found in examine(Workspace(tmp_path)) if found.what == "table"]
     seen = {found.seen.removeprefix(here.stem): found for found in findings}
     assert len(seen) == 6

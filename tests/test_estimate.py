@@ -17,7 +17,6 @@ from latency_tables.estimate import (
 )
 from latency_tables.plan import space_entries
 from latency_tables.store import SHIPPED
-from latency_tables.table import LatencyTable
 from latency_tables.table_file import read_table, write_table
 from supernet.errors import DeviceError, TableError
 from supernet.heatdetr.architecture import GLOBAL_KINDS, Architecture, GlobalBlock, HeadKind
@@ -122,7 +121,7 @@ def test_every_global_block_and_head_can_be_estimated(
     named = "act is on no measured table: estimated by the coefficients of oa" in errors
     assert named == (block != "cw")
     assert ("top_k is on no measured table" in errors) == (head == "one-to-one")
-    table = LatencyTable.load(Path(found["table"]))
+    table = read_table(Path(found["table"]))
     assert all(row.source == "estimated" and row.ms >= 0 for row in table.rows.values())
     nearest = table.facts["estimate"]["not_fitted"]
     assert nearest.get("t1_pool") == (None if block == "cw" else "t1_oa")

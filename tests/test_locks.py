@@ -23,6 +23,7 @@ from latency_tables.probe.lock import only_one
 from latency_tables.probe.setting import Setting
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable, Row
+from latency_tables.table_file import write_table
 from supernet.data.coco import load_split
 from supernet.detr.family import DetrArchitecture
 from supernet.errors import TableError, UserError
@@ -57,7 +58,7 @@ def test_results_are_merged_under_the_lock(
     here = conditions_of(resolve("cpu", runtime="onnxruntime", threads=1), (128, 192))
     rows = dict.fromkeys(unit.entries().values(), Row(0.5, 0.0, 3, 5.0, "2026-01-01", "0.1"))
     table = LatencyTable(here, rows)
-    table.save(workspace.tables)
+    write_table(table, workspace.tables)
     space = search_space("micro", input_size=(128, 192), num_classes=3)
     plan = {"space": space.to_json(), "device": "cpu"}
     monkeypatch.setattr(elsewhere, "table_from_results", lambda path: table)

@@ -11,6 +11,7 @@ from heat.views.tables import describe_architecture, print_race
 from latency_tables.devices import resolve
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable, Row
+from latency_tables.table_file import write_table
 from supernet.heatdetr.architecture import Architecture
 from tests.command_line import run
 
@@ -22,7 +23,7 @@ def test_a_machine_without_a_device_file_is_shown(tmp_path: Path, unit: Architec
     """It was drawn, and then refused as an unknown device."""
     here = conditions_of(resolve("cpu", runtime="onnxruntime", threads=1), (128, 192))
     rows = dict.fromkeys(unit.entries().values(), Row(0.5, 0.0, 3, 5.0, "2026-01-01", "0.1"))
-    LatencyTable(replace(here, device="other-box"), rows).save(tmp_path / "tables")
+    write_table(LatencyTable(replace(here, device="other-box"), rows), tmp_path / "tables")
     code, found, errors = run("profile", "--show", "other-box", "--out", tmp_path)
     assert code == 0, errors
     assert len(found["pictures"]) == 1 and Path(found["pictures"][0]).exists()

@@ -57,7 +57,7 @@ def load_network(
         if not differs or which == "trained":
             network = build(change(architecture))
             load_weights(path, network)
-            if info.epoch < info.epochs:
+            if not info.finished:
                 print(
                     f"warning: training ended at epoch {info.epoch} of {info.epochs} "
                     "(heat train --resume goes on)",
