@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Sequence
 from types import ModuleType
 
-from supernet import errors, letterbox
+from supernet import avif, errors, letterbox
 
 from . import (
     capture,
@@ -36,9 +36,9 @@ DETECTING = (
     postprocess, sources, containers, capture, stream, saving, recorder, pixels, drawing, labels,
     tiles, track, work, detect,
 )  # fmt: skip
-PARTS = (errors, letterbox, runtimes, *DETECTING)
+PARTS = (errors, avif, letterbox, runtimes, *DETECTING)
 """In the order in which they need each other."""
-GPU_PARTS = (errors, letterbox, runtimes, cuda, engine, gpu, *DETECTING)
+GPU_PARTS = (errors, avif, letterbox, runtimes, cuda, engine, gpu, *DETECTING)
 """The same for TensorRT."""
 
 OURS = ("heat", "supernet", "latency_tables", "deploy")

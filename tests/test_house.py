@@ -17,6 +17,7 @@ MAY_IMPORT = {
 TORCH_FREE = (
     "deploy/detect.py",
     "deploy/runtimes.py",
+    "supernet/avif.py",
     "supernet/errors.py",
     "supernet/letterbox.py",
 )
