@@ -120,9 +120,7 @@ def _decode(data: npt.NDArray[np.uint8], shrink: int, turned: bool) -> Image | N
             return _rgb(cv2.imdecode(data, _REDUCED[shrink] | orientation))
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | orientation)
         if pixels is not None and pixels.dtype == np.uint16:
-            used = int(pixels.max()).bit_length()
-            bits = next(depth for depth in VALUE_BITS if used <= depth)
-            pixels = cv2.convertScaleAbs(pixels, alpha=255 / ((1 << bits) - 1))
+            pixels = eight_bits(pixels)
         elif pixels is not None and pixels.dtype != np.uint8:
             pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | orientation)
     except cv2.error:
@@ -135,6 +133,13 @@ def _decode(data: npt.NDArray[np.uint8], shrink: int, turned: bool) -> Image | N
     # OpenCV reduces other formats than JPEG by picking pixels.
     height, width = (max(1, -(-side // shrink)) for side in image.shape[:2])
     return resized(image, (height, width))
+
+
+def eight_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return 16-bit values scaled by the bits that they use."""
+    used = int(values.max(initial=0)).bit_length()
+    bits = next(depth for depth in VALUE_BITS if used <= depth)
+    return np.asarray(cv2.convertScaleAbs(values, alpha=255 / ((1 << bits) - 1)), dtype=np.uint8)
 
 
 def _rgb(pixels: Any) -> Image | None:
