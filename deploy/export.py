@@ -19,7 +19,8 @@ from supernet.quantization import Quantization
 from .bench import Speed, measure_speed
 from .detect import CARD_FORMAT, file_hash
 from .form import Form
-from .gate import Judge, check_ap, check_batch, check_executed, check_parity
+from .gate import check_ap, check_batch, check_executed, check_parity
+from .judge import Judge
 from .parity import MIN_IOU, Parity
 from .runtimes import runtime_version
 from .standalone import detect_script
@@ -83,7 +84,7 @@ def export_bundle(
         if form.dynamic_batch:
             check_batch(session, images, size)
         executed = check_executed(form, model, session, typed, images[0], size, plan)
-        accuracy = check_ap(network, find, judge, max_ap_drop, form)
+        judged = check_ap(network, find, judge, max_ap_drop, form)
         speed = None
         if form.runs_here and measure is not None:
             speed = measure(model)
@@ -112,7 +113,7 @@ def export_bundle(
             "params": architecture.params_deployed(),
             "parity": asdict(parity)
             | {"min_iou": MIN_IOU, "against": "torch", "in": form.checked_in},
-            "accuracy_check": accuracy,
+            **judged,
             "in_floating_point": sorted(plan.kept) if plan else None,
             "measured_ms": round(speed.ms, 4) if speed else None,
             "measured_fps": round(speed.fps, 3) if speed else None,

@@ -25,6 +25,7 @@ from . import (
     recorder,
     runtimes,
     saving,
+    score_limits,
     sources,
     stream,
     tiles,
@@ -34,7 +35,7 @@ from . import (
 
 DETECTING = (
     postprocess, sources, containers, capture, stream, saving, recorder, pixels, drawing, labels,
-    tiles, track, work, detect,
+    tiles, track, score_limits, work, detect,
 )  # fmt: skip
 PARTS = (errors, avif, letterbox, runtimes, *DETECTING)
 """In the order in which they need each other."""

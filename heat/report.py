@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from deploy.detect import Bundle, read_card
 from deploy.drawing import draw
 from deploy.form import RUNTIME_OF
+from deploy.score_limits import score_limits
 from latency_tables.curves import block_curves
 from supernet.architecture import Architecture
 from supernet.atomic import write_text
@@ -28,7 +29,6 @@ from .stages.profile import recorded_table
 from .workspace import Workspace
 
 SAMPLES = 6
-SHOWN_SCORE = 0.35
 
 Chart = tuple[str, str, str]
 """Title, explanation, SVG."""
@@ -168,12 +168,13 @@ def _samples(folders: list[Path], data: DetectionSet | None) -> list[tuple[str, 
     if data is None or not ready:
         return []
     bundle = Bundle(ready[0])
+    limits = score_limits(bundle.card, bundle.names)
     samples = []
     for record in data.records[:SAMPLES]:
         image = read_image(record.path, (record.height, record.width))
         if image is None:
             continue
-        drawn = draw(image, bundle.detect(image).above(SHOWN_SCORE), bundle.names)
+        drawn = draw(image, bundle.detect(image, score=0.0).above(limits), bundle.names)
         ok, encoded = cv2.imencode(".jpg", drawn[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
         if ok:
             samples.append((record.path.name, base64.b64encode(encoded.tobytes()).decode()))

@@ -37,7 +37,7 @@ class FakeBundle:
     input_hw = (48, 64)
     card: dict[str, Any] = {}  # noqa: RUF012
 
-    def detect(self, image: Image) -> Found:
+    def detect(self, image: Image, score: float | None = None) -> Found:
         return found()
 
 
@@ -325,7 +325,7 @@ def test_ctrl_c_keeps_what_a_camera_gave(tmp_path: Path) -> None:
     calls = []
 
     class Interrupted(FakeBundle):
-        def detect(self, image: Image) -> Found:
+        def detect(self, image: Image, score: float | None = None) -> Found:
             calls.append(1)
             if len(calls) > 5:
                 raise KeyboardInterrupt

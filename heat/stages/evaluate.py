@@ -29,7 +29,7 @@ def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> d
     data = data.numbered_as(bundle.names)
 
     def detect(image: Image) -> Found:
-        found = bundle.detect(image)
+        found = bundle.detect(image, score=0.0)  # AP is of all detections
         return found.boxes_xyxy_px, found.scores, found.labels
 
     result = _scored(workspace, detect, data, str(folder), bundle.card["runtime"])
