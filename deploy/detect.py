@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from supernet.errors import BundleError, HeatError
+from supernet.errors import BundleError, HeatError, UserError
 from supernet.letterbox import boxes_to_image, letterbox
 
 from .labels import LABEL_KINDS
@@ -124,6 +124,7 @@ class Bundle:
             spinning={"always": True, "never": False}.get(self.card.get("spinning", "brief")),
             pinning=bool(self.card.get("pinning", False)),
         )
+        self._closed = False
         self._post: Callable[..., list[Any]] = lambda *outputs: list(outputs)
         if self.card.get("raw"):
             self._post = Postprocess(self.card["decode"], self.input_hw)
@@ -136,6 +137,8 @@ class Bundle:
         Reported are objects of at least `score`; without it, of at least the card's threshold of
         their class, and of a card without thresholds all that the model gives.
         """
+        if self._closed:
+            raise UserError(f"{self.folder} was closed: load it again")
         least = self._limits if score is None else check_score(score)
         image = as_pixels(image)
         marks = [time.perf_counter()]
@@ -149,6 +152,19 @@ class Bundle:
         before, model, after = (1e3 * (b - a) for a, b in itertools.pairwise(marks))
         found = Found(boxes, scores, labels, model, before, after)
         return found if least is None else found.above(least)
+
+    def close(self) -> None:
+        """Give back what the runtime holds, device memory too; a second time does nothing."""
+        self._closed = True
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        """Return the bundle."""
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Close it."""
+        self.close()
 
 
 def main(arguments: list[str]) -> int:
@@ -183,8 +199,8 @@ def main(arguments: list[str]) -> int:
             tiles=given.tiles,
             track=given.track,
         )
-        bundle = Bundle(given.bundle, given.threads)
-        result, problems = detect_sources(bundle, given.sources, options)
+        with Bundle(given.bundle, given.threads) as bundle:
+            result, problems = detect_sources(bundle, given.sources, options)
     except HeatError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

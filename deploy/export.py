@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,13 @@ def export_bundle(
     _tidy(folder)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     scratch.chmod(0o755)
+    opened = ExitStack()
     try:
         graph = form.graph(network, plan, metadata)
         model, typed = form.write(graph, scratch, metadata)
-        session = raw_session = form.open(graph, model)
+        session = raw_session = opened.enter_context(form.open(graph, model))
         if not form.raw:
-            raw_session = form.open(form.graph(network, plan, raw=True))
+            raw_session = opened.enter_context(form.open(form.graph(network, plan, raw=True)))
         find, size = form.finder(session, network), architecture.input_size
         parity = check_parity(network, form, find, raw_session, images, plan)
         if form.dynamic_batch:
@@ -126,6 +128,7 @@ def export_bundle(
         write_card(scratch, card)
         _swap(scratch, folder)
     finally:
+        opened.close()
         shutil.rmtree(scratch, ignore_errors=True)
     return Exported(folder, card, parity, speed)
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from supernet.errors import BundleError, HeatError, UserError
 
@@ -44,6 +44,15 @@ class Session(Protocol):
     def timed(self, inputs: Mapping[str, Any]) -> float:
         """Execute once and return the milliseconds it took."""
 
+    def close(self) -> None:
+        """Give back what the runtime holds; the model cannot be executed afterwards."""
+
+    def __enter__(self) -> Self:
+        """Return the session."""
+
+    def __exit__(self, *raised: object) -> None:
+        """Close it."""
+
 
 def import_runtime(runtime: str) -> Any:
     """Import a runtime's package; a missing one is a `UserError` that says how to get it."""
@@ -56,9 +65,18 @@ def import_runtime(runtime: str) -> Any:
 
 
 class WallClock:
-    """Times `run` from the outside, as a caller sees it."""
+    """Times `run` from the outside, as a caller sees it, and closes at the end of a `with`."""
 
     run: Callable[[Mapping[str, Any]], list[Any]]
+    close: Callable[[], None]
+
+    def __enter__(self) -> Self:
+        """Return the session."""
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Close it."""
+        self.close()
 
     def timed(self, inputs: Mapping[str, Any]) -> float:
         """Execute once and return the milliseconds it took."""
@@ -144,6 +162,10 @@ class OnnxRuntimeSession(WallClock):
         """Return what one of several threads executes with."""
         return self.run
 
+    def close(self) -> None:
+        """Drop the model: ONNX Runtime frees it, and ends its threads, with the last reference."""
+        self.session = None
+
 
 def _worker_cores(threads: int) -> str:
     """Return a core for each of ONNX Runtime's own threads; it counts cores from 1.
@@ -217,6 +239,10 @@ class OpenVinoSession(WallClock):
         request = self.compiled.create_infer_request()
         return lambda inputs: self._run(request, inputs)
 
+    def close(self) -> None:
+        """Drop the model and its requests: OpenVINO frees them with the last reference."""
+        self.compiled, self._own = None, threading.local()
+
     def _run(self, request: Any, inputs: Mapping[str, Any]) -> list[Any]:
         results = request.infer(dict(inputs), share_inputs=True)
         return [results[output].copy() for output in self.compiled.outputs]
@@ -275,7 +301,7 @@ def open_crowd(
 ) -> "OnnxRuntimeSession | OpenVinoSession":
     """Load a model for several requests at once, each on a thread of its own."""
     check_threads(requests)
-    open_session(runtime, model, 1, precision, "cpu")  # refuses what is no model, by name
+    open_session(runtime, model, 1, precision, "cpu").close()  # refuses what is no model, by name
     if runtime == "openvino":
         return OpenVinoSession(model, requests, precision, streams=requests)
     return OnnxRuntimeSession(model, 1, precision)
@@ -346,7 +372,8 @@ def executed_precision(
     asked for need not be the one that is used.
     """
     if runtime == "openvino":
-        return _openvino_precisions(OpenVinoSession(model, threads, precision))
+        with OpenVinoSession(model, threads, precision) as session:
+            return _openvino_precisions(session)
     if runtime == "onnxruntime":
         return _onnxruntime_precisions(model, threads, feeds)
     raise UserError(f"the executed precision of {runtime} cannot be read back")
@@ -371,8 +398,10 @@ def _openvino_precisions(session: OpenVinoSession) -> dict[str, int]:
 def _onnxruntime_precisions(
     model: bytes | Path, threads: int, feeds: Mapping[str, Any]
 ) -> dict[str, int]:
-    with tempfile.TemporaryDirectory() as folder:
-        session = OnnxRuntimeSession(model, threads, profile=str(Path(folder) / "run"))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        OnnxRuntimeSession(model, threads, profile=str(Path(folder) / "run")) as session,
+    ):
         session.run(feeds)
         return profiled_precisions(Path(session.session.end_profiling()))
 

@@ -38,7 +38,8 @@ def load(folder: str | Path, threads: int | None = None) -> "Bundle":
 
     `.detect(image)` takes RGB uint8 pixels [height, width, 3], a path or a PIL image, and returns
     boxes in image pixels: those that reach their class's threshold in the card, or `score=` where
-    it is given. Several threads may share a bundle.
+    it is given. Several threads may share a bundle; `with` or `.close()` gives back what its
+    runtime holds.
     """
     from deploy.detect import Bundle
 

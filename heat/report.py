@@ -167,17 +167,17 @@ def _samples(folders: list[Path], data: DetectionSet | None) -> list[tuple[str, 
     ready = [folder for folder in folders if (folder / "card.json").exists()]
     if data is None or not ready:
         return []
-    bundle = Bundle(ready[0])
-    limits = score_limits(bundle.card, bundle.names)
     samples = []
-    for record in data.records[:SAMPLES]:
-        image = read_image(record.path, (record.height, record.width))
-        if image is None:
-            continue
-        drawn = draw(image, bundle.detect(image, score=0.0).above(limits), bundle.names)
-        ok, encoded = cv2.imencode(".jpg", drawn[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
-        if ok:
-            samples.append((record.path.name, base64.b64encode(encoded.tobytes()).decode()))
+    with Bundle(ready[0]) as bundle:
+        limits = score_limits(bundle.card, bundle.names)
+        for record in data.records[:SAMPLES]:
+            image = read_image(record.path, (record.height, record.width))
+            if image is None:
+                continue
+            drawn = draw(image, bundle.detect(image, score=0.0).above(limits), bundle.names)
+            ok, encoded = cv2.imencode(".jpg", drawn[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
+            if ok:
+                samples.append((record.path.name, base64.b64encode(encoded.tobytes()).decode()))
     return samples
 
 

@@ -62,10 +62,10 @@ def detect(
         tiles=tiles,
         track=track,
     )
-    loaded = Bundle(bundle, threads)
-    if not loaded.card["trained"]:
-        print("warning: this bundle is UNTRAINED: its detections mean nothing", file=sys.stderr)
-    result, problems = detect_sources(loaded, sources, options)
+    with Bundle(bundle, threads) as loaded:
+        if not loaded.card["trained"]:
+            print("warning: this bundle is UNTRAINED: its detections mean nothing", file=sys.stderr)
+        result, problems = detect_sources(loaded, sources, options)
     for record in result.get("detections", []):
         print(
             f"{record['file']}: {len(record['names'])} objects, {record['latency_ms']:.1f} ms",

@@ -25,14 +25,14 @@ from .export import Change, as_it_is, load_network
 
 def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> dict[str, Any]:
     """Score an exported bundle on a split and write the result into its card."""
-    bundle = Bundle(folder)
-    data = data.numbered_as(bundle.names)
+    with Bundle(folder) as bundle:
+        data = data.numbered_as(bundle.names)
 
-    def detect(image: Image) -> Found:
-        found = bundle.detect(image, score=0.0)  # AP is of all detections
-        return found.boxes_xyxy_px, found.scores, found.labels
+        def detect(image: Image) -> Found:
+            found = bundle.detect(image, score=0.0)  # AP is of all detections
+            return found.boxes_xyxy_px, found.scores, found.labels
 
-    result = _scored(workspace, detect, data, str(folder), bundle.card["runtime"])
+        result = _scored(workspace, detect, data, str(folder), bundle.card["runtime"])
     keys = [entry.name for entry in fields(Metrics)]
     accuracy = {**{key: result[key] for key in keys}, "data": data.root.name, "split": data.split}
     write_card(folder, {**bundle.card, "accuracy": accuracy})

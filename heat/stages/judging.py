@@ -67,8 +67,8 @@ def quantized(
     def lost(plan: Quantization) -> float:
         graph = form.graph(network, plan)
         with tempfile.TemporaryDirectory() as folder:
-            session = form.open(graph, form.write(graph, Path(folder))[0])
-            found = judge.found(artefact_detect(network, form.finder(session, network)))
+            with form.open(graph, form.write(graph, Path(folder))[0]) as session:
+                found = judge.found(artefact_detect(network, form.finder(session, network)))
             return exact - judge.ap(found)
 
     return quantize(network, batches, lost, max_ap_drop, outputs=outputs)[0]
