@@ -182,6 +182,19 @@ OPENVINO_HINT = {"f32": "f32", "bf16": "bf16", "f16": "f16", "int8": "f32"}
 """Precision of what is not quantised; OpenVINO's own default may be bfloat16."""
 
 
+def openvino_properties(
+    threads: int, precision: str, *, streams: int = 1, pinning: bool = False
+) -> dict[str, Any]:
+    """Return how OpenVINO's CPU plugin executes a model: for latency, or in several streams."""
+    return {
+        "INFERENCE_PRECISION_HINT": OPENVINO_HINT[precision],
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+        "NUM_STREAMS": str(streams),
+        "ENABLE_CPU_PINNING": pinning,
+    }
+
+
 @functools.cache
 def openvino_core() -> Any:
     """Return the process's one `openvino.Core`; it is never released.
@@ -218,13 +231,7 @@ class OpenVinoSession(WallClock):
         self.compiled = core.compile_model(
             network,
             "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": OPENVINO_HINT[precision],
-                "INFERENCE_NUM_THREADS": threads,
-                "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
-                "NUM_STREAMS": str(streams),
-                "ENABLE_CPU_PINNING": pinning,
-            },
+            openvino_properties(threads, precision, streams=streams, pinning=pinning),
         )
         self._own = threading.local()
 

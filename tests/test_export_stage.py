@@ -215,3 +215,17 @@ def test_an_int8_export_on_images_without_labels_names_no_loss(
     assert code == 0, errors
     assert "points lost" not in errors and "what INT8 loses is not known" in errors
     assert exported["precision"] == "int8" and exported["accuracy_check"] is None
+
+
+def test_an_export_writes_files_for_a_server(thinned: Path) -> None:
+    asked = ["--network", "thinned", "--serving", "--threads", 1, "--out", thinned]
+    code, exported, errors = run("export", *asked)
+    assert code == 0, errors
+    layout = Path(exported["serving"])
+    assert layout == thinned / "serving" / "triton"
+    name = thinned.name
+    assert f'name: "{name}"' in (layout / name / "config.pbtxt").read_text()
+    assert (layout / name / "1" / "model.onnx").samefile(thinned / "bundle-onnx" / "model.onnx")
+    code, exported, errors = run("export", *asked[:2], *asked[3:])
+    assert code == 0 and exported["serving"] is None, errors
+    assert "not tensorrt" in fails(2, "export", "--format", "tensorrt", "--gpu", "8.9", *asked)
