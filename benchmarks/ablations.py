@@ -33,7 +33,7 @@ from deploy.gate import torch_detect
 from supernet.atomic import write_text
 from supernet.boxes import giou_pairs, iou_matrix
 from supernet.data.coco import DetectionSet, load_split
-from supernet.evaluate import found_rows, score_rows
+from supernet.data.evaluate import found_rows, score_rows
 from supernet.graph.nodes import Array
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Call, Detector

@@ -31,9 +31,9 @@ from supernet.attention import Attention
 from supernet.checkpoint import load_weights
 from supernet.counting import count_macs
 from supernet.data.coco import DetectionSet, load_split
+from supernet.data.evaluate import evaluate
 from supernet.detr.detr import Host
 from supernet.detr.family import FAMILY, DetrArchitecture
-from supernet.evaluate import evaluate
 from supernet.heatdetr.input_size import parse_size
 from supernet.network import build
 from supernet.train.mtkd import act_cores, attending

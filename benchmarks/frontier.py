@@ -31,7 +31,7 @@ from deploy.side_by_side import Entrant, race
 from heat.views.charts import save
 from supernet.checkpoint import load_weights, read_info
 from supernet.data.coco import DetectionSet, load_split
-from supernet.evaluate import found_rows, score_rows
+from supernet.data.evaluate import found_rows, score_rows
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.input_size import parse_size

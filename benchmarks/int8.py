@@ -19,7 +19,7 @@ from result import here, tell
 from deploy.edge.detect import Bundle, read_card
 from deploy.side_by_side import Entrant, race, ratio
 from supernet.data.coco import load_split
-from supernet.evaluate import Found, evaluate
+from supernet.data.evaluate import Found, evaluate
 from supernet.letterbox import Image
 
 RESULTS = Path(__file__).parent / "results" / "int8"
@@ -48,7 +48,7 @@ def ap(folder: Path, data: Path) -> float:
     bundle = Bundle(folder)
 
     def detect(image: Image) -> Found:
-        found = bundle.detect(image)
+        found = bundle.detect(image, score=0.0)
         return found.boxes_xyxy_px, found.scores, found.labels
 
     return 100.0 * evaluate(detect, load_split(data, "val")).ap

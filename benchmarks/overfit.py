@@ -31,7 +31,7 @@ from deploy.gate import torch_detect
 from supernet.counting import count_macs
 from supernet.data.augment import AugmentConfig
 from supernet.data.coco import DetectionSet, load_split
-from supernet.evaluate import found_rows
+from supernet.data.evaluate import found_rows
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.input_size import parse_size
 from supernet.network import AnyArchitecture, build, find_architecture

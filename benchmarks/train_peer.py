@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from supernet.data.augment import AugmentConfig
 from supernet.data.coco import DetectionSet, Record, load_split
-from supernet.evaluate import result_rows
+from supernet.data.evaluate import result_rows
 from supernet.letterbox import letterbox, read_image
 from supernet.train.feed import feed
 from supernet.train.recipes import TrainConfig

@@ -45,9 +45,9 @@ def first_divergence(
     """
     model = network.to_onnx(raw=True, expose=True, style=GraphStyle.of(runtime, written, ranges))
     names = [output.name for output in model.graph.output]
-    session = open_session(runtime, model.SerializeToString(), threads, executed)
     pixels = letterbox(image, network.architecture.input_size)[0][None]
-    theirs = dict(zip(names, session.run({"image": pixels}), strict=True))
+    with open_session(runtime, model.SerializeToString(), threads, executed) as session:
+        theirs = dict(zip(names, session.run({"image": pixels}), strict=True))
     for name, exact in network.deployed().parts(torch.from_numpy(pixels)).items():
         place = name.rpartition(".")[0]
         if place == "head":

@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from .edge.bench import Speed, measure_speed
 from .edge.detect import CARD_FORMAT, file_hash
 from .edge.session import runtime_version
 from .form import Form
-from .gate import Judge, check_ap, check_batch, check_executed, check_parity
+from .gate import check_ap, check_batch, check_executed, check_parity
+from .judge import Judge
 from .parity import MIN_IOU, Parity
 from .standalone import detect_script
 
@@ -73,18 +75,19 @@ def export_bundle(
     _tidy(folder)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     scratch.chmod(0o755)
+    opened = ExitStack()
     try:
         graph = form.graph(network, plan, metadata)
         model, typed = form.write(graph, scratch, metadata)
-        session = raw_session = form.open(graph, model)
+        session = raw_session = opened.enter_context(form.open(graph, model))
         if not form.raw:
-            raw_session = form.open(form.graph(network, plan, raw=True))
+            raw_session = opened.enter_context(form.open(form.graph(network, plan, raw=True)))
         find, size = form.finder(session, network), architecture.input_size
         parity = check_parity(network, form, find, raw_session, images, plan)
         if form.dynamic_batch:
             check_batch(session, images, size)
         executed = check_executed(form, model, session, typed, images[0], size, plan)
-        accuracy = check_ap(network, find, judge, max_ap_drop, form)
+        judged = check_ap(network, find, judge, max_ap_drop, form)
         speed = None
         if form.runs_here and measure is not None:
             speed = measure(model)
@@ -113,7 +116,7 @@ def export_bundle(
             "params": count_params(architecture),
             "parity": asdict(parity)
             | {"min_iou": MIN_IOU, "against": "torch", "in": form.checked_in},
-            "accuracy_check": accuracy,
+            **judged,
             "in_floating_point": sorted(plan.kept) if plan else None,
             "measured_ms": round(speed.ms, 4) if speed else None,
             "measured_fps": round(speed.fps, 3) if speed else None,
@@ -126,6 +129,7 @@ def export_bundle(
         write_card(scratch, card)
         _swap(scratch, folder)
     finally:
+        opened.close()
         shutil.rmtree(scratch, ignore_errors=True)
     return Exported(folder, card, parity, speed)
 

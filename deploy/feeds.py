@@ -111,14 +111,15 @@ def _declared(session: Session) -> list[tuple[str, list[Side] | None, str]]:
         ]
     if isinstance(session, OpenVinoSession):
         return [
-            (port.get_any_name(), _sides(port.partial_shape), port.element_type.get_type_name())
+            (port.get_any_name(), sides_of(port.partial_shape), port.element_type.get_type_name())
             for port in session.compiled.inputs
         ]
     found: list[tuple[str, list[Side] | None, str]] = session.declared()  # type: ignore[attr-defined]
     return found
 
 
-def _sides(shape: Any) -> list[Side] | None:
+def sides_of(shape: Any) -> list[Side] | None:
+    """Return the sides of an OpenVINO shape; None where their number is open."""
     if shape.rank.is_dynamic:
         return None
     return [side.get_length() if side.is_static else None for side in shape]

@@ -1,14 +1,14 @@
 """What an artefact must pass before its bundle appears: torch's results, AP, executed precision."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from supernet.data.evaluate import Detect, Found
 from supernet.errors import PromiseError
-from supernet.evaluate import Detect, Found
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.quantization import Quantization
 from supernet.letterbox import Image, boxes_to_image, letterbox
@@ -19,10 +19,8 @@ from .edge.executed import dominant, executed_precision
 from .edge.postprocess import Find
 from .edge.session import Session
 from .form import Form
+from .judge import Judge
 from .parity import Parity, compare
-
-Judge = Callable[[Detect], float]
-"""Scores what detects, in points of AP."""
 
 MIN_EXECUTED = 0.75
 """Share of the quantised convolutions that the runtime must execute in INT8."""
@@ -127,18 +125,24 @@ def check_executed(
 
 def check_ap(
     network: Network, find: Find, judge: Judge | None, max_ap_drop: float, form: Form
-) -> dict[str, Any] | None:
-    """Score torch and the artefact on the same labelled images; fail where too much is lost."""
+) -> dict[str, Any]:
+    """Score torch and the artefact on the same labelled images; fail where too much is lost.
+
+    Return what the card records of it, and the thresholds of the classes, which are found from the
+    detections that AP is computed from.
+    """
     if judge is None:
-        return None
-    exact, ours = judge(torch_detect(network)), judge(artefact_detect(network, find))
+        return {"accuracy_check": None}
+    rows = judge.found(artefact_detect(network, find))
+    exact, ours = judge.ap(judge.found(torch_detect(network))), judge.ap(rows)
     if not exact - ours <= max_ap_drop:
         raise PromiseError(
             f"the {form.format} model in {form.precision} loses {exact - ours:.2f} points of AP "
             f"({exact:.2f} in torch, {ours:.2f} here; --max-ap-drop {max_ap_drop:g}); nothing was "
             "written"
         )
-    return {"torch_ap": round(exact, 3), "ap": round(ours, 3), "drop": round(exact - ours, 3)}
+    accuracy = {"torch_ap": round(exact, 3), "ap": round(ours, 3), "drop": round(exact - ours, 3)}
+    return {"accuracy_check": accuracy, **judge.thresholds(rows)}
 
 
 def torch_detect(network: Network) -> Detect:

@@ -210,22 +210,22 @@ def main(arguments: Sequence[str]) -> int:
         start = time.perf_counter()
         crowd = mode == "crowd"
         opened = open_crowd if crowd else open_session
-        session = opened(runtime, Path(model), int(threads), precision)
-        height, _, width = size.partition("x")
-        feeds = inputs_of(session, (int(height), int(width)) if width else None)
-        session.run(feeds)
-        _say({"start_ms": (time.perf_counter() - start) * 1e3, "inputs": described(feeds)})
-        run_for(session, feeds, 0.0)
-        for line in sys.stdin:
-            verb, *rest = line.split()
-            if verb == "end":
-                _say({"peak_mb": own_peak_mb()})
-                break
-            if crowd:
-                _say({"fps": crowd_fps(session, feeds, int(threads), float(rest[0]))})
-                continue
-            session.run(feeds)  # caches hold what the others left there
-            _say({"ms": run_for(session, feeds, float(rest[0]))})
+        with opened(runtime, Path(model), int(threads), precision) as session:
+            height, _, width = size.partition("x")
+            feeds = inputs_of(session, (int(height), int(width)) if width else None)
+            session.run(feeds)
+            _say({"start_ms": (time.perf_counter() - start) * 1e3, "inputs": described(feeds)})
+            run_for(session, feeds, 0.0)
+            for line in sys.stdin:
+                verb, *rest = line.split()
+                if verb == "end":
+                    _say({"peak_mb": own_peak_mb()})
+                    break
+                if crowd:
+                    _say({"fps": crowd_fps(session, feeds, int(threads), float(rest[0]))})
+                    continue
+                session.run(feeds)  # caches hold what the others left there
+                _say({"ms": run_for(session, feeds, float(rest[0]))})
     except HeatError as error:
         _say({"error": str(error)})
         return error.exit_code

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Sequence
 from types import ModuleType
 
-from supernet import errors, letterbox
+from supernet import avif, errors, letterbox
 
 from .edge import (
     capture,
@@ -26,6 +26,7 @@ from .edge import (
     recorder,
     runtimes,
     saving,
+    score_limits,
     session,
     sources,
     stream,
@@ -36,11 +37,11 @@ from .edge import (
 
 DETECTING = (
     postprocess, sources, containers, capture, stream, saving, recorder, pixels, drawing, labels,
-    tiles, track, work, detect,
+    tiles, track, score_limits, work, detect,
 )  # fmt: skip
-PARTS = (errors, letterbox, session, runtimes, *DETECTING)
+PARTS = (errors, avif, letterbox, session, runtimes, *DETECTING)
 """In the order in which they need each other."""
-GPU_PARTS = (errors, letterbox, session, runtimes, executed, cuda, engine, gpu, *DETECTING)
+GPU_PARTS = (errors, avif, letterbox, session, runtimes, executed, cuda, engine, gpu, *DETECTING)
 """The same for TensorRT."""
 
 OURS = ("heat", "supernet", "latency_tables", "deploy")

@@ -37,7 +37,9 @@ def load(folder: str | Path, threads: int | None = None) -> "Bundle":
     """Load an exported bundle; raise `BundleError` where it is broken.
 
     `.detect(image)` takes RGB uint8 pixels [height, width, 3], a path or a PIL image, and returns
-    boxes in image pixels. Several threads may share a bundle.
+    boxes in image pixels: those that reach their class's threshold in the card, or `score=` where
+    it is given. Several threads may share a bundle; `with` or `.close()` gives back what its
+    runtime holds.
     """
     from deploy.edge.detect import Bundle
 

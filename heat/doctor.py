@@ -131,7 +131,8 @@ def runtimes() -> Iterator[Finding]:
         if installed[runtime] is None:
             continue
         try:
-            (y,) = open_session(runtime, model, 1).run({"x": ones})
+            with open_session(runtime, model, 1) as session:
+                (y,) = session.run({"x": ones})
             fine, seen = bool(np.array_equal(y, ones + ones)), f"1 + 1 = {y.flat[0]:g}"
         except (HeatError, ImportError) as error:
             fine, seen = False, str(error)

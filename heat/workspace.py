@@ -7,6 +7,7 @@ heat-run/
   thin/              architecture.json, thinning.csv, frontier.csv, readings.jsonl
   train/             weights.safetensors, state.pt
   bundle-onnx/ ...   exported bundles
+  serving/           the same laid out for inference servers: triton, ovms
   fleet/NAME/        a workspace for each member of a fleet, without tables and supernet
   report.html
 """

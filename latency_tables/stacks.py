@@ -172,4 +172,7 @@ def measure_stacks(setting: Setting, setup: Setup | None = None) -> dict[str, fl
     setup = setup or Setup()
     models = stack_models(setup, setting)
     jobs = {name: load(model, setting) for name, model in models.items()}
-    return {name: timing.ms for name, timing in time_jobs(jobs).items()}
+    timings = time_jobs(jobs)
+    for job in jobs.values():
+        job.session.close()
+    return {name: timing.ms for name, timing in timings.items()}

@@ -59,6 +59,8 @@ def thread_check(
             while taken < 3 or time.perf_counter() < turn_ends:
                 samples[count].append(session.timed(feeds))
                 taken += 1
+    for session in sessions.values():
+        session.close()
     return {count: _timing(times) for count, times in samples.items()}
 
 

@@ -101,6 +101,10 @@ class TorchSession(WallClock):
         end.synchronize()
         return float(start.elapsed_time(end))
 
+    def close(self) -> None:
+        """Drop the recorded graph and its tensors: torch frees them with the last reference."""
+        self._graph, self._inputs, self._outputs = None, [], []
+
     def executed(self, inputs: Mapping[str, Any]) -> dict[str, int]:
         """Return how many convolutions have their weights in each precision."""
         names = {dtype: name for name, dtype in DTYPES.items()}

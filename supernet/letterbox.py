@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from .avif import is_avif, turned_avif
 from .errors import DataError
 
 Image = npt.NDArray[np.uint8]
@@ -25,6 +26,8 @@ _REDUCED = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 """How to decode a JPEG image that many times smaller."""
+AVIF_HEAD = 256
+"""Bytes that hold the first box of an AVIF file, which names its kind."""
 VALUE_BITS = (8, 10, 12, 14, 16)
 """Bits that the values of a 16-bit file may use."""
 
@@ -79,20 +82,20 @@ def read_image(
 ) -> Image | None:
     """Decode an image file as RGB, or return None if it cannot be decoded.
 
-    EXIF rotation is applied, unless only the unrotated pixels have the expected height and width
-    (annotations of the stored image); without `turned` it never is. An image of yet another size is
-    resized to the expected one: its annotations are shares of the size that they state. Values of
-    16-bit files are scaled by the bits that they use. `shrink` 2, 4 or 8 returns an image that many
-    times smaller, which is as many times quicker for JPEG files.
+    The rotation of EXIF, and of an AVIF file, is applied, unless only the unrotated pixels have the
+    expected height and width (annotations of the stored image); without `turned` it never is. An
+    image of yet another size is resized to the expected one: its annotations are shares of the size
+    that they state. Values of 16-bit files are scaled by the bits that they use. `shrink` 2, 4 or 8
+    returns an image that many times smaller, which is as many times quicker for JPEG files.
     """
     try:
         data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
     except OSError:
         return None
-    pixels = _decode(data, shrink, 0 if turned else cv2.IMREAD_IGNORE_ORIENTATION)
+    pixels = _decode(data, shrink, turned)
     if pixels is None or expected_hw is None or _has_size(pixels, expected_hw, shrink):
         return pixels
-    stored = _decode(data, shrink, cv2.IMREAD_IGNORE_ORIENTATION)
+    stored = _decode(data, shrink, False)
     if stored is not None and _has_size(stored, expected_hw, shrink):
         return stored
     height, width = (max(1, -(-side // shrink)) for side in expected_hw)
@@ -106,28 +109,37 @@ def _has_size(image: Image, expected_hw: tuple[int, int], shrink: int) -> bool:
     )
 
 
-def _decode(data: npt.NDArray[np.uint8], shrink: int, orientation: int) -> Image | None:
+def _decode(data: npt.NDArray[np.uint8], shrink: int, turned: bool) -> Image | None:
     if data.size == 0:
         return None
     jpeg = bytes(data[:2]) == b"\xff\xd8"
+    avif = is_avif(data[:AVIF_HEAD].tobytes())
+    orientation = 0 if turned and not avif else cv2.IMREAD_IGNORE_ORIENTATION
     try:
         if jpeg and shrink > 1:
             return _rgb(cv2.imdecode(data, _REDUCED[shrink] | orientation))
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | orientation)
         if pixels is not None and pixels.dtype == np.uint16:
-            used = int(pixels.max()).bit_length()
-            bits = next(depth for depth in VALUE_BITS if used <= depth)
-            pixels = cv2.convertScaleAbs(pixels, alpha=255 / ((1 << bits) - 1))
+            pixels = eight_bits(pixels)
         elif pixels is not None and pixels.dtype != np.uint8:
             pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | orientation)
     except cv2.error:
         return None
     image = _rgb(pixels)
+    if image is not None and avif and turned:
+        image = turned_avif(image, data.tobytes())
     if image is None or shrink == 1:
         return image
     # OpenCV reduces other formats than JPEG by picking pixels.
     height, width = (max(1, -(-side // shrink)) for side in image.shape[:2])
     return resized(image, (height, width))
+
+
+def eight_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return 16-bit values scaled by the bits that they use."""
+    used = int(values.max(initial=0)).bit_length()
+    bits = next(depth for depth in VALUE_BITS if used <= depth)
+    return np.asarray(cv2.convertScaleAbs(values, alpha=255 / ((1 << bits) - 1)), dtype=np.uint8)
 
 
 def _rgb(pixels: Any) -> Image | None:

@@ -11,9 +11,9 @@ from pycocotools import mask as coco_mask
 
 from supernet.data.coco import load_split
 from supernet.data.detection_set import check_trainable
+from supernet.data.evaluate import score_rows
 from supernet.data.masks import mask_box
 from supernet.errors import DataError
-from supernet.evaluate import score_rows
 
 
 def write(root: Path, annotations: list[dict[str, Any]], split: str = "train", **head: Any) -> Path:

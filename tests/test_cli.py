@@ -30,8 +30,8 @@ OPTIONS = {
     "devices": "",
     "doctor": "device out",
     "eval": "data split bundle network attention rounds window clusters out",
-    "export": "format precision raw dynamic_batch opset max_ap_drop device gpu quantizer threads "
-    "images network attention rounds window clusters data out",
+    "export": "format precision raw dynamic_batch opset max_ap_drop serving device gpu quantizer "
+    "threads images network attention rounds window clusters data out",
     "pretrain": "data architecture input_size epochs batch_size accumulate learning_rate drop_path "
     "precision workers compile tensorboard seed resume restart out",
     "profile": "device runtime precision threads spinning pinning input_size space "

@@ -8,9 +8,9 @@ import pytest
 
 from supernet.data.augment import AugmentConfig, augment
 from supernet.data.coco import load_split, resolve_split
+from supernet.data.evaluate import evaluate, score_rows
 from supernet.data.shapes import make_shapes
 from supernet.errors import DataError
-from supernet.evaluate import evaluate, score_rows
 from supernet.letterbox import PAD_RGB, boxes_to_image, letterbox, read_image
 
 from .conftest import shared

@@ -6,17 +6,21 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from deploy.edge.pixels import as_pixels
 from heat.views.charts import plain
 from heat.views.learning import draw_confusion, draw_precision
 from heat.views.tables import check_data
+from supernet.avif import avif_orientation, is_avif
 from supernet.data.average_precision import score
 from supernet.data.check import image_problems
 from supernet.data.coco import load_split
 from supernet.data.image_files import image_size, list_images
 from supernet.errors import DataError
 from supernet.letterbox import letterbox, read_image
+from supernet.train.feed import Samples
+from supernet.train.recipes import TrainConfig
 
 from .test_annotations import note
 from .test_annotations import write as write_coco
@@ -58,16 +62,63 @@ def test_orientations(tmp_path: Path, kind: str, orientation: int) -> None:
     assert pixels.shape[:2] == ((60, 40) if orientation >= 5 else (40, 60))
 
 
-def test_an_avif_file_that_is_to_be_turned_is_not_read_wrongly(tmp_path: Path) -> None:
-    """OpenCV does not turn it: its boxes would be those of another image."""
-    image = Image.new("RGB", (60, 40))
+def write_avif(path: Path, orientation: int) -> Path:
+    """Write an image of four colours, 60x40 as stored, that is to be turned."""
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:20, :, 0], pixels[:, :30, 2] = 200, 200
+    image = Image.fromarray(pixels)
     exif = image.getexif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
+    path.parent.mkdir(exist_ok=True)
     try:
-        image.save(tmp_path / "a.avif", exif=exif)
+        image.save(path, exif=exif, quality=95)
     except (KeyError, OSError):
         pytest.skip("this Pillow writes no AVIF")
-    assert image_size(tmp_path / "a.avif") is None
+    return path
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_avif_file_is_the_same_in_every_reader(tmp_path: Path, orientation: int) -> None:
+    path = write_avif(tmp_path / "train" / "a.avif", orientation)
+    with Image.open(path) as opened:
+        seen = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    height, width = seen.shape[:2]
+    assert (height, width) == ((60, 40) if orientation >= 5 else (40, 60)) == image_size(path)
+    # The size is stated as it is to be seen, not at all, or as it is stored.
+    sizes = [(width, height), (None, None), (60, 40)]
+    for stated in sizes:
+        image = {"id": 1, "file_name": "a.avif"}
+        if stated[0]:
+            image |= {"width": stated[0], "height": stated[1]}
+        data = load_split(write_coco(tmp_path, [note()], images=[image]), "train")
+        (record,) = data.records
+        as_seen = stated != (60, 40) or orientation < 5
+        assert (record.height, record.width) == ((height, width) if as_seen else (40, 60))
+        assert image_problems(data) == []
+        training = Samples(data.records, (64, 64), TrainConfig())
+        read = [read_image(path, (record.height, record.width)), training.picture(0)[0]]
+        stored = as_pixels(path) if as_seen else read_image(path, turned=False)
+        for pixels in (*read, stored):
+            assert pixels is not None and pixels.shape[:2] == (record.height, record.width)
+            if as_seen:
+                assert np.abs(pixels.astype(int) - seen).max() <= 3
+    half = read_image(path, shrink=2)
+    assert half is not None and half.shape[:2] == (height // 2, width // 2)
+
+
+def test_an_avif_file_that_is_cut_or_damaged_raises_nothing(tmp_path: Path) -> None:
+    content = write_avif(tmp_path / "a.avif", 6).read_bytes()
+    assert avif_orientation(content) == (3, None) and is_avif(content)
+    for end in range(0, len(content), 7):
+        assert avif_orientation(content[:end]) in ((3, None), (0, None))
+        (tmp_path / "cut.avif").write_bytes(content[:end])
+        read_image(tmp_path / "cut.avif")
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(content)
+        damaged[int(rng.integers(0, 300))] = int(rng.integers(0, 256))
+        avif_orientation(bytes(damaged))
+    assert not is_avif(b"") and not is_avif(b"\0\0\0\x10ftypheic\0\0\0\0mif1")
 
 
 def test_a_tiff_annotated_as_it_is_stored_is_reported(tmp_path: Path) -> None:

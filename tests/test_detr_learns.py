@@ -13,9 +13,9 @@ import torch
 from deploy.gate import torch_detect
 from supernet.data.augment import AugmentConfig
 from supernet.data.coco import DetectionSet, load_split
+from supernet.data.evaluate import evaluate
 from supernet.data.shapes import make_shapes
 from supernet.detr.detr import Host
-from supernet.evaluate import evaluate
 from supernet.network import build
 from supernet.train.feed import feed
 from supernet.train.loop import Running, fit

@@ -1,6 +1,11 @@
 """TensorRT without a GPU: what is refused, and engines built ahead of time."""
 
+import gc
+import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +13,10 @@ import torch
 
 from deploy.build_engine import Plan, plan_engine
 from deploy.capability import CAPABILITIES, check_capability
+from deploy.edge.cuda import Cuda
 from deploy.edge.detect import Bundle
 from deploy.edge.engine import build_engine, check_sidecar, gpu_here, read_engine
+from deploy.edge.gpu import TensorRtSession
 from deploy.export import export_bundle
 from deploy.form import Form
 from supernet.counting import count_params
@@ -130,3 +137,150 @@ def test_what_an_engine_cannot_be_is_said_before_it_is_built(tmp_path: Path) -> 
     (tmp_path / "model.engine").write_bytes(b"an engine")
     with pytest.raises(BundleError, match="cannot be read"):
         read_engine(tmp_path / "model.engine")
+
+
+class Device:
+    """Stands for CUDA's library and TensorRT: counts what is held on the device.
+
+    No GPU is needed. The real libraries are not called: only that everything is given back is
+    tested, not that CUDA takes it.
+    """
+
+    float32 = np.dtype(np.float32)
+    nptype = staticmethod(np.dtype)
+
+    class TensorIOMode:
+        INPUT = "input"
+
+    class IOutputAllocator:
+        pass
+
+    def __init__(self, *, fail_at: str = "", fixed: bool = True) -> None:
+        self.held: dict[str, int] = {"memory": 0, "stream": 0, "graph": 0, "run": 0, "event": 0}
+        self.live: list[weakref.ref[Any]] = []
+        self.fail_at, self.fixed = fail_at, fixed
+        self.Runtime = lambda log: FakeEngine(self)
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("cuda"):
+            raise AttributeError(name)
+        return partial(self._call, name)
+
+    def _call(self, name: str, *arguments: Any) -> int | bytes:
+        if name == "cudaGetErrorString":
+            return b"out of memory"
+        kinds = {
+            "cudaStream": "stream", "cudaGraphExec": "run", "cudaGraphInst": "run",
+            "cudaGraph": "graph", "cudaEvent": "event",
+        }  # fmt: skip
+        if name == self.fail_at:
+            return 2
+        if name in ("cudaMalloc", "cudaFree"):
+            self.held["memory"] += 1 if name == "cudaMalloc" else -1
+        elif name == "cudaStreamEndCapture":
+            self.held["graph"] += 1
+        elif name == "cudaEventElapsedTime":
+            arguments[0]._obj.value = 1.5
+        elif any(word in name for word in ("Create", "Destroy", "Instantiate")):
+            kind = next(kind for start, kind in kinds.items() if name.startswith(start))
+            self.held[kind] += -1 if "Destroy" in name else 1
+        if name in ("cudaMalloc", "cudaStreamCreate", "cudaGraphInstantiateWithFlags"):
+            arguments[0]._obj.value = 4096
+        return 0
+
+
+class FakeEngine:
+    """Stands for an engine, and for its execution context: one input, one output."""
+
+    num_io_tensors = 2
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        device.live.append(weakref.ref(self))
+
+    def deserialize_cuda_engine(self, data: bytes) -> Any:
+        return FakeEngine(self.device)
+
+    def create_execution_context(self) -> Any:
+        return FakeEngine(self.device)
+
+    def get_tensor_name(self, index: int) -> str:
+        return "xy"[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "input" if name == "x" else "output"
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (4,) if name == "x" or self.device.fixed else (-1,)
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return np.float32
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        pass
+
+    def set_output_allocator(self, name: str, allocator: Any) -> None:
+        self.allocator = allocator
+
+    def execute_async_v3(self, stream: int) -> bool:
+        if not self.device.fixed:
+            self.allocator.reallocate_output_async("y", 0, 16, 1, stream)
+            self.allocator.notify_shape("y", (4,))
+        return True
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[Device], TensorRtSession]:
+    def open_on(device: Device) -> TensorRtSession:
+        monkeypatch.setattr(Cuda, "_load", staticmethod(lambda: device))
+        monkeypatch.setattr("deploy.edge.gpu.tensorrt", lambda: (device, "tensorrt"))
+        monkeypatch.setattr("deploy.edge.gpu.message_log", object)
+        monkeypatch.setattr("deploy.edge.gpu.build_engine", lambda data: (b"engine", {}))
+        return TensorRtSession(b"model", 1)
+
+    return open_on
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_closed_session_holds_nothing_on_the_device(
+    opened: Callable[[Device], TensorRtSession], fixed: bool
+) -> None:
+    device = Device(fixed=fixed)
+    feeds = {"x": np.zeros(4, np.float32)}
+    with opened(device) as session:
+        for _ in range(2):
+            assert session.run(feeds)[0].shape == (4,)
+        assert session.timed(feeds) == 1.5
+        assert device.held["memory"] == 2 and device.held["stream"] == 1
+        assert (device.held["run"], device.held["graph"]) == ((1, 0) if fixed else (0, 0))
+    assert set(device.held.values()) == {0}
+    assert [ref for ref in device.live if ref() is not None] == [], "engine and context are gone"
+    session.close()
+    assert set(device.held.values()) == {0}, "closed twice, freed once"
+    with pytest.raises(UserError, match="closed: open it again"):
+        session.run(feeds)
+
+
+def test_what_is_not_closed_is_freed_with_the_last_reference(
+    opened: Callable[[Device], TensorRtSession],
+) -> None:
+    for fixed in (True, False):
+        device = Device(fixed=fixed)
+        session = opened(device)
+        session.run({"x": np.zeros(4, np.float32)})
+        del session
+        gc.collect()
+        assert set(device.held.values()) == {0}
+
+
+def test_a_session_that_fails_to_open_or_to_be_timed_holds_nothing(
+    opened: Callable[[Device], TensorRtSession],
+) -> None:
+    device = Device(fail_at="cudaMalloc")
+    with pytest.raises(DeviceError, match="out of memory"):
+        opened(device)
+    assert set(device.held.values()) == {0}
+    device = Device(fail_at="cudaMemcpyAsync")
+    with opened(device) as session, pytest.raises(DeviceError, match="cudaMemcpyAsync failed"):
+        session.timed({"x": np.zeros(4, np.float32)})
+    assert set(device.held.values()) == {0}

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from supernet.data.best_thresholds import best_thresholds
 from supernet.data.coco import DetectionSet, Record
+from supernet.data.detection_set import Crowd
+from supernet.data.evaluate import confusion_matrix, score
 from supernet.data.scoring_memory import expected_mb, free_mb, warn_of_memory
 from supernet.errors import DataError
-from supernet.evaluate import confusion_matrix, score
 
 BOX = [10.0, 10.0, 50.0, 40.0]
 
@@ -55,6 +57,34 @@ def test_a_known_answer(tmp_path: Path) -> None:
     assert found.precision_TRK.shape == (10, 101, 2)
     nothing = score([], known(tmp_path)).metrics
     assert nothing.ap == 0 and nothing.ap_by_class == {"cat": 0.0, "dog": 0.0}
+
+
+def test_a_class_is_reported_from_the_score_of_its_best_f1(tmp_path: Path) -> None:
+    """Of the cats' four detections the first three have F1 4/5, the first 2/3."""
+    data = known(tmp_path)
+    assert best_thresholds(ROWS, data) == {"cat": 0.7, "dog": 0.1}
+    assert best_thresholds([], data) == {"cat": None, "dog": None}
+    assert best_thresholds(ROWS[1:2], data) == {"cat": None, "dog": None}, "none is right"
+    exact = float(np.float32(0.7))
+    (kept,) = (best_thresholds([row(2, 3, BOX, exact)], data)["cat"],)
+    assert kept == 0.7 and np.float32(exact) >= np.float32(kept)
+    tied = [row(1, 3, BOX, 0.9), row(1, 3, [120.0, 50.0, 30.0, 30.0], 0.9)]
+    assert best_thresholds([*tied, row(2, 3, BOX, 0.4)], data)["cat"] == 0.4
+    twice = [row(1, 3, BOX, 0.9), row(1, 3, BOX, 0.8), row(2, 3, BOX, 0.7)]
+    assert best_thresholds(twice, data)["cat"] == 0.7, "an object is found once: F1 2/3, 1/2, 4/5"
+    half = [10.0, 10.0, 50.0, 19.0]
+    assert best_thresholds([row(1, 3, half, 0.9)], data)["cat"] is None, "IoU 0.475"
+    assert best_thresholds(ROWS, replace(data, names=("cat", "cat")))["cat"] is None
+    absent = replace(data, names=("cat", "dog", "owl"), category_ids=(3, 7, 9))
+    assert best_thresholds([*ROWS, row(1, 9, BOX, 0.9)], absent)["owl"] is None
+
+
+def test_detections_in_a_crowd_count_neither_way(tmp_path: Path) -> None:
+    data = known(tmp_path)
+    crowded = replace(data.records[0], crowds=(Crowd((100.0, 40.0, 180.0, 90.0), 0, 4000.0),))
+    rows = [*ROWS[:2], row(2, 3, BOX, 0.3), row(2, 3, [0.0, 60.0, 9.0, 9.0], 0.4)]
+    assert best_thresholds(rows, data)["cat"] == 0.9
+    assert best_thresholds(rows, data.of((crowded, data.records[1])))["cat"] == 0.3
 
 
 def test_confusions(tmp_path: Path) -> None:
@@ -220,7 +250,7 @@ def test_memory_is_reported_where_it_is_much(
     assert not capsys.readouterr().err
     assert expected_mb(5000, 1000) < expected_mb(5000, 365) < expected_mb(5000, 1)
     assert expected_mb(5000, 1) == expected_mb(5000, 20), "they are scored at once"
-    monkeypatch.setattr("supernet.scoring_memory.free_mb", lambda: 0.2)
+    monkeypatch.setattr("supernet.data.scoring_memory.free_mb", lambda: 0.2)
     warn_of_memory(data)
     assert "2 images of val may take 1 MiB of memory, 0 MiB are free" in capsys.readouterr().err
 
@@ -230,14 +260,14 @@ def test_free_memory_is_that_of_the_container(
 ) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 9000000 kB\nMemAvailable:    4194304 kB\n")
-    monkeypatch.setattr("supernet.scoring_memory.MEMINFO", meminfo)
-    monkeypatch.setattr("supernet.scoring_memory.CGROUP", tmp_path)
+    monkeypatch.setattr("supernet.data.scoring_memory.MEMINFO", meminfo)
+    monkeypatch.setattr("supernet.data.scoring_memory.CGROUP", tmp_path)
     assert free_mb() == 4096
     (tmp_path / "memory.current").write_text(f"{2**30}\n")
     (tmp_path / "memory.max").write_text("max\n")
     assert free_mb() == 4096
     (tmp_path / "memory.max").write_text(f"{3 * 2**30}\n")
     assert free_mb() == 2048
-    monkeypatch.setattr("supernet.scoring_memory.MEMINFO", tmp_path / "absent")
-    monkeypatch.setattr("supernet.scoring_memory.CGROUP", tmp_path / "absent")
+    monkeypatch.setattr("supernet.data.scoring_memory.MEMINFO", tmp_path / "absent")
+    monkeypatch.setattr("supernet.data.scoring_memory.CGROUP", tmp_path / "absent")
     assert free_mb() is None

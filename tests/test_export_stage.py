@@ -306,3 +306,17 @@ def test_a_bundle_names_the_images_it_was_calibrated_on() -> None:
     images[1][0, 0, 0] ^= 1
     assert pixels_digest(images) != first
     assert pixels_digest([images[0].reshape(-1)]) != pixels_digest([images[0]])
+
+
+def test_an_export_writes_files_for_a_server(thinned: Path) -> None:
+    asked = ["--network", "thinned", "--serving", "--threads", 1, "--out", thinned]
+    code, exported, errors = run("export", *asked)
+    assert code == 0, errors
+    layout = Path(exported["serving"])
+    assert layout == thinned / "serving" / "triton"
+    name = thinned.name
+    assert f'name: "{name}"' in (layout / name / "config.pbtxt").read_text()
+    assert (layout / name / "1" / "model.onnx").samefile(thinned / "bundle-onnx" / "model.onnx")
+    code, exported, errors = run("export", *asked[:2], *asked[3:])
+    assert code == 0 and exported["serving"] is None, errors
+    assert "not tensorrt" in fails(2, "export", "--format", "tensorrt", "--gpu", "8.9", *asked)

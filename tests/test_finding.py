@@ -45,7 +45,7 @@ def test_assignment_is_the_best_of_all() -> None:
 
 
 def run_tracker(frames: list[tuple[list[list[float]], list[float], list[int]]]) -> list[Any]:
-    tracker = Tracker(25.0, 0.5)
+    tracker = Tracker(25.0, np.array([0.5, 0.5]))
     reported = []
     for boxes, scores, labels in frames:
         one = found(boxes, scores, labels)
@@ -102,7 +102,7 @@ class Spots(FakeBundle):
 
     input_hw = (64, 64)
 
-    def detect(self, image: Image) -> Found:
+    def detect(self, image: Image, score: float | None = None) -> Found:
         scale = min(1.0, 64 / max(image.shape[:2]))
         mask = (image[:, :, 0] > 200).astype(np.uint8)
         count, _, stats, _ = cv2.connectedComponentsWithStats(mask)
@@ -140,7 +140,7 @@ def test_one_object_at_one_place() -> None:
     class Double(FakeBundle):
         names = ("a", "b")
 
-        def detect(self, image: Image) -> Found:
+        def detect(self, image: Image, score: float | None = None) -> Found:
             return one
 
     double: Any = Double()

@@ -13,9 +13,10 @@ import torch
 from heat.spaces import search_space
 from heat.stages import adopt, elsewhere, profile, reading
 from heat.tables import table_lock
+from heat.thinning import candidates
 from heat.thinning.candidates import Form, open_search
 from heat.thinning.limits import Limits
-from heat.thinning.moves import ThinningRules, form_search
+from heat.thinning.moves import ThinningRules
 from heat.thinning.source import Source
 from heat.workspace import Workspace
 from latency_tables.devices import resolve
@@ -90,7 +91,7 @@ def test_a_search_evaluates_nothing_before_it_holds_the_table(
     target = resolve("cpu", runtime="onnxruntime", threads=1)
     form = Form(space, (target,), (Limits(target_fps=1.0),))
     for name in ("Readings", "Journal", "open_table"):
-        monkeypatch.setattr(form_search, name, never)
+        monkeypatch.setattr(candidates, name, never)
     opened = open_search(workspace, form, source, data, "loss", ThinningRules(), False)
     with held(workspace, (96, 128)), pytest.raises(TableError, match=TAKEN), opened:
         pass

@@ -12,8 +12,8 @@ from heat.thinning.journal import Journal
 from heat.thinning.moves import State, ThinningRules
 from heat.thinning.proxies import choose, judge, random_moves, spearman
 from supernet.data.coco import DetectionSet, load_split
+from supernet.data.evaluate import score_rows
 from supernet.errors import UserError
-from supernet.evaluate import score_rows
 from supernet.heatdetr.fake_quant import simulate_int8
 from supernet.heatdetr.recalibrate import recalibrate
 from supernet.heatdetr.supernet import Supernet

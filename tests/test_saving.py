@@ -1,5 +1,6 @@
 """`heat detect` on what shells and folders give it, and what it never writes over."""
 
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image as PilImage
 
 from deploy.edge.detect import Bundle
@@ -25,7 +27,7 @@ from deploy.form import Form
 from supernet.data.shapes import draw as draw_shapes
 from supernet.errors import DataError, UserError
 from supernet.heatdetr.detector import Detector
-from supernet.letterbox import Image, read_image
+from supernet.letterbox import Image, letterbox, read_image
 from tests.command_line import fails, run
 from tests.test_videos import BUNDLE, detect, write_video
 
@@ -216,11 +218,46 @@ def test_images_as_python_gives_them(tmp_path: Path) -> None:
         (np.zeros((0, 0, 3), np.uint8), "without pixels"),
         (np.zeros((0, 5, 3), np.uint8), "without pixels"),
         (tmp_path / "absent.jpg", "no image that can be decoded"),
-        (pixels.astype(np.float32), "RGB uint8 image"),
+        (pixels.astype(np.float32), "got float32"),
+        (pixels[:, :, 0], r"got uint8 \(40, 60\)"),
+        (np.zeros((40, 60, 4), np.uint8), r"got uint8 \(40, 60, 4\)"),
+        (pixels[None], r"got uint8 \(1, 40, 60, 3\)"),
+        (pixels.astype(bool), "got bool"),
+        (pixels.astype(object), "got object"),
+        (np.zeros(0), r"got float64 \(0,\)"),
+        (torch.from_numpy(pixels), "a Tensor was given"),
         (b"bytes", "a bytes was given"),
+        ([], "a list of 0"),
+        (tmp_path, "no image that can be decoded"),
+        (PilImage.new("RGB", (0, 0)), "without pixels"),
+        (PilImage.new("F", (4, 4)), "mode F .* convert it to RGB"),
+        (PilImage.new("I", (4, 4)), "mode I .* convert it to RGB"),
+        (PilImage.open(io.BytesIO(path.read_bytes()[:60])), "PIL image cannot be decoded"),
     ):
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(DataError, match=message) as raised:
             as_pixels(wrong)
+        assert "\n" not in str(raised.value)
+
+
+def test_arrays_as_views_and_pil_in_every_mode(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    kept = pixels.copy()
+    kept.flags.writeable = False
+    for view in (pixels[:, :, ::-1], np.rot90(pixels), pixels[::2, ::2], kept):
+        whole = np.ascontiguousarray(view)
+        assert np.array_equal(
+            letterbox(as_pixels(view), (32, 48))[0], letterbox(whole, (32, 48))[0]
+        )
+    grey = np.repeat(pixels[:, :, :1], 3, axis=2)
+    for mode, expected in (("L", grey), ("LA", grey), ("RGBA", pixels), ("CMYK", pixels)):
+        source = PilImage.fromarray(expected if expected is pixels else expected[:, :, 0])
+        assert np.abs(as_pixels(source.convert(mode)).astype(int) - expected).max() <= 1
+    deep = tmp_path / "deep.png"
+    cv2.imwrite(str(deep), np.tile(np.linspace(0, 65535, 60).astype(np.uint16), (40, 1)))
+    with PilImage.open(deep) as opened:
+        assert opened.mode == "I;16"
+        assert np.array_equal(as_pixels(opened), as_pixels(deep)), "not cut off at 255"
 
 
 def test_numbers_that_mean_nothing_are_refused(tmp_path: Path) -> None:
@@ -323,7 +360,7 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from deploy.work import DetectOptions, detect_sources
+from deploy.edge.work import DetectOptions, detect_sources
 from supernet.errors import DataError
 from tests.test_videos import BUNDLE
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
@@ -356,7 +393,7 @@ def test_a_full_disk_ends_a_recording_at_once(
     """A video was detected on to its end, and its recording refused then."""
     recorder = Recorder(tmp_path, "clip", 25.0)
     usage = SimpleNamespace(free=1000)
-    monkeypatch.setattr("deploy.recorder.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("deploy.edge.recorder.shutil.disk_usage", lambda _: usage)
     image = np.zeros((48, 64, 3), np.uint8)
     with pytest.raises(DataError, match=r"cannot write .*clip\.mp4: no space is left"):
         for number in range(30):

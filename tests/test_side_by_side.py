@@ -138,3 +138,24 @@ def test_a_model_of_open_size_is_never_timed_at_one_pixel(tmp_path: Path) -> Non
     assert "--input-size 64" in fails(2, "bench", path, "--input-size", 64)
     text = write_model(tmp_path / "text.onnx", [1, 3], TensorProto.STRING)
     assert "cannot be" in fails(2, "bench", text, "--rounds", 1)
+
+
+def test_throughput_is_refused_for_an_engine_and_measured_at_a_given_size(tmp_path: Path) -> None:
+    engine = tmp_path / "bundle-tensorrt"
+    engine.mkdir()
+    card = {
+        "format": 1, "model": "model.engine", "runtime": "tensorrt", "precision": "f16",
+        "threads": 1,
+    }  # fmt: skip
+    (engine / "card.json").write_text(json.dumps(card))
+    (engine / "model.engine").write_bytes(b"an engine")
+    assert "leave it for TensorRT" in fails(2, "bench", engine, "--throughput")
+    line = fails(2, "bench", engine, "--rounds", 1)
+    assert "bundle-tensorrt: " in line and "cannot be read" in line
+    alone = fails(2, "bench", engine / "model.engine", "--throughput")
+    assert "neither a bundle nor" in alone
+    path = write_model(tmp_path / "open.onnx", ["batch", 3, "height", "width"])
+    asked = ["bench", path, "--rounds", 1, "--throughput"]
+    assert "--input-size" in fails(2, *asked)
+    code, found, errors = run(*asked, "--input-size", "64x96")
+    assert code == 0 and found["models"][0]["throughput_fps"] > 0, errors

@@ -48,7 +48,11 @@ class Source:
         self._length_s = self.frames / rate if rate > 0 else 0.0
         # A pipe cannot be opened twice.
         self._file = None if self.live or not Path(name).is_file() else Path(name)
-        self.fps = rate if self._file is None else stamped_fps(name, rate)
+        try:
+            self.fps = rate if self._file is None else stamped_fps(name, rate)
+        except BaseException:
+            self.close()
+            raise
         self._read, self._gaps = 0, 0
 
     def read(self) -> Image | None:

@@ -6,6 +6,7 @@ Not run so far: no GPU was at hand when it was written.
 import ctypes
 import ctypes.util
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from supernet.errors import DeviceError
@@ -23,6 +24,7 @@ class Cuda:
         self._library = self._load()
         self.stream = ctypes.c_void_p()
         self._do("cudaStreamCreate", ctypes.byref(self.stream))
+        self._graphs: list[ctypes.c_void_p] = []
 
     @staticmethod
     def _load() -> Any:
@@ -75,18 +77,23 @@ class Cuda:
 
     def timed_ms(self, work: Callable[[], None]) -> float:
         """Return the milliseconds between an event before and one after some work."""
-        events = [ctypes.c_void_p(), ctypes.c_void_p()]
-        for event in events:
-            self._do("cudaEventCreate", ctypes.byref(event))
-        self._do("cudaEventRecord", events[0], self.stream)
-        work()
-        self._do("cudaEventRecord", events[1], self.stream)
-        self._do("cudaEventSynchronize", events[1])
-        elapsed = ctypes.c_float()
-        self._do("cudaEventElapsedTime", ctypes.byref(elapsed), *events)
-        for event in events:
-            self._do("cudaEventDestroy", event)
-        return float(elapsed.value)
+        events: list[ctypes.c_void_p] = []
+        try:
+            for _ in range(2):
+                event = ctypes.c_void_p()
+                self._do("cudaEventCreate", ctypes.byref(event))
+                events.append(event)
+            self._do("cudaEventRecord", events[0], self.stream)
+            work()
+            self._do("cudaEventRecord", events[1], self.stream)
+            self._do("cudaEventSynchronize", events[1])
+            elapsed = ctypes.c_float()
+            self._do("cudaEventElapsedTime", ctypes.byref(elapsed), *events)
+            return float(elapsed.value)
+        finally:
+            for event in events:
+                with suppress(DeviceError):
+                    self._do("cudaEventDestroy", event)
 
     def captured(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record work as a CUDA graph and return what launches it."""
@@ -97,4 +104,17 @@ class Cuda:
         self._do(
             "cudaGraphInstantiateWithFlags", ctypes.byref(instance), graph, ctypes.c_ulonglong(0)
         )
+        self._graphs.append(instance)
+        self._do("cudaGraphDestroy", graph)
         return lambda: self._do("cudaGraphLaunch", instance, self.stream)
+
+    def close(self) -> None:
+        """Give the recorded graphs and the stream back; a second time does nothing."""
+        for instance in self._graphs:
+            with suppress(DeviceError):
+                self._do("cudaGraphExecDestroy", instance)
+        self._graphs.clear()
+        if self.stream.value:
+            with suppress(DeviceError):
+                self._do("cudaStreamDestroy", self.stream)
+        self.stream = ctypes.c_void_p()

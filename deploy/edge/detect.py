@@ -12,19 +12,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from supernet.errors import BundleError, HeatError, refusal
+from supernet.errors import BundleError, HeatError, UserError, refusal
 from supernet.letterbox import boxes_to_image, letterbox
 
 from .labels import LABEL_KINDS
 from .pixels import as_pixels
 from .postprocess import Postprocess, unpad
 from .runtimes import check_threads, core_count, open_session
-from .work import SHOW_SCORE, DetectOptions, detect_sources
+from .score_limits import Limits, check_score, score_limits
+from .work import DetectOptions, detect_sources
 
 CARD_FORMAT = 1
 """History of `card.json`: 1, the first."""
@@ -47,9 +48,11 @@ class Found:
     ids: npt.NDArray[np.int64] | None = None
     """Numbers of the objects that are followed through a video."""
 
-    def above(self, score: float) -> "Found":
-        """Keep the objects of at least this score."""
-        return self.at(self.scores >= score)
+    def above(self, least: float | Limits) -> "Found":
+        """Keep the objects of at least this score, or of that of their class."""
+        return self.at(
+            self.scores >= (least[self.labels] if isinstance(least, np.ndarray) else least)
+        )
 
     def at(self, rows: Any) -> "Found":
         """Keep the objects of these rows: their numbers, or a mask."""
@@ -107,6 +110,8 @@ class Bundle:
                     f"{folder / name} is not the file the card describes: export again"
                 )
         self.names: list[str] = self.card["names"]
+        limits = score_limits(self.card, self.names)
+        self._limits = limits if self.card.get("thresholds") else None
         self.input_hw = (self.card["input"]["height"], self.card["input"]["width"])
         if threads is None:  # made on a machine with more cores, it runs on those that are here
             threads = min(int(self.card["threads"]), core_count())
@@ -119,14 +124,22 @@ class Bundle:
             spinning={"always": True, "never": False}.get(self.card.get("spinning", "brief")),
             pinning=bool(self.card.get("pinning", False)),
         )
+        self._closed = False
         self._post: Callable[..., list[Any]] = lambda *outputs: list(outputs)
         if self.card.get("raw"):
             self._post = Postprocess(self.card["decode"], self.input_hw)
         elif self.card.get("padded"):
             self._post = unpad
 
-    def detect(self, image: Any) -> Found:
-        """Find objects in an RGB image: uint8 [height, width, 3], a file's path, or PIL's."""
+    def detect(self, image: Any, score: float | None = None) -> Found:
+        """Find objects in an RGB image: uint8 [height, width, 3], a file's path, or PIL's.
+
+        Reported are objects of at least `score`; without it, of at least the card's threshold of
+        their class, and of a card without thresholds all that the model gives.
+        """
+        if self._closed:
+            raise UserError(f"{self.folder} was closed: load it again")
+        least = self._limits if score is None else check_score(score)
         image = as_pixels(image)
         marks = [time.perf_counter()]
         pixels, scale = letterbox(image, self.input_hw)
@@ -137,7 +150,21 @@ class Bundle:
         boxes = boxes_to_image(boxes, scale, image.shape[:2])
         marks.append(time.perf_counter())
         before, model, after = (1e3 * (b - a) for a, b in itertools.pairwise(marks))
-        return Found(boxes, scores, labels, model, before, after)
+        found = Found(boxes, scores, labels, model, before, after)
+        return found if least is None else found.above(least)
+
+    def close(self) -> None:
+        """Give back what the runtime holds, device memory too; a second time does nothing."""
+        self._closed = True
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        """Return the bundle."""
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Close it."""
+        self.close()
 
 
 def main(arguments: list[str]) -> int:
@@ -149,7 +176,9 @@ def main(arguments: list[str]) -> int:
         help="images, folders, patterns, video files, camera numbers, stream URLs",
     )
     parser.add_argument("--bundle", type=Path, default=Path(__file__).resolve().parent)
-    parser.add_argument("--score", type=float, default=SHOW_SCORE, help="lowest score shown")
+    parser.add_argument(
+        "--score", type=float, help="lowest score shown (default: the card's thresholds, or 0.3)"
+    )
     parser.add_argument("--save", type=Path, help="folder for images and videos with boxes")
     parser.add_argument("--show", action="store_true", help="show a video while it runs")
     parser.add_argument("--frames", type=int, default=0, help="end a video after so many")
@@ -170,8 +199,8 @@ def main(arguments: list[str]) -> int:
             tiles=given.tiles,
             track=given.track,
         )
-        bundle = Bundle(given.bundle, given.threads)
-        result, problems = detect_sources(bundle, given.sources, options)
+        with Bundle(given.bundle, given.threads) as bundle:
+            result, problems = detect_sources(bundle, given.sources, options)
     except HeatError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

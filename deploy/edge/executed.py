@@ -35,7 +35,8 @@ def executed_precision(
     asked for need not be the one that is used.
     """
     if runtime == "openvino":
-        return _openvino_precisions(OpenVinoSession(model, threads, precision))
+        with OpenVinoSession(model, threads, precision) as session:
+            return _openvino_precisions(session)
     if runtime == "onnxruntime":
         return _onnxruntime_precisions(model, threads, feeds)
     raise UserError(f"the executed precision of {runtime} cannot be read back")
@@ -60,8 +61,10 @@ def _openvino_precisions(session: OpenVinoSession) -> dict[str, int]:
 def _onnxruntime_precisions(
     model: bytes | Path, threads: int, feeds: Mapping[str, Any]
 ) -> dict[str, int]:
-    with tempfile.TemporaryDirectory() as folder:
-        session = OnnxRuntimeSession(model, threads, profile=str(Path(folder) / "run"))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        OnnxRuntimeSession(model, threads, profile=str(Path(folder) / "run")) as session,
+    ):
         session.run(feeds)
         return profiled_precisions(Path(session.session.end_profiling()))
 

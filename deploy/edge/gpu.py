@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from supernet.errors import BundleError, DeviceError
+from supernet.errors import BundleError, DeviceError, UserError
 
 from .cuda import Cuda
 from .engine import (
@@ -43,6 +43,7 @@ class TensorRtSession(WallClock):
         self._log = message_log()
         self._engine = trt.Runtime(self._log).deserialize_cuda_engine(engine)
         if self._engine is None:
+            self._cuda.close()
             raise BundleError(
                 f"TensorRT cannot load the engine ({self._log.last}): export it again here"
             )
@@ -53,17 +54,27 @@ class TensorRtSession(WallClock):
         self._outputs = [n for n in names if n not in self._inputs]
         self._memory: dict[str, int] = {}
         self._allocators: dict[str, Any] = {}
-        for name in names:
-            shape = tuple(self._engine.get_tensor_shape(name))
-            if any(side < 0 for side in shape):
-                self._allocators[name] = _growing(trt, self._cuda)
-                self._context.set_output_allocator(name, self._allocators[name])
-            else:
-                size = int(np.prod(shape, dtype=np.int64)) * self._dtype(name).itemsize
-                self._memory[name] = self._cuda.allocate(size)
-                self._context.set_tensor_address(name, self._memory[name])
         self._launch: Any = None
-        weakref.finalize(self, _free, self._cuda, self._memory, self._allocators).atexit = False
+        # Where a caller closes nothing, and where an allocation below fails.
+        self._freed = weakref.finalize(self, _free, self._cuda, self._memory, self._allocators)
+        self._freed.atexit = False
+        try:
+            for name in names:
+                self._allocate(name)
+        except BaseException:
+            self._freed()
+            raise
+
+    def _allocate(self, name: str) -> None:
+        """Give a tensor its memory; one of unknown size gets it while the engine runs."""
+        shape = tuple(self._engine.get_tensor_shape(name))
+        if any(side < 0 for side in shape):
+            self._allocators[name] = _growing(self._trt, self._cuda)
+            self._context.set_output_allocator(name, self._allocators[name])
+        else:
+            size = int(np.prod(shape, dtype=np.int64)) * self._dtype(name).itemsize
+            self._memory[name] = self._cuda.allocate(size)
+            self._context.set_tensor_address(name, self._memory[name])
 
     def declared(self) -> list[tuple[str, list[int], str]]:
         """Return name, shape and type of every input."""
@@ -75,11 +86,21 @@ class TensorRtSession(WallClock):
     def _dtype(self, name: str) -> Any:
         return np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
 
+    def close(self) -> None:
+        """Give back the device memory, the stream and the engine; a second time does nothing."""
+        if self._freed.alive:
+            with suppress(DeviceError):  # after a failed run there is nothing to wait for
+                self._cuda.synchronize()
+        self._launch = self._context = self._engine = None
+        self._freed()
+
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._cuda.stream.value):
             raise DeviceError("TensorRT could not run the engine: look at nvidia-smi")
 
     def _execute(self, inputs: Mapping[str, Any]) -> None:
+        if not self._freed.alive:
+            raise UserError("this TensorRT session is closed: open it again")
         for name in self._inputs:
             array = np.ascontiguousarray(inputs[name], dtype=self._dtype(name))
             self._cuda.upload(self._memory[name], array)
@@ -117,11 +138,12 @@ class TensorRtSession(WallClock):
 
 
 def _free(cuda: Cuda, memory: dict[str, int], allocators: dict[str, Any]) -> None:
-    """Give back what a session allocated."""
+    """Give back what a session holds on the device."""
     for address in (*memory.values(), *(each.address for each in allocators.values())):
         if address:
             with suppress(DeviceError):
                 cuda.free(address)
+    cuda.close()
 
 
 def _growing(trt: Any, cuda: Cuda) -> Any:
@@ -159,7 +181,11 @@ class OnnxRuntimeCudaSession(WallClock):
             raise DeviceError("this ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu")
         self._cuda = Cuda()
         self._model = str(model) if isinstance(model, Path) else model
-        self._session = self._open("")
+        try:
+            self._session = self._open("")
+        except BaseException:
+            self._cuda.close()
+            raise
 
     def _open(self, profile: str) -> Any:
         options = self._ort.SessionOptions()
@@ -173,6 +199,11 @@ class OnnxRuntimeCudaSession(WallClock):
     def run(self, inputs: Mapping[str, Any]) -> list[Any]:
         """Execute once."""
         return list(self._session.run(None, dict(inputs)))
+
+    def close(self) -> None:
+        """Drop the model, then the stream that it runs in."""
+        self._session = None
+        self._cuda.close()
 
     def timed(self, inputs: Mapping[str, Any]) -> float:
         """Execute once between two events, upload of the inputs included, as TensorRT is timed.

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 
 from supernet.errors import DataError
-from supernet.letterbox import Image, read_image
+from supernet.letterbox import Image, eight_bits, read_image
+
+PIL_WITHOUT_RANGE = ("I", "F")
+"""Modes of PIL whose values have no upper limit: what is white, only the user knows."""
 
 
 def as_pixels(image: Any) -> Image:
@@ -26,8 +29,7 @@ def as_pixels(image: Any) -> Image:
     if isinstance(image, list | tuple):
         raise DataError(f"a list of {len(image)} was given: call detect for each image of it")
     if type(image).__module__.partition(".")[0] == "PIL":
-        turned = importlib.import_module("PIL.ImageOps").exif_transpose(image)
-        return np.asarray(turned.convert("RGB"), dtype=np.uint8)
+        image = _from_pil(image)
     if not isinstance(image, np.ndarray):
         raise DataError(
             f"a {type(image).__name__} was given: an RGB uint8 image [height, width, 3], a path "
@@ -40,3 +42,17 @@ def as_pixels(image: Any) -> Image:
     if image.size == 0:
         raise DataError(f"an image without pixels was given: {image.shape}")
     return image
+
+
+def _from_pil(image: Any) -> Any:
+    """Return the pixels of a PIL image, which may not have been decoded yet."""
+    if image.mode in PIL_WITHOUT_RANGE:
+        raise DataError(f"a PIL image of mode {image.mode} was given: convert it to RGB first")
+    try:
+        turned = importlib.import_module("PIL.ImageOps").exif_transpose(image)
+        if turned.mode.startswith("I;16"):  # PIL would cut off what is above 255
+            values = np.asarray(turned).astype(np.uint16)
+            return np.stack([eight_bits(values)] * 3, axis=-1)
+        return np.asarray(turned.convert("RGB"), dtype=np.uint8)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"the PIL image cannot be decoded: {error}") from None

@@ -94,6 +94,10 @@ class OnnxRuntimeSession(WallClock):
         """Return what one of several threads executes with."""
         return self.run
 
+    def close(self) -> None:
+        """Drop the model: ONNX Runtime frees it, and ends its threads, with the last reference."""
+        self.session = None
+
 
 def _worker_cores(threads: int) -> str:
     """Return a core for each of ONNX Runtime's own threads; it counts cores from 1.
@@ -108,6 +112,19 @@ def _worker_cores(threads: int) -> str:
 
 OPENVINO_HINT = {"f32": "f32", "bf16": "bf16", "f16": "f16", "int8": "f32"}
 """Precision of what is not quantised; OpenVINO's own default may be bfloat16."""
+
+
+def openvino_properties(
+    threads: int, precision: str, *, streams: int = 1, pinning: bool = False
+) -> dict[str, Any]:
+    """Return how OpenVINO's CPU plugin executes a model: for latency, or in several streams."""
+    return {
+        "INFERENCE_PRECISION_HINT": OPENVINO_HINT[precision],
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+        "NUM_STREAMS": str(streams),
+        "ENABLE_CPU_PINNING": pinning,
+    }
 
 
 @functools.cache
@@ -146,13 +163,7 @@ class OpenVinoSession(WallClock):
         self.compiled = core.compile_model(
             network,
             "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": OPENVINO_HINT[precision],
-                "INFERENCE_NUM_THREADS": threads,
-                "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
-                "NUM_STREAMS": str(streams),
-                "ENABLE_CPU_PINNING": pinning,
-            },
+            openvino_properties(threads, precision, streams=streams, pinning=pinning),
         )
         self._own = threading.local()
 
@@ -166,6 +177,10 @@ class OpenVinoSession(WallClock):
         """Return what one of several threads executes with: a request of its own."""
         request = self.compiled.create_infer_request()
         return lambda inputs: self._run(request, inputs)
+
+    def close(self) -> None:
+        """Drop the model and its requests: OpenVINO frees them with the last reference."""
+        self.compiled, self._own = None, threading.local()
 
     def _run(self, request: Any, inputs: Mapping[str, Any]) -> list[Any]:
         results = request.infer(dict(inputs), share_inputs=True)
@@ -225,7 +240,7 @@ def open_crowd(
 ) -> "OnnxRuntimeSession | OpenVinoSession":
     """Load a model for several requests at once, each on a thread of its own."""
     check_threads(requests)
-    open_session(runtime, model, 1, precision, "cpu")  # refuses what is no model, by name
+    open_session(runtime, model, 1, precision, "cpu").close()  # refuses what is no model, by name
     if runtime == "openvino":
         return OpenVinoSession(model, requests, precision, streams=requests)
     return OnnxRuntimeSession(model, 1, precision)

@@ -9,7 +9,7 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from supernet.errors import UserError
 
@@ -37,6 +37,15 @@ class Session(Protocol):
     def timed(self, inputs: Mapping[str, Any]) -> float:
         """Execute once and return the milliseconds it took."""
 
+    def close(self) -> None:
+        """Give back what the runtime holds; the model cannot be executed afterwards."""
+
+    def __enter__(self) -> Self:
+        """Return the session."""
+
+    def __exit__(self, *raised: object) -> None:
+        """Close it."""
+
 
 def import_runtime(runtime: str) -> Any:
     """Import a runtime's package; a missing one is a `UserError` that says how to get it."""
@@ -49,9 +58,18 @@ def import_runtime(runtime: str) -> Any:
 
 
 class WallClock:
-    """Times `run` from the outside, as a caller sees it."""
+    """Times `run` from the outside, as a caller sees it, and closes at the end of a `with`."""
 
     run: Callable[[Mapping[str, Any]], list[Any]]
+    close: Callable[[], None]
+
+    def __enter__(self) -> Self:
+        """Return the session."""
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Close it."""
+        self.close()
 
     def timed(self, inputs: Mapping[str, Any]) -> float:
         """Execute once and return the milliseconds it took."""

@@ -27,12 +27,12 @@ def tile_starts(side: int, tile: int) -> list[int]:
 
 
 def detect_tiled(bundle: Any, image: Image, iou: float) -> Any:
-    """Return the objects of the whole image and of its tiles, each once.
+    """Return the objects of the whole image and of its tiles, whatever their score, each once.
 
     A tile's box that touches a cut is dropped: the object is whole in the neighbour or, where it
     is larger than the overlap, in the whole image.
     """
-    whole = bundle.detect(image)
+    whole = bundle.detect(image, score=0.0)
     height, width = image.shape[:2]
     tile_h, tile_w = bundle.input_hw
     if height <= tile_h and width <= tile_w:
@@ -41,7 +41,8 @@ def detect_tiled(bundle: Any, image: Image, iou: float) -> Any:
     for top in tile_starts(height, tile_h):
         for left in tile_starts(width, tile_w):
             bottom, right = min(top + tile_h, height), min(left + tile_w, width)
-            found = bundle.detect(np.ascontiguousarray(image[top:bottom, left:right]))
+            part = np.ascontiguousarray(image[top:bottom, left:right])
+            found = bundle.detect(part, score=0.0)
             boxes = found.boxes_xyxy_px + np.array([left, top] * 2, dtype=np.float32)
             inside = np.ones(len(boxes), dtype=bool)
             for axis, cut, open_side in (

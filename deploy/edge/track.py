@@ -79,12 +79,13 @@ def _centred(box: Any) -> Any:
 class Tracker:
     """Numbers objects, frame by frame."""
 
-    def __init__(self, fps: float, score: float) -> None:
-        """Begin without tracks; boxes from `score` on are sure, lower ones only continue a track.
+    def __init__(self, fps: float, limits: Any) -> None:
+        """Begin without tracks; `limits` are the lowest scores reported, by class index [K].
 
+        Boxes from these scores on are sure, lower ones only continue a track.
         Of a source without a rate 30 frames are a second.
         """
-        self._score = score
+        self._limits = limits
         self._patience = max(1, round(LOST_S * (fps if fps > 0 else 30.0)))
         self._tracks: list[Track] = []
         self._frame = 0
@@ -99,9 +100,10 @@ class Tracker:
             track.predict(lost=track.seen < self._frame - 1)
         sure = [track for track in self._tracks if track.hits > 1 or track.seen == 1]
         unsure = [track for track in self._tracks if track not in sure]
-        sufficient = scores_N >= self._score
+        limits_N = self._limits[labels_N]
+        sufficient = scores_N >= limits_N
         high = [int(row) for row in np.flatnonzero(sufficient)]
-        weak = (scores_N >= LOW_SHARE * self._score) & ~sufficient
+        weak = (scores_N >= LOW_SHARE * limits_N) & ~sufficient
         low = [int(row) for row in np.flatnonzero(weak)]
 
         def match(tracks: list[Track], rows: list[int], least: float, fused: bool) -> list[int]:
@@ -119,7 +121,7 @@ class Tracker:
         match(recent, low, SECOND_IOU, False)
         high = match(unsure, high, UNSURE_IOU, True)
         for row in high:
-            if scores_N[row] >= min(self._score + NEW_SCORE, 1.0):
+            if scores_N[row] >= min(limits_N[row] + NEW_SCORE, 1.0):
                 begun = Track(boxes_N4[row], int(labels_N[row]), self._frame)
                 self._tracks.append(begun)
                 found[row] = begun

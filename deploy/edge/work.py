@@ -20,13 +20,12 @@ from .labels import Labels
 from .postprocess import suppressed
 from .recorder import Recorder, show_frame
 from .saving import outputs_of, recordings_of, write_image, write_whole
+from .score_limits import Limits, check_score, score_limits
 from .sources import expanded, image_paths, is_video
 from .stream import Frame, run_stream
 from .tiles import detect_tiled
 from .track import Tracker
 
-SHOW_SCORE = 0.3
-"""Default score below which objects are not reported."""
 SAME_PLACE_IOU = 0.6
 """Overlap above which two objects are one, where a bundle does not state its own."""
 
@@ -38,16 +37,16 @@ class Finder(Protocol):
     input_hw: tuple[int, int]
     card: dict[str, Any]
 
-    def detect(self, image: Any) -> Any:
-        """Find objects in an RGB image."""
+    def detect(self, image: Any, score: float | None = None) -> Any:
+        """Find objects of at least a score in an RGB image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectOptions:
     """How objects are found and what is done with them."""
 
-    score: float = SHOW_SCORE
-    """Lowest score reported."""
+    score: float | None = None
+    """Lowest score reported, of all classes; without it the bundle's own, or `SHOW_SCORE`."""
     save: Path | None = None
     show: bool = False
     limit: int = 0
@@ -61,19 +60,26 @@ class DetectOptions:
 
     def __post_init__(self) -> None:
         """Refuse thresholds and counts that mean nothing."""
-        if not 0.0 <= self.score <= 1.0:
-            raise UserError(f"--score {self.score:g}: a number from 0 to 1")
+        if self.score is not None:
+            check_score(self.score)
         if self.limit < 0:
             raise UserError(f"--frames {self.limit}: at least 1, or 0 for all")
         if self.labels is not None and self.save is None:
             raise UserError(f"--labels {self.labels}: where to? give --save FOLDER")
+
+    def limits(self, bundle: Finder) -> Limits:
+        """Return the lowest score reported of each class."""
+        return score_limits(bundle.card, bundle.names, self.score)
 
     def finder(self, bundle: Finder) -> Callable[[Image], Any]:
         """Return what finds the objects of one image, whatever their score."""
         iou = bundle.card.get("decode", {}).get("nms_iou") or SAME_PLACE_IOU
 
         def find(image: Image) -> Any:
-            found = detect_tiled(bundle, image, iou) if self.tiles else bundle.detect(image)
+            if self.tiles:
+                found = detect_tiled(bundle, image, iou)
+            else:
+                found = bundle.detect(image, score=0.0)
             if self.class_agnostic:
                 found = found.at(suppressed(found.boxes_xyxy_px, found.scores, iou))
             return found
@@ -93,7 +99,7 @@ def detect_files(
     labels = None
     if options.labels is not None and save is not None:
         labels = Labels(options.labels, save, bundle.names, files)
-    find = options.finder(bundle)
+    find, limits = options.finder(bundle), options.limits(bundle)
     records: list[dict[str, Any]] = []
     broken: list[str] = []
     for path in files:
@@ -101,7 +107,7 @@ def detect_files(
         if image is None:
             broken.append(str(path))
             continue
-        found = find(image).above(options.score)
+        found = find(image).above(limits)
         record = {"file": str(path), **found.record(bundle.names)}
         if path in targets:
             written = write_image(targets[path], draw(image, found, bundle.names))
@@ -125,8 +131,9 @@ def detect_stream(
     With `save`, a path without suffix, a video with boxes (.mp4) and a line of JSON for each frame
     (.jsonl) are written there. What Ctrl-C ends is kept, what an error ends is not.
     """
+    limits = options.limits(bundle)
     opened = Source(source)
-    tracker = Tracker(opened.fps, options.score) if options.track else None
+    tracker = Tracker(opened.fps, limits) if options.track else None
     try:
         recorder = Recorder(save.parent, save.name, opened.fps) if save is not None else None
     except HeatError:
@@ -138,7 +145,7 @@ def detect_stream(
             rows, ids = tracker.update(found.boxes_xyxy_px, found.scores, found.labels)
             shown = replace(found.at(rows), ids=ids)
         else:
-            shown = found.above(options.score)
+            shown = found.above(limits)
         if recorder is None and not options.show:
             return
         drawn = draw(frame.image, shown, bundle.names)

@@ -14,7 +14,7 @@ def detect(
     bundle: Path,
     /,
     *sources: str,
-    score: float = 0.3,
+    score: float | None = None,
     save: Path = Path("detections"),
     show: bool = False,
     frames: int = 0,
@@ -33,7 +33,8 @@ def detect(
     Args:
         bundle: Folder written by heat export.
         sources: Images, folders, patterns, video files, camera numbers, stream URLs.
-        score: Lowest score reported.
+        score: Lowest score reported, of every class; by default each class has its own, where the
+            export found them on labelled data (thresholds in card.json), and 0.3 where it did not.
         save: Folder for what was found: images and detections.json, or a video and a line of JSON
             for each frame. It is none of the sources' folders.
         show: Show a video in a window while it runs.
@@ -61,10 +62,10 @@ def detect(
         tiles=tiles,
         track=track,
     )
-    loaded = Bundle(bundle, threads)
-    if not loaded.card["trained"]:
-        print("warning: this bundle is UNTRAINED: its detections mean nothing", file=sys.stderr)
-    result, problems = detect_sources(loaded, sources, options)
+    with Bundle(bundle, threads) as loaded:
+        if not loaded.card["trained"]:
+            print("warning: this bundle is UNTRAINED: its detections mean nothing", file=sys.stderr)
+        result, problems = detect_sources(loaded, sources, options)
     for record in result.get("detections", []):
         print(
             f"{record['file']}: {len(record['names'])} objects, {record['latency_ms']:.1f} ms",

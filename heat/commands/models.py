@@ -78,6 +78,7 @@ def export(
     dynamic_batch: bool = False,
     opset: int | None = None,
     max_ap_drop: float = 1.0,
+    serving: bool = False,
     device: Annotated[
         str | None, Parameter(help="Device; that of the thinning by default.")
     ] = None,
@@ -103,6 +104,8 @@ def export(
             rest.
         dynamic_batch: Any number of images at once; outputs are padded to 100 objects each.
         opset: ONNX opset for older tools, 17 at least; 20 by default.
+        serving: Also write the layout of an inference server: Triton's for onnx, OpenVINO Model
+            Server's for openvino.
         gpu: Compute capability of the GPU that an engine is for, 8.9 for instance; the GPU that is
             here by default. Another's is built ahead of time, by TensorRT for RTX, and not run.
         quantizer: What makes int8: HEAT, which keeps parts in floating point where they cost AP,
@@ -153,6 +156,7 @@ def export(
         gpu=gpu,
         quantizer=quantizer,
         max_ap_drop=max_ap_drop,
+        serving=serving,
         network=network,
     )
     return run(

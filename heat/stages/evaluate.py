@@ -9,16 +9,9 @@ from deploy.edge.detect import Bundle
 from deploy.export import write_card
 from deploy.gate import torch_detect
 from supernet.data.coco import DetectionSet
+from supernet.data.evaluate import Detect, Found, Metrics, confusion_matrix, found_rows, score
 from supernet.data.scoring_memory import warn_of_memory
 from supernet.errors import UserError
-from supernet.evaluate import (
-    Detect,
-    Found,
-    Metrics,
-    confusion_matrix,
-    found_rows,
-    score,
-)
 from supernet.letterbox import Image
 
 from ..views.learning import draw_confusion, draw_precision
@@ -28,14 +21,14 @@ from .network import Change, Which, as_it_is, load_network
 
 def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> dict[str, Any]:
     """Score an exported bundle on a split and write the result into its card."""
-    bundle = Bundle(folder)
-    data = data.numbered_as(bundle.names)
+    with Bundle(folder) as bundle:
+        data = data.numbered_as(bundle.names)
 
-    def detect(image: Image) -> Found:
-        found = bundle.detect(image)
-        return found.boxes_xyxy_px, found.scores, found.labels
+        def detect(image: Image) -> Found:
+            found = bundle.detect(image, score=0.0)  # AP is of all detections
+            return found.boxes_xyxy_px, found.scores, found.labels
 
-    result = _scored(workspace, detect, data, str(folder), bundle.card["runtime"])
+        result = _scored(workspace, detect, data, str(folder), bundle.card["runtime"])
     keys = [entry.name for entry in fields(Metrics)]
     accuracy = {**{key: result[key] for key in keys}, "data": data.root.name, "split": data.split}
     write_card(folder, {**bundle.card, "accuracy": accuracy})

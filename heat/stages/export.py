@@ -14,6 +14,7 @@ from deploy.edge.bench import Speed
 from deploy.export import Exported, export_bundle
 from deploy.form import Form, Format
 from deploy.quantize import CALIBRATION_IMAGES
+from deploy.serving import layout_of, serving_name, write_serving
 from latency_tables.devices import Target
 from latency_tables.probe.timings import NetworkResult
 from latency_tables.store import conditions_of
@@ -54,6 +55,8 @@ class Wish:
     """Compute capability of an engine for a GPU that is not here."""
     quantizer: Quantizer = "heat"
     max_ap_drop: float = 1.0
+    serving: bool = False
+    """Whether files for an inference server are written beside the bundle."""
     network: Which | None = None
     """Which network, where another is trained than the thinned one."""
 
@@ -61,6 +64,8 @@ class Wish:
         """Refuse what compares with nothing."""
         if math.isnan(self.max_ap_drop):
             raise UserError("--max-ap-drop nan: a number of points is needed")
+        if self.serving:
+            layout_of(self.format)
 
     def form(self, target: Target, pixels: Sequence[Image], timings: Path) -> Form:
         """Return the form, calibrated on images of the network's size; refuse what cannot be."""
@@ -159,8 +164,14 @@ def export(
         measure=measure,
     )
     _tell(form, done, thinned, training)
+    served = None
+    if wish.serving:
+        served = write_serving(
+            done.folder, done.card, workspace.root / "serving", serving_name(workspace.root)
+        )
     result = {
         "bundle": str(done.folder),
+        "serving": str(served) if served else None,
         "format": form.format,
         "precision": done.card["precision"],
         "executed": done.card["executed"],

@@ -13,10 +13,10 @@ from supernet.checkpoint import read_info
 from supernet.data.average_precision import known
 from supernet.data.coco import DetectionSet
 from supernet.data.detection_set import check_trainable
+from supernet.data.evaluate import evaluate
 from supernet.data.scoring_memory import warn_of_memory
 from supernet.detr.detr import Host
 from supernet.errors import UserError
-from supernet.evaluate import evaluate
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.inherit import inherit

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from supernet.boxes import Detections
 from supernet.data.coco import DetectionSet, Record
+from supernet.data.evaluate import Found, result_rows, score_rows
 from supernet.data.image_files import content_digest
 from supernet.errors import DataError
-from supernet.evaluate import Found, result_rows, score_rows
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.fake_quant import simulate_int8
 from supernet.heatdetr.inherit import inherit, kept_channels

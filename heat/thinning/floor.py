@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 from deploy.edge.session import installed_runtimes
@@ -69,7 +70,8 @@ def time_way(architecture: Architecture, setting: Setting) -> Cost:
             raise DeviceError(f"{setting.runtime} executes {setting.precision} as {executed}")
     beside = reference_models(BESIDE_SIZE, setting)
     if model.opener is not None:  # torch's networks live in this process
-        result = Bench(setting, beside).network(model)
+        with closing(Bench(setting, beside)) as bench:
+            result = bench.network(model)
     else:
         result = time_network(model, beside, setting, FRESH_COMMAND)
     return Cost(1000.0 / result.ms, math.nan, math.nan, result.ms, result.timing.p95_ms)

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from deploy.form import Form
-from deploy.gate import Judge, artefact_detect, torch_detect
+from deploy.gate import artefact_detect, torch_detect
+from deploy.judge import Judge
 from deploy.quantize import quantize
 from supernet.data.coco import DetectionSet
 from supernet.data.shapes import draw
 from supernet.errors import DataError
-from supernet.evaluate import evaluate
 from supernet.graph.style import QUANTIZES_OUTPUTS
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.quantization import Quantization
@@ -29,7 +29,7 @@ JUDGED_IMAGES = 200
 
 
 def judge_of(data: DetectionSet, names: list[str]) -> Judge | None:
-    """Return what scores a detector on some labelled images, in points of AP; None without boxes.
+    """Return what scores a detector on some labelled images; None without boxes.
 
     Where there is no box, AP is none whatever is detected.
     """
@@ -42,7 +42,7 @@ def judge_of(data: DetectionSet, names: list[str]) -> Judge | None:
             file=sys.stderr,
         )
         return None
-    return lambda detect: 100.0 * max(0.0, evaluate(detect, part).ap)
+    return Judge(part)
 
 
 def quantized(
@@ -60,7 +60,7 @@ def quantized(
     pixels = torch.from_numpy(np.stack(samples))
     batches = [pixels[i : i + BATCH] for i in range(0, len(pixels), BATCH)]
     outputs = form.runtime in QUANTIZES_OUTPUTS
-    exact = judge(torch_detect(network)) if judge else 0.0
+    exact = judge.ap(judge.found(torch_detect(network))) if judge else 0.0
     if judge is None or exact == 0.0:
         why = "no labelled data or no training" if judge is None else "torch itself has AP 0"
         print(f"warning: {why}: what INT8 loses is not known (--data)", file=sys.stderr)
@@ -69,8 +69,9 @@ def quantized(
     def lost(plan: Quantization) -> float:
         graph = form.graph(network, plan)
         with tempfile.TemporaryDirectory() as folder:
-            session = form.open(graph, form.write(graph, Path(folder))[0])
-            return exact - judge(artefact_detect(network, form.finder(session, network)))
+            with form.open(graph, form.write(graph, Path(folder))[0]) as session:
+                found = judge.found(artefact_detect(network, form.finder(session, network)))
+            return exact - judge.ap(found)
 
     return quantize(network, batches, lost, max_ap_drop, outputs=outputs)[0]
 

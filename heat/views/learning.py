@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from supernet.atomic import write_bytes
 from supernet.data.coco import DetectionSet
-from supernet.evaluate import Scores
+from supernet.data.evaluate import Scores
 from supernet.letterbox import Image
 from supernet.train.feed import feed
 from supernet.train.recipes import TrainConfig

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from deploy.edge.detect import Bundle, read_card
 from deploy.edge.drawing import draw
+from deploy.edge.score_limits import score_limits
 from deploy.form import RUNTIME_OF
 from latency_tables.curves import block_curves
 from supernet.atomic import write_text
@@ -28,7 +29,6 @@ from .charts import table_figure
 from .learning import LOSSES
 
 SAMPLES = 6
-SHOWN_SCORE = 0.35
 
 Chart = tuple[str, str, str]
 """Title, explanation, SVG."""
@@ -168,16 +168,17 @@ def _samples(folders: list[Path], data: DetectionSet | None) -> list[tuple[str, 
     ready = [folder for folder in folders if (folder / "card.json").exists()]
     if data is None or not ready:
         return []
-    bundle = Bundle(ready[0])
     samples = []
-    for record in data.records[:SAMPLES]:
-        image = read_image(record.path, (record.height, record.width))
-        if image is None:
-            continue
-        drawn = draw(image, bundle.detect(image).above(SHOWN_SCORE), bundle.names)
-        ok, encoded = cv2.imencode(".jpg", drawn[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
-        if ok:
-            samples.append((record.path.name, base64.b64encode(encoded.tobytes()).decode()))
+    with Bundle(ready[0]) as bundle:
+        limits = score_limits(bundle.card, bundle.names)
+        for record in data.records[:SAMPLES]:
+            image = read_image(record.path, (record.height, record.width))
+            if image is None:
+                continue
+            drawn = draw(image, bundle.detect(image, score=0.0).above(limits), bundle.names)
+            ok, encoded = cv2.imencode(".jpg", drawn[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
+            if ok:
+                samples.append((record.path.name, base64.b64encode(encoded.tobytes()).decode()))
     return samples
 
 

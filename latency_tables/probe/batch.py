@@ -37,6 +37,11 @@ class Bench:
         }
         self._watch = Watch()
 
+    def close(self) -> None:
+        """Give the references back."""
+        for job in self._references.values():
+            job.session.close()
+
     def run(
         self, models: Mapping[str, Model], *, rounds: int = ROUNDS, max_rounds: int = MAX_ROUNDS
     ) -> BatchResult:
@@ -66,7 +71,7 @@ class Bench:
     def _time(
         self, jobs: dict[str, Job], load_s: float, rounds: int, max_rounds: int
     ) -> BatchResult:
-        """Time loaded models; they are dropped afterwards."""
+        """Time loaded models; they are closed afterwards."""
         names = list(jobs)
         start = time.perf_counter()
         watched: list[Round] = []
@@ -78,6 +83,8 @@ class Bench:
             watched=watched,
         )
         timed = time.perf_counter()
+        for job in jobs.values():
+            job.session.close()
         jobs.clear()
         gc.collect()
         return BatchResult(
@@ -135,8 +142,9 @@ def feeds_of(inputs: Shapes) -> dict[str, Any]:
 def precision_of(model: Model, setting: Setting) -> str:
     """Run a model once and return the precision that the runtime executed most of it in."""
     job = load(model, setting)
-    if setting.device == "cuda" or setting.runtime == "torch":
-        return dominant(job.session.executed(job.feeds))  # type: ignore[attr-defined]
+    with job.session as session:
+        if setting.device == "cuda" or setting.runtime == "torch":
+            return dominant(session.executed(job.feeds))  # type: ignore[attr-defined]
     found = executed_precision(
         setting.runtime, model.onnx, setting.threads, setting.precision, job.feeds
     )

@@ -78,8 +78,9 @@ def fresh_main(arguments: Sequence[str]) -> int:
         print(json.dumps(network_to_json(Bench(setting, references).network(network))))
         return 0
     job = load(network, setting)
-    for _ in range(RUNS):
-        job.session.run(job.feeds)
+    with job.session as session:
+        for _ in range(RUNS):
+            session.run(job.feeds)
     print(own_peak_mb())
     return 0
 

@@ -53,15 +53,10 @@ def content_digest(paths: Iterable[Path]) -> str:
 
 
 def image_size(path: Path) -> tuple[int, int] | None:
-    """Return height and width of an image as it is to be seen, from its head; None for others.
-
-    An AVIF file that is to be turned counts as none: OpenCV does not turn it.
-    """
+    """Return height and width of an image as it is to be seen, from its head; None for others."""
     try:
         with _large_ones_too(), Image.open(path) as image:
             orientation = image.getexif().get(ORIENTATION, 1)
-            if image.format == "AVIF" and orientation != 1:
-                return None
             width, height = image.size
             tags = getattr(image, "tag_v2", None)  # of a TIFF; Pillow turns its size itself or not
             if tags is not None:

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .boxes import iou_matrix
-from .data.average_precision import Metrics, Scores, score
-from .data.detection_set import DetectionSet, Record
-from .errors import DataError
-from .letterbox import Image, read_image
-from .progress import Progress
+from ..boxes import iou_matrix
+from ..errors import DataError
+from ..letterbox import Image, read_image
+from ..progress import Progress
+from .average_precision import Metrics, Scores, score
+from .detection_set import DetectionSet, Record
 
 Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]
 """Boxes xyxy in pixels of the stored image [n, 4], scores [n], class indices [n]."""

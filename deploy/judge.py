@@ -1,0 +1,38 @@
+"""Scores detectors on labelled images: AP, and for each class the threshold of the best F1."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from supernet.data.best_thresholds import MATCH_IOU, best_thresholds
+from supernet.data.detection_set import DetectionSet
+from supernet.data.evaluate import Detect, found_rows, score_rows
+
+Rows = list[dict[str, object]]
+"""COCO result rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Labelled images, numbered as the network's classes are."""
+
+    data: DetectionSet
+
+    def found(self, detect: Detect) -> Rows:
+        """Detect on every image."""
+        return found_rows(detect, self.data)
+
+    def ap(self, rows: Rows) -> float:
+        """Return AP in points of 100."""
+        return 100.0 * max(0.0, score_rows(rows, self.data).ap)
+
+    def thresholds(self, rows: Rows) -> dict[str, Any]:
+        """Return what the card records: the lowest score reported of each class, and what it is."""
+        return {
+            "thresholds": best_thresholds(rows, self.data),
+            "thresholds_are": (
+                "lowest score reported of each class: that of the best F1 (IoU "
+                f"{MATCH_IOU:g}) on {len(self.data.records)} images of {self.data.root.name} "
+                f"{self.data.split}; null where there is none, then the default holds; --score "
+                "overrides all"
+            ),
+        }
