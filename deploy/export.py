@@ -111,7 +111,7 @@ def export_bundle(
             "engine": form.engine.sidecar() if form.engine else None,
             "outputs": RAW_OUTPUTS if form.raw else PADDED if form.padded else OUTPUTS,
             "decode": network.decode.rule(),
-            "architecture": json.loads(architecture.to_json()),
+            "architecture": architecture.to_dict(),
             "macs": count_macs(architecture).total,
             "params": count_params(architecture),
             "parity": asdict(parity)

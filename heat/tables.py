@@ -3,7 +3,6 @@
 import sys
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,10 +23,10 @@ def table_path(workspace: Workspace, table: LatencyTable) -> Path:
     return workspace.tables / f"{table.name}.csv"
 
 
-def recorded_table(workspace: Workspace, stage: dict[str, Any]) -> LatencyTable:
+def recorded_table(workspace: Workspace, path: str) -> LatencyTable:
     """Return the table a stage names; the workspace may have moved, or the table be HEAT's own."""
-    moved = workspace.tables / Path(stage["table"]).name
-    return read_table(moved if moved.exists() else Path(stage["table"]))
+    moved = workspace.tables / Path(path).name
+    return read_table(moved if moved.exists() else Path(path))
 
 
 def open_for_writing(

@@ -75,7 +75,7 @@ def write_pack(
     entries: Iterable[Entry],
     networks: Sequence[Architecture],
     checks: Checks,
-    space: str,
+    space: Mapping[str, Any],
     size: tuple[int, int],
 ) -> dict[str, Any]:
     """Write a pack for a device, whole or not at all; return what is in it.
@@ -90,7 +90,7 @@ def write_pack(
         "size": list(size),
         "forms": FORMS_VERSION,
         "entries": [[asdict(entry) for entry in entries] for entries in batches],
-        "networks": [network.to_json() for network in networks],
+        "networks": [network.to_dict() for network in networks],
         "checks": asdict(checks),
         "space": space,
     }
@@ -184,7 +184,7 @@ def table_from_results(path: Path) -> LatencyTable:
             f"--precision {head['executed']}"
         )
     batches = [[Entry(**entry) for entry in entries] for entries in plan["entries"]]
-    networks = [Architecture.from_json(text) for text in plan["networks"]]
+    networks = [Architecture.from_dict(values) for values in plan["networks"]]
     results = {record["batch"]: batch_from_json(record) for record in records if "batch" in record}
     whole = [record for record in records if "network" in record]
     if len(results) < len(batches) or len(whole) < len(networks):
@@ -198,7 +198,7 @@ def table_from_results(path: Path) -> LatencyTable:
         absorb(table, entries_taken(entries, results[index]))
     for network, record in zip(networks, whole, strict=True):
         absorb(table, network_taken(network, network_from_json(record)))
-    space = SearchSpace.from_json(plan["space"], str(path))
+    space = SearchSpace.from_dict(plan["space"], str(path))
     table.refit(space_entries(space.template, space.widths, oa=True) if networks else ())
     peaks = [record["peak_mb"] for record in whole if "peak_mb" in record]
     if peaks:

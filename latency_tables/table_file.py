@@ -61,7 +61,7 @@ def write_table(table: LatencyTable, folder: Path) -> Path:
         ],
         "networks": [
             {
-                "architecture": json.loads(net.architecture.to_json()),
+                "architecture": net.architecture.to_dict(),
                 "ms": net.ms,
                 "sd": net.sd,
                 "state": list(net.state),
@@ -136,7 +136,7 @@ def _entry_in(columns: Sequence[Any]) -> Entry:
 
 
 def _network(record: Mapping[str, Any], path: Path) -> NetworkSample:
-    architecture = Architecture.from_json(json.dumps(record["architecture"]), str(path))
+    architecture = Architecture.from_dict(record["architecture"], str(path))
     state = tuple(record["state"])
     return NetworkSample(architecture, record["ms"], record["sd"], state, record["date"])
 

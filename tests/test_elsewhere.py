@@ -66,7 +66,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     networks = check_networks(TEMPLATE, SPACE.widths, SPACE.positions, CHECKS.networks)
     entries = [entry for network in networks for entry in network.entries().values()]
     target = declared("cpu", threads=1)
-    made = write_pack(path, target, entries, networks, CHECKS, SPACE.to_json(), TEMPLATE.input_size)
+    made = write_pack(path, target, entries, networks, CHECKS, SPACE.to_dict(), TEMPLATE.input_size)
     assert made["models"] > len(networks) and made["megabytes"] < 10
     return path
 

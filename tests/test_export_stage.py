@@ -21,6 +21,7 @@ from deploy.quantize import quantize
 from heat.spaces import search_space
 from heat.stages.build import _stands
 from heat.stages.export import Wish, _facts, _same_conditions
+from heat.stages.report import write_report
 from heat.thinning.candidates import Form as Candidate
 from heat.thinning.candidates import open_search
 from heat.thinning.judging import judge_of, pixels_digest
@@ -28,7 +29,6 @@ from heat.thinning.limits import Limits
 from heat.thinning.moves import State, ThinningRules
 from heat.thinning.proxies import ApDropBy
 from heat.thinning.source import Source
-from heat.views.report import write_report
 from heat.workspace import Workspace
 from latency_tables.devices import declared, resolve
 from latency_tables.probe.machine import Gpu

@@ -61,7 +61,7 @@ def test_results_are_merged_under_the_lock(
     table = LatencyTable(here, rows)
     write_table(table, workspace.tables)
     space = search_space("micro", input_size=(128, 192), num_classes=3)
-    plan = {"space": space.to_json(), "device": "cpu"}
+    plan = {"space": space.to_dict(), "device": "cpu"}
     monkeypatch.setattr(elsewhere, "table_from_results", lambda path: table)
     monkeypatch.setattr(elsewhere, "read_plan", lambda path: plan)
     with monkeypatch.context() as patch, held(workspace, (128, 192)):

@@ -187,7 +187,7 @@ def find_space(
 
     last = next(filter(None, map(workspace.stage, stages)), None)
     if name is None and last is not None:
-        space = SearchSpace.from_json(last["space"], "run.json")
+        space = SearchSpace.from_dict(last["space"], "run.json")
         changes: dict[str, Any] = {}
         if input_size is not None:
             changes["input_size"] = parse_size(input_size)

@@ -1,6 +1,5 @@
 """Commands that only look: describe, devices, doctor, report."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,7 +32,7 @@ def describe(what: str = "medium", /, *, input_size: Size = None) -> Result:
         "macs_conv_linear": macs.conv_linear,
         "macs_attention": macs.attention,
         "params_deployed": count_params(architecture),
-        "architecture": json.loads(architecture.to_json()),
+        "architecture": architecture.to_dict(),
     }
 
 
@@ -82,7 +81,7 @@ def doctor(*, device: DeviceName | None = None, out: Out = DEFAULT) -> Result:
 
 def report(*, data: Data = None, out: Out = DEFAULT) -> Result:
     """Write one offline HTML page of what the workspace holds."""
-    from ..views.report import write_report
+    from ..stages.report import write_report
 
     workspace = Workspace(out)
     trained = workspace.stage("train")

@@ -119,18 +119,19 @@ def export(
 
     from ..stages.export import Wish
     from ..stages.export import export as run
+    from ..thinning.thinned import find_thinned
 
     if gpu is not None and format != "tensorrt":
         raise UserError(f"--gpu says what an engine is for: --format tensorrt, not {format}")
     workspace = Workspace(out)
     runtime = RUNTIME_OF[format]
-    thinned = workspace.stage("thin")
-    if device is None and thinned is not None and not thinned["here"]:
+    thinned = find_thinned(workspace)
+    if device is None and thinned is not None and not thinned.here:
         # Thinned by a table for a device that is not here: checked and timed on this machine.
         device = "cpu"
     if precision is None:
-        same = thinned is not None and thinned["runtime"] == runtime
-        precision = thinned["precision"] if thinned is not None and same else "f32"
+        same = thinned is not None and thinned.runtime == runtime
+        precision = thinned.precision if thinned is not None and same else "f32"
     stages = ("thin", "profile")
     if gpu is not None:
         # Its graph is checked here; a GPU is not needed.

@@ -1,5 +1,6 @@
 """`heat build`: the whole chain, going on where it was interrupted."""
 
+import json
 import sys
 import time
 from dataclasses import replace
@@ -23,6 +24,7 @@ from ..thinning.candidates import Form
 from ..thinning.ceiling import refuse_impossible
 from ..thinning.limits import Limits
 from ..thinning.proxies import ApDropBy
+from ..thinning.thinned import need_thinned
 from ..workspace import Workspace
 from .build_plan import (
     SUPERNET_EPOCHS,
@@ -94,7 +96,7 @@ def build(
         "head": head,
     }
     plan = _plan(workspace, target, data, asked)
-    chosen = SearchSpace.from_json(plan["space"], "run.json")
+    chosen = SearchSpace.from_dict(plan["space"], "run.json")
     _step("profile")
     if not _stands(workspace, "profile", space=plan["space"], runtime=target.runtime):
         profile(workspace, target, chosen)
@@ -122,11 +124,11 @@ def build(
     _step("eval")
     metrics = evaluate_bundle(workspace, workspace.bundle(format), val)
     _step("report")
-    from ..views.report import write_report
+    from .report import write_report
 
     report = write_report(workspace, val)
     result = {
-        **workspace.need("thin", "heat thin"),
+        **need_thinned(workspace).to_dict(),
         **exported,
         **metrics,
         "report": str(report),
@@ -164,7 +166,7 @@ def _plan(
     budget = SUPERNET_SHARE * asked["minutes"] * 60
     plan = {
         **asked,
-        "space": space.to_json(),
+        "space": space.to_dict(),
         "input_size": list(size),
         "supernet_epochs": epochs_for(seconds, len(data.records), budget, SUPERNET_EPOCHS),
     }
@@ -202,6 +204,11 @@ def _supernet_epochs(
     return epochs
 
 
+def _plain(architecture: Architecture) -> Any:
+    """Return an architecture as `run.json` gives it back."""
+    return json.loads(architecture.to_json())
+
+
 def _train_epochs(
     workspace: Workspace,
     architecture: Architecture,
@@ -211,7 +218,7 @@ def _train_epochs(
 ) -> int:
     """Return the epochs of the final training, fixed at the first start."""
     stands = workspace.stage("train-plan")
-    if stands is not None and stands["architecture"] == architecture.to_json():
+    if stands is not None and _plain(architecture) == stands["architecture"]:
         return int(stands["epochs"])
     seconds = step_seconds(Detector(architecture), data)
     images = len(data.records)
@@ -219,7 +226,7 @@ def _train_epochs(
     planned = epochs_for(seconds, images, training_budgets(minutes, 0.0)[1], TRAIN_EPOCHS)
     epochs = epochs_for(seconds, images, budget, TRAIN_EPOCHS)
     _say_replanned("training", planned, epochs, seconds * images, budget)
-    workspace.record("train-plan", {"epochs": epochs, "architecture": architecture.to_json()})
+    workspace.record("train-plan", {"epochs": epochs, "architecture": _plain(architecture)})
     return epochs
 
 

@@ -35,7 +35,7 @@ def pack_probe(path: Path, target: Target, space: SearchSpace) -> dict[str, Any]
         ),
         check_networks(space.template, space.widths, space.positions, checks.networks),
         checks,
-        space.to_json(),
+        space.to_dict(),
         space.template.input_size,
     ) | {"run": f"python {path.name}", "then": f"heat profile --unpack {results_name(path)}"}
 
@@ -50,7 +50,7 @@ def unpack_results(workspace: Workspace, path: Path) -> dict[str, Any]:
     started = time.monotonic()
     table = table_from_results(path)
     plan = read_plan(path)
-    space = SearchSpace.from_json(plan["space"], str(path))
+    space = SearchSpace.from_dict(plan["space"], str(path))
     target = declared(plan["device"])
     if target.device.pattern and table.conditions.device != target.device.name:
         print(

@@ -82,7 +82,7 @@ def _measure(
             pack = Path(folder) / "heat-probe.pyz"
             checks = Checks(networks=0, memory=0)
             size = space.template.input_size
-            made = write_pack(pack, target, chosen, [], checks, space.to_json(), size)
+            made = write_pack(pack, target, chosen, [], checks, space.to_dict(), size)
             results = Path(folder) / "results.jsonl"
             Host(host, python=python).measure(pack, f"few-{made['id']}-{probe_version()}", results)
             return table_from_results(results)

@@ -13,6 +13,7 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.place import Place
 from supernet.heatdetr.supernet import SearchSpace
 
+from ..thinning.thinned import Thinned, need_thinned
 from ..views.charts import draw_explanation
 from ..workspace import Workspace
 
@@ -34,27 +35,27 @@ SHOWN = 5
 
 def explain(workspace: Workspace) -> dict[str, Any]:
     """Tell on stderr and draw in `thin/explain.svg` how the last thinning went."""
-    result = workspace.need("thin", "heat thin --target-fps FPS")
+    result = need_thinned(workspace)
     trials = read_ledger(workspace.ledger)
     chosen = [trial for trial in trials if trial["chosen"] == "1"]
-    space = SearchSpace.from_json(result["space"], "run.json")
+    space = result.space
     lines = [*_start(space, result), *_moves(chosen), *_stages(space, result), *_close(trials)]
     print("\n".join(lines), file=sys.stderr)
     places = {
         (place.stage, place.position or 0): value
-        for name, value in result["importance"].items()
+        for name, value in result.importance.items()
         for place in [Place.parse(name)]
     }
     kept = {
         (stage, position): letter
         for stage, (positions, letters) in enumerate(
-            zip(result["positions"], result["blocks"], strict=True), 1
+            zip(result.positions, result.blocks, strict=True), 1
         )
         for position, letter in zip(positions, letters, strict=True)
     }
     steps = [(t["move"], int(t["stage"]), float(t["fps"])) for t in chosen]
     picture = workspace.ledger.with_name("explain.svg")
-    draw_explanation(places, kept, steps, result["target_fps"], picture)
+    draw_explanation(places, kept, steps, result.target_fps, picture)
     return {"moves": len(chosen), "rejected": len(trials) - len(chosen), "picture": str(picture)}
 
 
@@ -70,16 +71,16 @@ def read_ledger(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _start(space: SearchSpace, result: dict[str, Any]) -> list[str]:
+def _start(space: SearchSpace, result: Thinned) -> list[str]:
     widths = " ".join(map(str, space.widths))
     counts = " ".join(map(str, space.positions))
-    speed = result["measured_fps"] or result["predicted_fps"]
-    how = "measured" if result["measured_fps"] else result["source"]
+    speed = result.fps
+    how = "measured" if result.measured_fps else result.source
     return [
-        f"Asked for {result['target_fps']:g} FPS on {result['device']} ({result['runtime']}, "
-        f"{result['precision']}); the network runs at {speed:.1f} FPS ({how}).",
+        f"Asked for {result.target_fps:g} FPS on {result.device} ({result.runtime}, "
+        f"{result.precision}); the network runs at {speed:.1f} FPS ({how}).",
         f"The search began with widths {widths} and {counts} positions, ranked by "
-        f"{result['ranked_by']}; what a move costs: {result['ap_drop_by']}.",
+        f"{result.ranked_by}; what a move costs: {result.ap_drop_by}.",
     ]
 
 
@@ -104,23 +105,23 @@ def _moves(chosen: list[dict[str, str]]) -> list[str]:
     return lines
 
 
-def _stages(space: SearchSpace, result: dict[str, Any]) -> list[str]:
+def _stages(space: SearchSpace, result: Thinned) -> list[str]:
     lines = ["What is left:"]
     for stage in (1, 2, 3, 4):
-        positions, letters = result["positions"][stage - 1], result["blocks"][stage - 1]
+        positions, letters = result.positions[stage - 1], result.blocks[stage - 1]
         kept = ", ".join(
-            f"{position}:{letter} (M {result['importance'][f's{stage}_{position}']:.2f})"
+            f"{position}:{letter} (M {result.importance[f's{stage}_{position}']:.2f})"
             for position, letter in zip(positions, letters, strict=True)
         )
         gone = sorted(
-            result["importance"][f"s{stage}_{position}"]
+            result.importance[f"s{stage}_{position}"]
             for position in range(space.positions[stage - 1])
             if position not in positions
         )
         dropped = f"; dropped M {', '.join(f'{m:.2f}' for m in gone[:SHOWN])}" if gone else ""
         dropped += " ..." if len(gone) > SHOWN else ""
         lines.append(
-            f"  S{stage} width {result['widths'][stage - 1]} of {space.widths[stage - 1]}: "
+            f"  S{stage} width {result.widths[stage - 1]} of {space.widths[stage - 1]}: "
             f"{kept}{dropped}"
         )
     return lines

@@ -30,6 +30,7 @@ from supernet.network import AnyArchitecture
 from ..tables import recorded_table
 from ..thinning.judging import images_of, judge_of, pixels_digest, quantized
 from ..thinning.measuring import measure_bundle, warn_if_slower
+from ..thinning.thinned import Thinned, find_thinned
 from ..workspace import Workspace
 from .clusters import bound_clusters, check_attention
 from .network import Change, Which, as_it_is, is_thinned, load_network
@@ -107,7 +108,7 @@ def export(
     """
     warn(target)
     network, names, training = load_network(workspace, change, wish.network)
-    thinned = workspace.stage("thin") or {}
+    thinned = find_thinned(workspace)
     size = network.architecture.input_size
     parity_images = images_of(data, images)
     clusters = bound_clusters(network, parity_images)
@@ -120,11 +121,12 @@ def export(
             samples = images_of(calibration, None, CALIBRATION_IMAGES)
     pixels = [letterbox(image, size)[0] for image in samples]
     form = wish.form(target, pixels, workspace.root / "tensorrt-timings.cache")
-    same = _same_conditions(workspace, thinned, network.architecture, target, form)
-    table = _table_of(workspace, thinned, target) if same else None
-    same = same and table is not None
-    predicted = float(thinned["predicted_fps"]) if same else None
-    target_fps = float(thinned["target_fps"]) if same else None
+    promised = _promised(workspace, thinned, network.architecture, target, form)
+    table = _table_of(workspace, promised, target) if promised is not None else None
+    if table is None:
+        promised = None
+    predicted = promised.predicted_fps if promised is not None else None
+    target_fps = promised.target_fps if promised is not None else None
     setting = replace(target.setting, runtime=form.runtime, precision=form.precision)
     judge = judge_of(data, names) if data is not None and training is not None else None
     plan = None
@@ -133,7 +135,7 @@ def export(
         assert isinstance(network, Detector)
         plan = quantized(network, form, pixels, judge, wish.max_ap_drop)
     facts = {
-        **_facts(target, form, thinned, training, same=same),
+        **_facts(target, form, thinned, training, promised),
         "clusters": clusters,
         "calibration": {"images": len(pixels), "sha256": pixels_digest(pixels)} if pixels else None,
     }
@@ -202,12 +204,11 @@ def export(
 def _facts(
     target: Target,
     form: Form,
-    thinned: dict[str, Any],
+    thinned: Thinned | None,
     training: dict[str, Any] | None,
-    *,
-    same: bool,
+    promised: Thinned | None,
 ) -> dict[str, Any]:
-    """Return what the card says of training and promises; `same` as `_same_conditions`."""
+    """Return what the card says of training and promises; `promised` as `_promised`."""
     from supernet.version import __version__
 
     return {
@@ -218,16 +219,16 @@ def _facts(
         "device_model": _model(target) if form.runs_here else None,
         "trained": training is not None,
         "training": training,
-        "ranked_by": thinned.get("ranked_by"),
-        "target_fps": float(thinned["target_fps"]) if same else None,
-        "predicted_fps": float(thinned["predicted_fps"]) if same else None,
-        "held_out_error": thinned.get("held_out_error") if same else None,
-        "thinned_for": _thinned_for(thinned),
+        "ranked_by": thinned.ranked_by if thinned is not None else None,
+        "target_fps": promised.target_fps if promised is not None else None,
+        "predicted_fps": promised.predicted_fps if promised is not None else None,
+        "held_out_error": promised.held_out_error if promised is not None else None,
+        "thinned_for": _thinned_for(thinned) if thinned is not None else None,
     }
 
 
 def _tell(
-    form: Form, done: Exported, thinned: dict[str, Any], training: dict[str, Any] | None
+    form: Form, done: Exported, thinned: Thinned | None, training: dict[str, Any] | None
 ) -> None:
     """Print what must not be overlooked."""
     if form.engine is not None and done.speed is None:
@@ -236,10 +237,10 @@ def _tell(
             "here: its graph agrees with torch in ONNX Runtime, the engine itself was NOT RUN",
             file=sys.stderr,
         )
-    if thinned and not thinned["here"] and done.speed:
+    if thinned is not None and not thinned.here and done.speed:
         print(
-            f"thinned for {thinned['device']} by a table: {thinned['predicted_fps']:.1f} FPS there "
-            f"are {thinned['source'].upper()}; {done.speed.fps:.1f} FPS were measured here",
+            f"thinned for {thinned.device} by a table: {thinned.predicted_fps:.1f} FPS there "
+            f"are {thinned.source.upper()}; {done.speed.fps:.1f} FPS were measured here",
             file=sys.stderr,
         )
     if training is None:
@@ -250,18 +251,16 @@ def _fps(ms: float) -> float | None:
     return None if math.isnan(ms) else round(1000.0 / ms, 3)
 
 
-def _thinned_for(thinned: dict[str, Any]) -> dict[str, Any] | None:
+def _thinned_for(thinned: Thinned) -> dict[str, Any]:
     """Say for which device the network was thinned, and whether its frame rate is an estimate."""
-    if not thinned:
-        return None
     return {
-        "device": thinned["device"],
-        "runtime": thinned["runtime"],
-        "precision": thinned["precision"],
-        "target_fps": thinned["target_fps"],
-        "predicted_fps": thinned["predicted_fps"],
-        "source": thinned["source"],
-        "measured_there": thinned["here"],
+        "device": thinned.device,
+        "runtime": thinned.runtime,
+        "precision": thinned.precision,
+        "target_fps": thinned.target_fps,
+        "predicted_fps": thinned.predicted_fps,
+        "source": thinned.source,
+        "measured_there": thinned.here,
     }
 
 
@@ -282,12 +281,12 @@ def _model(target: Target) -> str:
     return target.gpu.model if target.gpu is not None else target.detected.model
 
 
-def _table_of(workspace: Workspace, thinned: dict[str, Any], target: Target) -> LatencyTable | None:
+def _table_of(workspace: Workspace, thinned: Thinned, target: Target) -> LatencyTable | None:
     """Return the table that was thinned by; None, and a warning, where it is not of this machine.
 
     Another version of the runtime, or other cores, would pass for a slow state of the same machine.
     """
-    table = recorded_table(workspace, thinned)
+    table = recorded_table(workspace, thinned.table)
     here = conditions_of(target, table.conditions.input_size)
     different = replace(here, device=table.conditions.device).differences(table.conditions)
     if not different:
@@ -300,22 +299,24 @@ def _table_of(workspace: Workspace, thinned: dict[str, Any], target: Target) -> 
     return None
 
 
-def _same_conditions(
+def _promised(
     workspace: Workspace,
-    thinned: dict[str, Any],
+    thinned: Thinned | None,
     architecture: AnyArchitecture,
     target: Target,
     form: Form,
-) -> bool:
-    """Say whether the thinning's prediction is about this network, runtime and thread count."""
-    return (
-        bool(thinned)
+) -> Thinned | None:
+    """Return the thinning's result if its prediction is about this network and how it is run."""
+    if (
+        thinned is not None
         and isinstance(architecture, Architecture)
         and not (form.raw or form.dynamic_batch)
         and form.runs_here
-        and (thinned["runtime"], thinned["threads"]) == (form.runtime, target.threads)
-        and thinned["precision"] == form.precision
-        and thinned["model"] == _model(target)
+        and (thinned.runtime, thinned.threads) == (form.runtime, target.threads)
+        and thinned.precision == form.precision
+        and thinned.model == _model(target)
         and workspace.architecture.exists()
         and is_thinned(architecture, Architecture.load(workspace.architecture))
-    )
+    ):
+        return thinned
+    return None

@@ -99,7 +99,7 @@ def record(
         "reference_ms": [round(ms, 4) for ms in speeds(table)],
         "disturbance": table.facts.get("disturbance"),
         "spent_seconds": table.facts.get("seconds"),
-        "space": space.to_json(),
+        "space": space.to_dict(),
         "seconds": round(seconds, 1),
     }
     return workspace.record("profile", result)

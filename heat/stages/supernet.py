@@ -46,7 +46,7 @@ def train_supernet(
         "images": len(part.records),
         "data": str(data.root),
         "backbone": loaded,
-        "space": space.to_json(),
+        "space": space.to_dict(),
         "logits": {
             f"s{stage}_{position}": [round(value, 4) for value in values]
             for (stage, position), values in network.logits().items()

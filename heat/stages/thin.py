@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from latency_tables.store import conditions_of
@@ -22,6 +22,7 @@ from ..thinning.result import floor_error, result_of, write_moves
 from ..thinning.search import Method
 from ..thinning.settle import settle
 from ..thinning.source import load_source
+from ..thinning.thinned import STAGE
 from ..workspace import Workspace
 from .profile import warn
 
@@ -89,26 +90,26 @@ def thin(
             write_frontier(workspace, search.chain, prices, unit)
         result = result_of(workspace, search, found, source, trust=trust)
         write_moves(workspace, search, found)
-    result["seconds"] = round(time.monotonic() - started, 1)
+    result = replace(result, seconds=round(time.monotonic() - started, 1))
     search.measured.forget()
     if found.at_floor:
         raise floor_error(search, found, result)
     search.architecture(found.state).save(workspace.architecture)
-    workspace.record("thin", result)
+    workspace.record(STAGE, result.to_dict())
     if found.broken:
         raise PromiseError(
             f"{'; '.join(found.broken)} after {found.measurements} measurements: this machine is "
             "too noisy to keep the promise now; run heat thin again",
-            result,
+            result.to_dict(),
         )
-    if result["measured_fps"] is None:
+    if result.measured_fps is None:
         print(
-            f"{result['predicted_fps']:.1f} FPS "
-            f"{'ESTIMATED' if result['source'] == 'estimated' else 'by a table'} for "
-            f"{result['device']}, which is not here: measured nowhere",
+            f"{result.predicted_fps:.1f} FPS "
+            f"{'ESTIMATED' if result.source == 'estimated' else 'by a table'} for "
+            f"{result.device}, which is not here: measured nowhere",
             file=sys.stderr,
         )
-    return result
+    return result.to_dict()
 
 
 def _refuse_twice(forms: Sequence[Form]) -> None:

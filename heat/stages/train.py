@@ -31,6 +31,7 @@ from supernet.train.recipes import TrainConfig
 from supernet.train.transfer import Taken, file_digest, read_source, take_weights, weights_file
 
 from ..thinning.source import load_supernet
+from ..thinning.thinned import need_thinned
 from ..views.learning import draw_batches, draw_learning
 from ..workspace import Workspace
 
@@ -147,15 +148,14 @@ def start_from(
 
 
 def _inherited(workspace: Workspace, architecture: AnyArchitecture) -> Detector:
-    thinned = workspace.need("thin", "heat thin")
+    thinned = need_thinned(workspace)
     supernet = load_supernet(workspace)
     if supernet is None:
         raise UserError("--inherit needs a trained supernet: run heat supernet first")
     thin = Architecture.load(workspace.architecture)
     if thin != architecture:
         raise UserError("--inherit needs the thinned architecture: run heat thin again")
-    positions = tuple(tuple(chosen) for chosen in thinned["positions"])
-    return inherit(supernet, thin, positions)
+    return inherit(supernet, thin, thinned.positions)
 
 
 def judge_on(data: DetectionSet) -> Judge:

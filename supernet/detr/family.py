@@ -135,15 +135,19 @@ class DetrArchitecture:
             return PoolAttention(self.window)
         return Attention()
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values of `architecture.json`."""
+        return {"format": FORMAT_VERSION, **asdict(self)}
+
     def to_json(self) -> str:
-        """Return the text that a checkpoint carries."""
-        return json.dumps({"format": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"
+        """Return the text of `architecture.json`, as a checkpoint carries it too."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, source: str = "architecture.json") -> Self:
-        """Read it; raise `UserError` naming what is wrong."""
+    def from_dict(cls, values: Mapping[str, Any], source: str = "architecture.json") -> Self:
+        """Read what `to_dict` gave; raise `UserError` naming what is wrong."""
         try:
-            values = json.loads(text)
+            values = dict(values)
             version = values.pop("format")
             if version != FORMAT_VERSION:
                 raise UserError(f"{source}: format {version}, this HEAT reads {FORMAT_VERSION}")
@@ -153,6 +157,15 @@ class DetrArchitecture:
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{source} describes no network of DETR's family ({error})") from None
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "architecture.json") -> Self:
+        """Read a text; raise `UserError` naming what is wrong."""
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{source} describes no network of DETR's family ({error})") from None
+        return cls.from_dict(values, source)
 
     def with_(self, **changes: Any) -> Self:
         """Return a copy with some fields replaced."""

@@ -173,16 +173,19 @@ class Architecture:
         put("decode", "decode" if self.head == "nms" else "top_k", last, outputs, 6, **shape)
         return out
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values of `architecture.json`."""
+        return {"format": FORMAT_VERSION, **asdict(self)}
+
     def to_json(self) -> str:
-        """Return the text of `architecture.json`."""
-        values = asdict(self)
-        return json.dumps({"format": FORMAT_VERSION, **values}, indent=1) + "\n"
+        """Return the text of `architecture.json`, as a checkpoint carries it too."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, source: str = "architecture.json") -> Self:
-        """Read the text of `architecture.json`; raise `UserError` naming what is wrong."""
+    def from_dict(cls, values: Mapping[str, Any], source: str = "architecture.json") -> Self:
+        """Read what `to_dict` gave; raise `UserError` naming what is wrong."""
         try:
-            values = json.loads(text)
+            values = dict(values)
             version = values.pop("format")
             if version != FORMAT_VERSION:
                 raise UserError(f"{source}: format {version}, this HEAT reads {FORMAT_VERSION}")
@@ -191,6 +194,15 @@ class Architecture:
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{source} is no architecture file ({error})") from None
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "architecture.json") -> Self:
+        """Read a text; raise `UserError` naming what is wrong."""
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{source} is no architecture file ({error})") from None
+        return cls.from_dict(values, source)
 
     def save(self, path: Path) -> None:
         """Write `architecture.json` atomically."""

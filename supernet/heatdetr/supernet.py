@@ -46,30 +46,44 @@ class SearchSpace:
         """D_max."""
         return self.template.widths
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the space as JSON values."""
+        return {
+            "template": self.template.to_dict(),
+            "positions": self.positions,
+            "global_choice": self.global_choice,
+        }
+
     def to_json(self) -> str:
-        """Return the space as JSON."""
-        return json.dumps(
-            {
-                "template": json.loads(self.template.to_json()),
-                "positions": self.positions,
-                "global_choice": self.global_choice,
-            }
-        )
+        """Return the space as a text, for the header of a checkpoint."""
+        return json.dumps(self.to_dict())
 
     @classmethod
-    def from_json(cls, text: str, source: str) -> Self:
-        """Read a space; raise `CheckpointError` where the text is none."""
+    def from_dict(cls, values: Mapping[str, Any] | str, source: str) -> Self:
+        """Read a space; raise `CheckpointError` where the values are none.
+
+        Version 0.1.0 kept the space as a text in `run.json`.
+        """
+        if isinstance(values, str):
+            return cls.from_json(values, source)
         try:
-            values = json.loads(text)
-            template = Architecture.from_json(json.dumps(values["template"]), source)
             n1, n2, n3, n4 = values["positions"]
             return cls(
-                template=template,
+                template=Architecture.from_dict(values["template"], source),
                 positions=(n1, n2, n3, n4),
                 global_choice=bool(values.get("global_choice", False)),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{source} holds no search space ({error})") from None
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> Self:
+        """Read a text; raise `CheckpointError` where it holds no space."""
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise CheckpointError(f"{source} holds no search space ({error})") from None
+        return cls.from_dict(values, source)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

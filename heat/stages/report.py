@@ -24,9 +24,10 @@ from supernet.letterbox import read_image
 from supernet.version import __version__
 
 from ..tables import recorded_table
+from ..thinning.thinned import Thinned, find_thinned
+from ..views.charts import table_figure
+from ..views.learning import LOSSES
 from ..workspace import Workspace
-from .charts import table_figure
-from .learning import LOSSES
 
 SAMPLES = 6
 
@@ -39,12 +40,12 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
     stages = workspace.stages()
     if not stages:
         raise UserError(f"{workspace.root} is empty: run heat build or heat profile first")
-    thin = stages.get("thin")
+    thin = find_thinned(workspace)
     folders = [workspace.bundle(format) for format in RUNTIME_OF]
     cards = [read_card(folder) for folder in folders if (folder / "card.json").exists()]
     parts = _parts(workspace, thin)
     environment = Environment(
-        loader=PackageLoader("heat.views", "."), autoescape=select_autoescape(default=True)
+        loader=PackageLoader("heat.stages", "."), autoescape=select_autoescape(default=True)
     )
     page = environment.get_template("report.html.jinja").render(
         stages=stages,
@@ -56,7 +57,7 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
         longest=max((part["ms"] for part in parts), default=1.0),
         figures=[
             *_thinning_chart(workspace, thin),
-            *_table_chart(workspace, thin or stages.get("profile")),
+            *_table_chart(workspace, thin.table if thin is not None else _profiled(stages)),
             *_training_chart(workspace),
         ],
         samples=_samples(folders, data),
@@ -66,28 +67,28 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
     return workspace.report
 
 
-def _kept(thin: dict[str, Any] | None, cards: list[dict[str, Any]]) -> bool | None:
+def _kept(thin: Thinned | None, cards: list[dict[str, Any]]) -> bool | None:
     if thin is None:
         return None
-    measured = [thin["measured_fps"]]
+    measured = [thin.measured_fps]
     measured += [card["measured_fps"] for card in cards if card["target_fps"] is not None]
     if None in measured:  # thinned for a device that is estimated, not at hand
         return None
-    target_fps = round(thin["target_fps"], 3)  # as the measured ones are
+    target_fps = round(thin.target_fps, 3)  # as the measured ones are
     return all(fps >= target_fps for fps in measured)
 
 
-def _parts(workspace: Workspace, thin: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _parts(workspace: Workspace, thin: Thinned | None) -> list[dict[str, Any]]:
     if thin is None:
         return []
-    table = recorded_table(workspace, thin)
+    table = recorded_table(workspace, thin.table)
     times, calibration = table.times_ms(), table.calibration
     entries = Architecture.load(workspace.architecture).entries()
     if any(entry not in times for entry in entries.values()):
         return []  # the table was measured again, for another space
     shares = {place: calibration.predict_ms(times[entry], 1) for place, entry in entries.items()}
     # The parts add up to the latency that was predicted, corrections by measuring included.
-    scale = thin["predicted_ms"] / sum(shares.values())
+    scale = thin.predicted_ms / sum(shares.values())
     return [
         {
             "place": place,
@@ -102,7 +103,7 @@ def _parts(workspace: Workspace, thin: dict[str, Any] | None) -> list[dict[str, 
     ]
 
 
-def _thinning_chart(workspace: Workspace, thin: dict[str, Any] | None) -> list[Chart]:
+def _thinning_chart(workspace: Workspace, thin: Thinned | None) -> list[Chart]:
     if thin is None or not workspace.ledger.exists():
         return []
     frame = pd.read_csv(workspace.ledger)
@@ -111,7 +112,7 @@ def _thinning_chart(workspace: Workspace, thin: dict[str, Any] | None) -> list[C
     figure, axes = _axes("step", "predicted FPS")
     chosen = frame[frame["chosen"] == 1]
     rejected = frame[frame["chosen"] == 0]
-    axes.plot(rejected["step"], rejected["fps"], ".", color="#bbb", label="weighed, not taken")
+    axes.plot(rejected["step"], rejected["fps"], ".", color="#bbb", label="scored, not taken")
     axes.plot(chosen["step"], chosen["fps"], "-o", color="#4c78a8", label="taken", markersize=4)
     for _, row in chosen.iterrows():
         axes.annotate(
@@ -122,19 +123,24 @@ def _thinning_chart(workspace: Workspace, thin: dict[str, Any] | None) -> list[C
             fontsize=6,
             rotation=60,
         )
-    axes.axhline(thin["target_fps"], color="#c0392b", linestyle="--", label="target")
+    axes.axhline(thin.target_fps, color="#c0392b", linestyle="--", label="target")
     axes.legend()
     text = (
         "LR and IR delete a position, SR and WMR take shifted and plain windows away, WR takes one "
-        f"head's width off a stage. AP_drop is the {thin['ap_drop_by']}."
+        f"head's width off a stage. AP_drop is the {thin.ap_drop_by}."
     )
     return [("The way to the target", text, _svg(figure))]
 
 
-def _table_chart(workspace: Workspace, stage: dict[str, Any] | None) -> list[Chart]:
-    if stage is None:
+def _profiled(stages: dict[str, dict[str, Any]]) -> str | None:
+    """Return the file of the table that was profiled last."""
+    return stages["profile"]["table"] if "profile" in stages else None
+
+
+def _table_chart(workspace: Workspace, path: str | None) -> list[Chart]:
+    if path is None:
         return []
-    table = recorded_table(workspace, stage)
+    table = recorded_table(workspace, path)
     if not block_curves(table):
         return []
     error = table.calibration.held_out_error
