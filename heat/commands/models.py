@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from cyclopts import Parameter
 
@@ -131,7 +131,8 @@ def export(
         device = "cpu"
     if precision is None:
         same = thinned is not None and thinned.runtime == runtime
-        precision = thinned.precision if thinned is not None and same else "f32"
+        used = thinned.precision if thinned is not None and same else "f32"
+        precision = cast("PrecisionName", used)
     stages = ("thin", "profile")
     if gpu is not None:
         # Its graph is checked here; a GPU is not needed.

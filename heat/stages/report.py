@@ -72,10 +72,11 @@ def _kept(thin: Thinned | None, cards: list[dict[str, Any]]) -> bool | None:
         return None
     measured = [thin.measured_fps]
     measured += [card["measured_fps"] for card in cards if card["target_fps"] is not None]
-    if None in measured:  # thinned for a device that is estimated, not at hand
-        return None
     target_fps = round(thin.target_fps, 3)  # as the measured ones are
-    return all(fps >= target_fps for fps in measured)
+    known = [fps for fps in measured if fps is not None]
+    if len(known) < len(measured):  # thinned for a device that is estimated, not at hand
+        return None
+    return all(fps >= target_fps for fps in known)
 
 
 def _parts(workspace: Workspace, thin: Thinned | None) -> list[dict[str, Any]]:
