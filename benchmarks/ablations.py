@@ -32,7 +32,8 @@ import supernet.train.uniform
 from deploy.gate import torch_detect
 from supernet.atomic import write_text
 from supernet.boxes import giou_pairs, iou_matrix
-from supernet.data.coco import DetectionSet, load_split
+from supernet.data.coco import load_split
+from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import found_rows, score_rows
 from supernet.graph.nodes import Array
 from supernet.heatdetr.architecture import Architecture
@@ -41,9 +42,10 @@ from supernet.heatdetr.input_size import parse_size
 from supernet.heatdetr.operators.channelwise import ChannelBlock
 from supernet.heatdetr.operators.convbn import ConvBN
 from supernet.heatdetr.operators.decode import Decode, make_anchors
-from supernet.train.loop import Running, fit
+from supernet.train.loop import fit
 from supernet.train.matching import IGNORED, match
 from supernet.train.recipes import recipe
+from supernet.train.running import Running
 from supernet.train.uniform import Loss, Target
 
 BASE = OURS["heat-s"]

@@ -27,7 +27,8 @@ from heat.views.charts import save
 from heat.workspace import Workspace
 from supernet.attention import ActAttention, Attention
 from supernet.attention.hashing import BUCKET, Hash, cluster, collision_probability
-from supernet.data.coco import DetectionSet, load_split
+from supernet.data.coco import load_split
+from supernet.data.detection_set import DetectionSet
 from supernet.detr.detr import Host
 from supernet.letterbox import letterbox, read_image
 from supernet.train.mtkd import attending

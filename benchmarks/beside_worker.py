@@ -41,8 +41,9 @@ def train(folder: Path, threads: str) -> None:
     from supernet.heatdetr.detector import Detector
     from supernet.train import threads as planning
     from supernet.train.feed import feed
-    from supernet.train.loop import Running, run_task
+    from supernet.train.loop import run_task
     from supernet.train.recipes import recipe
+    from supernet.train.running import Running
     from supernet.train.task import Batch, DetectionTask
 
     parent = os.getppid()
@@ -87,7 +88,7 @@ def train(folder: Path, threads: str) -> None:
 def detect(model: str, runtime: str, threads: str, options: str) -> None:
     """Run a model in a runtime, on one image again and again."""
     from deploy.edge.runtimes import open_session
-    from deploy.side_by_side import inputs_of
+    from deploy.feeds import inputs_of
 
     session = open_session(runtime, Path(model), int(threads), **json.loads(options))
     feeds = inputs_of(session)

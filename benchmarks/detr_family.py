@@ -30,7 +30,8 @@ from heat.views.charts import save
 from supernet.attention import Attention
 from supernet.checkpoint import load_weights
 from supernet.counting import count_macs
-from supernet.data.coco import DetectionSet, load_split
+from supernet.data.coco import load_split
+from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import evaluate
 from supernet.detr.detr import Host
 from supernet.detr.family import FAMILY, DetrArchitecture

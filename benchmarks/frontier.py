@@ -30,7 +30,8 @@ from deploy.gate import torch_detect
 from deploy.side_by_side import Entrant, race
 from heat.views.charts import save
 from supernet.checkpoint import load_weights, read_info
-from supernet.data.coco import DetectionSet, load_split
+from supernet.data.coco import load_split
+from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import found_rows, score_rows
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector

@@ -31,8 +31,8 @@ from supernet.data.coco import load_split
 from supernet.heatdetr.input_size import parse_size
 from supernet.heatdetr.place import local_name
 from supernet.heatdetr.supernet import SearchConfig
-from supernet.train.loop import Running
 from supernet.train.recipes import TrainConfig
+from supernet.train.running import Running
 
 RESULTS = Path(__file__).parent / "results" / "importance"
 

@@ -30,13 +30,15 @@ from result import RESULTS, tell
 from deploy.gate import torch_detect
 from supernet.counting import count_macs
 from supernet.data.augment import AugmentConfig
-from supernet.data.coco import DetectionSet, load_split
+from supernet.data.coco import load_split
+from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import found_rows
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.input_size import parse_size
 from supernet.network import AnyArchitecture, build, find_architecture
-from supernet.train.loop import Running, fit
+from supernet.train.loop import fit
 from supernet.train.recipes import TrainConfig
+from supernet.train.running import Running
 
 IMAGES = 16
 CROWDS = 2

@@ -44,8 +44,8 @@ from supernet.data.coco import load_split
 from supernet.heatdetr.architecture import WIDTH_STEP, Architecture
 from supernet.heatdetr.input_size import parse_size
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace
-from supernet.train.loop import Running
 from supernet.train.recipes import TrainConfig
+from supernet.train.running import Running
 
 RESULTS = Path(__file__).parent / "results" / "search-quality"
 TRIES = 60

@@ -34,7 +34,8 @@ from peers import PEERS, Raw, thawed, yolo
 from torch import Tensor, nn
 
 from supernet.data.augment import AugmentConfig
-from supernet.data.coco import DetectionSet, Record, load_split
+from supernet.data.coco import load_split
+from supernet.data.detection_set import DetectionSet, Record
 from supernet.data.evaluate import result_rows
 from supernet.letterbox import letterbox, read_image
 from supernet.train.feed import feed

@@ -27,7 +27,8 @@ from peers import PEERS, thawed
 from result import tell
 from train_peer import labelled, prepared
 
-from supernet.data.coco import DetectionSet, load_split
+from supernet.data.coco import load_split
+from supernet.data.detection_set import DetectionSet
 from supernet.heatdetr.architecture import preset
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.input_size import parse_size

@@ -12,15 +12,17 @@ import torch
 
 from deploy.gate import torch_detect
 from supernet.data.augment import AugmentConfig
-from supernet.data.coco import DetectionSet, load_split
+from supernet.data.coco import load_split
+from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import evaluate
 from supernet.data.shapes import make_shapes
 from supernet.detr.detr import Host
 from supernet.network import build
 from supernet.train.feed import feed
-from supernet.train.loop import Running, fit
+from supernet.train.loop import fit
 from supernet.train.mtkd import act_cores, both_branches, distance, teach
 from supernet.train.recipes import TrainConfig, recipe
+from supernet.train.running import Running
 from supernet.train.set_loss import DETR, set_loss
 from tests.toy_detr import SMALL
 

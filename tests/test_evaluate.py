@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from supernet.data.average_precision import score
 from supernet.data.best_thresholds import best_thresholds
-from supernet.data.coco import DetectionSet, Record
-from supernet.data.detection_set import Crowd
-from supernet.data.evaluate import confusion_matrix, score
+from supernet.data.detection_set import Crowd, DetectionSet, Record
+from supernet.data.evaluate import confusion_matrix
 from supernet.data.scoring_memory import expected_mb, free_mb, warn_of_memory
 from supernet.errors import DataError
 

@@ -20,7 +20,7 @@ from deploy.parity import compare
 from deploy.quantize import quantize
 from heat.spaces import search_space
 from heat.stages.build import _stands
-from heat.stages.export import Wish, _facts, _same_conditions
+from heat.stages.export import Wish, _facts, _promised
 from heat.stages.report import write_report
 from heat.thinning.candidates import Form as Candidate
 from heat.thinning.candidates import open_search
@@ -29,6 +29,7 @@ from heat.thinning.limits import Limits
 from heat.thinning.moves import State, ThinningRules
 from heat.thinning.proxies import ApDropBy
 from heat.thinning.source import Source
+from heat.thinning.thinned import need_thinned
 from heat.workspace import Workspace
 from latency_tables.devices import declared, resolve
 from latency_tables.probe.machine import Gpu
@@ -101,18 +102,17 @@ def test_a_gpus_prediction_is_held_against_the_gpu(thinned: Path) -> None:
     card = Gpu("NVIDIA H100 80GB HBM3", "570.1", "1980 MHz", "1980 MHz", 81559)
     target = replace(resolve("cpu", threads=1), gpu=card)
     form = Form(threads=1)
-    record = {
-        **workspace.need("thin", "heat thin"),
-        "runtime": "onnxruntime", "precision": "f32", "threads": 1, "model": card.model,
-    }  # fmt: skip
+    record = replace(
+        need_thinned(workspace), runtime="onnxruntime", precision="f32", threads=1, model=card.model
+    )
     architecture = Architecture.load(workspace.architecture)
-    assert _same_conditions(workspace, record, architecture, target, form)
-    assert not _same_conditions(workspace, record, architecture, replace(target, gpu=None), form)
-    assert _facts(target, form, record, None, same=True)["device_model"] == card.model
+    assert _promised(workspace, record, architecture, target, form) == record
+    assert _promised(workspace, record, architecture, replace(target, gpu=None), form) is None
+    assert _facts(target, form, record, None, record)["device_model"] == card.model
     other = architecture.with_(head="one-to-one")
-    assert not _same_conditions(workspace, record, other, target, form)
+    assert _promised(workspace, record, other, target, form) is None
     classes = architecture.with_(num_classes=architecture.num_classes + 1)
-    assert _same_conditions(workspace, record, classes, target, form)
+    assert _promised(workspace, record, classes, target, form) == record
 
 
 def test_a_searched_global_block_is_used_on_a_gpu(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from supernet.data.augment import AugmentConfig, _cropped, augment, largest_scale, mosaic
-from supernet.data.coco import DetectionSet, Record, load_split
+from supernet.data.coco import load_split
+from supernet.data.detection_set import DetectionSet, Record
 from supernet.errors import DataError, HeatError
 from supernet.letterbox import PAD_RGB, letterbox, read_image, scale_to_fit
 from supernet.train.distributed import Group

@@ -15,13 +15,15 @@ import torch
 from heat.stages.network import load_network
 from heat.workspace import Workspace
 from supernet.checkpoint import read_info
-from supernet.data.coco import DetectionSet, load_split
+from supernet.data.coco import load_split
+from supernet.data.detection_set import DetectionSet
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.train.early_stop import epochs_without_gain
-from supernet.train.loop import Running, TrainResult, fit
+from supernet.train.loop import fit
 from supernet.train.recipes import TrainConfig
+from supernet.train.running import Running, TrainResult
 
 from .command_line import fails, run
 from .test_annotations import note

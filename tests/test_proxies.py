@@ -11,7 +11,8 @@ from heat.thinning.evaluation import Readings, split_held_out
 from heat.thinning.journal import Journal
 from heat.thinning.moves import State, ThinningRules
 from heat.thinning.proxies import choose, judge, random_moves, spearman
-from supernet.data.coco import DetectionSet, load_split
+from supernet.data.coco import load_split
+from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import score_rows
 from supernet.errors import UserError
 from supernet.heatdetr.fake_quant import simulate_int8

@@ -16,15 +16,17 @@ from heat.stages.build_plan import SUPERNET_EPOCHS, TRAIN_EPOCHS, left_to_train,
 from heat.workspace import Workspace
 from latency_tables.devices import Target
 from supernet.checkpoint import read_info
-from supernet.data.coco import DetectionSet, load_split
+from supernet.data.coco import load_split
+from supernet.data.detection_set import DetectionSet
 from supernet.errors import CheckpointError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.train import deadline
 from supernet.train.deadline import Budget, Deadline
-from supernet.train.loop import Running, TrainResult, _Fit, fit
+from supernet.train.loop import _Fit, fit
 from supernet.train.optimise import rate_factor
 from supernet.train.recipes import TrainConfig, recipe
+from supernet.train.running import Running, TrainResult
 from supernet.train.schedule import Schedule
 
 CONFIG = TrainConfig(epochs=10, batch_size=4, precision="f32", warmup_steps=2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from supernet.checkpoint import read_info
-from supernet.data.coco import DetectionSet
+from supernet.data.detection_set import DetectionSet
 
 from .command_line import fails, run
 from .test_annotations import note, write

@@ -26,8 +26,9 @@ from supernet.graph.writer import GraphWriter
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.train import threads
-from supernet.train.loop import Running, _Fit, fit
+from supernet.train.loop import _Fit, fit
 from supernet.train.recipes import TrainConfig
+from supernet.train.running import Running
 from supernet.train.threads import OtherLoad, ThreadPlan, planned, threads_beside
 
 CONFIG = TrainConfig(epochs=2, batch_size=4, precision="f32", warmup_steps=2)

@@ -23,7 +23,7 @@ from deploy.judge import Judge
 from heat.stages.evaluate import evaluate_bundle
 from heat.workspace import Workspace
 from supernet.data import evaluate
-from supernet.data.coco import DetectionSet, Record
+from supernet.data.detection_set import DetectionSet, Record
 from supernet.data.shapes import draw
 from supernet.errors import BundleError, UserError
 from supernet.heatdetr.detector import Detector

@@ -17,15 +17,17 @@ import supernet.train.task as task
 from supernet.atomic import replacing
 from supernet.checkpoint import load_weights, read_info
 from supernet.data.augment import AugmentConfig
-from supernet.data.coco import DetectionSet, Record, load_split
+from supernet.data.coco import load_split
+from supernet.data.detection_set import DetectionSet, Record
 from supernet.errors import CheckpointError, DataError, HeatError, UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import SearchSpace, Supernet
-from supernet.train.loop import Running, fit
+from supernet.train.loop import fit
 from supernet.train.optimise import rate_factor
 from supernet.train.recipes import RECIPES, TrainConfig, recipe
 from supernet.train.run_files import RunFiles
+from supernet.train.running import Running
 
 CONFIG = TrainConfig(epochs=2, batch_size=4, precision="f32", warmup_steps=2)
 

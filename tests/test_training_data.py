@@ -17,15 +17,17 @@ import torch
 from heat.commands.data import shapes as shapes_command
 from heat.thinning.evaluation import BATCH, load_batches
 from supernet.checkpoint import read_info
-from supernet.data.coco import DetectionSet, load_split
+from supernet.data.coco import load_split
+from supernet.data.detection_set import DetectionSet
 from supernet.errors import CheckpointError, DataError, UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.train.claim import claimed
 from supernet.train.early_stop import best_epoch
-from supernet.train.loop import Running, _Fit, fit
+from supernet.train.loop import _Fit, fit
 from supernet.train.pretraining import load_pictures
 from supernet.train.recipes import TrainConfig
+from supernet.train.running import Running
 
 from .command_line import fails, run
 from .test_splits import TINY, pair

@@ -9,7 +9,7 @@ from ..workspace import Workspace
 
 if TYPE_CHECKING:
     from latency_tables.devices import Target
-    from supernet.data.coco import DetectionSet
+    from supernet.data.detection_set import DetectionSet
     from supernet.detr.family import EncoderAttention
     from supernet.heatdetr.architecture import Architecture, HeadKind
     from supernet.heatdetr.supernet import SearchSpace

@@ -13,7 +13,7 @@ from .find import find_data, find_space, thin_target
 from .options import PrecisionName
 
 if TYPE_CHECKING:
-    from supernet.data.coco import DetectionSet
+    from supernet.data.detection_set import DetectionSet
 
     from ..thinning.candidates import Form
     from ..thinning.limits import Limits

@@ -182,8 +182,8 @@ def supernet(
         raise UserError("which data? give --data DIR (a small set: heat data shapes)")
     from latency_tables.probe.machine import physical_cores
     from supernet.heatdetr.supernet import SearchConfig
-    from supernet.train.loop import Running
     from supernet.train.recipes import TrainConfig, changed
+    from supernet.train.running import Running
 
     from ..stages.supernet import train_supernet
 

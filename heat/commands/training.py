@@ -61,9 +61,9 @@ def pretrain(
     """
     from latency_tables.probe.machine import physical_cores
     from supernet.heatdetr.input_size import parse_size
-    from supernet.train.loop import Running
     from supernet.train.pretraining import load_pictures
     from supernet.train.recipes import PRETRAIN, changed
+    from supernet.train.running import Running
 
     from ..stages.pretrain import pretrain as run
 
@@ -157,8 +157,8 @@ def train(
     from supernet.heatdetr.architecture import Architecture
     from supernet.heatdetr.input_size import parse_size
     from supernet.network import AnyArchitecture, find_architecture
-    from supernet.train.loop import Running
     from supernet.train.recipes import recipe as recipe_of
+    from supernet.train.running import Running
 
     from ..stages.train import judge_on
     from ..stages.train import train as run

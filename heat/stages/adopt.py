@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from supernet.checkpoint import CheckpointInfo, read_info, save_checkpoint
-from supernet.data.coco import DetectionSet
+from supernet.data.detection_set import DetectionSet
 from supernet.detr.family import DetrArchitecture
 from supernet.detr.published import load_published
 from supernet.errors import UserError

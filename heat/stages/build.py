@@ -10,14 +10,14 @@ from typing import Any
 from deploy.form import RUNTIME_OF, Format
 from latency_tables.devices import Target
 from latency_tables.probe.machine import physical_cores
-from supernet.data.coco import DetectionSet
+from supernet.data.detection_set import DetectionSet
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture, HeadKind
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
 from supernet.train.deadline import Budget
-from supernet.train.loop import Running
 from supernet.train.recipes import TrainConfig, recipe
+from supernet.train.running import Running
 
 from ..spaces import SPACES, search_space
 from ..thinning.candidates import Form

@@ -9,7 +9,7 @@ import torch
 
 from latency_tables.devices import Target
 from latency_tables.probe.machine import physical_cores
-from supernet.data.coco import DetectionSet, Record
+from supernet.data.detection_set import DetectionSet, Record
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import SearchSpace
 from supernet.train.aligned import training_loss

@@ -8,8 +8,9 @@ from typing import Any
 from deploy.edge.detect import Bundle
 from deploy.export import write_card
 from deploy.gate import torch_detect
-from supernet.data.coco import DetectionSet
-from supernet.data.evaluate import Detect, Found, Metrics, confusion_matrix, found_rows, score
+from supernet.data.average_precision import Metrics, score
+from supernet.data.detection_set import DetectionSet
+from supernet.data.evaluate import Detect, Found, confusion_matrix, found_rows
 from supernet.data.scoring_memory import warn_of_memory
 from supernet.errors import UserError
 from supernet.letterbox import Image

@@ -19,7 +19,7 @@ from latency_tables.devices import Target
 from latency_tables.probe.timings import NetworkResult
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable
-from supernet.data.coco import DetectionSet
+from supernet.data.detection_set import DetectionSet
 from supernet.errors import PromiseError, UserError
 from supernet.graph.style import Precision
 from supernet.heatdetr.architecture import Architecture

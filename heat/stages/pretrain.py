@@ -10,9 +10,10 @@ from supernet.errors import DataError
 from supernet.heatdetr.architecture import Architecture
 from supernet.train.claim import claimed
 from supernet.train.distributed import first_process
-from supernet.train.loop import Running, run_task
+from supernet.train.loop import run_task
 from supernet.train.pretraining import Classifier, ClassifyTask, Pictures, accuracy
 from supernet.train.recipes import TrainConfig
+from supernet.train.running import Running
 
 from ..workspace import Workspace
 

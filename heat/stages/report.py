@@ -17,7 +17,7 @@ from deploy.form import RUNTIME_OF
 from latency_tables.curves import block_curves
 from supernet.atomic import write_text
 from supernet.checkpoint import read_info
-from supernet.data.coco import DetectionSet
+from supernet.data.detection_set import DetectionSet
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.letterbox import read_image

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from supernet.data.coco import DetectionSet
-from supernet.data.detection_set import check_trainable
+from supernet.data.detection_set import DetectionSet, check_trainable
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
 from supernet.train.claim import claimed
 from supernet.train.distributed import first_process
-from supernet.train.loop import Running, fit
+from supernet.train.loop import fit
 from supernet.train.recipes import TrainConfig
+from supernet.train.running import Running
 
 from ..thinning.evaluation import split_held_out
 from ..workspace import Workspace

@@ -10,7 +10,7 @@ from typing import Any
 from latency_tables.store import conditions_of
 from latency_tables.table_file import write_table
 from supernet.atomic import replacing
-from supernet.data.coco import DetectionSet
+from supernet.data.detection_set import DetectionSet
 from supernet.errors import PromiseError, UserError
 
 from ..thinning.candidates import Form, FormSearch, open_search

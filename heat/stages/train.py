@@ -11,8 +11,7 @@ import torch
 from deploy.gate import torch_detect
 from supernet.checkpoint import read_info
 from supernet.data.average_precision import known
-from supernet.data.coco import DetectionSet
-from supernet.data.detection_set import check_trainable
+from supernet.data.detection_set import DetectionSet, check_trainable
 from supernet.data.evaluate import evaluate
 from supernet.data.scoring_memory import warn_of_memory
 from supernet.detr.detr import Host
@@ -24,10 +23,11 @@ from supernet.network import AnyArchitecture, Network, build
 from supernet.train.claim import claimed
 from supernet.train.distributed import first_process
 from supernet.train.early_stop import best_epoch
-from supernet.train.loop import Judge, Running, fit
+from supernet.train.loop import fit
 from supernet.train.mtkd import act_cores, teach
 from supernet.train.pretraining import load_backbone
 from supernet.train.recipes import TrainConfig
+from supernet.train.running import Judge, Running
 from supernet.train.transfer import Taken, file_digest, read_source, take_weights, weights_file
 
 from ..thinning.source import load_supernet

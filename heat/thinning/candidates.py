@@ -10,7 +10,7 @@ from latency_tables.plan import LAZY, Checks
 from latency_tables.pricing import Latency
 from latency_tables.store import conditions_of, open_table
 from latency_tables.table import LatencyTable
-from supernet.data.coco import DetectionSet
+from supernet.data.detection_set import DetectionSet
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.supernet import SearchSpace

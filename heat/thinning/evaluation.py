@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.boxes import Detections
-from supernet.data.coco import DetectionSet, Record
+from supernet.data.detection_set import DetectionSet, Record
 from supernet.data.evaluate import Found, result_rows, score_rows
 from supernet.data.image_files import content_digest
 from supernet.errors import DataError

@@ -14,7 +14,7 @@ from deploy.form import Form
 from deploy.gate import artefact_detect, torch_detect
 from deploy.judge import Judge
 from deploy.quantize import quantize
-from supernet.data.coco import DetectionSet
+from supernet.data.detection_set import DetectionSet
 from supernet.data.shapes import draw
 from supernet.errors import DataError
 from supernet.graph.style import QUANTIZES_OUTPUTS

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from supernet.atomic import write_bytes
-from supernet.data.coco import DetectionSet
-from supernet.data.evaluate import Scores
+from supernet.data.average_precision import Scores
+from supernet.data.detection_set import DetectionSet
 from supernet.letterbox import Image
 from supernet.train.feed import feed
 from supernet.train.recipes import TrainConfig

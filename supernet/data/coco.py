@@ -18,20 +18,9 @@ import numpy as np
 
 from ..errors import DataError
 from .annotations import Complain, Objects, image_key, look_like_corners, read_objects, whole
-from .detection_set import Boxes, Crowd, DetectionSet, Problem, Record
+from .detection_set import Crowd, DetectionSet, Problem, Record
 from .image_files import image_size
 from .yolo import read_yolo, yolo_file, yolo_splits
-
-__all__ = [
-    "Boxes",
-    "DetectionSet",
-    "Problem",
-    "Record",
-    "find_split",
-    "load_split",
-    "resolve_split",
-    "splits_of",
-]
 
 MIN_BOXES_TO_JUDGE = 8
 """Fewer boxes say nothing about their convention."""

@@ -12,27 +12,13 @@ from ..boxes import iou_matrix
 from ..errors import DataError
 from ..letterbox import Image, read_image
 from ..progress import Progress
-from .average_precision import Metrics, Scores, score
+from .average_precision import Metrics, score
 from .detection_set import DetectionSet, Record
 
 Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]
 """Boxes xyxy in pixels of the stored image [n, 4], scores [n], class indices [n]."""
 
 Detect = Callable[[Image], Found]
-
-__all__ = [
-    "Detect",
-    "Found",
-    "Metrics",
-    "Scores",
-    "check_names",
-    "confusion_matrix",
-    "evaluate",
-    "found_rows",
-    "result_rows",
-    "score",
-    "score_rows",
-]
 
 
 def evaluate(detect: Detect, data: DetectionSet, *, progress: bool = True) -> Metrics:

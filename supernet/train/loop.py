@@ -28,12 +28,10 @@ from .memory import memory_mb
 from .optimise import Averaged, parameter_groups, rate_factor
 from .recipes import TrainConfig
 from .run_files import RunFiles
-from .running import Judge, Running, TrainResult
+from .running import Running, TrainResult
 from .stepper import Stepper
 from .task import Batch, DetectionTask, Task
 from .threads import ThreadPlan, planned
-
-__all__ = ["Judge", "Running", "TrainResult", "fit", "run_task"]
 
 MAX_BAD_STEPS = 20
 """Consecutive steps without a finite loss after which training stops."""
