@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from heat import tables
 from heat.spaces import search_space
 from heat.stages import adopt, elsewhere, profile, reading
 from heat.tables import table_lock
@@ -65,7 +66,7 @@ def test_results_are_merged_under_the_lock(
     monkeypatch.setattr(elsewhere, "table_from_results", lambda path: table)
     monkeypatch.setattr(elsewhere, "read_plan", lambda path: plan)
     with monkeypatch.context() as patch, held(workspace, (128, 192)):
-        patch.setattr(LatencyTable, "load", never)
+        patch.setattr(elsewhere, "read_table", never)
         with pytest.raises(TableError, match=TAKEN):
             elsewhere.unpack_results(workspace, Path("results.jsonl"))
     elsewhere.unpack_results(workspace, Path("results.jsonl"))
@@ -115,7 +116,7 @@ def test_a_profile_reads_the_table_under_its_lock(
 ) -> None:
     target = resolve("cpu", runtime="onnxruntime", threads=1)
     space = search_space("micro", input_size=(96, 128), num_classes=3)
-    monkeypatch.setattr(profile, "open_table", never)
+    monkeypatch.setattr(tables, "open_table", never)
     with held(workspace, (96, 128)), pytest.raises(TableError, match=TAKEN):
         profile.profile(workspace, target, space)
 

@@ -166,8 +166,11 @@ def test_a_session_gives_its_device_memory_back() -> None:
         def free(self, address: int) -> None:
             freed.append(address)
 
+        def close(self) -> None:
+            freed.append(0)
+
     class Growing:
         address = 3
 
     _free(Cuda(), {"a": 1, "b": 2}, {"c": Growing()})  # type: ignore[arg-type]
-    assert sorted(freed) == [1, 2, 3]
+    assert sorted(freed) == [0, 1, 2, 3]
