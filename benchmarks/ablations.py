@@ -35,6 +35,7 @@ from supernet.boxes import giou_pairs, iou_matrix
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import found_rows, score_rows
+from supernet.data.ground_truth import GroundTruth
 from supernet.graph.nodes import Array
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Call, Detector
@@ -46,7 +47,7 @@ from supernet.train.loop import fit
 from supernet.train.matching import IGNORED, match
 from supernet.train.recipes import recipe
 from supernet.train.running import Running
-from supernet.train.uniform import Loss, Target
+from supernet.train.uniform import Loss
 
 BASE = OURS["heat-s"]
 
@@ -141,7 +142,7 @@ class MultiLevel(Detector):
 
 
 def quality_loss(
-    logits_BAKhw: Tensor, deltas_BA4hw: Tensor, targets: Sequence[Target], decode: Decode
+    logits_BAKhw: Tensor, deltas_BA4hw: Tensor, targets: Sequence[GroundTruth], decode: Decode
 ) -> Loss:
     """Match as `detection_loss` does, but let positives learn the IoU of the box they give.
 

@@ -28,7 +28,7 @@ from heat.stages.evaluate import evaluate_checkpoint
 from heat.stages.supernet import train_supernet
 from heat.stages.thin import thin
 from heat.stages.train import train
-from heat.thinning.candidates import Form
+from heat.thinning.candidates import Candidate
 from heat.thinning.limits import Limits
 from heat.thinning.measuring import NetworkMeter, measure_state
 from heat.thinning.moves import State, prior_logits
@@ -131,10 +131,10 @@ def rivals_of(
     search = SearchConfig(logit_learning_rate=options.logit_learning_rate)
     config = TrainConfig(epochs=options.supernet_epochs, seed=seed)
     train_supernet(workspace, data, space, config, search, running=Running(resume=True))
-    form = Form(space, (target,), (Limits(target_fps=options.fps),))
+    candidate = Candidate(space, (target,), (Limits(target_fps=options.fps),))
     kept = workspace.stage("thin")
     if kept is None or kept["target_fps"] != options.fps:
-        kept = thin(workspace, [form], data=data, ap_drop=options.ap_drop)
+        kept = thin(workspace, [candidate], data=data, ap_drop=options.ap_drop)
     thinned = Architecture.load(workspace.architecture)
     table = open_table(workspace.tables, target, size)
     rng = np.random.default_rng([seed, 7])

@@ -16,9 +16,10 @@ from result import tell
 
 from deploy.edge.bench import own_peak_mb
 from heat.spaces import search_space
+from supernet.data.ground_truth import GroundTruth
 from supernet.heatdetr.input_size import parse_size
 from supernet.heatdetr.supernet import SearchConfig, Supernet
-from supernet.train.uniform import Target, detection_loss
+from supernet.train.uniform import detection_loss
 
 RESULTS = Path(__file__).parent / "results" / "straight-through.json"
 STEPS = 4
@@ -38,7 +39,7 @@ def steps(options: argparse.Namespace) -> float:
         images = torch.randint(0, 256, (options.batch_size, *size, 3), dtype=torch.uint8)
         corners = torch.rand(options.batch_size, BOXES, 2) * 0.5 * min(size)
         targets = [
-            Target(torch.cat([c, c + 0.3 * min(size)], 1), torch.randint(0, CLASSES, (BOXES,)))
+            GroundTruth(torch.cat([c, c + 0.3 * min(size)], 1), torch.randint(0, CLASSES, (BOXES,)))
             for c in corners
         ]
         logits, deltas = network(images)

@@ -13,7 +13,7 @@ from .edge.engine import build_engine, gpu_here, sidecar_of, tensorrt, tensorrt_
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class EnginePlan:
     """For which GPU an engine is built, and by what."""
 
     package: str
@@ -58,7 +58,7 @@ class Plan:
         return precisions
 
 
-def plan_engine(precision: str, capability: str | None) -> Plan:
+def plan_engine(precision: str, capability: str | None) -> EnginePlan:
     """Check what an engine needs before anything is built; `capability` None means this GPU's."""
     _, package = tensorrt()
     version, gpu = tensorrt_version(), gpu_here()
@@ -75,4 +75,4 @@ def plan_engine(precision: str, capability: str | None) -> Plan:
             f"{package} builds for the GPU that is here only: pip install 'heatdetr[rtx]' to build "
             f"for {capability}, or build there"
         )
-    return Plan(package, version, capability, gpu[0] if gpu is not None and here else "")
+    return EnginePlan(package, version, capability, gpu[0] if gpu is not None and here else "")

@@ -13,7 +13,7 @@ from supernet.graph.style import GraphStyle, Precision
 from supernet.heatdetr.quantization import Quantization
 from supernet.network import Network
 
-from .build_engine import Plan
+from .build_engine import EnginePlan
 from .edge.postprocess import Find, Postprocess, unpad
 from .edge.runtimes import open_session, openvino_core
 from .edge.session import Session
@@ -44,7 +44,7 @@ class Form:
     opset: int | None = None
     """ONNX opset, 17 at least; the one that the target takes by default."""
     threads: int = 1
-    engine: Plan | None = None
+    engine: EnginePlan | None = None
     """For which GPU, of format tensorrt."""
     nncf: Array | None = field(default=None, compare=False, repr=False)
     """Images [B, H, W, 3] on which NNCF quantizes, in place of HEAT's own INT8."""

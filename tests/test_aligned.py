@@ -5,10 +5,10 @@ import torch
 
 from deploy.edge.runtimes import open_session
 from supernet.counting import count_macs, count_params
+from supernet.data.ground_truth import GroundTruth
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.train.aligned import TOP_K, align, aligned_loss, training_loss
-from supernet.train.uniform import Target
 
 CENTRES = torch.tensor([[x + 16.0, 16.0] for x in range(0, 128, 32)])
 
@@ -18,7 +18,7 @@ def anchors() -> torch.Tensor:
 
 
 def test_the_surest_hit_answers() -> None:
-    target = Target(torch.tensor([[32.0, 0, 96, 32]]), torch.tensor([1]))
+    target = GroundTruth(torch.tensor([[32.0, 0, 96, 32]]), torch.tensor([1]))
     scores = torch.full((4, 2), 0.1)
     scores[2, 1] = 0.4
     found = align(CENTRES, scores, anchors(), target, 1, 24.0)
@@ -31,11 +31,11 @@ def test_the_surest_hit_answers() -> None:
 
 def test_small_boxes_between_cells_are_answered_and_none_twice() -> None:
     boxes = torch.tensor([[30.0, 14, 34, 18], [0, 0, 40, 32]])
-    target = Target(boxes, torch.tensor([0, 0]))
+    target = GroundTruth(boxes, torch.tensor([0, 0]))
     found = align(CENTRES, torch.full((4, 1), 0.1), anchors(), target, TOP_K, 24.0)
     assert len(set(found.anchors_P.tolist())) == len(found.anchors_P)
     assert 1 in found.boxes_P.tolist()
-    nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    nothing = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     assert len(align(CENTRES, torch.zeros(4, 1), anchors(), nothing, 1, 24.0).anchors_P) == 0
 
 
@@ -49,8 +49,8 @@ def test_both_heads_are_trained_and_one_is_deployed(once: Architecture) -> None:
     network = Detector(once).train()
     images = torch.randint(0, 255, (2, *once.input_size, 3), dtype=torch.uint8)
     targets = [
-        Target(torch.tensor([[10.0, 10, 60, 50]]), torch.tensor([1])),
-        Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
+        GroundTruth(torch.tensor([[10.0, 10, 60, 50]]), torch.tensor([1])),
+        GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
     ]
     outputs = network(images)
     assert len(outputs) == 4 and outputs[0].shape[-2:] == (8, 12)

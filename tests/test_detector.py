@@ -4,10 +4,11 @@ import torch
 
 from deploy.edge.runtimes import open_session
 from latency_tables.models import randomise
+from supernet.data.ground_truth import GroundTruth
 from supernet.graph.style import FORMS_VERSION, GraphStyle
 from supernet.heatdetr.architecture import Architecture, preset
 from supernet.heatdetr.detector import Detector
-from supernet.train.uniform import Target, detection_loss
+from supernet.train.uniform import detection_loss
 
 STAGE_SHAPES = {
     "stem": (128, 104, 168),
@@ -119,7 +120,7 @@ def test_gradient_reaches_every_parameter(unit: Architecture, block: str) -> Non
         if parameter.ndim == 1 and name.endswith("weight"):
             torch.nn.init.ones_(parameter)  # zero-started branches block the gradient behind them
     image = torch.randint(0, 256, (2, *unit.input_size, 3), dtype=torch.uint8)
-    target = Target(torch.tensor([[20.0, 20.0, 90.0, 100.0]]), torch.tensor([1]))
+    target = GroundTruth(torch.tensor([[20.0, 20.0, 90.0, 100.0]]), torch.tensor([1]))
     logits, deltas = network(image)
     detection_loss(logits, deltas, [target, target], network.decode).total.backward()
     without = [

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from deploy.build_engine import Plan, plan_engine
+from deploy.build_engine import EnginePlan, plan_engine
 from deploy.capability import CAPABILITIES, check_capability
 from deploy.edge.cuda import Cuda
 from deploy.edge.detect import Bundle
@@ -126,9 +126,11 @@ def test_what_an_engine_cannot_be_is_said_before_it_is_built(tmp_path: Path) -> 
     with pytest.raises(UserError, match="do not go together"):
         Form(format="tensorrt")
     with pytest.raises(UserError, match="do not go together"):
-        Form(format="onnx", engine=Plan("tensorrt_rtx", "1.7", "8.9", ""))
+        Form(format="onnx", engine=EnginePlan("tensorrt_rtx", "1.7", "8.9", ""))
     with pytest.raises(UserError, match="nothing but the GPU can check it"):
-        Form(format="tensorrt", precision="bf16", engine=Plan("tensorrt_rtx", "1.7", "8.9", ""))
+        Form(
+            format="tensorrt", precision="bf16", engine=EnginePlan("tensorrt_rtx", "1.7", "8.9", "")
+        )
     with pytest.raises(UserError, match="--quantizer nncf: for --format openvino"):
         Form(precision="int8", nncf=np.zeros((1, 32, 32, 3), np.uint8))
     if gpu_here() is None:

@@ -13,12 +13,12 @@ import torch
 from supernet.data.augment import AugmentConfig, _cropped, augment, largest_scale, mosaic
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet, Record
+from supernet.data.ground_truth import GroundTruth
 from supernet.errors import DataError, HeatError
 from supernet.letterbox import PAD_RGB, letterbox, read_image, scale_to_fit
 from supernet.train.distributed import Group
 from supernet.train.feed import Keyed, Samples, feed, feed_keyed, rare_first
 from supernet.train.recipes import TrainConfig
-from supernet.train.uniform import Target
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, plain_epochs=1, augment=AugmentConfig(mosaic=0.5))
 PLAIN = AugmentConfig(brightness=0, contrast=0, saturation=0)
@@ -81,7 +81,7 @@ class Deadly(Keyed):
         """Return some pictures."""
         return 16
 
-    def sample(self, epoch: int, index: int) -> tuple[torch.Tensor, Target]:
+    def sample(self, epoch: int, index: int) -> tuple[torch.Tensor, GroundTruth]:
         """Die."""
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError

@@ -14,8 +14,8 @@ from heat import tables
 from heat.spaces import search_space
 from heat.stages import adopt, elsewhere, profile, reading
 from heat.tables import table_lock
-from heat.thinning import candidates
-from heat.thinning.candidates import Form, open_search
+from heat.thinning import candidates as candidates_module
+from heat.thinning.candidates import Candidate, open_search
 from heat.thinning.limits import Limits
 from heat.thinning.moves import ThinningRules
 from heat.thinning.source import Source
@@ -90,10 +90,10 @@ def test_a_search_evaluates_nothing_before_it_holds_the_table(
     supernet = Supernet(space).eval()
     source = Source(supernet, supernet.logits(), "digest")
     target = resolve("cpu", runtime="onnxruntime", threads=1)
-    form = Form(space, (target,), (Limits(target_fps=1.0),))
+    candidate = Candidate(space, (target,), (Limits(target_fps=1.0),))
     for name in ("Readings", "Journal", "open_table"):
-        monkeypatch.setattr(candidates, name, never)
-    opened = open_search(workspace, form, source, data, "loss", ThinningRules(), False)
+        monkeypatch.setattr(candidates_module, name, never)
+    opened = open_search(workspace, candidate, source, data, "loss", ThinningRules(), False)
     with held(workspace, (96, 128)), pytest.raises(TableError, match=TAKEN), opened:
         pass
 

@@ -2,10 +2,11 @@ import pytest
 import torch
 
 from supernet.boxes import cxcywh_to_xyxy, giou_pairs, iou_matrix, xyxy_to_cxcywh
+from supernet.data.ground_truth import GroundTruth
 from supernet.errors import UserError
 from supernet.heatdetr.operators.decode import Decode, make_anchors, nms
 from supernet.train.matching import IGNORED, NEGATIVE, match
-from supernet.train.uniform import Target, detection_loss, focal_loss
+from supernet.train.uniform import detection_loss, focal_loss
 
 FAR = torch.tensor([[1000.0 + 100 * i, 1000.0, 1050.0 + 100 * i, 1050.0] for i in range(4)])
 
@@ -78,7 +79,7 @@ def test_loss_of_an_empty_batch_is_finite_and_has_gradient() -> None:
     decode = Decode((32, 64), 3, (64, 96), 0.0)
     logits = torch.randn(1, 2, 3, 2, 3, requires_grad=True)
     deltas = torch.randn(1, 2, 4, 2, 3, requires_grad=True)
-    empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    empty = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     loss = detection_loss(logits, deltas, [empty], decode)
     loss.total.backward()
     assert float(loss.boxes.detach()) == 0.0
@@ -91,7 +92,7 @@ def test_perfect_boxes_cost_nothing() -> None:
     loss = detection_loss(
         torch.zeros(1, 1, 1, 2, 2),
         torch.zeros(1, 1, 4, 2, 2),
-        [Target(anchors[3:], torch.tensor([0]))],
+        [GroundTruth(anchors[3:], torch.tensor([0]))],
         decode,
     )
     assert loss.positives >= 1

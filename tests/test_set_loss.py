@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 from deploy.edge.runtimes import open_session
+from supernet.data.ground_truth import GroundTruth
 from supernet.detr.set_decode import SetDecode
 from supernet.graph.writer import GraphWriter
 from supernet.train.set_loss import DETR, SAM_DETR, SetWeights, match_sets, set_loss
-from supernet.train.uniform import Target
 
 SIZE = (100, 200)
 
 
-def perfect(weights: SetWeights, layers: int = 2) -> tuple[Tensor, Tensor, list[Target]]:
+def perfect(weights: SetWeights, layers: int = 2) -> tuple[Tensor, Tensor, list[GroundTruth]]:
     """Return what a network that knows everything says of two images, one of them empty."""
     targets = [
-        Target(torch.tensor([[20.0, 10, 60, 50], [100, 20, 190, 90]]), torch.tensor([2, 0])),
-        Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
+        GroundTruth(torch.tensor([[20.0, 10, 60, 50], [100, 20, 190, 90]]), torch.tensor([2, 0])),
+        GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
     ]
     K = 3 if weights.focal else 4
     logits = torch.full((layers, 2, 5, K), -20.0)
@@ -66,7 +66,7 @@ def test_every_layer_counts_and_is_weighted(weights: SetWeights) -> None:
 
 def test_more_objects_than_queries() -> None:
     logits, boxes, _ = perfect(DETR)
-    many = Target(torch.rand(9, 4).sort(1)[0] * 100, torch.zeros(9, dtype=torch.int64))
+    many = GroundTruth(torch.rand(9, 4).sort(1)[0] * 100, torch.zeros(9, dtype=torch.int64))
     terms = set_loss(logits, boxes, [many, many], SIZE, DETR)
     assert all(torch.isfinite(value) for value in terms.values())
 

@@ -10,7 +10,7 @@ from supernet.heatdetr.input_size import parse_size
 from ..thinning.ceiling import refuse_impossible
 from ..thinning.limits import Limits, Percentile
 from ..workspace import Workspace
-from .forms import find_forms, precisions
+from .candidates import find_candidates, precisions
 from .options import RuntimeName
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def find_members(
     members: dict[str, Member] = {}
     for name, values in read_fleet(path).items():
         trust = bool(values.get("trust_table", False))
-        forms, found = find_forms(
+        candidates, found = find_candidates(
             workspace,
             _limits(values),
             devices=[values["device"]] if "device" in values else [],
@@ -101,8 +101,10 @@ def find_members(
             trust=trust,
         )
         try:
-            refuse_impossible([(form.space, form.targets, form.limits) for form in forms])
+            refuse_impossible(
+                [(candidate.space, candidate.targets, candidate.limits) for candidate in candidates]
+            )
         except UserError as error:
             raise UserError(f"{path} [{name}]: {error}") from None
-        members[name] = Member(forms, found, trust)
+        members[name] = Member(candidates, found, trust)
     return members

@@ -81,7 +81,7 @@ def thin(
     from ..stages.thin import StudyPlan
     from ..stages.thin import thin as run
     from ..thinning.limits import Limits
-    from .forms import find_forms
+    from .candidates import find_candidates
 
     limits = Limits(
         target_fps=target_fps,
@@ -100,7 +100,7 @@ def thin(
         from ..thinning.study_storage import check_storage
 
         check_storage(study)  # before a minute of measuring
-    forms, found = find_forms(
+    candidates, found = find_candidates(
         workspace,
         limits,
         devices=device or [],
@@ -115,7 +115,7 @@ def thin(
     plan = None if search == "greedy" else StudyPlan(search, trials, study)
     return run(
         workspace,
-        forms,
+        candidates,
         data=found,
         ap_drop=ap_drop,
         trust=trust_table,

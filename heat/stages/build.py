@@ -20,7 +20,7 @@ from supernet.train.recipes import TrainConfig, recipe
 from supernet.train.running import Running
 
 from ..spaces import SPACES, search_space
-from ..thinning.candidates import Form
+from ..thinning.candidates import Candidate
 from ..thinning.ceiling import refuse_impossible
 from ..thinning.limits import Limits
 from ..thinning.proxies import ApDropBy
@@ -111,7 +111,7 @@ def build(
     _step("thin")
     if not _stands(workspace, "thin", target_fps=target_fps, met=True):
         ap_drop: ApDropBy = "auto" if minutes >= PROXY_MINUTES else "mass"
-        thin(workspace, [Form(chosen, (target,), (limits,))], data=data, ap_drop=ap_drop)
+        thin(workspace, [Candidate(chosen, (target,), (limits,))], data=data, ap_drop=ap_drop)
     _step("train")
     architecture = Architecture.load(workspace.architecture)
     epochs = _train_epochs(workspace, architecture, data, minutes, time.monotonic() - started)

@@ -7,7 +7,7 @@ from typing import Any
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import PromiseError
 
-from ..thinning.candidates import Form
+from ..thinning.candidates import Candidate
 from ..thinning.proxies import ApDropBy
 from ..workspace import Workspace
 from .thin import thin
@@ -17,7 +17,7 @@ from .thin import thin
 class Member:
     """One network of a fleet."""
 
-    forms: list[Form]
+    candidates: list[Candidate]
     data: DetectionSet | None
     trust: bool
     """Whether an estimated table, or one of another machine, will do."""
@@ -33,7 +33,7 @@ def thin_fleet(
         try:
             results[name] = thin(
                 workspace.member(name),
-                member.forms,
+                member.candidates,
                 data=member.data,
                 ap_drop=ap_drop,
                 trust=member.trust,

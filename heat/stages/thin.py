@@ -13,7 +13,7 @@ from supernet.atomic import replacing
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import PromiseError, UserError
 
-from ..thinning.candidates import Form, FormSearch, open_search
+from ..thinning.candidates import Candidate, CandidateSearch, open_search
 from ..thinning.ceiling import refuse_impossible
 from ..thinning.frontier import write_frontier
 from ..thinning.moves import ThinningRules
@@ -39,7 +39,7 @@ class StudyPlan:
 
 def thin(
     workspace: Workspace,
-    forms: Sequence[Form],
+    candidates: Sequence[Candidate],
     *,
     data: DetectionSet | None = None,
     ap_drop: ApDropBy = "auto",
@@ -50,7 +50,7 @@ def thin(
 ) -> dict[str, Any]:
     """Search, build the chosen network, measure it; raise `PromiseError` if a limit is missed.
 
-    Of several forms the one whose network reads best is taken; they all come from one supernet.
+    Of several candidates the one whose network scores best is taken; all come from one supernet.
     The measured network must run between the target and 5 % above it; one that does not corrects
     the table's predictions, and the next is chosen. A trusted table of a device that is not here
     cannot be checked by measuring: the result says so. With `frontier` the chain of moves is
@@ -58,12 +58,16 @@ def thin(
     starts from the greedy result and may find a better one.
     """
     started = time.monotonic()
-    _refuse_twice(forms)
-    refuse_impossible([(form.space, form.targets, form.limits) for form in forms])
-    for target in {target.name: target for form in forms for target in form.targets}.values():
+    _refuse_twice(candidates)
+    refuse_impossible(
+        [(candidate.space, candidate.targets, candidate.limits) for candidate in candidates]
+    )
+    for target in {
+        target.name: target for candidate in candidates for target in candidate.targets
+    }.values():
         warn(target)
-    source = load_source(workspace, forms[0].space)
-    if len(forms) > 1 and (source.supernet is None or data is None):
+    source = load_source(workspace, candidates[0].space)
+    if len(candidates) > 1 and (source.supernet is None or data is None):
         raise UserError(
             "which input size or precision is best is read on images: give --data and train a "
             "supernet first, or one --input-size and one --precision"
@@ -73,8 +77,10 @@ def thin(
         rules = ThinningRules(stage_rule="mean" if source.supernet is not None else "all")
     with ExitStack() as stack:
         searches = [
-            stack.enter_context(open_search(workspace, form, source, data, ap_drop, rules, trust))
-            for form in forms
+            stack.enter_context(
+                open_search(workspace, candidate, source, data, ap_drop, rules, trust)
+            )
+            for candidate in candidates
         ]
         search = _best(searches) if len(searches) > 1 else searches[0]
         if study is not None:
@@ -112,12 +118,12 @@ def thin(
     return result.to_dict()
 
 
-def _refuse_twice(forms: Sequence[Form]) -> None:
+def _refuse_twice(candidates: Sequence[Candidate]) -> None:
     """Refuse what would wait for itself: each table is held once."""
     tables = [
-        conditions_of(target, form.space.template.input_size).stem
-        for form in forms
-        for target in form.targets
+        conditions_of(target, candidate.space.template.input_size).stem
+        for candidate in candidates
+        for target in candidate.targets
         if target.here
     ]
     twice = next((name for name in tables if tables.count(name) > 1), None)
@@ -125,19 +131,21 @@ def _refuse_twice(forms: Sequence[Form]) -> None:
         raise UserError(f"{twice} is asked for twice: give each device and precision once")
 
 
-def _best(searches: Sequence[FormSearch]) -> FormSearch:
-    """Return the form whose predicted network reads best on the held-out images."""
-    found: list[tuple[FormSearch, float, float]] = []
+def _best(searches: Sequence[CandidateSearch]) -> CandidateSearch:
+    """Return the candidate whose predicted network reads best on the held-out images."""
+    found: list[tuple[CandidateSearch, float, float]] = []
     loads: list[float] = []
     for search in searches:
         assert search.readings is not None
         settled = search.by_prediction()
         loads.append(max(goal.limits.load(goal.predict(settled.state)) for goal in search.goals))
         if settled.broken:
-            print(f"{search.form}: too slow by its table: {settled.broken[0]}", file=sys.stderr)
+            print(
+                f"{search.candidate}: too slow by its table: {settled.broken[0]}", file=sys.stderr
+            )
             continue
-        loss, ap = search.readings.quality(settled.state, search.form.targets[0].precision)
-        print(f"{search.form}: loss {loss:.3f}, AP {ap:.2f}", file=sys.stderr)
+        loss, ap = search.readings.quality(settled.state, search.candidate.targets[0].precision)
+        print(f"{search.candidate}: loss {loss:.3f}, AP {ap:.2f}", file=sys.stderr)
         found.append((search, loss, ap))
     if not found:  # a table may be wrong: the fastest is measured
         return searches[loads.index(min(loads))]
@@ -146,7 +154,7 @@ def _best(searches: Sequence[FormSearch]) -> FormSearch:
     return min(found, key=lambda reading: reading[1])[0]
 
 
-def _study(workspace: Workspace, search: FormSearch, plan: StudyPlan) -> None:
+def _study(workspace: Workspace, search: CandidateSearch, plan: StudyPlan) -> None:
     """Replace the chain's way to the target by what an Optuna study finds."""
     from ..thinning.study import Problem, best_state
     from ..thinning.study import search as run
@@ -157,12 +165,12 @@ def _study(workspace: Workspace, search: FormSearch, plan: StudyPlan) -> None:
     full = search.chain.states[0]
     margin = max(goal.margin(corrected=False) for goal in search.goals)
     problem = Problem(
-        space=search.form.space,
+        space=search.candidate.space,
         logits=search.chain.logits,
         rules=search.chain.rules,
         latency_ms=search.chain.latency_ms,
         lost=lambda state: search.chain.ap_drop(full, state),
-        max_ms=1000.0 / search.form.limits[0].fps / (1 + margin),
+        max_ms=1000.0 / search.candidate.limits[0].fps / (1 + margin),
         evaluator=search.evaluator.name,
         based_on=search.based_on,
     )

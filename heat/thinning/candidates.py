@@ -1,4 +1,4 @@
-"""The search of one form: its tables opened, its moves weighed, its networks measured."""
+"""The search of one candidate: its tables opened, its moves weighed, its networks measured."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ from .source import Source, check_fits, with_global_block
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class Candidate:
     """A way to deploy the network: an input size, and a runtime and precision on each device."""
 
     space: SearchSpace
@@ -49,10 +49,10 @@ class Form:
 
 
 @dataclass(slots=True)
-class FormSearch:
-    """The chain of moves of one form, and what each of its networks costs."""
+class CandidateSearch:
+    """The chain of moves of one candidate, and what each of its networks costs."""
 
-    form: Form
+    candidate: Candidate
     chain: Chain
     goals: list[Goal]
     evaluator: Evaluator
@@ -64,7 +64,7 @@ class FormSearch:
 
     def architecture(self, state: State) -> Architecture:
         """Return the network of a state."""
-        return state.architecture(self.form.space, self.chain.logits)
+        return state.architecture(self.candidate.space, self.chain.logits)
 
     def by_prediction(self) -> Settled:
         """Settle on a network by the tables alone, without measuring any."""
@@ -74,25 +74,25 @@ class FormSearch:
 @contextmanager
 def open_search(
     workspace: Workspace,
-    form: Form,
+    candidate: Candidate,
     source: Source,
     data: DetectionSet | None,
     ap_drop: ApDropBy,
     rules: ThinningRules,
     trust: bool,
-) -> Iterator[FormSearch]:
-    """Open a form's tables, each for this process alone, and its readings."""
-    space = form.space
+) -> Iterator[CandidateSearch]:
+    """Open a candidate's tables, each for this process alone, and its readings."""
+    space = candidate.space
     if source.supernet is not None:
         check_fits(source.supernet, space, workspace)
-        decided = with_global_block(source.supernet, form.targets[0])
+        decided = with_global_block(source.supernet, candidate.targets[0])
         block = decided.template.global_block
         space = replace(decided, template=space.template.with_(global_block=block))
-        form = replace(form, space=space)
+        candidate = replace(candidate, space=space)
     size = space.template.input_size
     with ExitStack() as locks:
         # Before anything is read, or evaluated for minutes: another process may be writing.
-        for target in form.targets:
+        for target in candidate.targets:
             if target.here:
                 locks.enter_context(table_lock(workspace, conditions_of(target, size)))
         readings, of = None, ""
@@ -108,26 +108,26 @@ def open_search(
             readings = Readings(source.supernet, space, data, source.logits, journal)
         evaluator = choose(ap_drop, readings, space, source.logits, rules)
         run = fingerprint(
-            form=str(form),
+            form=str(candidate),
             network=space.template.to_json(),
-            limits=[asdict(limit) for limit in form.limits],
+            limits=[asdict(limit) for limit in candidate.limits],
         )
-        # One file a form: several are open at once.
+        # One file a candidate: several are open at once.
         measured = Journal(workspace.root / "thin" / f"measured-{run}.jsonl", run)
         goals = []
-        for target, limits in zip(form.targets, form.limits, strict=True):
+        for target, limits in zip(candidate.targets, candidate.limits, strict=True):
             table = open_table(workspace.tables, target, size, trust=trust)
             goals.append(_goal(workspace, table, target, limits, space, source.logits, measured))
-        latency_ms = worst_ms([goal.prices for goal in goals], form.limits)
+        latency_ms = worst_ms([goal.prices for goal in goals], candidate.limits)
         chain = Chain(space, source.logits, rules, latency_ms, evaluator.drop)
-        chain.on_step = _follow(workspace, chain, form.limits[0].fps)
+        chain.on_step = _follow(workspace, chain, candidate.limits[0].fps)
         tables = [goal.prices.table for goal in goals]
         based_on = fingerprint(
             supernet=source.digest,
             tables=[[asdict(t.conditions), _content(t)] for t in tables],
             evaluated="" if evaluator.name == "mass" else of,
         )
-        yield FormSearch(form, chain, goals, evaluator, readings, measured, based_on)
+        yield CandidateSearch(candidate, chain, goals, evaluator, readings, measured, based_on)
 
 
 def _content(table: LatencyTable) -> list[tuple[str, float]]:

@@ -9,7 +9,7 @@ from supernet.errors import PromiseError
 
 from ..tables import table_path
 from ..workspace import Workspace
-from .candidates import FormSearch
+from .candidates import CandidateSearch
 from .floor import advice, check_ways, smaller_size
 from .greedy import Trial, weigh
 from .ledger import write_ledger
@@ -20,7 +20,7 @@ from .source import Source
 from .thinned import OfDevice, Thinned, Way
 
 
-def write_moves(workspace: Workspace, search: FormSearch, found: Settled) -> None:
+def write_moves(workspace: Workspace, search: CandidateSearch, found: Settled) -> None:
     """Write the ledger of the moves that led to the result."""
     chain = search.chain
     trials = chain.ledger(found.index) + _last_trials(chain, found)
@@ -46,10 +46,10 @@ def _last_trials(chain: Chain, found: Settled) -> list[Trial]:
 
 
 def result_of(
-    workspace: Workspace, search: FormSearch, found: Settled, source: Source, *, trust: bool
+    workspace: Workspace, search: CandidateSearch, found: Settled, source: Source, *, trust: bool
 ) -> Thinned:
     """Return the record: what was asked for, predicted, measured, and by which table."""
-    goal, target = search.goals[0], search.form.targets[0]
+    goal, target = search.goals[0], search.candidate.targets[0]
     limits, table = goal.limits, goal.prices.table
     architecture = search.architecture(found.state)
     predicted = goal.prices.cost(found.state)
@@ -99,7 +99,7 @@ def result_of(
         blocks=architecture.blocks,
         global_block=architecture.global_block,
         positions=found.state.positions(),
-        space=search.form.space,
+        space=search.candidate.space,
         importance={name: round(m, 4) for name, m in weights.items()},
         ranked_by=source.name,
         ap_drop_by=search.evaluator.meaning,
@@ -128,12 +128,12 @@ def _rounded(value: float, digits: int = 1) -> float | None:
     return None if math.isnan(value) else round(value, digits)
 
 
-def floor_error(search: FormSearch, found: Settled, result: Thinned) -> PromiseError:
+def floor_error(search: CandidateSearch, found: Settled, result: Thinned) -> PromiseError:
     """Say what the smallest network reaches, and which other ways were measured to reach more.
 
     Where the device is not at hand nothing is measured, and what is offered is marked as estimated.
     """
-    target, limits = search.form.targets[0], search.form.limits[0]
+    target, limits = search.candidate.targets[0], search.candidate.limits[0]
     architecture = search.architecture(found.state)
     height, width = architecture.input_size
     result = replace(result, out_of_reach=True)

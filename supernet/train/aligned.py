@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..boxes import giou_pairs, iou_matrix
+from ..data.ground_truth import GroundTruth
 from ..heatdetr.operators.decode import Decode
 from .recipes import Assign
-from .uniform import Loss, Target, detection_loss
+from .uniform import Loss, detection_loss
 
 ALPHA, BETA = 0.5, 6.0
 """Exponents of the alignment metric."""
@@ -45,7 +46,7 @@ def align(
     centres_M2: Tensor,
     scores_MK: Tensor,
     predicted_M4: Tensor,
-    target: Target,
+    target: GroundTruth,
     top: int,
     reach: float,
 ) -> Aligned:
@@ -75,7 +76,7 @@ def align(
 def aligned_loss(
     logits_BAKhw: Tensor,
     deltas_BA4hw: Tensor,
-    targets: Sequence[Target],
+    targets: Sequence[GroundTruth],
     decode: Decode,
     top: int = TOP_K,
 ) -> Loss:
@@ -109,7 +110,7 @@ def aligned_loss(
 
 
 def training_loss(
-    outputs: Sequence[Tensor], targets: Sequence[Target], decode: Decode, assign: Assign
+    outputs: Sequence[Tensor], targets: Sequence[GroundTruth], decode: Decode, assign: Assign
 ) -> Loss:
     """Return the loss of a network's outputs: of one head, or, in training, of both."""
     maps = [x.float() for x in outputs]

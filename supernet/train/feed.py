@@ -18,15 +18,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.augment import augment, largest_scale, mosaic
 from ..data.detection_set import Boxes, DetectionSet, Record
+from ..data.ground_truth import GroundTruth
 from ..errors import DataError, HeatError
 from ..letterbox import Image, read_image
 from .distributed import Group
 from .recipes import TrainConfig
-from .uniform import Target
 
 Key = tuple[int, int]
 """(epoch, index of a record)."""
-Batch = tuple[Tensor, list[Target]]
+Batch = tuple[Tensor, list[GroundTruth]]
 
 Weights = npt.NDArray[np.float64]
 """How often each image is drawn; they add up to 1."""
@@ -77,7 +77,7 @@ class Samples(Keyed):
         """Return the number of pictures."""
         return len(self.records)
 
-    def sample(self, epoch: int, index: int) -> tuple[Tensor, Target]:
+    def sample(self, epoch: int, index: int) -> tuple[Tensor, GroundTruth]:
         """Return one augmented sample."""
         config = self.config
         rng = np.random.default_rng([config.seed, epoch, index])
@@ -90,7 +90,9 @@ class Samples(Keyed):
             chosen = [index]
             pixels, boxes, kept = augment(*self.picture(index), self.input_hw, config.augment, rng)
         labels = np.concatenate([self.records[i].labels for i in chosen])[kept]
-        return torch.from_numpy(pixels), Target(torch.from_numpy(boxes), torch.from_numpy(labels))
+        return torch.from_numpy(pixels), GroundTruth(
+            torch.from_numpy(boxes), torch.from_numpy(labels)
+        )
 
     def picture(self, index: int) -> tuple[Image, Boxes]:
         """Return an image, a large one decoded smaller, and its boxes in its pixels."""

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..boxes import cxcywh_to_xyxy, giou_pairs, xyxy_to_cxcywh
-from .uniform import FOCAL_ALPHA, FOCAL_GAMMA, Target, focal_loss
+from ..data.ground_truth import GroundTruth
+from .uniform import FOCAL_ALPHA, FOCAL_GAMMA, focal_loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +66,7 @@ def match_sets(
 def set_loss(
     logits_SBQK: Tensor,
     boxes_SBQ4: Tensor,
-    targets: Sequence[Target],
+    targets: Sequence[GroundTruth],
     input_hw: tuple[int, int],
     weights: SetWeights,
 ) -> dict[str, Tensor]:

@@ -3,28 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..boxes import giou_pairs
+from ..data.ground_truth import GroundTruth
 from ..heatdetr.operators.decode import Decode
 from .matching import IGNORED, match
 
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Boxes of one image in pixels of the network input."""
-
-    boxes_xyxy: Tensor
-    labels: Tensor
-
-    def to(self, device: torch.device) -> "Target":
-        """Return it on a device."""
-        return Target(self.boxes_xyxy.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +39,7 @@ def focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def detection_loss(
-    logits_BAKhw: Tensor, deltas_BA4hw: Tensor, targets: Sequence[Target], decode: Decode
+    logits_BAKhw: Tensor, deltas_BA4hw: Tensor, targets: Sequence[GroundTruth], decode: Decode
 ) -> Loss:
     """Match every image and return the loss of the batch; gradients reach both maps."""
     B, _, K, h, w = logits_BAKhw.shape

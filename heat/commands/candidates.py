@@ -1,4 +1,4 @@
-"""Finds the forms that `heat thin` may choose from: input sizes, precisions, devices."""
+"""Finds the candidates that `heat thin` may choose from: input sizes, precisions, devices."""
 
 import math
 from dataclasses import replace
@@ -15,7 +15,7 @@ from .options import PrecisionName
 if TYPE_CHECKING:
     from supernet.data.detection_set import DetectionSet
 
-    from ..thinning.candidates import Form
+    from ..thinning.candidates import Candidate
     from ..thinning.limits import Limits
 
 STEP_PX = 64
@@ -23,7 +23,7 @@ STEP_PX = 64
 MULTIPLE_PX = 32
 
 
-def find_forms(
+def find_candidates(
     workspace: Workspace,
     limits: "Limits",
     *,
@@ -35,9 +35,9 @@ def find_forms(
     input_size: str | None = None,
     data: Path | None = None,
     trust: bool = False,
-) -> tuple[list["Form"], "DetectionSet | None"]:
+) -> tuple[list["Candidate"], "DetectionSet | None"]:
     """Return every combination of the sizes and precisions asked for, and the data."""
-    from ..thinning.candidates import Form
+    from ..thinning.candidates import Candidate
 
     trained = workspace.stage("supernet")
     data = data or (Path(trained["data"]) if trained else None)
@@ -48,7 +48,7 @@ def find_forms(
     chosen = find_space(workspace, space, asked_size, classes, stages=("supernet", "profile"))
     own = chosen.template.input_size
     sizes = sizes_between(str(input_size), own) if a_range else [own]
-    forms = []
+    candidates = []
     for size in sizes:
         for name in precisions(precision):
             targets = tuple(
@@ -56,8 +56,8 @@ def find_forms(
                 for text in (devices or (None,))
             )
             at_size = replace(chosen, template=chosen.template.with_(input_size=size))
-            forms.append(Form(at_size, targets, (limits,) * len(targets)))
-    return forms, found
+            candidates.append(Candidate(at_size, targets, (limits,) * len(targets)))
+    return candidates, found
 
 
 def precisions(text: str | None) -> list[str | None]:
