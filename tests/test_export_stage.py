@@ -22,8 +22,7 @@ from heat.spaces import search_space
 from heat.stages.build import _stands
 from heat.stages.export import Wish, _facts, _promised
 from heat.stages.report import write_report
-from heat.thinning.candidates import Form as Candidate
-from heat.thinning.candidates import open_search
+from heat.thinning.candidates import Candidate, open_search
 from heat.thinning.judging import judge_of, pixels_digest
 from heat.thinning.limits import Limits
 from heat.thinning.moves import State, ThinningRules

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from supernet.boxes import Detections
 from supernet.data.detection_set import DetectionSet, Record
 from supernet.data.evaluate import Found, result_rows, score_rows
+from supernet.data.ground_truth import GroundTruth
 from supernet.data.image_files import content_digest
 from supernet.errors import DataError
 from supernet.heatdetr.detector import Detector
@@ -24,7 +25,6 @@ from supernet.heatdetr.supernet import SearchSpace, Supernet
 from supernet.letterbox import boxes_to_image, letterbox, read_image, scale_to_fit
 from supernet.train.aligned import training_loss
 from supernet.train.feed import batch_starts
-from supernet.train.uniform import Target
 
 from .journal import Journal
 from .moves import Logits, State
@@ -65,7 +65,7 @@ def images_digest(data: DetectionSet) -> str:
 
 def load_batches(
     records: Sequence[Record], input_hw: tuple[int, int]
-) -> Iterator[tuple[Tensor, list[Target]]]:
+) -> Iterator[tuple[Tensor, list[GroundTruth]]]:
     """Yield letterboxed batches without augmentation; a last one of few joins the one before.
 
     BatchNorm cannot be recalibrated on a batch of one.
@@ -80,7 +80,7 @@ def load_batches(
             pixels, scale = letterbox(image, input_hw)
             images.append(torch.from_numpy(pixels))
             boxes = torch.from_numpy(record.boxes_xyxy * np.float32(scale))
-            targets.append(Target(boxes, torch.from_numpy(record.labels)))
+            targets.append(GroundTruth(boxes, torch.from_numpy(record.labels)))
         yield torch.stack(images), targets
 
 
