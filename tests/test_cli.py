@@ -119,7 +119,7 @@ def test_three_commands(
     code, full, errors = run("thin", "--target-fps", 1)
     assert code == 0 and full["met"] and full["steps"] == 0, errors
     code, thinned, errors = run("thin", "--target-fps", 1.4 * full["measured_fps"])
-    assert code in (0, 3), errors
+    assert code == 0 or (code == 3 and "run heat thin again" in errors), errors
     if code == 0:
         assert thinned["measured_fps"] >= thinned["target_fps"] and thinned["steps"] > 0
         assert "prior" in thinned["ranked_by"]
@@ -180,7 +180,7 @@ def test_build_goes_on_where_it_was(shapes: Path, tmp_path: Path) -> None:
     code, _, errors = run(*arguments)
     if code == 3:  # a noisy machine may break the speed promise; the stages stand all the same
         code, _, errors = run(*arguments)
-    assert code in (0, 3), errors
+    assert code == 0 or (code == 3 and "again" in errors), errors
     stages = Workspace(tmp_path / "run").stages()
     for name in ("plan", "profile", "supernet", "thin", "train", "export-onnx"):
         assert name in stages

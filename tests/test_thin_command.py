@@ -106,7 +106,7 @@ def test_a_latency_limit_at_a_percentile(workspace: Path) -> None:
     limit = 0.7 * whole["measured_ms"]
     asked = ["--max-latency-ms", limit, "--at", "p95", *HERE, "--out", workspace]
     code, thinned, errors = run("thin", *asked)
-    assert code in (0, 3), errors
+    assert code == 0 or (code == 3 and "run heat thin again" in errors), errors
     if code == 0:
         assert thinned["measured_p95_ms"] <= limit and thinned["steps"] > 0
 
@@ -237,7 +237,7 @@ def test_a_reachable_target_is_met_and_not_by_far(workspace: Path) -> None:
     assert code == 0, errors
     target = 1.25 * whole["measured_fps"]
     code, thinned, errors = run("thin", "--target-fps", target, *HERE, "--out", workspace)
-    assert code in (0, 3), errors
+    assert code == 0 or (code == 3 and "run heat thin again" in errors), errors
     if code == 0:
         # The window is met where the space has such a network; this one is tiny.
         assert 1.0 <= thinned["measured_fps"] / target < 1.5 * OVERSHOOT
