@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,3 +49,16 @@ def test_files_that_are_joined_share_no_names() -> None:
                 for name in names:
                     assert name not in seen, f"{name} in {part.__name__} and {seen[name]}"
                     seen[name] = part.__name__
+
+
+def test_every_package_is_shipped() -> None:
+    """`pyproject.toml` names each folder of modules, or an installed HEAT lacks it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    shipped = set(project["tool"]["setuptools"]["packages"])
+    tops = ("heat", "supernet", "latency_tables", "deploy")
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for top in tops
+        for path in (ROOT / top).rglob("__init__.py")
+    }
+    assert shipped == found
