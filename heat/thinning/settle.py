@@ -18,6 +18,8 @@ OVERSHOOT = 1.05
 """Largest measured / wanted frame rate that a search is content with, where the space allows it."""
 STEADY = 0.0125
 """Share by which a measurement repeats; a network this near an edge is taken only at the end."""
+PATIENCE = 5
+"""Measurements after which half of that is enough: on a disturbed machine they repeat no better."""
 MAX_MEASUREMENTS = 12
 MAX_MARGIN = 0.1
 """Largest share that a table's error may add to a target that cannot be measured."""
@@ -88,7 +90,8 @@ def settle(chain: Chain, goals: Sequence[Goal]) -> Settled:
             found.at_floor, floor = True, found
         if best is None or _better(found, best):
             best = found
-        if not best.broken and 1 + STEADY <= best.speedup <= OVERSHOOT - STEADY:
+        edge = STEADY if len(tried) < PATIENCE else 0.5 * STEADY
+        if not best.broken and 1 + edge <= best.speedup <= OVERSHOOT - edge:
             break
         if not best.broken and found.index == 0:
             break
