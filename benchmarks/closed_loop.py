@@ -5,8 +5,8 @@
 Each target is one `heat thin` and one `heat export`, in processes of their own, as a user runs
 them; the frame rate is the exported bundle's, sustained over the states of the machine that its
 latency table has seen (`ratios_now`: as the machine was in that minute). A target is `met` within
-[1, 1.05] of it, `infeasible` where `heat thin` says that the smallest network is too slow, else
-`missed`. With --profile the table is measured by `heat profile` first, else by the first thinning;
+[1, 1.05] of it, `infeasible` where `heat thin` says that the smallest network is too slow,
+`unthinned` where the whole space's network is faster than that, else `missed`. With --profile the table is measured by `heat profile` first, else by the first thinning;
 with --global-block it is, with that attention, and `moves` says when thinning put another in its
 place (AR). With --disturb another process burns a core in bursts the whole time. With --name the
 result is written to benchmarks/results/closed-loop/. The last line is one JSON object.
@@ -88,8 +88,11 @@ def main() -> None:
                 _, deployed = heat("export", "--format", FORMATS[options.runtime], *where)
                 # An export that disagrees with torch prints no result: missed.
                 ratio = (deployed.get("measured_fps") or 0.0) / target
+                verdict = "met" if 1.0 <= ratio <= OVERSHOOT else "missed"
+                if ratio > OVERSHOOT and thinned["steps"] == 0:
+                    verdict = "unthinned"
                 row |= {
-                    "verdict": "met" if 1.0 <= ratio <= OVERSHOOT else "missed",
+                    "verdict": verdict,
                     "table_fps": round(1000.0 / thinned["table_ms"], 3),
                     "thinned": thinned["measured_fps"],
                     "measured": deployed.get("measured_fps"),
@@ -107,7 +110,7 @@ def main() -> None:
     result = {
         **{
             verdict: [row["target"] for row in rows if row["verdict"] == verdict]
-            for verdict in ("met", "infeasible", "missed")
+            for verdict in ("met", "infeasible", "unthinned", "missed")
         },
         "ratios": [row.get("ratio") for row in rows],
         "ratios_now": [row.get("ratio_now") for row in rows],
