@@ -1,4 +1,4 @@
-"""Who may import whom: rooms in one order, no cycles, and two folders that stand alone.
+"""Who may import whom: rooms in one order, no cycles, and two independent folders.
 
 Every import counts, also one within a function.
 """
@@ -41,7 +41,7 @@ ROOMS = (
     "supernet.checkpoint",
     "supernet",
 )
-"""From top to bottom: a room imports only itself and what stands below it."""
+"""From top to bottom: a room imports only itself and rooms below it."""
 
 ALONE = {
     "deploy.edge": {"supernet.avif", "supernet.errors", "supernet.letterbox"},

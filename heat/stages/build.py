@@ -217,9 +217,9 @@ def _train_epochs(
     spent_s: float,
 ) -> int:
     """Return the epochs of the final training, fixed at the first start."""
-    stands = workspace.stage("train-plan")
-    if stands is not None and _plain(architecture) == stands["architecture"]:
-        return int(stands["epochs"])
+    kept = workspace.stage("train-plan")
+    if kept is not None and _plain(architecture) == kept["architecture"]:
+        return int(kept["epochs"])
     seconds = step_seconds(Detector(architecture), data)
     images = len(data.records)
     _, budget = training_budgets(minutes, spent_s)

@@ -1,4 +1,4 @@
-"""The places of a HeatDETR by name: where an entry stands, and whose channels it writes."""
+"""The places of a HeatDETR by name: where an entry is, and whose channels it writes."""
 
 import re
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ PATTERNS: tuple[tuple[Part, str], ...] = (
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """Where an entry stands."""
+    """Where an entry is."""
 
     part: Part
     """`neck` is all that follows the stages and SAM; `global` is the global block of a stage."""

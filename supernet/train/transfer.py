@@ -89,7 +89,7 @@ class ClassRows(NamedTuple):
 
 
 def weights_file(path: Path) -> Path:
-    """Return the file of weights: a workspace stands for the network that was trained in it."""
+    """Return the file of weights: of a workspace those of the network that was trained in it."""
     if not path.is_dir():
         return path
     for found in (path / "train" / "weights.safetensors", path / "weights.safetensors"):
