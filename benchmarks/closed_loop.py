@@ -7,7 +7,7 @@ them; the frame rate is the exported bundle's, sustained over the states of the 
 latency table has seen (`ratios_now`: as the machine was in that minute). A target is `met` within
 [1, 1.05] of it, `infeasible` where `heat thin` says that the smallest network is too slow,
 `unthinned` where the whole space's network is faster than that, else `missed`. With --profile the
-table is measured by `heat profile` first, else by the first thinning; with --global-block it is, with
+table is measured by `heat profile` first, else by the first thinning; --global-block does so with
 that attention, and `moves` says when thinning put another in its place (AR). With --disturb another
 process burns a core in bursts the whole time. With --name the result is written to
 benchmarks/results/closed-loop/. The last line is one JSON object.
