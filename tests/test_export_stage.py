@@ -132,7 +132,7 @@ def test_a_searched_global_block_is_used_on_a_gpu(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     with open_search(workspace, candidate, source, None, mass, ThinningRules(), True) as search:
         state = search.chain.states[0]
-        assert search.form.space.template.global_block == "oa"
+        assert search.candidate.space.template.global_block == "oa"
         assert search.architecture(state).global_block == "oa"
     on_cpu = replace(candidate, targets=(declared("cpu-i7"),))
     with open_search(workspace, on_cpu, source, None, mass, ThinningRules(), True) as other:
