@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from heat.cli import app
+from heat.views.outputs import is_pack
 from heat.workspace import Workspace
 from latency_tables.devices import load_devices
 from latency_tables.probe.machine import detect_cpu
@@ -451,5 +452,6 @@ def test_a_pack_is_written_whole(tmp_path: Path) -> None:
     code, made, errors = run("profile", "--pack", pack, *size, "--out", tmp_path / "run")
     assert code == 0 and pack.stat().st_size > 1e5, errors
     assert made["then"] == "heat profile --unpack probe.results.jsonl"
+    assert is_pack(pack), "it may be written again"
     missing = fails(2, "profile", "--unpack", tmp_path / "none.jsonl", "--out", tmp_path / "run")
     assert "holds no results" in missing

@@ -16,12 +16,17 @@ from supernet.errors import DataError, masked
 from supernet.letterbox import Image
 
 from .containers import has_true_count, is_cut_off
-from .sources import is_live
+from .sources import is_live, local_name
 
 PEEKED = 24
 """Frames from which the rate of a file is read."""
+CAMERA_DIGITS = 9
+"""OpenCV numbers cameras by C's int."""
 SAME_RATE = 0.02
 """Share by which a header's frame rate may differ from that of the time stamps."""
+
+SEVERAL_SUFFIXES = {".png", ".webp", ".tif", ".tiff", ".avif"}
+"""Images that may be several: animated, or of pages. GIFs are read as videos."""
 
 
 class Source:
@@ -37,7 +42,7 @@ class Source:
 
     def __init__(self, name: str) -> None:
         """Open it; raises `DataError` where OpenCV cannot."""
-        self.name = name
+        self.name = name = local_name(name)
         self.live = is_live(name)
         if not self.live and not Path(name).exists():
             raise DataError(f"no video at {name}")
@@ -97,17 +102,32 @@ class Source:
 
 def is_animated(path: Path) -> bool:
     """Return whether a GIF file has more than one image."""
-    capture = cv2.VideoCapture(str(path))
+    capture = cv2.VideoCapture(str(path.absolute()))
     moves = capture.grab() and capture.grab()
     capture.release()
     return bool(moves)
 
 
+def image_count(path: Path) -> int:
+    """Return how many images a file has, of which `read_image` takes the first."""
+    if path.suffix.lower() not in SEVERAL_SUFFIXES:
+        return 1
+    try:
+        return int(cv2.imcount(str(path.absolute()), cv2.IMREAD_REDUCED_GRAYSCALE_8))
+    except cv2.error:
+        return 1
+
+
 def _opened(name: str) -> Any:
     live = is_live(name)
-    capture = cv2.VideoCapture(int(name) if live and name.isdecimal() else name)
+    camera = live and name.isdecimal()
+    if camera and len(name) > CAMERA_DIGITS:
+        raise DataError(f"no camera {name}: give its number, 0 for the first")
+    # FFmpeg takes 12:30.mp4 for a protocol called 12.
+    address = name if live else str(Path(name).absolute())
+    capture = cv2.VideoCapture(int(name) if camera else address)
     if not capture.isOpened():
-        what = f"camera {name}" if live and name.isdecimal() else masked(name)
+        what = f"camera {name}" if camera else masked(name)
         raise DataError(f"OpenCV cannot open {what}: is it there, and is it a video?")
     return capture
 

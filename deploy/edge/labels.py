@@ -11,7 +11,7 @@ from typing import Any
 
 from supernet.errors import DataError
 
-from .saving import below_shared, renamed, write_whole
+from .saving import below_shared, check_above, renamed, write_whole
 
 LABEL_KINDS = ("coco", "yolo")
 
@@ -38,8 +38,15 @@ class Labels:
         if twice:
             raise DataError(f"--labels yolo: two images have their labels in {twice[0]}")
         for target in targets:
+            check_above(target)
             if target.exists():
                 raise DataError(f"--labels {kind}: {target} is there already: another --save")
+        classes = folder / "labels" / "classes.txt"
+        if kind == "yolo" and classes.exists() and classes.read_bytes() != self._classes():
+            raise DataError(f"--labels yolo: {classes} has other classes: another --save")
+
+    def _classes(self) -> bytes:
+        return "".join(f"{name}\n" for name in self._names).encode()
 
     def _text_path(self, path: Path) -> Path:
         relative = self._relative[path]
@@ -77,8 +84,7 @@ class Labels:
     def close(self) -> None:
         """Write what all images share: COCO's file, or the names of YOLO's classes."""
         if self._kind == "yolo":
-            names = "".join(f"{name}\n" for name in self._names)
-            write_whole(self._folder / "labels" / "classes.txt", names.encode())
+            write_whole(self._folder / "labels" / "classes.txt", self._classes())
             return
         categories = [{"id": n, "name": name} for n, name in enumerate(self._names, 1)]
         content = {

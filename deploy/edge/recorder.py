@@ -77,7 +77,7 @@ class Recorder:
 
     def _open(self, width: int, height: int, time_s: float) -> None:
         code = cv2.VideoWriter.fourcc(*"mp4v")
-        part = str(partial_path(self.video))
+        part = str(partial_path(self.video).absolute())  # o:9/ is no protocol of FFmpeg
         self._writer = cv2.VideoWriter(part, code, self._fps, (width, height))
         self._start_s, self._size = time_s, (width, height)
         if not self._writer.isOpened():
@@ -114,8 +114,7 @@ class Recorder:
 
     def _check(self) -> None:
         """Read back how many frames the file has: OpenCV reports no full disk."""
-        part = partial_path(self.video)
-        capture = cv2.VideoCapture(str(part))
+        capture = cv2.VideoCapture(str(partial_path(self.video).absolute()))
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT) if capture.isOpened() else 0
         capture.release()
         if count < self.frames:

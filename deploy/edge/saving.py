@@ -40,6 +40,7 @@ def partial_path(path: Path) -> Path:
 def write_whole(path: Path, content: bytes) -> None:
     """Write beside the target, then rename; like `supernet.atomic`, which a bundle lacks."""
     temporary = partial_path(path)
+    _check_regular(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
@@ -143,8 +144,7 @@ def below_shared(paths: Sequence[Path]) -> list[Path]:
 
 def check_folder(folder: Path, sources: Sequence[Path]) -> None:
     """Refuse to write into a folder from which is read."""
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"--save {folder} is a file: give a folder")
+    check_above(folder / "any")
     real = os.path.realpath(folder)
     for source in sources:
         if os.path.realpath(source.parent) == real or os.path.realpath(source) == real:
@@ -158,10 +158,24 @@ def check_free(path: Path, taken: Collection[str] = ()) -> None:
     """Refuse to replace a source, or a file that was not written by `heat detect`."""
     if os.path.realpath(path) in taken:
         raise DataError(f"{path} is a source, which would be replaced: choose another --save")
-    if path.is_dir():
-        raise DataError(f"{path} is a folder: choose another --save")
+    _check_regular(path)
+    check_above(path)
     if path.exists() and not _written_by_heat(path):
         raise DataError(f"{path} is there already, and not from heat detect: choose another --save")
+
+
+def _check_regular(path: Path) -> None:
+    """Refuse to rename over what is no file."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise DataError(f"{path} is {what}: choose another --save")
+
+
+def check_above(path: Path) -> None:
+    """Refuse a place below a file."""
+    above = next((parent for parent in path.parents if parent.exists()), Path())
+    if not above.is_dir():
+        raise DataError(f"cannot write to {above}, which is a file: give a folder to --save")
 
 
 def _written_by_heat(path: Path) -> bool:

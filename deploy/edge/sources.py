@@ -6,7 +6,7 @@ Needs Python's own library only; every bundle's `detect.py` carries this file's 
 from collections.abc import Iterable
 from glob import escape
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from supernet.errors import DataError
 
@@ -18,8 +18,18 @@ IMAGE_SUFFIXES = {
 VIDEO_SUFFIXES = {
     ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".avi", ".mkv", ".webm", ".wmv", ".asf", ".flv", ".mpg",
     ".mpeg", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".ogv", ".gif", ".mjpeg", ".mjpg",
+    ".divx", ".f4v", ".h264", ".hevc", ".mxf", ".nut", ".rm",
 }  # fmt: skip
 WILDCARDS = "*?["
+
+
+def local_name(source: str) -> str:
+    """Return the path of a file:// URL of this machine; another source as it is."""
+    scheme, _, rest = source.partition("://")
+    host, slash, path = rest.partition("/")
+    if scheme.lower() != "file" or host.lower() not in ("", "localhost") or not slash:
+        return source
+    return unquote(f"/{path}")
 
 
 def is_live(source: str) -> bool:
@@ -27,6 +37,7 @@ def is_live(source: str) -> bool:
 
     A folder called 0 is a folder.
     """
+    source = local_name(source)
     return "://" in source or (source.isdecimal() and not Path(source).exists())
 
 
@@ -40,7 +51,9 @@ def is_video(source: str) -> bool:
 def expanded(sources: Iterable[str]) -> list[str]:
     """Return the sources, each pattern replaced by the images and videos that match it, once."""
     found: dict[str, None] = {}
-    for source in sources:
+    for source in map(local_name, sources):
+        if not source:
+            raise DataError("a source is empty: give a file, a folder, a camera's number or a URL")
         if is_live(source) or Path(source).exists() or not _has_wildcard(source):
             found[source] = None
             continue
@@ -60,6 +73,12 @@ def image_paths(sources: Path | Iterable[Path]) -> list[Path]:
 def _images_of(source: Path) -> list[Path]:
     if source.is_dir():
         found = sorted(p for p in source.iterdir() if _is_one_of(p, source, IMAGE_SUFFIXES))
+        videos = [] if found else videos_in(source)
+        if videos:
+            raise DataError(
+                f"no images in {source}, but {len(videos)} video(s), {videos[0].name} first: "
+                f"'{source / '*'}' takes them"
+            )
         if not found:
             raise DataError(f"no images in {source}: {', '.join(sorted(IMAGE_SUFFIXES))} are read")
         return found
@@ -71,6 +90,12 @@ def _images_of(source: Path) -> list[Path]:
             raise DataError(f"no image matches {source}")
         return found
     raise DataError(f"no image or folder at {source}")
+
+
+def videos_in(folder: Path) -> list[Path]:
+    """Return the videos of a folder, which are left out where the folder itself is a source."""
+    suffixes = VIDEO_SUFFIXES - IMAGE_SUFFIXES
+    return sorted(path for path in folder.iterdir() if _is_one_of(path, folder, suffixes))
 
 
 def _has_wildcard(source: str) -> bool:

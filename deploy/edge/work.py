@@ -4,6 +4,7 @@ Every bundle's `detect.py` carries this file's text.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,14 +15,14 @@ import numpy as np
 from supernet.errors import DataError, HeatError, UserError, masked
 from supernet.letterbox import Image, read_image
 
-from .capture import Source, is_animated
+from .capture import Source, image_count, is_animated
 from .drawing import draw
 from .labels import Labels
 from .postprocess import suppressed
 from .recorder import Recorder, show_frame
 from .saving import outputs_of, recordings_of, write_image, write_whole
 from .score_limits import Limits, check_score, score_limits
-from .sources import expanded, image_paths, is_video
+from .sources import expanded, image_paths, is_video, videos_in
 from .stream import Frame, run_stream
 from .tiles import detect_tiled
 from .track import Tracker
@@ -102,11 +103,14 @@ def detect_files(
     find, limits = options.finder(bundle), options.limits(bundle)
     records: list[dict[str, Any]] = []
     broken: list[str] = []
+    several: list[Path] = []
     for path in files:
         image = read_image(path)
         if image is None:
             broken.append(str(path))
             continue
+        if image_count(path) > 1:
+            several.append(path)
         found = find(image).above(limits)
         record = {"file": str(path), **found.record(bundle.names)}
         if path in targets:
@@ -115,6 +119,11 @@ def detect_files(
         if labels is not None:
             labels.add(path, image.shape[:2], found)
         records.append(record)
+    if several:
+        _warn(
+            f"{several[0]}{_and_more(several)}: several images in one file (frames, or pages), of "
+            "which only the first was looked at"
+        )
     if save is not None:
         text = json.dumps(records, indent=1) + "\n"
         write_whole(save / "detections.json", text.encode())
@@ -195,6 +204,7 @@ def detect_sources(
             videos.append(str(path))
         else:
             images.append(path)
+    _warn_of_what_is_left_out(options, named, videos)
     saved = recordings_of(videos, save) if save is not None else {}
     results, problems = [], []
     result: dict[str, Any] = {}
@@ -216,6 +226,36 @@ def detect_sources(
     if len(videos) == 1 and not images:
         return results[0], problems
     return {**result, **({"videos": results} if videos else {})}, problems
+
+
+def _warn_of_what_is_left_out(
+    options: DetectOptions, named: Sequence[Path], videos: Sequence[str]
+) -> None:
+    """Name the options without effect, and the videos beside a folder's images."""
+    if options.labels is not None and videos:
+        _warn(f"--labels {options.labels} is for images: of {len(videos)} video(s) there are none")
+    for option, given in (
+        ("--track", options.track),
+        ("--frames", options.limit),
+        ("--show", options.show),
+    ):
+        if given and not videos:
+            _warn(f"{option} is for videos, and these are images: it has no effect")
+    for folder in filter(Path.is_dir, named):
+        beside = [path for path in videos_in(folder) if str(path) not in videos]
+        if beside:
+            _warn(
+                f"{beside[0]}{_and_more(beside)}: videos in a folder are left out, "
+                f"'{folder / '*'}' takes them too"
+            )
+
+
+def _and_more(paths: Sequence[Path]) -> str:
+    return f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _still(source: str) -> bool:

@@ -36,7 +36,8 @@ def shapes(
         raise UserError(f"--train {train} --val {val}: at least 1 image each")
     if seed < 0:
         raise UserError(f"--seed {seed}: 0 or more")
-    if (folder / "annotations").exists():
-        raise UserError(f"{folder} already holds annotations: give another folder")
+    for name in ("annotations", "train", "val"):
+        if (folder / name).exists():
+            raise UserError(f"{folder} already holds {name}: give another folder")
     make_shapes(folder, train=train, val=val, seed=seed)
     return {"data": str(folder), "train": train, "val": val, "names": list(NAMES)}

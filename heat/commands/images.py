@@ -43,15 +43,19 @@ def detect(
         class_agnostic: Suppress boxes of different classes too, so that one object is at one place.
         tiles: Look at images larger than the network's input in overlapping tiles too.
         track: Number the objects of a video and follow them (ByteTrack).
-        json: Also write the result's JSON to this file.
+        json: Also write the result's JSON to this file; replaced is only an earlier result.
     """
     from deploy.edge.detect import Bundle
     from deploy.edge.work import DetectOptions, detect_sources
-    from supernet.atomic import write_text
+    from supernet.atomic import check_replaceable, write_text
     from supernet.errors import DataError, UserError
+
+    from ..views.outputs import is_result
 
     if not sources:
         raise UserError("which images? heat detect BUNDLE IMAGE|FOLDER|PATTERN|VIDEO|CAMERA|URL...")
+    if json is not None:
+        check_replaceable(json, "--json", is_result)
     options = DetectOptions(
         score=score,
         save=save,
@@ -110,7 +114,7 @@ def bench(
         precision: Precision in which files that are no bundles are executed.
         rounds: Turns that each model has.
         throughput: Also measure frames per second with a request on every core.
-        picture: Draw the result here (.svg).
+        picture: Draw the result here (.svg); replaced is only an earlier drawing.
     """
     from deploy.edge.runtimes import check_threads
     from supernet.errors import UserError

@@ -9,8 +9,10 @@ from typing import Any
 from deploy.edge.detect import read_card
 from deploy.side_by_side import Entrant, Lap, race, ratio, throughput
 from latency_tables.probe.machine import detect_cpu
+from supernet.atomic import check_replaceable
 from supernet.errors import UserError
 
+from ..views.outputs import is_drawing
 from ..views.tables import print_race
 
 
@@ -32,6 +34,8 @@ def bench(
     """
     if rounds < 1:
         raise UserError(f"--rounds {rounds}: at least 1")
+    if picture is not None:
+        check_replaceable(picture, "--picture", is_drawing)
     found = [
         _entrant(path, runtime=runtime, precision=precision, threads=threads) for path in models
     ]

@@ -12,9 +12,11 @@ from latency_tables.plan import TARGETS, Checks, check_networks, design, space_e
 from latency_tables.probe.lock import only_one
 from latency_tables.remote import Host
 from latency_tables.table_file import read_table
+from supernet.atomic import check_replaceable
 from supernet.heatdetr.supernet import SearchSpace
 
 from ..tables import table_lock, table_path
+from ..views.outputs import is_pack
 from ..workspace import Workspace
 from .profile import record, report
 
@@ -24,6 +26,7 @@ PACKED_ENTRIES = 260
 
 def pack_probe(path: Path, target: Target, space: SearchSpace) -> dict[str, Any]:
     """Write the probe and what a table needs into one file."""
+    check_replaceable(path, "--pack", is_pack)
     checks = Checks()
     return write_pack(
         path,

@@ -14,6 +14,8 @@ from latency_tables.curves import block_curves
 from latency_tables.table import LatencyTable
 from supernet.atomic import replacing
 
+from .outputs import DRAWN_BY
+
 
 def plain(name: str) -> str:
     """Return a name as matplotlib writes it unchanged: `$` would begin mathematics.
@@ -181,5 +183,5 @@ def plain_numbers(axis: Axis) -> None:
 def save(figure: Figure, path: Path) -> Path:
     """Write an SVG, whole or not at all."""
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="svg")
+        figure.savefig(temporary, format="svg", metadata={"Creator": DRAWN_BY})
     return path
