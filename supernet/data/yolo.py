@@ -46,8 +46,7 @@ def read_yolo(path: Path, split: str, complain: Complain) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     labels, lines = _Labels(), LineReader(head.keypoint_values)
-    doubts: list[tuple[int, int, Doubt, str]] = []
-    sizes: dict[int, tuple[int, int]] = {}
+    doubts: list[tuple[int, tuple[int, int], int, Doubt, str]] = []
     seen: set[str] = set()
     for index, file in enumerate(head.images(split), 1):
         once = os.path.normpath(file)
@@ -61,20 +60,19 @@ def read_yolo(path: Path, split: str, complain: Complain) -> dict[str, Any]:
             complain(kind, str(file), "skipped")
             continue
         height, width = size
-        sizes[index] = size
         images.append({"id": index, "file_name": str(file), "width": width, "height": height})
         label_file = labels.of(file)
         if label_file is None:
             continue
         for category, read, where in _boxes(label_file, head, lines, complain):
             if isinstance(read, Doubt):
-                doubts.append((index, category, read, where))
+                doubts.append((index, size, category, read, where))
             else:
                 annotations.append(_absolute(read, size, index, category))
-    for index, category, doubt, where in doubts:
+    for index, size, category, doubt, where in doubts:
         settled = lines.settle(doubt)
         if settled is not None:
-            annotations.append(_absolute(settled, sizes[index], index, category))
+            annotations.append(_absolute(settled, size, index, category))
         else:
             two = (
                 "a tracked box or a triangle"
