@@ -3,7 +3,7 @@
 from ..errors import UserError
 
 MAX_SIDE = 8192
-"""Pixels; a larger input needs more memory than any machine that trains it has."""
+"""Pixels; more is taken for a mistake in writing, not for a size that is meant."""
 
 
 def parse_size(text: str) -> tuple[int, int]:
