@@ -119,7 +119,7 @@ def _decode(data: npt.NDArray[np.uint8], shrink: int, turned: bool) -> Image | N
         if jpeg and shrink > 1:
             return _rgb(cv2.imdecode(data, _REDUCED[shrink] | orientation))
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | orientation)
-        if pixels is not None and pixels.dtype == np.uint16:
+        if pixels is not None and pixels.dtype in (np.uint16, np.int16):
             pixels = eight_bits(pixels)
         elif pixels is not None and pixels.dtype != np.uint8:
             pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | orientation)
@@ -136,10 +136,25 @@ def _decode(data: npt.NDArray[np.uint8], shrink: int, turned: bool) -> Image | N
 
 
 def eight_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Return 16-bit values scaled by the bits that they use."""
+    """Return 16-bit values scaled by the bits that they use; negative ones are black."""
+    signed = values.dtype == np.int16
+    values = np.maximum(values, 0) if signed else values
     used = int(values.max(initial=0)).bit_length()
     bits = next(depth for depth in VALUE_BITS if used <= depth)
+    bits = min(bits, 15) if signed else bits
     return np.asarray(cv2.convertScaleAbs(values, alpha=255 / ((1 << bits) - 1)), dtype=np.uint8)
+
+
+def why_unread(path: Path) -> str | None:
+    """Return why an image that `read_image` does not decode cannot be used, where that is known."""
+    try:
+        data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    except (OSError, cv2.error):
+        return None
+    if pixels is None or pixels.dtype in (np.uint8, np.uint16, np.int16):
+        return None
+    return f"its values are {pixels.dtype}, whose white is not stated: save it with 8 or 16 bits"
 
 
 def _rgb(pixels: Any) -> Image | None:

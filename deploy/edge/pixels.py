@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from supernet.errors import DataError
-from supernet.letterbox import Image, eight_bits, read_image
+from supernet.letterbox import Image, eight_bits, read_image, why_unread
 
 PIL_WITHOUT_RANGE = ("I", "F")
 """Modes of PIL whose values have no upper limit: what is white, only the user knows."""
@@ -24,6 +24,9 @@ def as_pixels(image: Any) -> Image:
     if isinstance(image, str | Path):
         pixels = read_image(Path(image))
         if pixels is None:
+            why = why_unread(Path(image))
+            if why:
+                raise DataError(f"{image} cannot be used: {why}")
             raise DataError(f"{image} is no image that can be decoded")
         return pixels
     if isinstance(image, list | tuple):
@@ -49,6 +52,9 @@ def _from_pil(image: Any) -> Any:
     if image.mode in PIL_WITHOUT_RANGE:
         raise DataError(f"a PIL image of mode {image.mode} was given: convert it to RGB first")
     try:
+        whole_values = _cut_by_pil(image)
+        if whole_values is not None:
+            return whole_values
         turned = importlib.import_module("PIL.ImageOps").exif_transpose(image)
         if turned.mode.startswith("I;16"):  # PIL would cut off what is above 255
             values = np.asarray(turned).astype(np.uint16)
@@ -56,3 +62,23 @@ def _from_pil(image: Any) -> Any:
         return np.asarray(turned.convert("RGB"), dtype=np.uint8)
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"the PIL image cannot be decoded: {error}") from None
+
+
+def _cut_by_pil(image: Any) -> Image | None:
+    """Return the pixels of the file where PIL keeps only the high bytes of 16-bit colours.
+
+    An image that was changed after it was opened is not its file any more: `DataError`.
+    """
+    name = getattr(image, "filename", "")
+    if not isinstance(name, str) or not Path(name).is_file() or image.mode.startswith("I;16"):
+        return None
+    with importlib.import_module("PIL.Image").open(name) as again:
+        if ";16" not in str(again.tile) or again.mode.startswith("I"):
+            return None
+        same = (image.mode, image.size, image.tell()) == (again.mode, again.size, 0)
+        # What is not decoded yet cannot have been changed.
+        if same and (getattr(image, "tile", None) or image.tobytes() == again.tobytes()):
+            return read_image(Path(name))
+    raise DataError(
+        f"PIL kept only 8 of 16 bits of {name}: give its path in place of the PIL image"
+    )

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from supernet.errors import DataError, HeatError, UserError, masked
-from supernet.letterbox import Image, read_image
+from supernet.letterbox import Image, read_image, why_unread
 
 from .capture import Source, image_count, is_animated
 from .drawing import draw
@@ -211,7 +211,13 @@ def detect_sources(
     if images:
         records, broken = detect_files(bundle, images, options)
         result = summary(records)
-        problems += [f"{path} is no image that can be decoded" for path in broken]
+        for file in broken:
+            why = why_unread(Path(file))
+            problems.append(
+                f"{file} cannot be used: {why}"
+                if why
+                else f"{file} is no image that can be decoded"
+            )
     for video in videos:
         try:
             done = detect_stream(bundle, video, options, saved.get(video))

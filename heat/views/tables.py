@@ -15,7 +15,7 @@ from latency_tables.devices import Device
 from latency_tables.probe.machine import Detected, Gpu
 from latency_tables.table import LatencyTable
 from supernet.counting import count_macs, count_params
-from supernet.data.check import class_problems, image_problems
+from supernet.data.check import class_problems, image_problems, training_problems
 from supernet.data.coco import load_split, splits_of
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.operators import OPERATORS
@@ -134,6 +134,8 @@ def check_data(root: Path) -> dict[str, Any]:
     train = next((data for data in sets if data.split.startswith("train")), sets[0])
     for data in sets:
         problems = [*data.problems, *class_problems(train, data), *image_problems(data)]
+        if data.split.startswith("train"):
+            problems += training_problems(data)
         counts = np.zeros(data.num_classes, dtype=int)
         for record in data.records:
             np.add.at(counts, record.labels, 1)

@@ -5,6 +5,7 @@ what is no number is reported and skipped. Nothing is skipped silently.
 """
 
 import math
+import re
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ Complain = Callable[[str, str, str], None]
 
 LARGEST_ID = 2**53
 """Larger ids are treated as names: the scorers keep ids as floating-point numbers."""
+DIGITS = re.compile("[+-]?[0-9]+")
+"""Other texts that are numbers, such as 1e5 and 10e4, are different names."""
 LEAVES_PX = 1.0
 """A box that leaves its image by no more is clipped without a word."""
 
@@ -59,9 +62,11 @@ def whole(value: Any) -> int:
 
 
 def flag(value: Any) -> bool:
-    """Return whether `iscrowd` is set: 0, 1, their texts, true, false, or nothing."""
+    """Return whether `iscrowd` is set: 0, 1, true, false, the texts of these, or nothing."""
     if value is None or value == "":
         return False
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return value.strip().lower() == "true"
     return value if isinstance(value, bool) else bool(whole(value))
 
 
@@ -121,7 +126,9 @@ def read_objects(
 
 
 def image_key(value: Any) -> int | str:
-    """Return an image id: a number, also of text, else the text itself."""
+    """Return an image id: a number, also of text in plain digits, else the text itself."""
+    if isinstance(value, str) and not DIGITS.fullmatch(value.strip()):
+        return value
     try:
         return whole(value)
     except ValueError:
@@ -130,9 +137,15 @@ def image_key(value: Any) -> int | str:
         raise
 
 
+def has_box(item: Mapping[str, Any]) -> bool:
+    """Say whether the box of an annotation is its `bbox`; four zeros beside a mask are none."""
+    box = item.get("bbox")
+    return bool(box) and (not isinstance(box, list) or any(box) or not item.get("segmentation"))
+
+
 def box_of(item: Mapping[str, Any]) -> tuple[float, float, float, float]:
     """Return x, y, width and height of an annotation: of its mask where it has no `bbox`."""
-    if item.get("bbox"):
+    if has_box(item):
         if not isinstance(item["bbox"], list):
             raise ValueError(item["bbox"])
         x, y, w, h = item["bbox"]
@@ -140,8 +153,10 @@ def box_of(item: Mapping[str, Any]) -> tuple[float, float, float, float]:
     segmentation = item["segmentation"]
     if isinstance(segmentation, dict):
         return mask_box(segmentation)
-    points = [number(value) for polygon in segmentation for value in polygon]
-    if len(points) < 6 or len(points) % 2:
+    flat = not any(isinstance(part, list) for part in segmentation)
+    polygons = [segmentation] if flat else segmentation  # one polygon may come without its list
+    points = [number(value) for polygon in polygons for value in polygon]
+    if len(points) < 6 or any(len(polygon) % 2 for polygon in polygons):
         raise ValueError(item)
     xs, ys = points[::2], points[1::2]
     return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
@@ -149,7 +164,7 @@ def box_of(item: Mapping[str, Any]) -> tuple[float, float, float, float]:
 
 def _fits(item: Mapping[str, Any], sizes_hw: npt.NDArray[np.float64], image: int) -> bool:
     """Say whether a box is in pixels of its image: it is not if taken of a mask of another size."""
-    if item.get("bbox") or not isinstance(item["segmentation"], dict):
+    if has_box(item) or not isinstance(item["segmentation"], dict):
         return True
     return mask_size(item["segmentation"]) == tuple(sizes_hw[image])
 
@@ -228,9 +243,11 @@ def look_like_corners(
     outside = total = 0
     for item in annotations:
         try:
+            if not has_box(item):
+                continue
             x, y, w, h = (number(value) for value in item["bbox"])
             height, width = sizes_hw[image_key(item["image_id"])]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             continue
         if not (x < w <= width + 1 and y < h <= height + 1):
             return None

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from ..errors import DataError
-from ..letterbox import read_image
+from ..letterbox import read_image, why_unread
 from ..progress import Progress
-from .detection_set import DetectionSet, Problem, Record
+from .detection_set import DetectionSet, Problem, Record, check_trainable
 
 AT_ONCE = 256
 """Images handed to the threads together."""
@@ -34,7 +34,9 @@ def _problem(record: Record) -> Problem | None:
     """Return what is wrong with an image file."""
     image = read_image(record.path)
     if image is None:
-        return Problem("image cannot be decoded", str(record.path), "remove it")
+        return Problem(
+            "image cannot be decoded", str(record.path), why_unread(record.path) or "remove it"
+        )
     stated, real = (record.height, record.width), image.shape[:2]
     # As it is to be seen, or as it is stored: EXIF orientation may turn it.
     stored = read_image(record.path, turned=False) if stated != real else image
@@ -46,6 +48,15 @@ def _problem(record: Record) -> Problem | None:
         f"stated {stated[1]}x{stated[0]}, is {real[1]}x{real[0]}: boxes are taken as shares of the "
         "stated size",
     )
+
+
+def training_problems(data: DetectionSet) -> list[Problem]:
+    """Return why training would refuse a set."""
+    try:
+        check_trainable(data)
+    except DataError as error:
+        return [Problem("cannot be trained on", data.split, str(error))]
+    return []
 
 
 def class_problems(train: DetectionSet, other: DetectionSet) -> list[Problem]:

@@ -17,9 +17,17 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from .annotations import Complain, Objects, image_key, look_like_corners, read_objects, whole
+from .annotations import (
+    Complain,
+    Objects,
+    has_box,
+    image_key,
+    look_like_corners,
+    read_objects,
+    whole,
+)
 from .detection_set import Crowd, DetectionSet, Problem, Record
-from .image_files import image_size
+from .image_files import MAX_PIXELS, image_size
 from .yolo import read_yolo, yolo_file, yolo_splits
 
 MIN_BOXES_TO_JUDGE = 8
@@ -43,11 +51,14 @@ def splits_of(root: Path) -> tuple[str, ...]:
 
 
 def find_split(root: Path, split: str) -> str | None:
-    """Return the split as named on disk: `train` also finds `train2017`; None where it is not."""
+    """Return the split as named on disk; None where it is not.
+
+    `train` also finds `train2017`, and `val` finds `valid`.
+    """
     for name in splits_of(root):
         if name == split or (name.startswith(split) and name[len(split) :].isdigit()):
             return name
-    return None
+    return find_split(root, "valid") if split == "val" else None
 
 
 def resolve_split(root: Path, split: str) -> str:
@@ -87,10 +98,11 @@ def _assemble(
     for name in twice:
         chosen = [id for id, other in zip(ids, names, strict=True) if other == name]
         complain("two classes of one name", path.name, f"{name}: category ids {chosen}, kept apart")
-    keys, files, sizes_hw = _images(raw, root / split, path, complain)
+    keys, files, sizes_hw, first_of = _images(raw, root / split, path, complain)
     image_of: dict[Any, int | None] = dict.fromkeys(keys)
     present = [index for index, size in enumerate(sizes_hw) if size is not None]
     image_of |= {keys[index]: place for place, index in enumerate(present)}
+    image_of |= {keys[again]: image_of[keys[first]] for again, first in first_of.items()}
     if not present:
         raise DataError(_nothing(raw, root / split, path, problems))
     known = {keys[index]: sizes_hw[index] or (0, 0) for index in present}
@@ -139,7 +151,7 @@ def _records(
 def _categories(raw: dict[str, Any], path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Return category ids, sorted, and the names of the classes."""
     try:
-        pairs = [(whole(item["id"]), str(item["name"])) for item in raw["categories"]]
+        pairs = [(whole(item["id"]), _name(item["name"], path)) for item in raw["categories"]]
     except (ValueError, TypeError):
         shown = [item["id"] for item in raw["categories"]]
         raise DataError(f"{path}: category ids must be whole numbers, found {shown}") from None
@@ -150,13 +162,27 @@ def _categories(raw: dict[str, Any], path: Path) -> tuple[tuple[int, ...], tuple
     return ids, tuple(name for _, name in pairs)
 
 
+def _name(value: Any, path: Path) -> str:
+    """Return the name of a class; a number is its text."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{path}: every class needs a name as text, found {value!r}")
+    return value
+
+
 def _images(
     raw: dict[str, Any], folder: Path, path: Path, complain: Complain
-) -> tuple[list[int | str], list[str], list[tuple[int, int] | None]]:
-    """Return ids, files and (height, width) of the images; no size for those left out."""
+) -> tuple[list[int | str], list[str], list[tuple[int, int] | None], dict[int, int]]:
+    """Return ids, files and (height, width) of the images; no size for those left out.
+
+    Last comes the first place of a file by each later one; its boxes are those of both.
+    """
     keys: list[int | str] = []
     files: list[str] = []
     sizes: list[tuple[int, int] | None] = []
+    firsts: dict[str, int] = {}
+    first_of: dict[int, int] = {}
     start = str(folder)
     for index, image in enumerate(raw["images"]):
         try:
@@ -172,16 +198,27 @@ def _images(
             complain("missing image", file, "skipped")
             sizes.append(None)
             continue
+        first = firsts.setdefault(os.path.normpath(file), index)
         size = _stated(image)
-        if size is None:
+        if first != index:
+            same = size in (None, _stated(raw["images"][first]))
+            if same:
+                first_of[index] = first
+            what = "its boxes are added to the first" if same else "of another size, skipped"
+            complain("image listed twice", file, f"{path.name} images[{index}], {what}")
+            sizes.append(None)
+            continue
+        too_large = size is not None and size[0] * size[1] > MAX_PIXELS
+        if size is None or too_large:
             size = image_size(Path(file))
             what = "skipped" if size is None else f"taken from the file: {size[1]}x{size[0]}"
             stated = f"{image.get('width')!r}x{image.get('height')!r}"
-            complain("image size not stated", file, f"width x height {stated}, {what}")
+            kind = "image size too large" if too_large else "image size not stated"
+            complain(kind, file, f"width x height {stated}, {what}")
         sizes.append(size)
     if len(set(keys)) != len(keys):
         raise DataError(f"{path}: image ids are not distinct")
-    return keys, files, sizes
+    return keys, files, sizes, first_of
 
 
 def _stated(image: dict[str, Any]) -> tuple[int, int] | None:
@@ -228,7 +265,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _lean(item: dict[str, Any]) -> dict[str, Any]:
     """Drop the polygons of an annotation with a box: they take most of the memory."""
-    if "segmentation" in item and item.get("bbox"):
+    if "segmentation" in item and has_box(item):
         del item["segmentation"]
     return item
 

@@ -1,21 +1,22 @@
 """Reads detection sets in YOLO format: `data.yaml`, and a text file of boxes beside each image.
 
 A line is `class x y w h`, the centre and the sides as shares of the image, with or without a
-confidence at its end. Where `data.yaml` has a `kpt_shape`, keypoints follow and are left out;
-elsewhere longer lines are polygons, of which the box is taken. The result has the shape of COCO's
-annotation file.
+confidence and a track id at its end. Where `data.yaml` has a `kpt_shape`, keypoints follow and are
+left out; elsewhere longer lines are polygons, of which the box is taken (`yolo_lines.py`). The
+result has the shape of COCO's annotation file.
 """
 
 import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .annotations import Complain, number
 from .image_files import image_size
+from .yolo_lines import SLACK, Box, Doubt, LineReader
 from .yolo_yaml import Head, decode, read_head
 
-SLACK = 0.01
-"""Boxes may leave the image by this share."""
 LABELS_OF = {
     "images": "labels",
     "image": "label",
@@ -44,8 +45,15 @@ def read_yolo(path: Path, split: str, complain: Complain) -> dict[str, Any]:
     head = read_head(path)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    labels = _Labels()
+    labels, lines = _Labels(), LineReader(head.keypoint_values)
+    doubts: list[tuple[int, tuple[int, int], int, Doubt, str]] = []
+    seen: set[str] = set()
     for index, file in enumerate(head.images(split), 1):
+        once = os.path.normpath(file)
+        if once in seen:
+            complain("image listed twice", once, "skipped")
+            continue
+        seen.add(once)
         size = image_size(file)
         if size is None:
             kind = "unreadable image" if file.is_file() else "missing image"
@@ -56,9 +64,22 @@ def read_yolo(path: Path, split: str, complain: Complain) -> dict[str, Any]:
         label_file = labels.of(file)
         if label_file is None:
             continue
-        for category, x, y, w, h in _boxes(label_file, head, complain):
-            box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
-            annotations.append({"image_id": index, "category_id": category, "bbox": box})
+        for category, read, where in _boxes(label_file, head, lines, complain):
+            if isinstance(read, Doubt):
+                doubts.append((index, size, category, read, where))
+            else:
+                annotations.append(_absolute(read, size, index, category))
+    for index, size, category, doubt, where in doubts:
+        settled = lines.settle(doubt)
+        if settled is not None:
+            annotations.append(_absolute(settled, size, index, category))
+        else:
+            two = (
+                "a tracked box or a triangle"
+                if doubt.triangle is not None
+                else "a polygon with a confidence, or one that lacks a number"
+            )
+            complain("broken annotation", where, f"{two}, skipped")
     if images and not labels.found:
         places = ", ".join(str(place) for place in labels.places(Path(images[0]["file_name"])))
         complain(
@@ -81,10 +102,11 @@ class _Labels:
     def of(self, image: Path) -> Path | None:
         """Return the label file of an image; None for an image without objects."""
         for place in self.places(image):
-            file = place / f"{image.stem}.txt"
-            if file.is_file():
-                self.found += 1
-                return file
+            for suffix in ("txt", "TXT"):
+                file = place / f"{image.stem}.{suffix}"
+                if file.is_file():
+                    self.found += 1
+                    return file
         return None
 
     def places(self, image: Path) -> list[Path]:
@@ -111,10 +133,9 @@ def _label_folders(name: str) -> list[str]:
 
 
 def _boxes(
-    file: Path, head: Head, complain: Complain
-) -> list[tuple[int, float, float, float, float]]:
-    """Return class, centre and sides of each usable line."""
-    found = []
+    file: Path, head: Head, lines: LineReader, complain: Complain
+) -> Iterator[tuple[int, Box | Doubt, str]]:
+    """Yield class, box and place of each usable line."""
     # A label is digits: whatever the coding of a comment may be, they are read.
     text = decode(file.read_bytes(), file, errors="replace")
     for line_number, line in enumerate(text.splitlines(), 1):
@@ -123,34 +144,25 @@ def _boxes(
         where = f"{file.name} line {line_number}"
         try:
             category, *values = (number(part) for part in line.split())
-            x, y, w, h = _one_box(values, head.keypoint_values)
+            read = lines.read(values)
+            box = read.box if isinstance(read, Doubt) else read
             whole = category == int(category)
         except (ValueError, OverflowError):
             complain("broken annotation", where, "skipped")
             continue
-        if not whole or not all(map(math.isfinite, (x, y, w, h))):
+        if not whole or not all(map(math.isfinite, box)):
             complain("broken annotation", where, "skipped")
         elif not 0 <= category < len(head.names):
             detail = f"class {category:g} of {len(head.names)}, skipped"
             complain("unknown class", where, detail)
-        elif not all(-SLACK <= value <= 1 + SLACK for value in (x, y, w, h)):
-            complain("not a share of the image", where, f"{[x, y, w, h]}, skipped")
+        elif not all(-SLACK <= value <= 1 + SLACK for value in box):
+            complain("not a share of the image", where, f"{list(box)}, skipped")
         else:
-            found.append((int(category), x, y, w, h))
-    return found
+            yield int(category), read, where
 
 
-def _one_box(values: list[float], keypoint_values: int) -> tuple[float, float, float, float]:
-    """Return the box that the numbers after the class are; raise `ValueError` where none is."""
-    if keypoint_values and len(values) == 4 + keypoint_values:
-        values = values[:4]
-    elif len(values) >= 5 and len(values) % 2 and 0 <= values[-1] <= 1:
-        values = values[:-1]  # a confidence
-    if len(values) == 4:
-        x, y, w, h = values
-        return x, y, w, h
-    if keypoint_values or len(values) < 6 or len(values) % 2:
-        raise ValueError(values)
-    xs, ys = values[::2], values[1::2]
-    low, high = (min(xs), min(ys)), (max(xs), max(ys))
-    return (low[0] + high[0]) / 2, (low[1] + high[1]) / 2, high[0] - low[0], high[1] - low[1]
+def _absolute(box: Box, size_hw: tuple[int, int], image_id: int, category: int) -> dict[str, Any]:
+    """Return an annotation as COCO has it."""
+    (x, y, w, h), (height, width) = box, size_hw
+    bbox = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
+    return {"image_id": image_id, "category_id": category, "bbox": bbox}

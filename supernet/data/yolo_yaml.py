@@ -38,7 +38,7 @@ class Head:
             place = self._place(item)
             if place.is_dir():
                 found += list_images(place)
-            elif place.suffix == ".txt" and place.is_file():
+            elif place.suffix.lower() == ".txt" and place.is_file():
                 found += self._listed(place)
             else:
                 raise DataError(f"{self.path}: {split} is {item}, and there is no {place}")
@@ -61,14 +61,17 @@ class Head:
     def _listed(self, file: Path) -> list[Path]:
         """Return the images that a list names, relative to it or to the set, or elsewhere before.
 
+        A folder in a list stands for its images.
+
         Lists often hold absolute paths of the machine that wrote them: the longest end of such a
         path that exists here is taken. A file that is nowhere keeps the path as written.
         """
         bases = list(dict.fromkeys((file.parent, *self._bases())))
         # Bytes that are no UTF-8 are bytes of a file name.
-        lines = _decoded(file, errors="surrogateescape").split("\n")
+        text = _decoded(file, errors="surrogateescape")
+        lines = text.split("\n" if "\n" in text else "\r")
         found, before = [], (bases[0], 0)
-        for line in filter(None, map(str.strip, lines)):
+        for line in filter(None, map(_unquoted, lines)):
             parts = PurePosixPath(_slashes(line)).parts
             usual = before[0].joinpath(*parts[before[1] :])
             if usual.is_file():
@@ -82,15 +85,21 @@ class Head:
             skips = range(len(parts) if absolute else 1)
             ends = ((base, skip) for skip in skips for base in bases)
             which = next((e for e in ends if e[0].joinpath(*parts[e[1] :]).is_file()), None)
-            before = which or before
-            found.append(which[0].joinpath(*parts[which[1] :]) if which else as_written)
+            if which is None:
+                folder = next(
+                    (place for b in bases if (place := b.joinpath(*parts)).is_dir()), None
+                )
+                found += [as_written] if folder is None else list_images(folder)
+                continue
+            before = which
+            found.append(which[0].joinpath(*parts[which[1] :]))
         return found
 
 
 def read_head(path: Path) -> Head:
     """Read a `data.yaml`; every value is taken as text, so `no` and `010` stay what they are."""
     try:
-        raw = yaml.load(_decoded(path), Loader=yaml.BaseLoader)
+        raw = yaml.load(_decoded(path), Loader=_Texts)
     except yaml.YAMLError as error:
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict) or "names" not in raw:
@@ -114,9 +123,29 @@ def read_head(path: Path) -> Head:
     )
 
 
+class _Texts(yaml.BaseLoader):  # type: ignore[misc]
+    """Loads every value as text; refuses a key that a mapping has twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping; raises `YAMLError` for a repeated key."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise yaml.YAMLError(f"the key {key.value} is repeated in line {line}")
+                seen.add(key.value)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
 def decode(data: bytes, name: Path, errors: str = "strict") -> str:
-    """Return the text of a file: UTF-8, or UTF-16 with its mark; raise `DataError` for others."""
+    """Return the text of a file: UTF-8 or UTF-16; raise `DataError` for others."""
     coding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    # UTF-16 without its mark: every other byte of digits and of plain letters is zero.
+    for start, other in ((1, "utf-16-le"), (0, "utf-16-be")):
+        if coding == "utf-8-sig" and data[start::2].count(0) > len(data) // 4:
+            coding = other
     try:
         return data.decode(coding, errors)
     except UnicodeDecodeError as error:
@@ -131,6 +160,13 @@ def _decoded(path: Path, errors: str = "strict") -> str:
         return decode(path.read_bytes(), path, errors)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _unquoted(line: str) -> str:
+    """Return a line of a list without blanks and quotes around it."""
+    text = line.strip()
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1].strip() if quoted else text
 
 
 def _slashes(text: str) -> str:

@@ -2,6 +2,9 @@
 
 from ..errors import UserError
 
+MAX_SIDE = 8192
+"""Pixels; more is taken for a mistake in writing, not for a size that is meant."""
+
 
 def parse_size(text: str) -> tuple[int, int]:
     """Read `448`, or `HxW` such as `832x1344`, as (height, width) in pixels."""
@@ -14,4 +17,6 @@ def parse_size(text: str) -> tuple[int, int]:
         sides *= 2
     if len(sides) != 2 or any(side < 32 or side % 32 for side in sides):
         raise UserError(f"--input-size {text!r}: HxW in multiples of 32 needed, e.g. 448x448")
+    if max(sides) > MAX_SIDE:
+        raise UserError(f"--input-size {text!r}: at most {MAX_SIDE} pixels a side, e.g. 448x448")
     return sides[0], sides[1]
