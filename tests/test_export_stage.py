@@ -136,7 +136,7 @@ def test_a_searched_global_block_is_used_on_a_gpu(tmp_path: Path) -> None:
         assert search.architecture(state).global_block == "oa"
     on_cpu = replace(candidate, targets=(declared("cpu-i7"),))
     with open_search(workspace, on_cpu, source, None, mass, ThinningRules(), True) as other:
-        assert other.form.space.template.global_block == "cw"
+        assert other.candidate.space.template.global_block == "cw"
         assert other.based_on != search.based_on, "another device's table is another study"
     sizes = [candidate, replace(candidate, limits=(Limits(target_fps=2.0),))]
     for each in sizes:  # as of several precisions: each keeps what was measured for it
