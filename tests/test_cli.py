@@ -120,7 +120,7 @@ def test_three_commands(
     code, full, errors = run("thin", "--target-fps", 1)
     assert code == 0 and full["met"] and full["steps"] == 0, errors
     code, thinned, errors = run("thin", "--target-fps", 1.4 * full["measured_fps"])
-    assert code == 0 or (code == 3 and "run heat thin again" in errors), errors
+    assert code == 0 or (code == 3 and ("thin again" in errors or "out of reach" in errors)), errors
     if code == 0:
         assert thinned["measured_fps"] >= thinned["target_fps"] and thinned["steps"] > 0
         assert "prior" in thinned["ranked_by"]
