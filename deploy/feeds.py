@@ -3,7 +3,9 @@
 Needs numpy and the runtime only.
 """
 
+import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,28 @@ def inputs_of(session: Session, input_hw: tuple[int, int] | None = None) -> dict
         name: _drawn(rng, closed_shape(name, sides, input_hw), _dtype(name, kind))
         for name, sides, kind in _declared(session)
     }
+
+
+def refuse_open_ranks(session: Session, model: Path) -> None:
+    """Refuse a model whose input has no number of sides, where ONNX Runtime executes it.
+
+    ONNX Runtime calls such an input a scalar; `onnx` knows which it is.
+    """
+    if not isinstance(session, OnnxRuntimeSession):
+        return
+    scalars = {name for name, sides, _ in _declared(session) if sides == []}
+    if not scalars:
+        return
+    try:
+        onnx = importlib.import_module("onnx")
+    except ImportError:
+        raise UserError(
+            f"input {min(scalars)} is a scalar or has no number of sides: pip install onnx tells "
+            "which"
+        ) from None
+    for value in onnx.load(str(model), load_external_data=False).graph.input:
+        if value.name in scalars and not value.type.tensor_type.HasField("shape"):
+            closed_shape(value.name, None, None)
 
 
 def described(feeds: Mapping[str, Any]) -> str:

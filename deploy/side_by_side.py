@@ -1,6 +1,6 @@
 """Times models side by side: a process for each, in turns, so that all meet the same machine.
 
-    python -m deploy.side_by_side FILE RUNTIME PRECISION THREADS alone|crowd HEIGHTxWIDTH|-
+    python -m deploy.side_by_side FILE RUNTIME PRECISION THREADS alone|crowd|look HEIGHTxWIDTH|-
 
 is one such process: it loads the model, says so, and obeys lines on stdin. Needs numpy and the
 runtime only.
@@ -24,9 +24,10 @@ import numpy as np
 from supernet.errors import HeatError, UserError
 
 from .edge.bench import own_peak_mb
+from .edge.executed import executed_precision
 from .edge.runtimes import open_crowd, open_session
 from .edge.session import Session
-from .feeds import described, inputs_of
+from .feeds import described, inputs_of, refuse_open_ranks
 
 ROUNDS = 15
 TURN_SECONDS = 0.4
@@ -123,6 +124,7 @@ class _Racer:
         first = self._answer()
         self.start_ms: float = first["start_ms"]
         self.inputs: str = first["inputs"]
+        self.executed: dict[str, int] = first.get("executed", {})
 
     def ask(self, *words: object) -> dict[str, Any]:
         self._to.write(" ".join(map(str, words)) + "\n")
@@ -183,6 +185,16 @@ def throughput(entrant: Entrant, cores: int, *, seconds: float = 5.0) -> float:
         return float(racer.ask("run", seconds)["fps"])
 
 
+def executed(entrant: Entrant) -> dict[str, int]:
+    """Return how many heavy nodes of a model are executed in each precision.
+
+    It is read back in a process of its own, which is not timed. Raises `UserError` where an input
+    has no number of sides.
+    """
+    with _racer(entrant, "look") as racer:
+        return racer.executed
+
+
 def crowd_fps(session: Any, feeds: dict[str, Any], requests: int, seconds: float) -> float:
     """Run a session from several threads at once; return frames per second."""
     done = [0] * requests
@@ -214,6 +226,11 @@ def main(arguments: Sequence[str]) -> int:
             height, _, width = size.partition("x")
             feeds = inputs_of(session, (int(height), int(width)) if width else None)
             session.run(feeds)
+            if mode == "look":
+                refuse_open_ranks(session, Path(model))
+                found = executed_precision(runtime, Path(model), int(threads), precision, feeds)
+                _say({"start_ms": 0.0, "inputs": described(feeds), "executed": found})
+                return 0
             _say({"start_ms": (time.perf_counter() - start) * 1e3, "inputs": described(feeds)})
             run_for(session, feeds, 0.0)
             for line in sys.stdin:

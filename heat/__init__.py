@@ -4,6 +4,7 @@
 """
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,5 +43,8 @@ def load(folder: str | Path, threads: int | None = None) -> "Bundle":
     runtime holds.
     """
     from deploy.edge.detect import Bundle
+    from supernet.errors import UserError
 
+    if not isinstance(folder, str | os.PathLike):
+        raise UserError(f"heat.load({folder!r}): the folder of a bundle is needed")
     return Bundle(Path(folder), threads)

@@ -133,11 +133,14 @@ class Workspace:
         """Keep a stage's result in `run.json` and return it.
 
         Commands that run at once in one workspace write one after the other. Of URLs in the command
-        neither users nor passwords are kept.
+        neither users nor passwords are kept. A stage's `data` is kept as an absolute path: the next
+        command may be run from another folder.
         """
         from supernet.version import __version__
 
         path = self.root / "run.json"
+        if isinstance(result.get("data"), str):
+            result = {**result, "data": str(Path(result["data"]).absolute())}
         with only_one(path, patience_s=PATIENCE_S):
             now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
             home = self.home

@@ -82,6 +82,10 @@ def read_table(path: Path) -> LatencyTable:
         content = path.read_text(encoding="utf-8")
         sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        if path.exists() and SEAL not in path.read_text(encoding="utf-8", errors="replace"):
+            raise TableError(
+                f"{path} is no latency table: it has no {path.with_suffix('.json').name} beside it"
+            ) from None
         raise TableError(f"no table at {error.filename}: run heat profile") from None
     except (OSError, ValueError) as error:
         raise TableError(

@@ -118,9 +118,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"no file {path}") from None
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} is no checkpoint of weights alone ({reason})") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    except Exception:  # torch's own text recommends to execute what the file holds
+        raise CheckpointError(
+            f"{path} is no checkpoint of weights alone: a file of tensors that torch.save wrote is "
+            "needed; other Python objects are not loaded"
+        ) from None
     if isinstance(found, dict):
         found = next((found[place] for place in PLACES if place in found), found)
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):

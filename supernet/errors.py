@@ -15,15 +15,17 @@ A message says what failed, the value seen, and the command that fixes it, in on
 import re
 from typing import Any
 
-SECRETS = re.compile(
-    r"(?<=://)[^\s?#]+(?=@)|(?<=[?&])((?:password|passwd|pwd|token|key|secret|auth)=)[^&\s]+", re.I
-)
+SECRET_NAME = r"[\w.%-]*(?:pass|pwd|token|key|secret|auth|credential|sig)[\w.%-]*="
+SECRETS = re.compile(rf"(?<=://)[^\s?#]+(?=@)|(?<=[?&;#])({SECRET_NAME})[^&\s]+", re.I)
 """User and password in a URL, and what its query gives by such a name."""
+PATH_SECRETS = re.compile(rf"(://[^\s?#]*?/(?:[^\s?#/]*=)?{SECRET_NAME})[^&\s]+", re.I)
+"""What the path of a camera's URL gives: rtsp://host/user=admin_password=..."""
 
 
 def masked(text: str) -> str:
     """Return a text in which the URLs show neither users nor passwords."""
-    return SECRETS.sub(lambda found: (found[1] or "") + "***", text)
+    shown = SECRETS.sub(lambda found: (found[1] or "") + "***", text)
+    return PATH_SECRETS.sub(lambda found: found[1] + "***", shown)
 
 
 def refusal(error: OSError) -> str:

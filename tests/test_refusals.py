@@ -1,17 +1,29 @@
 """What cannot be done is refused in one line, and before any work."""
 
 import math
+import pickle
 from pathlib import Path
 
 import pytest
 
+import heat
 from deploy.edge import detect
+from deploy.edge.runtimes import check_threads
+from deploy.edge.score_limits import check_score
 from deploy.form import Form
 from heat import cli
+from heat.commands.fleet_file import find_members, read_fleet
+from heat.spaces import search_space
+from heat.thinning.ceiling import refuse_impossible
+from heat.thinning.limits import Limits
+from heat.workspace import Workspace
+from latency_tables.devices import resolve
+from supernet.checkpoint import read_state_dict
 from supernet.detr.family import DetrArchitecture
-from supernet.errors import UserError
+from supernet.errors import CheckpointError, UserError
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import SearchConfig
+from supernet.train.running import Running, most_workers
 from tests.command_line import fails
 
 
@@ -68,3 +80,82 @@ def test_steps_of_the_logits_that_train_nothing(rate: float) -> None:
 def test_fewer_than_no_entries_are_refused(tmp_path: Path) -> None:
     asked = ["--device", "cpu-i7", "--estimate", "--few-shot", -1, "--out", tmp_path]
     assert "--few-shot -1: 0 or more" in fails(2, "profile", *asked)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--data", "d", "--epochs", "1.5"],
+        ["export", "--rounds", "1.5"],
+        ["profile", "--threads", "1.5"],
+        ["detect", "b", "x.jpg", "--frames", "1.5"],
+        ["data", "shapes", "d", "--seed", "1.5"],
+    ],
+)
+def test_a_fraction_is_no_whole_number(command: list[str]) -> None:
+    """It was rounded."""
+    assert "a whole number is needed, not 1.5" in fails(2, *command)
+
+
+def test_processes_have_an_upper_limit() -> None:
+    assert Running(workers=most_workers()).workers == most_workers() >= 32
+    with pytest.raises(UserError, match=f"--workers 100000: at most {most_workers()}"):
+        Running(workers=100_000)
+
+
+def test_values_of_another_type_are_refused() -> None:
+    for threads in ("1", 1.5):
+        with pytest.raises(UserError, match=f"threads {threads!r}: a whole number"):
+            check_threads(threads)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"score '0\.5': a number from 0 to 1"):
+        check_score("0.5")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"heat\.load\(None\): the folder of a bundle"):
+        heat.load(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", [b"text", b"<html>", b"PK\x03\x04zip", pickle.dumps(Path("x"))])
+def test_what_is_no_checkpoint_is_not_recommended_to_be_executed(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match="a file of tensors") as raised:
+        read_state_dict(tmp_path / "x.pth")
+    assert "weights_only" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_fleet_names_its_file_and_network(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text('[camera]\ndevice = "cpu"\ntarget_fps = 1', encoding="utf-8-sig")
+    assert set(read_fleet(path)) == {"camera"}
+    for line in ('device = "toaster"', "threads = -1", "threads = 99999"):
+        path.write_text(f"[camera]\ntarget_fps = 1\n{line}")
+        with pytest.raises(UserError, match=r"fleet\.toml \[camera\]: "):
+            find_members(Workspace(tmp_path / "run"), path, space="micro", data=None)
+
+
+@pytest.mark.parametrize("device", ["cpu:openvino:f99", "cpu:abacus"])
+def test_a_device_is_refused_before_its_table_is_locked(tmp_path: Path, device: str) -> None:
+    command = ["thin", "--target-fps", 1, "--device", device, "--space", "micro"]
+    assert "is none of" in fails(2, *command, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_notes_are_no_table(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("notes")
+    line = fails(2, "profile", "--compare", tmp_path / "notes.txt", tmp_path / "notes.txt")
+    assert "notes.txt is no latency table" in line
+
+
+def test_a_build_ends(shapes: Path, tmp_path: Path) -> None:
+    command = ["build", "--data", shapes, "--target-fps", 5, "--minutes", "inf"]
+    assert "--minutes inf: a positive number" in fails(2, *command, "--out", tmp_path / "run")
+
+
+@pytest.mark.parametrize(("limit", "mb"), [("max_memory_mb", 0.001), ("max_size_mb", 1e-9)])
+def test_no_network_is_so_small(limit: str, mb: float) -> None:
+    space = search_space("micro", input_size=(96, 128), num_classes=2)
+    wanted = space, (resolve("cpu", threads=1),), (Limits(target_fps=1, **{limit: mb}),)
+    with pytest.raises(UserError, match=f"--{limit.replace('_', '-')} {mb:g}: the smallest"):
+        refuse_impossible([wanted])
+    fits = Limits(target_fps=1, **{limit: 500.0})
+    refuse_impossible([(space, wanted[1], (fits,))])

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from deploy.edge.runtimes import open_session
 from deploy.feeds import closed_shape, inputs_of
 from deploy.side_by_side import Entrant, race, ratio, throughput
+from heat.stages.bench import names_apart
 from latency_tables.models import randomise
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
@@ -159,3 +160,41 @@ def test_throughput_is_refused_for_an_engine_and_measured_at_a_given_size(tmp_pa
     assert "--input-size" in fails(2, *asked)
     code, found, errors = run(*asked, "--input-size", "64x96")
     assert code == 0 and found["models"][0]["throughput_fps"] > 0, errors
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_precision_is_what_is_executed(models: dict[str, Path], runtime: str) -> None:
+    """The row called an f32 model int8."""
+    asked = ["bench", models["narrow"], "--runtime", runtime, "--rounds", 1]
+    assert f"{runtime} executes f32, not int8" in fails(2, *asked, "--precision", "int8")
+    code, found, errors = run(*asked)
+    assert code == 0 and found["models"][0]["precision"] == "f32", errors
+
+
+def test_an_input_without_a_number_of_sides_is_refused(tmp_path: Path) -> None:
+    """ONNX Runtime calls it a scalar: it was timed with one number."""
+    model = onnx.load(write_model(tmp_path / "open.onnx", [1, 3]))
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "open.onnx")
+    assert "no number of sides" in fails(2, "bench", tmp_path / "open.onnx", "--rounds", 1)
+    scalar = write_model(tmp_path / "scalar.onnx", [])
+    assert run("bench", scalar, "--rounds", 1)[0] == 0
+
+
+def test_names_of_files_are_taken_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "[1].ONNX").write_bytes(write_model(tmp_path / "a.onnx", [1, 3]).read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        code, found, errors = run("bench", "[1].ONNX", "a.onnx", "a.onnx", "--rounds", 1)
+    assert code == 0, errors
+    assert [row["model"] for row in found["models"]] == ["[1]", "a (1)", "a (2)"]
+
+
+def test_models_of_the_same_name_are_told_apart() -> None:
+    def names(*paths: str) -> list[str]:
+        return names_apart([Path(path) for path in paths])
+
+    assert names("a/conv.onnx", "b/conv.onnx", "c/d.xml") == ["a/conv.onnx", "b/conv.onnx", "d"]
+    assert names("a/conv.onnx", "a/conv.xml") == ["conv.onnx", "conv.xml"]
+    assert names("r/a/x.onnx", "s/a/x.onnx") == ["r/a/x.onnx", "s/a/x.onnx"]

@@ -86,6 +86,15 @@ def test_a_study_knows_its_table_and_supernet(tmp_path: Path) -> None:
         search(replace(problem(), based_on="other"), "random", trials=3, storage=storage)
 
 
+def test_a_missing_driver_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2")
+
+    monkeypatch.setattr("sqlalchemy.create_engine", absent)
+    with pytest.raises(UserError, match=r"pip install 'heatdetr\[postgresql\]'"):
+        check_storage("postgresql://me:secret@localhost/study")
+
+
 def test_what_is_no_study_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("notes")  # one line: Optuna would take it for a torn one, and append
@@ -102,6 +111,8 @@ def test_what_is_no_study_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
         (f"sqlite:///{text}", "is no SQLite database"),
         (f"sqlite:///{tmp_path}/absent/study.db", "no folder"),
         (str(tmp_path), "is a folder"),
+        ("sqlite://", "keeps nothing"),
+        ("sqlite:///:memory:", "keeps nothing"),
         ("mysql://user:secret@localhost/study", "cannot be opened"),
         ("postgresql+nodriver://user:secret@localhost/study", "cannot be opened"),
     ):

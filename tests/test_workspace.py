@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from deploy.export import _tidy
+from heat.commands.find import recorded_data
 from heat.commands.fleet_file import read_fleet
 from heat.workspace import Workspace
 from supernet.atomic import write_text
@@ -52,11 +53,37 @@ def test_a_member_knows_its_fleet_wherever_it_is_opened(tmp_path: Path) -> None:
         ("rtsp://host/live", "rtsp://host/live"),
         ("cannot open rtsp://me:secret@box/1: gone", "cannot open rtsp://***@box/1: gone"),
         ("mail me@example.org", "mail me@example.org"),
+        ("http://h/a?access_token=abc&x=1", "http://h/a?access_token=***&x=1"),
+        ("http://h/a?x=1&pass=abc", "http://h/a?x=1&pass=***"),
+        ("http://h/a?api_key=abc", "http://h/a?api_key=***"),
+        ("http://h/a?X-Amz-Signature=abc", "http://h/a?X-Amz-Signature=***"),
+        ("http://h/a?sig=abc", "http://h/a?sig=***"),
+        ("rtsp://h/user=admin_password=abc_channel=1", "rtsp://h/user=admin_password=***"),
+        ("rtsp://h/user=admin&password=abc&x=1", "rtsp://h/user=admin&password=***&x=1"),
+        ("rtsp://me:abc@h/password=def", "rtsp://***@h/password=***"),
+        ("wrote a/b_key=3", "wrote a/b_key=3"),
     ],
 )
 def test_urls_show_no_passwords(url: str, shown: str) -> None:
     assert masked(url) == shown
     assert str(UserError(url)) == shown
+
+
+def test_recorded_data_is_found_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An export from another folder silently compared synthetic images."""
+    (tmp_path / "there" / "d").mkdir(parents=True)
+    workspace = Workspace(tmp_path / "run")
+    assert recorded_data(workspace, "without") is None
+    monkeypatch.chdir(tmp_path / "there")
+    workspace.record("train", {"data": "d"})
+    monkeypatch.chdir(tmp_path)
+    assert recorded_data(workspace, "without") == tmp_path / "there" / "d"
+    assert not capsys.readouterr().err
+    (tmp_path / "there" / "d").rmdir()
+    assert recorded_data(workspace, "without") is None
+    assert "is gone: without (--data DIR)" in capsys.readouterr().err
 
 
 def test_the_record_holds_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,8 @@ def core_count() -> int:
 
 def check_threads(threads: int) -> int:
     """Return a number of CPU threads; one that the machine has no cores for is a `UserError`."""
+    if not hasattr(threads, "__index__"):
+        raise UserError(f"threads {threads!r}: a whole number is needed")
     cores = core_count()
     if not 1 <= threads <= cores:
         raise UserError(f"threads {threads}: this machine gives {cores} core(s): 1 to {cores}")

@@ -20,6 +20,8 @@ Limits = npt.NDArray[np.float32]
 
 def check_score(score: float) -> float:
     """Return a score; raise `UserError` for what is none."""
+    if not isinstance(score, int | float | np.number):
+        raise UserError(f"score {score!r}: a number from 0 to 1")
     if not 0.0 <= score <= 1.0:
         raise UserError(f"--score {score:g}: a number from 0 to 1")
     return score

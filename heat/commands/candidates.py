@@ -10,7 +10,7 @@ from supernet.heatdetr.input_size import parse_size
 
 from ..workspace import Workspace
 from .find import find_data, find_space, thin_target
-from .options import PrecisionName
+from .options import PrecisionName, RuntimeName
 
 if TYPE_CHECKING:
     from supernet.data.detection_set import DetectionSet
@@ -94,4 +94,7 @@ def _parts(
     if len(rest) > 2:
         raise UserError(f"--device {text}: NAME:RUNTIME:PRECISION at most")
     own = [*rest, "", ""]
+    for value, known in zip(own, (get_args(RuntimeName), get_args(PrecisionName)), strict=False):
+        if value and value not in known:
+            raise UserError(f"--device {text}: {value!r} is none of {', '.join(known)}")
     return name or None, own[0] or runtime, threads, own[1] or precision

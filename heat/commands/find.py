@@ -158,6 +158,18 @@ def find_data(workspace: Workspace, root: Path | None, split: str) -> "Detection
     return found
 
 
+def recorded_data(workspace: Workspace, without: str) -> Path | None:
+    """Return the data of the last training; where it is gone, say so and what is done without."""
+    trained = workspace.stage("train")
+    if trained is None:
+        return None
+    root = Path(trained["data"])
+    if root.exists():
+        return root
+    print(f"warning: the training's data {root} is gone: {without} (--data DIR)", file=sys.stderr)
+    return None
+
+
 def find_judged(workspace: Workspace, root: Path) -> "DetectionSet":
     """Load the images that a network is shown and compared on: val, or train of a set without."""
     from supernet.data.coco import find_split

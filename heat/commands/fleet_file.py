@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from supernet.errors import UserError
+from supernet.errors import DeviceError, TableError, UserError
 from supernet.heatdetr.input_size import parse_size
 
 from ..thinning.ceiling import refuse_impossible
@@ -37,7 +37,7 @@ LONGEST_NAME = 100
 def read_fleet(path: Path) -> dict[str, dict[str, Any]]:
     """Read the tables of a fleet file: a name each, a device, and at least one limit of speed."""
     try:
-        fleet = tomllib.loads(path.read_text(encoding="utf-8"))
+        fleet = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
@@ -88,18 +88,21 @@ def find_members(
     members: dict[str, Member] = {}
     for name, values in read_fleet(path).items():
         trust = bool(values.get("trust_table", False))
-        candidates, found = find_candidates(
-            workspace,
-            _limits(values),
-            devices=[values["device"]] if "device" in values else [],
-            runtime=values.get("runtime"),
-            threads=values.get("threads"),
-            precision=values.get("precision"),
-            space=space,
-            input_size=values.get("input_size"),
-            data=data,
-            trust=trust,
-        )
+        try:
+            candidates, found = find_candidates(
+                workspace,
+                _limits(values),
+                devices=[values["device"]] if "device" in values else [],
+                runtime=values.get("runtime"),
+                threads=values.get("threads"),
+                precision=values.get("precision"),
+                space=space,
+                input_size=values.get("input_size"),
+                data=data,
+                trust=trust,
+            )
+        except (DeviceError, TableError) as error:
+            raise UserError(f"{path} [{name}]: {error}") from None
         try:
             refuse_impossible(
                 [(candidate.space, candidate.targets, candidate.limits) for candidate in candidates]

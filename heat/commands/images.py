@@ -95,7 +95,7 @@ def more(left: list[str]) -> str:
 
 
 def bench(
-    *models: Path,
+    *models: str,
     runtime: Literal["onnxruntime", "openvino"] | None = None,
     precision: PrecisionName | None = None,
     threads: Threads = None,
@@ -132,7 +132,7 @@ def bench(
             raise UserError(f"--input-size {input_size}: HxW is needed, 640x640 for instance")
         size = int(height), int(width)
     return run(
-        models,
+        [Path(model) for model in models],
         runtime=runtime,
         precision=precision,
         threads=threads,

@@ -1,10 +1,9 @@
 """Commands that only look: describe, devices, doctor, report."""
 
 from dataclasses import asdict
-from pathlib import Path
 
 from ..workspace import DEFAULT, Workspace
-from .find import find_judged
+from .find import find_judged, recorded_data
 from .options import Data, DeviceName, Out, Result, Size
 
 
@@ -84,9 +83,6 @@ def report(*, data: Data = None, out: Out = DEFAULT) -> Result:
     from ..stages.report import write_report
 
     workspace = Workspace(out)
-    trained = workspace.stage("train")
-    root = data or (Path(trained["data"]) if trained else None)
-    if data is None and root is not None and not root.is_dir():
-        root = None  # the data has moved since
+    root = data or recorded_data(workspace, "the report shows no images")
     found = find_judged(workspace, root) if root is not None else None
     return {"report": str(write_report(workspace, found))}

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, cast
 from cyclopts import Parameter
 
 from ..workspace import DEFAULT, Workspace
-from .find import attending, find_data, find_judged, find_target, last_target
+from .find import attending, find_data, find_judged, find_target, last_target, recorded_data
 from .options import (
     STRIDE,
     AttentionName,
@@ -141,10 +141,10 @@ def export(
         if device is None and format == "tensorrt":
             device = "cuda" if gpu_here() else "cpu"  # where there is none it is said how
         target = last_target(workspace, device, runtime, threads, precision, stages=stages)
-    trained = workspace.stage("train")
-    data = data or (Path(trained["data"]) if trained else None)
+    if data is None and images is None:
+        data = recorded_data(workspace, "accuracy is not checked on labelled data")
     found = None
-    if images is None and data is not None and (data.is_dir() or trained is None):
+    if images is None and data is not None:
         found = find_judged(workspace, data)
     calibration = None
     if found is not None and precision == "int8" and data is not None:

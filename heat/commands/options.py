@@ -1,9 +1,10 @@
 """Options that several commands share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token, convert
 
 Result = dict[str, Any]
 Format = Literal["onnx", "openvino", "tensorrt"]
@@ -91,3 +92,10 @@ Resume = Annotated[
     ),
 ]
 Restart = Annotated[bool, Parameter(help="Begin again, replacing what stands.")]
+
+
+def whole(kind: Any, tokens: Sequence[Token]) -> Any:
+    """Convert what was given; a whole number with a fraction is refused, not rounded."""
+    if kind is int and any("." in token.value for token in tokens):
+        raise ValueError(f"a whole number is needed, not {tokens[0].value}")
+    return convert(kind, tokens)

@@ -1,13 +1,15 @@
 """`heat bench`: bundles and other models side by side on this machine."""
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from deploy.edge.detect import read_card
-from deploy.side_by_side import Entrant, Lap, race, ratio, throughput
+from deploy.edge.executed import dominant
+from deploy.side_by_side import Entrant, Lap, executed, race, ratio, throughput
 from latency_tables.probe.machine import detect_cpu
 from supernet.atomic import check_replaceable
 from supernet.errors import UserError
@@ -30,7 +32,9 @@ def bench(
     """Time models in turns, each in a process of its own; print a table, draw a figure.
 
     A bundle runs as its card says, an .onnx or .xml file in `runtime`, `precision`, `threads`; one
-    that leaves the size of its images open is fed images of `input_hw`.
+    that leaves the size of its images open is fed images of `input_hw`. The precision of a file is
+    that in which most of its convolutions and products are executed; another than was asked for is
+    refused.
     """
     if rounds < 1:
         raise UserError(f"--rounds {rounds}: at least 1")
@@ -39,14 +43,19 @@ def bench(
     found = [
         _entrant(path, runtime=runtime, precision=precision, threads=threads) for path in models
     ]
-    entrants = _named_apart([replace(entrant, input_hw=input_hw) for entrant in found])
+    named = zip(found, names_apart(models), strict=True)
+    entrants = [replace(entrant, name=name, input_hw=input_hw) for entrant, name in named]
     if crowd and any(entrant.runtime == "tensorrt" for entrant in entrants):
         raise UserError("--throughput counts requests on the cores of a CPU: leave it for TensorRT")
+    held = [
+        entrant.precision if path.is_dir() else _executed(entrant, precision)
+        for path, entrant in zip(models, entrants, strict=True)
+    ]
     laps = race(entrants, rounds=rounds)
     machine = detect_cpu()
     rows = []
-    for entrant, lap in zip(entrants, laps, strict=True):
-        row = _row(entrant, lap, laps[0])
+    for entrant, lap, own in zip(entrants, laps, held, strict=True):
+        row = _row(replace(entrant, precision=own), lap, laps[0])
         if crowd:
             row["throughput_fps"] = round(throughput(entrant, machine.cores), 2)
             row["streams"] = machine.cores
@@ -72,7 +81,7 @@ def _entrant(
             precision=card["precision"],
             threads=threads or int(card["threads"]),
         )
-    own = {".onnx": runtime or "onnxruntime", ".xml": "openvino"}.get(path.suffix)
+    own = {".onnx": runtime or "onnxruntime", ".xml": "openvino"}.get(path.suffix.lower())
     if own is None:
         raise UserError(f"{path} is neither a bundle nor an .onnx or .xml file")
     if not path.exists():
@@ -82,12 +91,33 @@ def _entrant(
     )
 
 
-def _named_apart(entrants: list[Entrant]) -> list[Entrant]:
-    """Give models of the same name the names of their folders too."""
-    names = [entrant.name for entrant in entrants]
+def _executed(entrant: Entrant, asked: str | None) -> str:
+    """Return the precision in which a file is executed; refuse another than was asked for."""
+    found = dominant(executed(entrant))
+    unread = found == "unknown" and asked == "f32"  # nothing in it multiplies
+    if asked is not None and found != asked and not unread:
+        raise UserError(
+            f"{entrant.name}: {entrant.runtime} executes {found}, not {asked}: leave out "
+            "--precision, or give a model that holds it (heat export --precision makes one)"
+        )
+    return found
+
+
+def names_apart(paths: Sequence[Path]) -> list[str]:
+    """Name models after their files; of the same name, after their folders too, or by number."""
+    files = [path.absolute() for path in paths]
+    names = {path: path.name if path.is_dir() else path.stem for path in files}
+    for depth in range(1, max(len(path.parts) for path in files) + 1):
+        taken = Counter(names.values())
+        names = {
+            path: "/".join(path.parts[-depth:]) if taken[name] > 1 else name
+            for path, name in names.items()
+        }
     return [
-        replace(e, name=f"{e.model.parent.parent.name}/{e.name}") if names.count(e.name) > 1 else e
-        for e in entrants
+        f"{names[path]} ({files[: index + 1].count(path)})"
+        if files.count(path) > 1
+        else names[path]
+        for index, path in enumerate(files)
     ]
 
 

@@ -1,10 +1,12 @@
 """`heat build`: the whole chain, going on where it was interrupted."""
 
 import json
+import math
 import sys
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from deploy.form import RUNTIME_OF, Format
@@ -68,7 +70,7 @@ def build(
     """Plan, profile, train the supernet, thin, train, export, evaluate; finished stages stand."""
     limits = Limits(target_fps=target_fps)
     TrainConfig(seed=seed)  # refused now, not after the profile
-    if not minutes > 0:
+    if not (math.isfinite(minutes) and minutes > 0):
         raise UserError(f"--minutes {minutes:g}: a positive number")
     if RUNTIME_OF[format] != target.runtime:
         raise UserError(
@@ -83,7 +85,7 @@ def build(
     ]
     refuse_impossible([(smallest, (target,), (limits,)) for smallest in spaces])
     asked = {
-        "data": str(data.root),
+        "data": str(data.root.absolute()),
         "target_fps": target_fps,
         "device": target.name,
         "runtime": target.runtime,
@@ -142,6 +144,7 @@ def _plan(
 ) -> dict[str, Any]:
     stands = workspace.stage("plan")
     if stands is not None:
+        stands = {**stands, "data": str(Path(stands["data"]).absolute())}
         different = [key for key, value in asked.items() if stands.get(key) != value]
         if different:
             raise UserError(

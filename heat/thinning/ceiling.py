@@ -13,11 +13,13 @@ no operator is less than one of them. Half of that is taken.
 """
 
 from collections.abc import Sequence
+from itertools import product
 
+from latency_tables.costs import size_mb
 from latency_tables.devices import Target
 from supernet.counting import count_macs
 from supernet.errors import UserError
-from supernet.heatdetr.architecture import GLOBAL_KINDS, WIDTH_STEP, Architecture
+from supernet.heatdetr.architecture import GLOBAL_KINDS, LOCAL_OPERATORS, WIDTH_STEP, Architecture
 from supernet.heatdetr.supernet import SearchSpace
 
 from .limits import Limits
@@ -63,8 +65,32 @@ def smallest_networks(space: SearchSpace) -> list[Architecture]:
     ]
 
 
+def smallest_mb(space: SearchSpace, target: Target) -> float:
+    """Return the size of the smallest ONNX file of the space, in MiB: counted, not measured."""
+    return min(
+        size_mb(network.with_(blocks=blocks), target.setting)
+        for network in smallest_networks(space)
+        for blocks in product(LOCAL_OPERATORS, repeat=4)
+    )
+
+
+def _too_large(space: SearchSpace, target: Target, limit: Limits) -> str | None:
+    """Say which limit of size or memory no network keeps: a process holds its weights at least."""
+    limits = {"--max-size-mb": limit.max_size_mb, "--max-memory-mb": limit.max_memory_mb}
+    if not limit.weigh:
+        return None
+    least = smallest_mb(space, target)
+    for flag, most in limits.items():
+        if most is not None and most < least:
+            return f"{flag} {most:g}: the smallest network of the space has {least:.2f} MiB"
+    return None
+
+
 def _refusal(space: SearchSpace, targets: Sequence[Target], limits: Sequence[Limits]) -> str | None:
     for target, limit in zip(targets, limits, strict=True):
+        large = _too_large(space, target, limit)
+        if large is not None:
+            return large
         highest = ceiling_fps(space, target)
         if limit.fps > highest:
             height, width = space.template.input_size

@@ -52,8 +52,11 @@ def check_storage(url: str) -> None:
     try:
         address = sqlalchemy.make_url(url)
         if address.get_backend_name() == "sqlite":
-            if address.database and address.database != ":memory:":
-                _check_sqlite(url, Path(address.database))
+            if not address.database or ":memory:" in address.database:
+                raise UserError(
+                    f"--study {url} keeps nothing: give sqlite:///FILE.db, or leave it out"
+                )
+            _check_sqlite(url, Path(address.database))
             return
         engine = sqlalchemy.create_engine(address)
         try:
@@ -62,6 +65,13 @@ def check_storage(url: str) -> None:
             engine.dispose()
     except UserError:
         raise
+    except ModuleNotFoundError as error:
+        if "psycopg" not in str(error.name):
+            raise _unusable(url, error) from None
+        raise UserError(
+            f"--study {url} needs psycopg: pip install 'heatdetr[postgresql]' and give it as "
+            "postgresql+psycopg://..."
+        ) from None
     except Exception as error:
         raise _unusable(url, error) from None
 

@@ -1,5 +1,6 @@
 """How a training run is carried out, and what it reports when it is finished."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,11 @@ from .deadline import Budget
 
 Judge = Callable[[Any], Mapping[str, float]]
 """Scores a network, for instance by its AP; a score that is not known is left out."""
+
+
+def most_workers() -> int:
+    """Return how many processes may load images: eight a core, or 32 on a small machine."""
+    return max(32, 8 * (os.cpu_count() or 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +48,8 @@ class Running:
         """Refuse what no run can be carried out with."""
         if self.workers is not None and self.workers < 0:
             raise UserError(f"--workers {self.workers}: 0 or more processes")
+        if self.workers is not None and self.workers > most_workers():
+            raise UserError(f"--workers {self.workers}: at most {most_workers()} processes here")
         if self.judge_every < 0:
             raise UserError(f"--eval-every {self.judge_every}: epochs, or 0 for no evaluation")
         if self.patience is None:
