@@ -406,7 +406,10 @@ def test_memory_and_size_are_limits_too(profiled: Profiled, tmp_path: Path) -> N
     code, tight, errors = run("thin", "--target-fps", 1, "--max-memory-mb", memory, *SMALL, *out)
     assert code == 0 and tight["measured_memory_mb"] <= memory, errors
     assert tight["predicted_memory_mb"] is not None
-    assert "memory" in fails(3, "thin", "--target-fps", 1, "--max-memory-mb", 1, *SMALL, *out)
+    assert "--max-memory-mb 1" in fails(
+        2, "thin", "--target-fps", 1, "--max-memory-mb", 1, *SMALL, *out
+    )
+    assert "memory" in fails(3, "thin", "--target-fps", 1, "--max-memory-mb", 5, *SMALL, *out)
     assert "--max-size-mb 0" in fails(2, "thin", "--target-fps", 1, "--max-size-mb", 0, *out)
 
 
