@@ -7,9 +7,9 @@ the samples included (`table_file.py`).
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from supernet.errors import TableError
 from supernet.heatdetr.architecture import Architecture
@@ -249,9 +249,9 @@ class LatencyTable:
         samples, networks, history = self.samples, self.networks, self.history
         self.samples, self.networks, self.history = [], [], []
         self.add(
-            [sample for sample in other.samples if sample not in set(samples)],
-            [network for network in other.networks if network not in set(networks)],
-            [moment for moment in other.history if moment not in set(history)],
+            _without(other.samples, samples),
+            _without(other.networks, networks),
+            _without(other.history, history),
         )
         self.add(samples, networks, history)
         self.rows = other.rows | self.rows
@@ -261,6 +261,14 @@ class LatencyTable:
         self.facts = other.facts | self.facts
         if self.samples:
             self.refit()
+
+
+T = TypeVar("T", bound=Hashable)
+
+
+def _without(found: Iterable[T], known: Iterable[T]) -> list[T]:
+    held = set(known)
+    return [item for item in found if item not in held]
 
 
 def _distance(a: Entry, b: Entry) -> float:

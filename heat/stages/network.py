@@ -40,9 +40,9 @@ def load_network(
     path = workspace.train / "weights.safetensors"
     thinned = Architecture.load(workspace.architecture) if workspace.architecture.exists() else None
     info = read_info(path) if path.exists() else None
+    if info is None and which == "trained":
+        raise UserError(f"--network trained: there is no {path}: heat train makes it")
     if thinned is None and (info is None or which == "thinned"):
-        if which == "trained":
-            raise UserError(f"--network trained: there is no {path}: heat train makes it")
         workspace.need("thin", "heat thin --target-fps FPS")
         thinned = Architecture.load(workspace.architecture)  # names the file that is gone
     if info is not None:
@@ -66,8 +66,6 @@ def load_network(
             facts = {"epoch": info.epoch, "epochs": info.epochs, **info.facts}
             facts.pop("history", None)
             return network.eval(), list(info.names), facts
-    elif which == "trained":
-        raise UserError(f"--network trained: there is no {path}: heat train makes it")
     assert thinned is not None
     torch.manual_seed(0)
     names = [f"class_{index}" for index in range(thinned.num_classes)]

@@ -137,31 +137,8 @@ def _fine(entry: Entry, channels: int) -> Shape:
     return (channels, entry.h, entry.w)
 
 
-def _ffn_macs(entry: Entry, pooled: bool) -> Macs:
-    _, height, width = _coarse(entry, 0) if pooled else _fine(entry, 0)
-    return Macs(8 * entry.d_in**2 * height * width)
-
-
-def _lat_macs(entry: Entry, pooled: bool) -> Macs:
-    _, height, width = _coarse(entry, 0) if pooled else _fine(entry, 0)
-    return conv_macs(entry.d_in, entry.d_out, 1, height * width)
-
-
-def _lat_params(entry: Entry) -> int:
-    return conv_params(entry.d_in, entry.d_out, 1)
-
-
 def _inherit_fuse(old: Fuse, new: Fuse, streams: Streams) -> None:
     copy_conv(old.align, new.align, streams.own, streams.before)
-
-
-def _inherit_lateral(stage: int) -> Inherit:
-    """Return how a projection of a stage's map is copied."""
-
-    def inherit(old: Lateral, new: Lateral, streams: Streams) -> None:
-        copy_conv(old.conv, new.conv, streams.own, streams.stages[stage - 1])
-
-    return inherit
 
 
 def _inherit_ffn(old: PoolFFN, new: PoolFFN, streams: Streams) -> None:
@@ -172,6 +149,47 @@ def _ffn_scales(unit: PoolFFN) -> list[Tensor]:
     return [unit.ffn.fc2.bn.weight.abs()]
 
 
+def _lateral(stage: int, *, pool: bool) -> Operator:
+    """Return the projection of a stage's map, which may be pooled first."""
+    side = _coarse if pool else _fine
+
+    def macs(entry: Entry) -> Macs:
+        _, height, width = side(entry, entry.d_out)
+        return conv_macs(entry.d_in, entry.d_out, 1, height * width)
+
+    def inherit(old: Lateral, new: Lateral, streams: Streams) -> None:
+        copy_conv(old.conv, new.conv, streams.own, streams.stages[stage - 1])
+
+    return Operator(
+        build=lambda entry: Lateral(entry.d_in, entry.d_out, pool=pool),
+        macs=macs,
+        params=lambda entry: conv_params(entry.d_in, entry.d_out, 1),
+        inputs=lambda entry: (_fine(entry, entry.d_in),),
+        outputs=lambda entry: (side(entry, entry.d_out),),
+        inherit=inherit,
+    )
+
+
+def _ffn(*, pool: bool) -> Operator:
+    """Return the feed-forward layer of a sum; of its maps the first may be pooled."""
+    side = _coarse if pool else _fine
+
+    def macs(entry: Entry) -> Macs:
+        _, height, width = side(entry, entry.d_out)
+        return Macs(8 * entry.d_in**2 * height * width)
+
+    return Operator(
+        build=lambda entry: PoolFFN(entry.d_in, pool=pool),
+        macs=macs,
+        params=lambda entry: FeedForward.params(entry.d_in),
+        inputs=lambda entry: (_fine(entry, entry.d_in), side(entry, entry.d_in)),
+        outputs=lambda entry: (side(entry, entry.d_out),),
+        hidden=4,
+        inherit=_inherit_ffn,
+        scales=_ffn_scales,
+    )
+
+
 FUSE = Operator(
     build=lambda entry: Fuse(entry.d_in, entry.d_out),
     macs=lambda entry: conv_macs(entry.d_in, entry.d_out, 3, entry.h * entry.w),
@@ -180,42 +198,10 @@ FUSE = Operator(
     outputs=lambda entry: (_fine(entry, entry.d_out),),
     inherit=_inherit_fuse,
 )
-LAT1 = Operator(
-    build=lambda entry: Lateral(entry.d_in, entry.d_out, pool=True),
-    macs=lambda entry: _lat_macs(entry, True),
-    params=_lat_params,
-    inputs=lambda entry: (_fine(entry, entry.d_in),),
-    outputs=lambda entry: (_coarse(entry, entry.d_out),),
-    inherit=_inherit_lateral(2),
-)
-LAT2 = Operator(
-    build=lambda entry: Lateral(entry.d_in, entry.d_out, pool=False),
-    macs=lambda entry: _lat_macs(entry, False),
-    params=_lat_params,
-    inputs=lambda entry: (_fine(entry, entry.d_in),),
-    outputs=lambda entry: (_fine(entry, entry.d_out),),
-    inherit=_inherit_lateral(3),
-)
-FFN1 = Operator(
-    build=lambda entry: PoolFFN(entry.d_in, pool=False),
-    macs=lambda entry: _ffn_macs(entry, False),
-    params=lambda entry: FeedForward.params(entry.d_in),
-    inputs=lambda entry: (_fine(entry, entry.d_in), _fine(entry, entry.d_in)),
-    outputs=lambda entry: (_fine(entry, entry.d_out),),
-    hidden=4,
-    inherit=_inherit_ffn,
-    scales=_ffn_scales,
-)
-FFN2 = Operator(
-    build=lambda entry: PoolFFN(entry.d_in, pool=True),
-    macs=lambda entry: _ffn_macs(entry, True),
-    params=lambda entry: FeedForward.params(entry.d_in),
-    inputs=lambda entry: (_fine(entry, entry.d_in), _coarse(entry, entry.d_in)),
-    outputs=lambda entry: (_coarse(entry, entry.d_out),),
-    hidden=4,
-    inherit=_inherit_ffn,
-    scales=_ffn_scales,
-)
+LAT1 = _lateral(2, pool=True)
+LAT2 = _lateral(3, pool=False)
+FFN1 = _ffn(pool=False)
+FFN2 = _ffn(pool=True)
 UP4 = Operator(
     build=lambda entry: UpAdd(),
     macs=no_macs,

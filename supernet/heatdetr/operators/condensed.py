@@ -8,6 +8,7 @@ Shape suffixes: B batch, D channels, N heads, E = 32 channels of a head, T token
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -188,29 +189,16 @@ ACT = Operator(
     inherit=original.inherit,
     scales=attention_scales,
 )
-ENACT = Operator(
+POOL = replace(
+    ACT,
+    build=lambda entry: PoolBlock(entry.d_in, entry.window),
+    macs=_pool_macs,
+    parameters=("window",),
+)
+ENACT = replace(
+    POOL,
     build=lambda entry: EnactBlock(entry.d_in, entry.window),
     macs=_enact_macs,
     params=lambda entry: enact_params(entry.d_in),
-    inputs=same_shape,
-    outputs=same_shape,
-    keeps_map=True,
-    hidden=4,
-    weights_of="oa",
-    parameters=("window",),
     inherit=inherit_scored,
-    scales=attention_scales,
-)
-POOL = Operator(
-    build=lambda entry: PoolBlock(entry.d_in, entry.window),
-    macs=_pool_macs,
-    params=lambda entry: params_of(entry.d_in),
-    inputs=same_shape,
-    outputs=same_shape,
-    keeps_map=True,
-    hidden=4,
-    weights_of="oa",
-    parameters=("window",),
-    inherit=original.inherit,
-    scales=attention_scales,
 )

@@ -6,6 +6,7 @@ Shape suffixes: B batch, D channels, H/W map cells, G windows, N heads, T = 49 t
 """
 
 import copy
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -251,16 +252,9 @@ WMSA = Operator(
     inherit=_inherit,
     scales=attention_scales,
 )
-SWMSA = Operator(
+SWMSA = replace(
+    WMSA,
     build=lambda entry: WindowBlock(entry.d_in, shifted=True),
-    macs=_macs,
-    params=_params,
-    inputs=same_shape,
-    outputs=same_shape,
-    keeps_map=True,
-    hidden=4,
     letter="S",
     reduction="SR",
-    inherit=_inherit,
-    scales=attention_scales,
 )
