@@ -2,9 +2,6 @@
 
 import datetime
 import json
-import re
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -26,6 +23,7 @@ from .gate import check_ap, check_batch, check_executed, check_parity
 from .judge import Judge
 from .parity import MIN_IOU, Parity
 from .standalone import detect_script
+from .whole_folder import replacing_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +69,7 @@ def export_bundle(
         "input": json.dumps(_input_facts(architecture.input_size)),
         "architecture": architecture.to_json(),
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _tidy(folder)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    scratch.chmod(0o755)
-    opened = ExitStack()
-    try:
+    with replacing_folder(folder) as scratch, ExitStack() as opened:
         graph = form.graph(network, plan, metadata)
         model, typed = form.write(graph, scratch, metadata)
         session = raw_session = opened.enter_context(form.open(graph, model))
@@ -127,10 +120,6 @@ def export_bundle(
             "files": {path.name: file_hash(path) for path in sorted(scratch.iterdir())},
         }
         write_card(scratch, card)
-        _swap(scratch, folder)
-    finally:
-        opened.close()
-        shutil.rmtree(scratch, ignore_errors=True)
     return Exported(folder, card, parity, speed)
 
 
@@ -166,24 +155,3 @@ def _input_facts(size: tuple[int, int]) -> dict[str, Any]:
 def write_card(folder: Path, card: dict[str, Any]) -> None:
     """Write `card.json` atomically."""
     write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
-
-
-def _tidy(folder: Path) -> None:
-    """Put back the old bundle, where an export was killed in the swap, and remove its remains."""
-    old = folder.with_name(f".{folder.name}.old")
-    if old.is_dir() and not folder.exists():
-        old.rename(folder)
-    left = re.compile(rf"\.{re.escape(folder.name)}\.([a-z0-9_]{{8}}|old)")  # as mkdtemp names
-    for path in folder.parent.iterdir():
-        if left.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _swap(scratch: Path, folder: Path) -> None:
-    """Put the finished folder in place; the old one stays until then."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    scratch.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

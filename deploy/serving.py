@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from supernet.errors import PromiseError, UserError
 from .edge.runtimes import OnnxRuntimeSession, open_session, openvino_core, openvino_properties
 from .feeds import DTYPES, Side, sides_of
 from .serving_text import readme
+from .whole_folder import replacing_folder
 
 LAYOUTS = {"onnx": "triton", "openvino": "ovms"}
 """Which server runs a bundle of a format."""
@@ -69,36 +69,26 @@ def write_serving(bundle: Path, card: dict[str, Any], folder: Path, name: str) -
     """
     layout = layout_of(card["model_format"])
     target = folder / layout
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{layout}.", dir=folder))
-    scratch.chmod(0o755)
     try:
-        version = scratch / name / "1"
-        version.mkdir(parents=True)
-        model = Path(card["model"])
-        for file in {model, model.with_suffix(".bin")}:
-            if (bundle / file).exists():
-                _link(bundle / file, version / file)
-        inputs, outputs = _declared_by(version / model, card)
-        if layout == "triton":
-            (scratch / name / "config.pbtxt").write_text(
-                triton_config(name, inputs, outputs, card), encoding="utf-8"
-            )
-        else:
-            (scratch / "config.json").write_text(ovms_config(name, card), encoding="utf-8")
-        tensors = [tensor.words for tensor in inputs], [tensor.words for tensor in outputs]
-        text = readme(layout, name, card, *tensors)
-        (scratch / "README.txt").write_text(text, encoding="utf-8")
-        old = folder / f".{layout}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        scratch.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        with replacing_folder(target) as scratch:
+            version = scratch / name / "1"
+            version.mkdir(parents=True)
+            model = Path(card["model"])
+            for file in {model, model.with_suffix(".bin")}:
+                if (bundle / file).exists():
+                    _link(bundle / file, version / file)
+            inputs, outputs = _declared_by(version / model, card)
+            if layout == "triton":
+                (scratch / name / "config.pbtxt").write_text(
+                    triton_config(name, inputs, outputs, card), encoding="utf-8"
+                )
+            else:
+                (scratch / "config.json").write_text(ovms_config(name, card), encoding="utf-8")
+            tensors = [tensor.words for tensor in inputs], [tensor.words for tensor in outputs]
+            text = readme(layout, name, card, *tensors)
+            (scratch / "README.txt").write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 

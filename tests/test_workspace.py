@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deploy.export import _tidy
+from deploy.whole_folder import tidy
 from heat.commands.find import recorded_data
 from heat.commands.fleet_file import read_fleet
 from heat.workspace import Workspace
@@ -131,11 +131,11 @@ def test_a_bundle_survives_an_export_that_was_killed_in_the_swap(tmp_path: Path)
     scratch, other = tmp_path / ".b[1]undle.abcd_123", tmp_path / ".b[1]undle.other.abcd1234"
     scratch.mkdir()
     other.mkdir()  # the scratch of a bundle called b[1]undle.other
-    _tidy(folder)
+    tidy(folder)
     assert (folder / "card.json").exists() and not old.exists()
     assert not scratch.exists() and other.exists()
     old.mkdir()  # both are there: the new one had its name already
-    _tidy(folder)
+    tidy(folder)
     assert (folder / "card.json").exists() and not old.exists()
 
 
