@@ -1,11 +1,11 @@
-"""What each part of network and recipe is worth: AP without it, short runs on small data.
+"""Ablations of network and recipe: AP without each part, by short runs on small data.
 
     python benchmarks/ablations.py --data bccd --work DIR --name bccd
     python benchmarks/ablations.py --set recipe --data bccd --work DIR --epochs 60 --name bccd
 
-Each variant is trained with every seed by the same recipe and scored on val; what is finished
-stands, what is missing is trained on the next call. Parts that are left out take their
-multiply-adds with them, which are told. The last line is one JSON object; with --name it goes to
+Each variant is trained with every seed by the same recipe and scored on val; finished runs are
+kept, missing ones are trained on the next call. Removing a part also removes its multiply-adds,
+which are reported. The last line is one JSON object; with --name it goes to
 benchmarks/results/parts/ or recipe/.
 """
 
@@ -56,7 +56,7 @@ class First(nn.Module):
     """SAM's joint without its coarse input."""
 
     def __init__(self, align: nn.Module) -> None:
-        """Keep the convolution."""
+        """Take over the convolution of the original joint."""
         super().__init__()
         self.align = align
 
@@ -86,7 +86,7 @@ class WithoutSam(Detector):
 
 
 class WithoutTcm(Detector):
-    """The head directly behind SCM."""
+    """SCM followed directly by the head, without TCM."""
 
     def __init__(self, architecture: Architecture) -> None:
         """Replace TCM."""
@@ -97,10 +97,10 @@ class WithoutTcm(Detector):
 
 
 class LevelDecode(Decode):
-    """Anchors of three levels in a row, one for each cell."""
+    """Anchors of three levels, concatenated; one for each cell."""
 
     def anchors(self, h: int, w: int) -> Array:
-        """Return the anchors of strides 16, 32 and 64; the size of the map says nothing."""
+        """Return the anchors of strides 16, 32 and 64; the size of the map is not used."""
         import numpy as np
 
         height, width = self.image_size
@@ -127,7 +127,7 @@ class MultiLevel(Detector):
         )
 
     def wire(self, call: Call, image: Any) -> Any:
-        """Run TCM and head on each level, and join what they say."""
+        """Run TCM and head on each level, and concatenate their outputs."""
         _, l2, p3, l4 = self.wire_backbone(call, image)
         l3 = self._wire_sam(call, 4, p3, l4)
         logits, deltas = [], []
@@ -144,7 +144,7 @@ class MultiLevel(Detector):
 def quality_loss(
     logits_BAKhw: Tensor, deltas_BA4hw: Tensor, targets: Sequence[GroundTruth], decode: Decode
 ) -> Loss:
-    """Match as `detection_loss` does, but let positives learn the IoU of the box they give.
+    """Match as `detection_loss` does, but with the predicted box's IoU as target of positives.
 
     Zhang et al. 2021, VarifocalNet.
     """
@@ -177,18 +177,18 @@ def quality_loss(
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What is changed."""
+    """The changes of one variant."""
 
     build: Callable[[Architecture], Detector] = Detector
     stride: int = 32
     shape: Mapping[str, Any] = field(default_factory=dict)
-    """Of the architecture."""
+    """Changed fields of the architecture."""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """Of the recipe."""
+    """Changed fields of the recipe."""
     augment: Mapping[str, Any] = field(default_factory=dict)
-    """Of its augmentation."""
+    """Changed fields of the augmentation."""
     k: int = 4
-    """Of the matching."""
+    """Changed fields of the matching."""
     loss: Any = supernet.train.uniform.detection_loss
 
 

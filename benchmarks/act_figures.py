@@ -1,13 +1,14 @@
-"""ACT's figures: chance of sharing a code, error by rounds and buckets, prototypes, clusters.
+"""ACT's figures: probability of sharing a code, error by hashes and buckets, clusters.
 
     python benchmarks/act_figures.py --work DIR --data DIR --name bccd
 
-`--work` is the workspace of a trained DETR (`heat train`, `heat adopt`). Four pictures: the chance
-that two vectors share a code against their distance, by the closed form and by draws of the very
-hash; the error of what the encoder's first layer reads against rounds L and width r of buckets (the
-paper's Figure 6); clusters as a share of the tokens by layer and L (Figure 9); and the clusters of
-one head in each layer, painted on an image (Figure 8). Queries are those of real images. The last
-line is one JSON object; with --name all of it goes to benchmarks/results/act-figures/NAME/.
+`--work` is the workspace of a trained DETR (`heat train`, `heat adopt`). Four figures: the
+probability that two vectors share a code against their distance, by the closed form and by sampling
+hash functions; the attention error of the encoder's first layer against the number of hashes L and
+bucket width r (the paper's Figure 6); clusters as a share of the tokens by layer and L (Figure 9);
+and the clusters of one head in each layer, painted on an image (Figure 8). Queries are those of
+real images. The last line is one JSON object; with --name all of it goes to
+benchmarks/results/act-figures/NAME/.
 """
 
 import argparse
@@ -40,17 +41,17 @@ SEEDS = 5
 
 
 class Recording(Attention):
-    """Exact attention that remembers queries, keys and values."""
+    """Exact attention that records queries, keys and values."""
 
     def __init__(self) -> None:
-        """Remember nothing yet."""
+        """Start with no records."""
         super().__init__()
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def attend(
         self, q_BHNE: Tensor, k_BHME: Tensor, v_BHME: Tensor, pad_BM: Tensor | None = None
     ) -> Tensor:
-        """Attend, and remember."""
+        """Attend, and record the inputs."""
         self.seen.append((q_BHNE, k_BHME, v_BHME))
         return super().attend(q_BHNE, k_BHME, v_BHME, pad_BM)
 
@@ -69,7 +70,7 @@ def record(network: Host, data: DetectionSet, count: int) -> list[Recording]:
 
 
 def collisions() -> dict[str, list[float]]:
-    """Return the chance by the closed form, and by draws."""
+    """Return the probability of sharing a code by the closed form, and by sampling hashes."""
     drawn = []
     for distance in DISTANCES:
         x, step = torch.randn(4000, 1, 32), torch.randn(4000, 1, 32)
@@ -85,7 +86,7 @@ def collisions() -> dict[str, list[float]]:
 
 @torch.inference_mode()
 def errors(core: Recording) -> dict[str, dict[str, float]]:
-    """Return the mean squared error of what is read, and the share of clusters, by L and r."""
+    """Return the mean squared error of the attention, and the share of clusters, by L and r."""
     found: dict[str, dict[str, float]] = {}
     for rounds in ROUNDS:
         for bucket in BUCKETS:
@@ -105,7 +106,7 @@ def errors(core: Recording) -> dict[str, dict[str, float]]:
 
 @torch.inference_mode()
 def prototypes(cores: list[Recording]) -> dict[str, list[list[float]]]:
-    """Return clusters as a share of the tokens by rounds, in each layer, for each hash."""
+    """Return clusters as a share of the tokens by L, in each layer, for each seed."""
     found: dict[str, list[list[float]]] = {}
     for rounds in ROUNDS:
         found[str(rounds)] = []

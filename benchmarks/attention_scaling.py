@@ -4,11 +4,11 @@
 
 A layer of 256 channels and 8 heads with its four projections, batch 1: all pairs (SDPA in torch),
 ACT with at most 1/2, 1/4, 1/8 of the tokens as clusters, and with 256 clusters whatever the tokens,
-ENACT and plain means with windows of 6. All are the static forms that are deployed. At each size
-the layers run in one race, a process for each; torch's are timed in turns in fresh processes too.
-Exponents are fitted over the three largest sizes; a crossover is the smallest size from which on
-a layer is faster than all pairs, on the line between two sizes. Memory is the process's peak
-beyond that of the smallest size. With --runtime torch what is kept for the gradient is told too.
+ENACT and average pooling with windows of 6. All are the static graphs that are deployed. At each
+size the layers run in one race, a process for each; torch's are timed in turns in fresh processes
+too. Exponents are fitted over the three largest sizes; a crossover is the smallest size from which
+on a layer is faster than all pairs, on the line between two sizes. Memory is the process's peak
+beyond that of the smallest size. With --runtime torch memory kept for the gradient is reported too.
 The last line is one JSON object; with --name it goes to benchmarks/results/attention-scaling/, and
 a figure beside it.
 """
@@ -47,7 +47,7 @@ KINDS = ("exact", "act 1/2", "act 1/4", "act 1/8", f"act {FIXED}", "enact 6", "p
 
 
 def core_of(kind: str, tokens: int) -> Attention:
-    """Return a core by its name."""
+    """Return an attention core by its name."""
     name, _, size = kind.partition(" ")
     if name == "act":
         bound = tokens // int(size[2:]) if "/" in size else int(size)
@@ -58,7 +58,7 @@ def core_of(kind: str, tokens: int) -> Attention:
 
 
 def layer_of(kind: str, tokens: int) -> MultiheadAttention:
-    """Return a layer of random weights."""
+    """Return a layer with random weights."""
     torch.manual_seed(0)
     return MultiheadAttention(WIDTH, HEADS, core_of(kind, tokens)).eval()
 
@@ -117,7 +117,7 @@ def race_in_runtime(
 
 
 def kept_for_gradient(tokens: int) -> dict[str, float]:
-    """Return MiB that a core keeps for the gradient, beside that of materialised attention."""
+    """Return MiB that each core keeps for the gradient, and those of materialised attention."""
 
     def kept(run: Any) -> float:
         sizes: dict[int, int] = {}
@@ -153,13 +153,13 @@ def kept_for_gradient(tokens: int) -> dict[str, float]:
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
-    """Return the slope of the logarithms over the three largest sizes."""
+    """Return the slope of log time against log tokens over the three largest sizes."""
     x, y = np.log(sizes[-3:]), np.log(values[-3:])
     return round(float(np.polyfit(x, y, 1)[0]), 3)
 
 
 def crossover(sizes: list[int], values: list[float], exact: list[float]) -> float | None:
-    """Return from how many tokens on a layer is the faster one; None if it never is."""
+    """Return the number of tokens from which on a layer is the faster one; None if it never is."""
     gaps = [math.log(a / b) for a, b in zip(values, exact, strict=True)]
     if gaps[-1] >= 0:
         return None
@@ -171,7 +171,7 @@ def crossover(sizes: list[int], values: list[float], exact: list[float]) -> floa
 
 
 def draw(sizes: list[int], rows: dict[str, dict[str, list[float]]], title: str, path: Path) -> None:
-    """Draw time and memory."""
+    """Plot time and memory against tokens."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")

@@ -1,15 +1,15 @@
-"""What a training step and detection lose beside one busy process, by how their threads wait.
+"""Slowdown of a training step and of detection beside a busy process, by how threads wait.
 
     PYTHONPATH=. python benchmarks/beside.py train --minutes 7 --name train
     PYTHONPATH=. python benchmarks/beside.py detect --minutes 5 --name detect
 
-Entrants are processes that differ in how many threads they have and how these wait. In every round
+Entrants are processes that differ in their number of threads and how these wait. In every round
 each has a turn alone, beside a plain Python loop, and beside another training with two threads that
-wait as torch lets them; what is beside is stopped in between. It runs in a session of its own, as
-what is started in another terminal does: with Linux's autogroup a session, not a process, has its
-share of a core. Training is nano at 320x320 in batches of 8, detection nano at 448x448. Medians
-count: beside over alone, and over the fastest entrant of the same kind alone. The last line is one
-JSON object; with --name it goes to benchmarks/results/beside/.
+wait as by torch's default; the other process is stopped in between. It runs in a session of its
+own, as a program started in another terminal does: with Linux's autogroup, CPU time is shared among
+sessions, not processes. Training is nano at 320x320 in batches of 8, detection nano at 448x448.
+Reported are medians: beside over alone, and over the fastest entrant of the same kind alone. The
+last line is one JSON object; with --name it goes to benchmarks/results/beside/.
 """
 
 import argparse
@@ -46,14 +46,14 @@ LOOP = (
     "-c",
     "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n for _ in range(10**6): pass",
 )
-"""Ends with the benchmark, however that ends."""
+"""The plain Python loop; it ends when the benchmark does, even if that is killed."""
 BRIEF = {"GOMP_SPINCOUNT": "10000"}
 ONE = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """One way to run."""
+    """One configuration of threads."""
 
     name: str
     kind: str
@@ -85,7 +85,7 @@ ENTRANTS = {
 
 
 class Racer:
-    """The other end of a process that is timed."""
+    """A timed process (`beside_worker.py`) and its pipes."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         """Wait until it is ready."""
@@ -93,12 +93,12 @@ class Racer:
         self._read()
 
     def turn(self, seconds: float, count: int) -> list[float]:
-        """Return the milliseconds of its runs."""
+        """Run a turn and return the milliseconds of its runs."""
         self.ask(seconds, count)
         return list(self._read())
 
     def ask(self, seconds: float, count: int) -> None:
-        """Start a turn."""
+        """Start a turn without waiting for its end."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{seconds} {count}\n")
         self.process.stdin.flush()

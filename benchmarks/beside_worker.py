@@ -1,9 +1,10 @@
-"""One process that `beside.py` times: it prints `{}` when it is ready, and obeys lines on stdin.
+"""A process that `beside.py` times: prints `{}` when ready, then runs turns as stdin requests.
 
     python benchmarks/beside_worker.py train FOLDER fixed|planned
     python benchmarks/beside_worker.py detect MODEL RUNTIME THREADS OPTIONS
 
-`SECONDS COUNT` runs for that long and at least so often; the answer is a list of milliseconds.
+A line `SECONDS COUNT` is a turn of at least that duration and number of runs; it is answered by a
+list of milliseconds.
 """
 
 import json
@@ -19,11 +20,11 @@ from typing import Any
 SIZE = (320, 320)
 BATCH = 8
 PLANNING_S = 4.0
-"""Training before a turn of a planned run, in which it sees what else runs."""
+"""Seconds of training before a turn of a planned run, in which it detects other load."""
 
 
 def turns() -> Iterator[tuple[float, int]]:
-    """Yield what every line of stdin asks for."""
+    """Yield the seconds and count of every line of stdin."""
     for line in sys.stdin:
         seconds, count = line.split()
         yield float(seconds), int(count)
@@ -35,7 +36,7 @@ def answer(samples: Any) -> None:
 
 
 def train(folder: Path, threads: str) -> None:
-    """Train nano with HEAT's own loop; a step is the time between two batches that it takes."""
+    """Train nano with HEAT's own loop; a step is the time between two requests for a batch."""
     from supernet.data.coco import load_split
     from supernet.heatdetr.architecture import preset
     from supernet.heatdetr.detector import Detector
@@ -54,7 +55,7 @@ def train(folder: Path, threads: str) -> None:
         planning.IGNORED_LOAD = float("inf")
 
     class Paced(DetectionTask):
-        """Hands out the same few batches, when it is asked to."""
+        """Yields the same few batches while a turn lasts."""
 
         def feed(self, config: Any, epochs: range, *_: Any) -> Iterator[Batch]:
             """Time the loop from one batch to the next; the first steps of a turn are not timed."""
@@ -82,7 +83,7 @@ def train(folder: Path, threads: str) -> None:
     config = replace(recipe("small"), batch_size=BATCH, epochs=1000)
     task = Paced(network, data)
     task.num_images = 10**7  # no epoch ends while it is timed
-    run_task(network, task, config, folder / f"run-{os.getpid()}", Running(restart=True))
+    run_task(task, config, folder / f"run-{os.getpid()}", Running(restart=True))
 
 
 def detect(model: str, runtime: str, threads: str, options: str) -> None:

@@ -1,10 +1,10 @@
-"""Runs `heat build` on a data set and keeps the proof: log, cards, ledger, pictures, report.
+"""Runs `heat build` on a data set and keeps its artefacts: log, cards, ledger, images, report.
 
     python benchmarks/build.py --data DIR --name bccd-cpu --target-fps 24 --threads 1 --minutes 35
 
-A build that was interrupted goes on; a finished one stands, and its proof is collected again. The
-same weights are then exported to OpenVINO too, so that both runtimes are compared with torch on
-20 real images. The last line is one JSON object.
+An interrupted build goes on; the artefacts of a finished one are collected again. The same weights
+are then exported to OpenVINO too, so that both runtimes are compared with torch on 20 real images.
+The last line is one JSON object.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
-PICTURES = 4
+IMAGES = 4
 
 
 def heat(*arguments: object, log: Path) -> dict[str, object]:
@@ -34,8 +34,8 @@ def heat(*arguments: object, log: Path) -> dict[str, object]:
 
 
 def mosaic(folder: Path) -> np.ndarray:
-    """Return the first detection pictures side by side, two in a row."""
-    paths = sorted(folder.glob("*.jpg"))[:PICTURES]
+    """Return the first images with detections as one image, two in a row."""
+    paths = sorted(folder.glob("*.jpg"))[:IMAGES]
     images = [cv2.resize(cv2.imread(str(path)), (640, 480)) for path in paths]
     rows = [np.hstack(images[i : i + 2]) for i in range(0, len(images) - 1, 2)]
     return np.vstack(rows)
@@ -61,10 +61,10 @@ def main() -> None:
     bundles = {name: given.workspace / f"bundle-{name}" for name in ("onnx", "openvino")}
     scored = heat("eval", "--bundle", bundles["openvino"], *out, log=log)
     torch = heat("eval", *out, log=log)
-    # Last, so that the workspace's record names what is deployed.
+    # Last, so that the workspace records the runtime that is deployed.
     onnx = heat("eval", "--bundle", bundles["onnx"], *out, log=log)
-    pictures = given.workspace / "detections"
-    heat("detect", bundles["onnx"], given.data / "val", "--save", pictures, log=log)
+    detections = given.workspace / "detections"
+    heat("detect", bundles["onnx"], given.data / "val", "--save", detections, log=log)
     heat("report", *out, log=log)
 
     folder = RESULTS / given.name
@@ -79,7 +79,7 @@ def main() -> None:
         given.workspace / "thin" / "architecture.json",
     ):
         shutil.copy(path, folder / path.name)
-    cv2.imwrite(str(folder / "detections.jpg"), mosaic(pictures))
+    cv2.imwrite(str(folder / "detections.jpg"), mosaic(detections))
     stages = json.loads((given.workspace / "run.json").read_text(encoding="utf-8"))["stages"]
     keys = ("target_fps", "predicted_fps", "measured_fps", "ratio", "threads", "model")
     print(

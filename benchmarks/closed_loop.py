@@ -4,12 +4,12 @@
 
 Each target is one `heat thin` and one `heat export`, in processes of their own, as a user runs
 them; the frame rate is the exported bundle's, sustained over the states of the machine that its
-latency table has seen (`ratios_now`: as the machine was in that minute). A target is `met` within
+latency table holds (`ratios_now`: in the machine's state of that minute). A target is `met` within
 [1, 1.05] of it, `infeasible` where `heat thin` says that the smallest network is too slow,
 `unthinned` where the whole space's network is faster than that, else `missed`. With --profile the
 table is measured by `heat profile` first, else by the first thinning; --global-block does so with
-that attention, and `moves` says when thinning put another in its place (AR). With --disturb another
-process burns a core in bursts the whole time. With --name the result is written to
+that attention, and `moves` shows when thinning replaced it (AR). With --disturb another process
+burns a core in bursts the whole time. With --name the result is written to
 benchmarks/results/closed-loop/. The last line is one JSON object.
 """
 
@@ -36,7 +36,7 @@ PROMISE_BROKEN = 3
 
 
 def heat(*arguments: object) -> tuple[int, dict[str, Any]]:
-    """Run a command; return its exit code and what it printed."""
+    """Run a command; return its exit code and its JSON result."""
     command = [sys.executable, "-m", "heat", *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     lines = done.stdout.strip().splitlines()
@@ -46,7 +46,7 @@ def heat(*arguments: object) -> tuple[int, dict[str, Any]]:
 
 
 def chosen_moves(out: Path) -> list[str]:
-    """Return what the ledger of the last thinning chose, in order."""
+    """Return the moves that the last thinning chose, in order."""
     with (out / "thin" / "thinning.csv").open(encoding="utf-8") as file:
         return [row["move"] for row in csv.DictReader(file) if row["chosen"] == "1"]
 

@@ -1,11 +1,11 @@
-"""The paper's three congestions on this CPU: LayerNorm, branches, and dependence on hardware.
+"""The paper's three bottlenecks ("congestions") on this CPU: LayerNorm, branches, hardware.
 
     python benchmarks/congestions.py [--threads 1] [--write]
 
 Stacks of twelve layers (width 192, 28x28) are timed against each other, interleaved, in every
-runtime and precision that this CPU executes. The paper says: BatchNorm for LayerNorm makes blocks
-13 to 21 % faster; branches cost time although they add few operations; which block is fastest
-depends on the hardware. The last line is one JSON object.
+runtime and precision that this CPU executes. The paper's claims: BatchNorm instead of LayerNorm
+makes blocks 13 to 21 % faster; branches cost time although they add few operations; which block is
+fastest depends on the hardware. The last line is one JSON object.
 """
 
 import argparse
@@ -31,9 +31,9 @@ PAPER_LN_TO_BN = (0.13, 0.21)
 
 
 def verdicts(ms: dict[str, float]) -> dict[str, Any]:
-    """Return the ratios that the congestions are about."""
+    """Return the ratios that test the three claims."""
     return {
-        # Share of time saved by folding the norm away.
+        # Share of time saved by BatchNorm, which is folded into its neighbours.
         "ln_to_bn_deit": round(1 - ms["DeiT-BN"] / ms["DeiT-LN"], 4),
         "ln_to_bn_swin": round(1 - ms["Swin-BN"] / ms["Swin-LN"], 4),
         "branches_cost": round(ms["RepCNN, branches"] / ms["RepCNN"] - 1, 4),

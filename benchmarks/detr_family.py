@@ -1,16 +1,16 @@
-"""AP curves of DETR, SAM-DETR and their ACT and ENACT forms, trained from scratch in the same way.
+"""AP curves of DETR, SAM-DETR and their ACT and ENACT variants, trained from scratch alike.
 
     python benchmarks/detr_family.py --data DIR --work DIR --epochs 60 --name bccd
 
-Small networks (ResNet-18 of 16 channels, cells of 16 pixels, 128 channels, three layers each) that
-a CPU trains; one recipe for all of them. Those of exact attention that learned something are also
-scored with ACT in their encoder, by five hashes each, as they are and after MTKD: once as the paper
-has it, once at two rounds, a higher learning rate and three times the epochs, for which there is a
-run without MTKD too. ENACT and pool are trained in SAM-DETR's encoder, which is no other than
-DETR's: it comes to something in as few epochs as a CPU has. One run after another; what is finished
-stands, in --work or, with --name, in the result file, and what was interrupted goes on.
-The last line is one JSON object; with --name it goes to benchmarks/results/detr-family-NAME.json,
-and a figure beside it.
+Small networks (ResNet-18 of 16 channels, stride 16, 128 channels, three layers each) that a CPU can
+train; one recipe for all of them. Those of exact attention that reach some AP are also scored with
+ACT in their encoder, by five hash seeds each, as trained and after MTKD: once as in the paper, once
+with two hashes, a higher learning rate and three times the epochs, for which there is a run without
+MTKD too. ENACT and pool are trained in SAM-DETR's encoder, which is the same as DETR's, because
+SAM-DETR reaches some AP in the few epochs that a CPU can train. Runs follow one another; finished
+ones are kept, in --work or, with --name, in the result file, and interrupted ones go on. The last
+line is one JSON object; with --name it goes to benchmarks/results/detr-family-NAME.json, and a
+figure beside it.
 """
 
 import argparse
@@ -48,17 +48,17 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 ROUNDS = (32, 24, 20, 16)
 HASHES = 5
-"""How many clusters there are depends on the luck of the hash too."""
+"""Hash seeds: the number of clusters depends on them."""
 LONGER = ("--learning-rate", "1e-4", "--epochs", "21")
 TAUGHT: dict[str, tuple[str, ...]] = {
     "mtkd16": ("--recipe", "mtkd", "--rounds", "16"),
     "mtkd2": ("--recipe", "mtkd", "--rounds", "2", *LONGER),
     "longer": ("--recipe", "detr", *LONGER),
 }
-"""How trained networks are trained on: MTKD by the paper, and stronger, for small sets have few
-steps; and as long as that without MTKD, for comparison."""
+"""Further trainings of a trained network: MTKD as in the paper; stronger, as small data sets have
+few steps; and one of the same length without MTKD, for comparison."""
 LEARNED = 0.05
-"""AP below which there is nothing to lose."""
+"""AP below which a network is not scored with ACT."""
 RECIPE = (
     "--recipe", "small", "--learning-rate", "4e-4", "--batch-size", "8",
 )  # fmt: skip
@@ -74,7 +74,7 @@ def architecture_of(system: str, options: argparse.Namespace) -> DetrArchitectur
 def train(
     folder: Path, options: argparse.Namespace, architecture: DetrArchitecture, *more: Any
 ) -> None:
-    """Run `heat train`, or go on with it."""
+    """Run `heat train`, or continue it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "architecture.json").write_text(architecture.to_json())
     command = [
@@ -98,7 +98,7 @@ def curve_of(folder: Path) -> dict[str, list[float]]:
 def act_scores(
     folder: Path, architecture: DetrArchitecture, data: DetectionSet
 ) -> dict[str, float | list[float]]:
-    """Return the AP of trained weights by rounds of ACT, for each hash; `exact` is without it."""
+    """Return AP of trained weights by number of hashes, for each seed; `exact` is without ACT."""
     network = build(architecture.with_(num_classes=data.num_classes)).eval()
     load_weights(folder / "train" / "weights.safetensors", network)
     assert isinstance(network, Host)
@@ -118,7 +118,7 @@ def act_scores(
 
 
 def run(system: str, seed: int, options: argparse.Namespace, val: DetectionSet) -> dict[str, Any]:
-    """Train a system once, and score what its weights can do."""
+    """Train a system with one seed and score it, with ACT and MTKD too where that applies."""
     architecture = architecture_of(system, options)
     folder = options.work / f"{system.replace(', ', '-')}-{seed}"
     train(
@@ -141,7 +141,7 @@ def run(system: str, seed: int, options: argparse.Namespace, val: DetectionSet) 
 
 
 def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
-    """Draw AP against epochs, a band over the seeds."""
+    """Plot AP against epochs, as a band over the seeds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")

@@ -22,7 +22,7 @@ PAUSE_S = (1.0, 5.0)
 
 @contextmanager
 def beside(disturb: bool, seed: int = 0) -> Iterator[None]:
-    """Run the disturber beside what is in the block, if asked to."""
+    """Run the disturber while the block lasts, if `disturb` is set."""
     if not disturb:
         yield
         return
@@ -36,7 +36,7 @@ def beside(disturb: bool, seed: int = 0) -> Iterator[None]:
 
 
 def main() -> None:
-    """Burn until the parent is gone."""
+    """Burn in bursts until the parent process has ended."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     rng = random.Random(parser.parse_args().seed)

@@ -4,7 +4,7 @@
 
 DIR hold measured tables of this machine (benchmarks/latency_sum.py --complete --tables DIR makes
 them). Each table is estimated three times: with efficiencies fitted on itself (how well a roofline
-can fit at all), on all other tables (another runtime, precision, size or thread count), and on
+can fit at best), on all other tables (another runtime, precision, size or thread count), and on
 those of other runtimes only. Then few-shot correction: the estimate from the others, corrected by
 10 measured rows. With --write the efficiencies that HEAT ships are fitted on all tables and saved
 with these errors, and the estimated tables are written. The last line is one JSON object.
@@ -79,7 +79,7 @@ def judge(estimate: LatencyTable, table: LatencyTable) -> dict[str, float]:
 
 
 def few_shot(estimate: LatencyTable, table: LatencyTable) -> dict[str, float]:
-    """Correct an estimate by a few measured rows and judge it on the others."""
+    """Return the errors of an estimate that is corrected by a few measured rows."""
     chosen = spread_entries(table.rows, FEW)
     better = corrected(estimate, {entry: table.rows[entry] for entry in chosen})
     return judge(better, table)

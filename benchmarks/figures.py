@@ -1,4 +1,4 @@
-"""Figures of benchmark results: SVG files, drawn without a display."""
+"""Plots of benchmark results as SVG files; no display is needed."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from heat.views.charts import plain_numbers, save
 
 
 def draw_residuals(points: Sequence[tuple[float, float]], title: str, path: Path) -> Path:
-    """Draw predicted against measured milliseconds, and the error of each network."""
+    """Plot predicted against measured milliseconds, and the error of each network."""
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     predicted, measured = zip(*points, strict=True)
@@ -28,7 +28,7 @@ def draw_residuals(points: Sequence[tuple[float, float]], title: str, path: Path
 
 
 def draw_targets(points: Sequence[tuple[float, float]], title: str, path: Path) -> Path:
-    """Draw measured against asked-for frames per second, with the window of 5 %."""
+    """Plot measured against target frames per second, with the window of 5 %."""
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     axis = figure.subplots()
     targets = [target for target, _ in points]
@@ -44,7 +44,7 @@ def draw_targets(points: Sequence[tuple[float, float]], title: str, path: Path) 
 
 
 def draw_importance(points: Sequence[tuple[float, float, int]], path: Path) -> Path:
-    """Draw the AP lost without a position against its importance, a colour for each seed."""
+    """Plot the AP lost without a position against its importance, a colour for each seed."""
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     axis = figure.subplots()
     for seed in sorted({seed for _, _, seed in points}):
@@ -60,7 +60,7 @@ def draw_importance(points: Sequence[tuple[float, float, int]], path: Path) -> P
 def draw_rivals(
     points: Sequence[tuple[str, int, float, float]], target_fps: float, path: Path
 ) -> Path:
-    """Draw AP against measured FPS of (kind, seed, FPS, AP); a marker for each kind."""
+    """Plot AP against measured FPS of (kind, seed, FPS, AP); a marker for each kind."""
     figure = Figure(figsize=(6.5, 4.2), layout="constrained")
     axis = figure.subplots()
     axis.axvspan(target_fps, 1.05 * target_fps, color="tab:green", alpha=0.12)
@@ -84,7 +84,7 @@ def draw_rivals(
 
 
 def draw_fronts(fronts: Mapping[str, Sequence[tuple[float, float]]], unit: str, path: Path) -> Path:
-    """Draw the undominated points of several searches: what is lost against milliseconds."""
+    """Plot the Pareto fronts of several searches: loss against milliseconds."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
     for name, points in fronts.items():

@@ -4,13 +4,12 @@
         --input-size 320x320 --epochs 100 --minutes 45 --name bccd
 
 HEAT's networks are trained by `--recipe small`, peers by their own recipes (`train_peer.py`, in an
-environment of its own), one after another; what is finished stands, and what was interrupted goes
-on. All see the same number of images, unless --minutes ends a peer's training first; the images
-seen are told. AP is that of the val split after the last epoch, by one evaluator. Latency is that
-of the networks without NMS or top-k, in one interleaved race in ONNX Runtime. The last line is one
-JSON object; with --name it goes to benchmarks/results/frontier-NAME.json, and a picture beside it.
-Models that stand in that file are not trained again: they race with random weights, which take the
-same time.
+environment of its own), one after another; finished runs are kept, and interrupted ones go on. All
+see the same number of images, unless --minutes ends a peer's training first; the images seen are
+reported. AP is that of the val split after the last epoch, by one evaluator. Latency is that of the
+networks without NMS or top-k, in one interleaved race in ONNX Runtime. The last line is one JSON
+object; with --name it goes to benchmarks/results/frontier-NAME.json, and a figure beside it. Models
+in that file are not trained again: they race with random weights, which have the same latency.
 """
 
 import argparse
@@ -75,7 +74,7 @@ PEERS = ("yolo11n", "yolo26n", "rt-detr-r18", "d-fine-n", "detr-r50", "yolos-tin
 
 
 def train_ours(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Train one of our networks, or go on with it; leave its graph and its detections."""
+    """Train one of our networks, or continue it; write its graph and its detections."""
     folder = options.work / name
     size = parse_size(options.input_size)
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +105,7 @@ def train_ours(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def trained(folder: Path) -> Detector:
-    """Return the network that `train_ours` left in a folder."""
+    """Return the network that `train_ours` wrote to a folder."""
     weights = folder / "train" / "weights.safetensors"
     network = Detector(Architecture.from_json(read_info(weights).description))
     load_weights(weights, network)
@@ -114,13 +113,13 @@ def trained(folder: Path) -> Detector:
 
 
 def write_raw(network: Detector, path: Path) -> None:
-    """Write the graph that races."""
+    """Write the graph that is timed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(network.to_onnx(raw=True).SerializeToString())
 
 
 def train_peer(name: str, options: argparse.Namespace, *more: str) -> dict[str, Any] | None:
-    """Train a peer in its own environment; None where it cannot be."""
+    """Train a peer in its own environment; None where that is not possible."""
     folder = options.work / name
     if not (folder / "facts.json").exists():
         if options.peers_python is None:
@@ -141,7 +140,7 @@ def train_peer(name: str, options: argparse.Namespace, *more: str) -> dict[str, 
 
 
 def graph_of(name: str, options: argparse.Namespace, num_classes: int) -> Path:
-    """Return a model's graph, of random weights where the trained one is not at hand."""
+    """Return a model's graph, with random weights where the trained one is missing."""
     path: Path = options.work / name / "model.onnx"
     if path.exists():
         return path
@@ -156,8 +155,8 @@ def graph_of(name: str, options: argparse.Namespace, num_classes: int) -> Path:
     return path
 
 
-def standing(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return what the result file says of models that were trained before, without their times."""
+def recorded(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the results of models that were trained before, without their latencies."""
     path = RESULTS / f"frontier-{options.name}.json"
     if not options.name or not path.exists():
         return {}
@@ -172,13 +171,13 @@ def standing(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def run(command: list[str], **environment: str) -> None:
-    """Run a command, what it prints on stderr."""
+    """Run a command with its stdout on stderr."""
     print(" ".join(command), file=sys.stderr, flush=True)
     subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, **environment})
 
 
 def scored(name: str, options: argparse.Namespace, data: DetectionSet) -> dict[str, Any]:
-    """Return what a trained model's detections are worth."""
+    """Return the AP of a trained model's detections."""
     rows = json.loads((options.work / name / "rows.json").read_text())
     metrics = asdict(score_rows(rows, data))
     keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -186,7 +185,7 @@ def scored(name: str, options: argparse.Namespace, data: DetectionSet) -> dict[s
 
 
 def draw(models: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Draw AP against milliseconds, ours joined, hollow what saw fewer images than the others."""
+    """Plot AP against milliseconds, ours as a line; hollow markers saw fewer images."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -214,7 +213,7 @@ def draw(models: list[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def parser_of(text: str | None) -> argparse.ArgumentParser:
-    """Return a parser of how networks are trained."""
+    """Return a parser of the training options."""
     parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="trained models are kept here")
@@ -236,7 +235,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
     data = load_split(options.data, "val")
-    done = standing(options)
+    done = recorded(options)
     for name in options.only.split(","):
         if name in done:
             continue

@@ -1,14 +1,14 @@
-"""HeatDETR's global blocks with less than original attention: what they gain, what they change.
+"""HeatDETR's global blocks with approximate attention: time saved, and change of their output.
 
     python benchmarks/global_blocks.py --preset medium --input-size 800x1344 --runtime openvino \
         --name openvino
 
 The global blocks of S4, SAM_4, SCM and TCM with original attention, ACT, ENACT and pool, and the
-channel-wise ones, of the same random weights: each place is a graph, raced by kind in turns, and
-the milliseconds of all places are added up. The difference is that of the s_out map, after all
-blocks before TCM, relative to original attention's, on a picture-like input, in torch; weights are
-random, so that it says how far the operators are apart, not what a trained network loses. The last
-line is one JSON object; with --name it goes to benchmarks/results/global-blocks/.
+channel-wise ones, with the same random weights: each place is a graph, the kinds are timed in
+turns, and the milliseconds of all places are added up. The difference is that of the s_out map,
+after all blocks before TCM, relative to original attention's, on an image-like input, in torch;
+weights are random, so that it measures the distance between operators, not the loss of a trained
+network. The last line is one JSON object; with --name it goes to benchmarks/results/global-blocks/.
 """
 
 import argparse
@@ -33,7 +33,7 @@ PLACES = ("s4_global", "sam4_global", "scm_global1", "scm_global2", "tcm_t1", "t
 
 
 def write(entry: Entry, path: Path, runtime: str) -> None:
-    """Write one block's graph, of random weights."""
+    """Write one block's graph, with random weights."""
     torch.manual_seed(0)
     operator = OPERATORS[entry.op]
     block = fold(torch.nn.ModuleList([operator.build(entry)]))[0]
@@ -47,7 +47,7 @@ def write(entry: Entry, path: Path, runtime: str) -> None:
 
 @torch.inference_mode()
 def differences(name: str, size: tuple[int, int]) -> dict[str, float]:
-    """Return how far s_out is from original attention's, as a share of its norm."""
+    """Return the distance of s_out from original attention's, as a share of its norm."""
     exact = random_network(preset(name, input_size=size, global_block="oa"))
     rough = torch.rand(1, 3, size[0] // 32, size[1] // 32) * 255
     smooth = torch.nn.functional.interpolate(rough, size=size, mode="bicubic").clamp(0, 255)

@@ -1,10 +1,10 @@
-"""What a head without NMS gains and loses: `--head one-to-one` beside `--head nms`.
+"""AP and latency of a head without NMS: `--head one-to-one` against `--head nms`.
 
     python benchmarks/heads.py --data DIR --work DIR --input-size 320x320 --epochs 100 --name bccd
 
 Trains heat-s with either head, as `frontier.py` does and in the same folders, scores both on val,
-and times the deployed graphs, decoding included, on the pictures of val in turns: what NMS costs
-depends on what is found. The last line is one JSON object; with --name it goes to
+and times the deployed graphs, decoding included, on the images of val in turns: the cost of NMS
+depends on the detections. The last line is one JSON object; with --name it goes to
 benchmarks/results/heads-NAME.json.
 """
 
@@ -34,20 +34,20 @@ def main() -> None:
         facts = train_ours(name, options)
         heads[head] = {"model": name, **scored(name, options, data), **facts, "ms": {}}
         graphs[head] = trained(options.work / name).to_onnx().SerializeToString()
-    pictures = []
+    inputs = []
     for record in data.records:
         image = read_image(record.path, (record.height, record.width))
         assert image is not None
-        pictures.append(letterbox(image, size)[0][None])
+        inputs.append(letterbox(image, size)[0][None])
     result = {"data": options.data.name, "heads": heads}
     for runtime in ("onnxruntime", "openvino"):
         sessions = {head: open_session(runtime, graph, options.threads)
                     for head, graph in graphs.items()}  # fmt: skip
         seconds: dict[str, list[float]] = {head: [] for head in sessions}
-        for number, picture in enumerate(pictures * 3):
+        for number, x_BHWC in enumerate(inputs * 3):
             for head, session in sessions.items():
                 start = time.perf_counter()
-                session.run({"image": picture})
+                session.run({"image": x_BHWC})
                 if number:
                     seconds[head].append(time.perf_counter() - start)
         for head, times in seconds.items():

@@ -1,13 +1,14 @@
-"""Do the selection logits know what matters? Importance against the AP lost without a position.
+"""Do the selection logits predict importance? Importance against AP lost without a position.
 
     python benchmarks/importance.py --data DIR --epochs 60 --seeds 2 --name bccd
 
 For each seed a supernet is trained (or found under --out). Then every position is removed, one at a
 time, from the network of the largest logits; BatchNorm is recalibrated and the network scored on
-images the supernet never saw, each split by itself. The result is Spearman's rank correlation
-between importance M and the AP lost, and the rise of the loss, as means over the splits.
-`spearman_halves` is what two splits say about each other's AP: no prediction can be expected to
-agree with a reading better than the reading does with itself. The last line is one JSON object.
+images that the supernet was not trained on, each split by itself. The result is Spearman's rank
+correlation between importance M and the AP lost, and the rise of the loss, as means over the
+splits. `spearman_halves` is the correlation between the APs of two splits: no prediction can be
+expected to agree with an evaluation better than two evaluations agree with each other. The last
+line is one JSON object.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from result import tell
 
 from heat.spaces import search_space
 from heat.stages.supernet import train_supernet
-from heat.thinning.evaluation import Readings
+from heat.thinning.evaluation import Evaluations
 from heat.thinning.moves import State, importance
 from heat.thinning.proxies import spearman
 from heat.thinning.source import load_source
@@ -73,22 +74,22 @@ def main() -> None:
             train_supernet(workspace, train, space, config, search, running=Running(resume=True))
             source = load_source(workspace, space)
             assert source.supernet is not None
-            readings = [
-                Readings(source.supernet, space, train, source.logits, scored=split)
+            evaluations = [
+                Evaluations(source.supernet, space, train, source.logits, scored=split)
                 for split in splits
             ]
             full = State.full(space)
-            bases = [(reading.ap(full), reading.loss(full)) for reading in readings]
+            bases = [(evaluation.ap(full), evaluation.loss(full)) for evaluation in evaluations]
             rows = []
             for place in full.allowed:
                 without = full.without(place)
                 lost = [
-                    base - reading.ap(without)
-                    for reading, (base, _) in zip(readings, bases, strict=True)
+                    base - evaluation.ap(without)
+                    for evaluation, (base, _) in zip(evaluations, bases, strict=True)
                 ]
                 risen = [
-                    reading.loss(without) / base - 1
-                    for reading, (_, base) in zip(readings, bases, strict=True)
+                    evaluation.loss(without) / base - 1
+                    for evaluation, (_, base) in zip(evaluations, bases, strict=True)
                 ]
                 rows.append(
                     {

@@ -1,4 +1,4 @@
-"""What INT8 gains and loses: a trained network, f32 and INT8, timed in turns, scored the same way.
+"""Latency and AP of INT8: a trained network in f32 and INT8, timed in turns, scored alike.
 
     heat train --data DIR --architecture medium --input-size 448x448 --out RUN
     python benchmarks/int8.py --run RUN --data DIR --runtime openvino --name medium-bccd
@@ -27,7 +27,7 @@ FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
 
 
 def exported(options: argparse.Namespace, precision: str) -> Path:
-    """Export in a precision and return the bundle, renamed so that both can stand."""
+    """Export in a precision and return the bundle, renamed so that both are kept."""
     command = [
         sys.executable, "-m", "heat", "export", "--format", FORMATS[options.runtime],
         "--precision", precision, "--data", options.data, "--threads", options.threads,

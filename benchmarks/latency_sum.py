@@ -1,16 +1,16 @@
-"""Is the sum true? Predicts random networks with a latency table, then measures each of them.
+"""Error of latency tables: predicts random networks, then measures each of them.
 
     python benchmarks/latency_sum.py --runtime openvino --precision bf16 --input-size 320x512 \
         --samples 20 --seed 0 --name openvino-bf16-320x512
 
-The networks are drawn over the whole `large` space and are none of those that calibrate the table.
-Each is measured in three processes of its own, minutes apart, in turns with the references; medians
-count. The clock of a shared machine wanders by ten percent and more: measured times are taken to
-the state that the table is for (`error`). The lowest time as it was, whatever the machine did, is
-compared too (`error_raw`). `covered` is the share of networks whose error lies in the 90 % interval
-that the table states for it. Without --tables the table is measured as `heat profile` does. With
---disturb another process burns a core in bursts the whole time. With --name, table, figure and
-result are written to benchmarks/results/latency-sum/. The last line is one JSON object.
+The networks are drawn from the whole `large` space and are none of those that calibrate the table.
+Each is measured in three fresh processes, minutes apart, interleaved with the references; medians
+count. The clock of a shared machine drifts by ten percent and more: measured times are converted to
+the table's base state (`error`). The lowest time, not converted, is compared too (`error_raw`).
+`covered` is the share of networks whose error lies in the 90 % interval that the table states.
+Without --tables the table is measured as `heat profile` does. With --disturb another process burns
+a core in bursts the whole time. With --name, table, figure and result are written to
+benchmarks/results/latency-sum/. The last line is one JSON object.
 """
 
 import argparse
@@ -53,7 +53,7 @@ PASSES = 3
 
 
 def draw_networks(space: SearchSpace, samples: int, seed: int) -> list[Architecture]:
-    """Draw networks that no table is calibrated with."""
+    """Draw random networks that no table is calibrated with."""
     known = check_networks(space.template, space.widths, space.positions, Checks().networks)
     rng = np.random.default_rng([seed, 20])
     found: list[Architecture] = []

@@ -1,11 +1,11 @@
-"""Where the time of a deployed graph goes, by kind of node, and what a plain export of it costs.
+"""Time of a deployed graph by kind of node, against a plain export of the same network.
 
     python benchmarks/nodes.py --preset medium --input-size 640x640 --runtime openvino --name NAME
 
-"plain" is what `torch.onnx.export` makes of the folded network, "heat" what HEAT writes; both
-without NMS. They run in one race; then each once more with the runtime's profiler. `--before FILE`
-adds a graph of an older version. The last line is one JSON object; with --name it is also written
-to benchmarks/results/nodes/.
+"plain" is the folded network by `torch.onnx.export`, "heat" HEAT's graph; both without NMS. They
+are timed in one race, then each runs once more under the runtime's profiler. `--before FILE` adds a
+graph of an older version. The last line is one JSON object; with --name it is also written to
+benchmarks/results/nodes/.
 """
 
 import argparse
@@ -37,7 +37,7 @@ RUNS = 10
 
 
 class Plain(nn.Module):
-    """A folded network with probabilities at its end, as a user would export it."""
+    """A folded network that returns probabilities, as a user would export it."""
 
     def __init__(self, network: Detector) -> None:
         """Wrap a network."""
@@ -51,7 +51,7 @@ class Plain(nn.Module):
 
 
 def plain_export(network: Detector, size: tuple[int, int], path: Path) -> None:
-    """Write the graph that torch traces."""
+    """Write the graph as torch exports it."""
     image = torch.zeros(1, *size, 3, dtype=torch.uint8)
     torch.onnx.register_custom_op_symbolic(
         "aten::logaddexp",

@@ -1,18 +1,18 @@
-"""Does the promise hold on a disturbed machine? Tables and thinning on simulated devices.
+"""Are promised frame rates kept on a disturbed machine? Tables and thinning, simulated.
 
     python benchmarks/noise.py --seeds 50 --write
     python benchmarks/noise.py --seeds 50 --work FOLDER --levels shared    # resumable, in parts
 
-A simulated device (`simulated.py`) has known true times, disturbed at three levels as shared
-machines were seen to be: jitter, spikes, state changes of up to +-50 % that last seconds to minutes
-and slow each family of operators differently, throttling, and true steps at some widths. Every seed
-is another device. Each is profiled and thinned for four targets by this version and by the method
-of 0.1.0 (`noise_baseline.py`). Reported for each: |predicted / true - 1| of 20 random networks,
-simulated seconds of measuring the table, targets called out of reach that the smallest network
+A simulated device (`simulated.py`) has known true times, disturbed at three levels as observed on
+shared machines: jitter, spikes, state changes of up to +-50 % that last seconds to minutes and slow
+each family of operators differently, throttling, and true steps at some widths. Every seed is
+another device. Each is profiled and thinned for four targets by this version and by the method of
+0.1.0 (`noise_baseline.py`). Reported for each: |predicted / true - 1| of 20 random networks,
+simulated seconds of measuring the table, targets reported out of reach that the smallest network
 keeps (`false_infeasible`), and the share of targets whose network truly runs within [1, 1.05] of
-the target, in the states that the promise is about. With --work every device's figures are kept in
-FOLDER, by several processes at once if wanted; a run goes on with what is there. The last line is
-one JSON object.
+the target, in the states that the promise covers. With --work every device's results are kept in
+FOLDER, which several processes may share; a run continues from them. The last line is one JSON
+object.
 """
 
 import argparse
@@ -126,7 +126,7 @@ def new_method(
 def thin(
     table: LatencyTable, machine: Machine, meter: SimulatedMeter, space: SearchSpace, rate: float
 ) -> tuple[State, bool]:
-    """Thin as `heat thin` does; return the state, and whether it is called out of reach."""
+    """Thin as `heat thin` does; return the state, and whether it is reported out of reach."""
     logits = prior_logits(space)
     prices = Pricer(table, space, logits, lambda network: None)
 
@@ -191,7 +191,7 @@ def old_method(
 def outcome(
     errors: list[float], seconds: float, infeasible: int, met: int, reachable: int, ratios: Any
 ) -> dict[str, Any]:
-    """Put one device's figures together."""
+    """Return the results of one device."""
     return {
         "errors": [float(error) for error in errors],
         "seconds": float(seconds),
@@ -203,10 +203,10 @@ def outcome(
 
 
 class SimulatedTime:
-    """Stands for the `time` module: the machine's clock."""
+    """Replaces the `time` module by the simulated machine's clock."""
 
     def __init__(self, machine: Machine) -> None:
-        """Keep the machine."""
+        """Use the machine's clock."""
         self._machine = machine
 
     def monotonic(self) -> float:
@@ -215,7 +215,7 @@ class SimulatedTime:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures over all seeds of a level and method."""
+    """Summarise all seeds of a level and method."""
     errors = [error for row in rows for error in row["errors"]]
     ratios = [ratio for row in rows for ratio in row["ratios"]]
     reachable = sum(row["reachable"] for row in rows)

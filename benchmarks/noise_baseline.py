@@ -1,13 +1,14 @@
-"""The method that HEAT 0.1.0 measured and thinned by, on the simulated machine, to compare with.
+"""The measuring and thinning of HEAT 0.1.0 on the simulated machine, for comparison.
 
-Every entry is timed until its interval is 3 % wide; a row is one timing, taken to one speed of the
-reference network where that explains it; a factor and an overhead are fitted on ten networks; the
-greedy chain ends where no single move shortens; a measured network corrects one global factor.
+Every entry is timed until its interval is 3 % wide; a row is one timing, scaled to one speed of the
+reference network unless its own speed differs too much; a factor and an overhead are fitted on ten
+networks; the greedy chain ends where no single move lowers the latency; a measured network corrects
+one global factor.
 """
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from simulated import SimulatedMeter
@@ -39,7 +40,7 @@ ANCHORS = 10
 
 @dataclass(slots=True)
 class OldTable:
-    """One timing for each entry, factor and overhead."""
+    """A table of version 0.1.0: one timing for each entry, a factor and an overhead."""
 
     times_ms: dict[Entry, float]
     factor: float
@@ -47,16 +48,20 @@ class OldTable:
     reference_ms: float
     error: float
     speed: float = 1.0
+    _sums: dict[Architecture, tuple[float, int]] = field(default_factory=dict, init=False)
+    """Sum of the entries' milliseconds, and their number, of each network predicted so far."""
 
     def ms(self, network: Architecture) -> float:
         """Return the predicted milliseconds."""
-        entries = network.entries().values()
-        total = sum(self.times_ms[entry] for entry in entries)
-        return self.speed * (self.factor * total + self.overhead_ms * len(entries))
+        if network not in self._sums:
+            entries = network.entries().values()
+            self._sums[network] = sum(self.times_ms[entry] for entry in entries), len(entries)
+        total, count = self._sums[network]
+        return self.speed * (self.factor * total + self.overhead_ms * count)
 
 
 def scale(wanted_ms: float, reference_ms: float) -> float:
-    """Return what takes a time from one speed of the reference to another, as version 0.1.0 did."""
+    """Return the factor from one speed of the reference to another, as in version 0.1.0."""
     same = abs(reference_ms / wanted_ms - 1) <= SAME_STATE
     return wanted_ms / reference_ms if same else 1.0
 
@@ -64,7 +69,7 @@ def scale(wanted_ms: float, reference_ms: float) -> float:
 def old_table(
     meter: SimulatedMeter, entries: Sequence[Entry], networks: Sequence[Architecture]
 ) -> OldTable:
-    """Measure a table as version 0.1.0 did."""
+    """Measure a table as in version 0.1.0."""
     rows: dict[Entry, tuple[float, float]] = {}
 
     def measure(batch: Sequence[Entry]) -> None:
@@ -108,7 +113,7 @@ def old_table(
 def old_moves(
     state: State, space: SearchSpace, logits: Logits, rules: ThinningRules, table: OldTable
 ) -> list[Move]:
-    """Return the moves that version 0.1.0 considered: those that shorten by themselves."""
+    """Return the moves that version 0.1.0 considered: those that lower the latency alone."""
 
     def ms(of: State) -> float:
         return table.ms(of.architecture(space, logits))
@@ -150,7 +155,7 @@ def old_chain(space: SearchSpace, logits: Logits, rules: ThinningRules, table: O
 def old_settle(
     chain: Chain, table: OldTable, meter: SimulatedMeter, target_fps: float
 ) -> tuple[Architecture | None, bool]:
-    """Return the network that version 0.1.0 ends with, and whether it says out of reach."""
+    """Return the final network of version 0.1.0, and whether it reports a target out of reach."""
     tried: dict[State, float] = {}
     table.speed = 1.0
 

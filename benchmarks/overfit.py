@@ -1,14 +1,14 @@
-"""Can the network overfit 16 images? If not, loss, matching and decoding disagree.
+"""Can the network overfit 16 images? If not, loss, matching and decoding are inconsistent.
 
     python benchmarks/overfit.py --data coco_tiny --name coco_tiny
     python benchmarks/overfit.py --data coco_tiny --preset sam-detr-s --learning-rate 2e-4 \
         --batch-size 2
 
-Trains on the first 16 pictures of the training split, among them some with crowds, without any
-augmentation, and scores on the same pictures: all objects, the medium and large ones (more than
-32x32 pixels in the stored picture), and the small ones; a HeatDETR with cells of 32 and of 16
-pixels, DETR and SAM-DETR with those they have. The last line is one JSON object; with --name it
-goes to benchmarks/results/overfit-NAME.json.
+Trains on the first 16 images of the training split, among them some with crowds, without any
+augmentation, and scores on the same images: all objects, the medium and large ones (more than 32x32
+pixels in the stored image), and the small ones; a HeatDETR at strides 32 and 16, DETR and SAM-DETR
+at their own. The last line is one JSON object; with --name it goes to
+benchmarks/results/overfit-NAME.json.
 """
 
 import argparse
@@ -49,7 +49,7 @@ AREAS = {"all": (0, 1e10), "medium and large": (32**2, 1e10), "small": (0, 32**2
 
 
 def chosen(data: DetectionSet) -> DetectionSet:
-    """Return 16 pictures with objects, at least two of them with crowds."""
+    """Return 16 images with objects, at least two of them with crowds."""
     crowded = {a["image_id"] for a in data.ground_truth["annotations"] if a.get("iscrowd")}
     with_objects = [record for record in data.records if len(record.labels)]
     first = [record for record in with_objects if record.image_id in crowded][:CROWDS]
@@ -80,7 +80,7 @@ def scores(rows: list[dict[str, Any]], data: DetectionSet) -> dict[str, dict[str
 
 
 def learn(architecture: AnyArchitecture, data: DetectionSet, options: argparse.Namespace) -> Any:
-    """Train on some pictures and score on them."""
+    """Train on some images and score on the same."""
     torch.manual_seed(0)
     network = build(architecture)
     config = TrainConfig(

@@ -1,4 +1,4 @@
-"""Does `heat bench` time what the runtimes' own tools time? The same file, in turns.
+"""Does `heat bench` agree with the runtimes' own tools? The same file, timed in turns.
 
     python benchmarks/own_timing.py --name medium-448
 

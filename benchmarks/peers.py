@@ -1,12 +1,12 @@
-"""Writes peers' networks of random weights as ONNX files, for `peers_cpu.py` to time.
+"""Writes peers' networks with random weights as ONNX files, for `peers_cpu.py` to time.
 
     python -m venv peers && peers/bin/pip install torch==2.13.0 transformers onnxscript
     peers/bin/python benchmarks/peers.py --input-size 640x640 --out DIR
 
 Needs an environment of its own, without HEAT: transformers, and for YOLO11 ultralytics (AGPL) with
-the torchvision of that torch. A
-peer that cannot be built there is told and left out. Nothing is downloaded: random weights take the
-time that trained ones take. The outputs are the raw heads, without NMS or top-k.
+the torchvision of that torch. A peer that cannot be built there is reported and left out. Nothing
+is downloaded: random weights have the latency of trained ones. The outputs are the raw heads,
+without NMS or top-k.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 Builder = Callable[..., nn.Module]
-"""Makes a network of random weights for an input size, and a number of classes."""
+"""Makes a network with random weights from an input size and a number of classes."""
 
 
 class Raw(nn.Module):
@@ -36,9 +36,9 @@ class Raw(nn.Module):
 
 
 def thawed(model: nn.Module) -> nn.Module:
-    """Let all of a model's backbone train, normalisation included.
+    """Make a model's whole backbone trainable, normalisation included.
 
-    transformers freezes it, for weights that were trained before; random ones must move.
+    transformers freezes it for pretrained weights; random ones must be trained.
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

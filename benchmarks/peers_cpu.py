@@ -4,10 +4,10 @@
         --peers DIR --name openvino-f32-640x640
 
 All models run in interleaved races, batch 1, each in a process of its own, with random weights and
-without NMS or top-k (`peers.py` writes the peers' files). Where a process lays its memory makes a
-network some percent faster or slower: of several races, with new processes, the medians count.
+without NMS or top-k (`peers.py` writes the peers' files). The memory layout of a process makes a
+network some percent faster or slower: medians over several races with new processes are reported.
 Multiply-adds are counted from the graphs, the same way for all: convolutions and matrix products.
-The ceiling is what a large matrix product reaches in the same runtime, precision and race. The last
+The ceiling is the rate of a large matrix product in the same runtime, precision and race. The last
 line is one JSON object; with --name it is also written to benchmarks/results/peers/.
 """
 
@@ -36,7 +36,7 @@ from supernet.heatdetr.input_size import parse_size
 
 RESULTS = Path(__file__).parent / "results" / "peers"
 GEMM = 1536
-"""Side of the matrix product that is the ceiling."""
+"""Side of the square matrices whose product gives the ceiling."""
 
 
 HEAVY = ("Conv", "ConvTranspose", "MatMul", "Gemm")
@@ -61,7 +61,7 @@ def count_macs(path: Path) -> int:
 
 
 def executed_shapes(model: onnx.ModelProto, names: set[str]) -> dict[str, tuple[int, ...]]:
-    """Run a model once in ONNX Runtime and return the shapes that tensors really have."""
+    """Run a model once in ONNX Runtime and return the actual shapes of its tensors."""
     graph = model.graph
     shapes = {init.name: tuple(init.dims) for init in graph.initializer}
     known = {output.name for output in graph.output} | {given.name for given in graph.input}
@@ -94,7 +94,7 @@ def gemm() -> bytes:
 
 
 def ours(architecture: Architecture, setting: Setting) -> bytes:
-    """Return a network of random weights, without NMS, in the setting's precision."""
+    """Return a network with random weights, without NMS, in the setting's precision."""
     network = Detector(architecture).eval()
     randomise(network)
     model = network.to_onnx(raw=True, style=GraphStyle.of(setting.runtime, setting.graph_precision))
@@ -102,7 +102,7 @@ def ours(architecture: Architecture, setting: Setting) -> bytes:
 
 
 def row(races: list[list[Lap]], index: int, macs: dict[str, int]) -> dict[str, Any]:
-    """Return what the result says of a model: medians over the races."""
+    """Return the results of one model: medians over the races."""
     laps = [laps[index] for laps in races]
     name = laps[0].name
     ms = statistics.median(lap.p50_ms for lap in laps)

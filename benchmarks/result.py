@@ -1,4 +1,4 @@
-"""How every benchmark ends: its result as one JSON line, and in a file where that is wanted."""
+"""Output of every benchmark: the result as one JSON line, and in a file if one is given."""
 
 import json
 import time

@@ -3,12 +3,13 @@
     python benchmarks/search_methods.py --table latency_tables/amd-epyc-...csv --seeds 3
     python benchmarks/search_methods.py --table T.csv --run heat-run --data DIR --ap-drop loss
 
-Every method weighs the same number of networks, as many as the greedy search weighs from the full
+Every method evaluates the same number of networks, as many as the greedy search does from the full
 supernet to its floor, with the same table and evaluator. Each network is a point of (lost,
 milliseconds); the hypervolume is the share of the box up to the full supernet's milliseconds and
 the worst loss that the method's points dominate: larger is better. `nsga2+greedy` starts from the
 greedy frontier and gets the same number of evaluations on top, as `heat thin --search` does.
-Without --run the prior ranks and the importance mass is what is lost. The last line is JSON.
+Without --run moves are ranked by the prior, and lost is the removed importance mass. The last line
+is JSON.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from optuna.trial import TrialState
 from result import tell
 
 from heat.spaces import search_space
-from heat.thinning.evaluation import Readings
+from heat.thinning.evaluation import Evaluations
 from heat.thinning.journal import Journal, fingerprint
 from heat.thinning.moves import State, ThinningRules
 from heat.thinning.proxies import ApDropBy, choose
@@ -50,7 +51,7 @@ def hypervolume(points: Points, worst: tuple[float, float]) -> float:
 
 
 def points_of(study: Study) -> Points:
-    """Return what a study found."""
+    """Return the networks of a study as points of (lost, milliseconds)."""
     trials = study.get_trials(states=(TrialState.COMPLETE,))
     return [(t.user_attrs["lost"], t.user_attrs["ms"]) for t in trials]
 
@@ -72,15 +73,15 @@ def main() -> None:
     workspace = Workspace(options.run or Path("nowhere"))
     space = search_space(options.space, input_size=size, num_classes=80)
     source = load_source(workspace, space)
-    readings = None
+    evaluations = None
     if source.supernet is not None:
         space = source.supernet.space
         data = load_split(options.data, "train")
         journal = Journal(options.run / "methods.jsonl", fingerprint(supernet=source.digest))
-        readings = Readings(source.supernet, space, data, source.logits, journal)
+        evaluations = Evaluations(source.supernet, space, data, source.logits, journal)
     rules = ThinningRules(stage_rule="mean" if source.supernet else "all")
     by: ApDropBy = options.ap_drop
-    evaluator = choose(by, readings, space, source.logits, rules)
+    evaluator = choose(by, evaluations, space, source.logits, rules)
     full = State.full(space)
     known: dict[tuple[Any, ...], float] = {}
 
@@ -102,13 +103,13 @@ def main() -> None:
     chain = Chain(space, source.logits, rules, latency_ms, evaluator.drop)
     while chain.extend():
         pass
-    weighed = [trial.move.after for trials in chain.trials for trial in trials]
-    count = options.evaluations or len(weighed)
+    evaluated = [trial.move.after for trials in chain.trials for trial in trials]
+    count = options.evaluations or len(evaluated)
     found: dict[str, list[Points]] = {
-        "greedy": [[(lost(state), latency_ms(state)) for state in weighed[:count]]]
+        "greedy": [[(lost(state), latency_ms(state)) for state in evaluated[:count]]]
     }
     greedy_seconds = time.monotonic() - started
-    print(f"greedy: {len(weighed)} networks in {greedy_seconds:.1f} s", flush=True)
+    print(f"greedy: {len(evaluated)} networks in {greedy_seconds:.1f} s", flush=True)
     problem = Problem(
         space=space,
         logits=source.logits,
@@ -144,7 +145,7 @@ def main() -> None:
         "greedy_seconds": round(greedy_seconds, 2),
         "seconds": round(time.monotonic() - started, 1),
         "table": options.table.name,
-        "space": options.space if readings is None else "the supernet's",
+        "space": options.space if evaluations is None else "the supernet's",
     }
     if options.name:
         fronts = {method: runs[0] for method, runs in found.items()}

@@ -1,4 +1,4 @@
-"""Does thinning beat chance? Trains the thinned network and others of the same frame rate.
+"""Does thinning beat random choice? Trains its network and others of the same frame rate.
 
     python benchmarks/search_quality.py --data DIR --fps 24 --seeds 2 --name bccd
 
@@ -52,7 +52,7 @@ TRIES = 60
 
 
 def speed_of(architecture: Architecture, table: LatencyTable) -> float:
-    """Measure frames per second, sustained over the states that the table has seen."""
+    """Measure frames per second, sustained over the states in the table's history."""
     meter = NetworkMeter(table.copy())
     return measure_state(meter, architecture, lambda latency: True, memory=False).fps
 
@@ -109,7 +109,7 @@ def first_fast_enough(
 def score(
     architecture: Architecture, options: argparse.Namespace, seed: int, folder: Path
 ) -> float:
-    """Train from scratch and return AP on val, in points; for a process of its own."""
+    """Train from scratch and return AP on val, in points; runs in a process of its own."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.jobs))
     data, val = load_split(options.data, "train"), load_split(options.data, "val")
     workspace = Workspace(folder)
@@ -122,7 +122,7 @@ def score(
 def rivals_of(
     options: argparse.Namespace, seed: int, root: Path
 ) -> dict[str, list[tuple[Architecture, float]]]:
-    """Train a supernet, thin it, and find the others of its frame rate."""
+    """Train a supernet, thin it, and find other networks of the same frame rate."""
     size = parse_size(options.input_size)
     data = load_split(options.data, "train")
     space = search_space(options.space, input_size=size, num_classes=data.num_classes)

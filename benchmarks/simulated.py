@@ -1,10 +1,10 @@
 """A simulated device whose true times are known, disturbed as real shared machines are.
 
 True milliseconds come from a measured table (the one that HEAT ships), changed by a seed: each
-family gets its own level, some widths fall off a fast kernel (a true step), whole networks have a
+family gets its own level, some widths miss their fast kernel (a true step), whole networks have a
 factor and an overhead. The machine has states that last seconds to minutes and slow families
-unlike each other, spikes, steal time and throttling ramps. Time passes as timing takes it, so that
-a batch may see several states.
+differently, spikes, steal time and throttling ramps. Simulated time advances by the duration of
+each timing, so that a batch may include several states.
 """
 
 import math
@@ -35,15 +35,15 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.operators.entries import Entry
 
 LOAD_S = 0.02
-"""Writing and loading one probe."""
+"""Seconds of writing and loading one probe."""
 PROCESS_S = 1.0
-"""Starting a process, loading a network into it."""
+"""Seconds of starting a process and loading a network into it."""
 REFERENCE_MS = {"network": 15.0, "compute": 3.5, "memory": 1.5, "small": 0.1}
 CAP_MS = 0.02
 """Fixed cost of a run."""
 SPIKE = 1.6
 NETWORK_SD = 0.01
-"""What the sum cannot explain of a network."""
+"""Relative deviation of a network that its sum of entries does not explain."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,11 +54,11 @@ class Noise:
     jitter: float
     """Relative standard deviation of one run."""
     spikes: float
-    """Share of runs that are hit by something else."""
+    """Share of runs that are slowed by a spike."""
     states: float
     """Size of state changes, in log units: 0.4 is +-50 %."""
     state_s: float
-    """Mean seconds that a state lasts."""
+    """Mean duration of a state in seconds."""
     ramp: float = 0.0
     """Throttling: slowdown that builds up over a minute, in log units."""
 
@@ -88,7 +88,7 @@ class Machine:
     _own: dict[Architecture, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Draw what belongs to the device."""
+        """Draw the properties of the device."""
         self._rng = np.random.default_rng([self.seed, 1])
         self._owners = {next(iter(terms(entry))): entry for entry in self.truth_ms}
 
@@ -103,7 +103,7 @@ class Machine:
             level = levels.setdefault(family(entry), float(np.exp(rng.normal(0, 0.25))))
             key = (family(entry), entry.d_out)
             if key not in steps:
-                # Every twelfth width falls off its family's fast kernel.
+                # Every twelfth width misses its family's fast kernel.
                 steps[key] = 1.25 if rng.random() < 1 / 12 else 1.0
             truth[entry] = max(0.002, row.ms) * level * steps[key]
         machine = cls(truth, noise, seed)
@@ -137,7 +137,7 @@ class Machine:
         return self.truth_ms[owner] - sum(sign * self.probe_ms(p) for sign, p in others)
 
     def run_ms(self, name: str, true_ms: float) -> float:
-        """Run once: return the milliseconds seen, and let the time pass."""
+        """Run once: return the observed milliseconds, and advance the clock."""
         slow = self._slowness(name)
         sample = true_ms * math.exp(slow + self._rng.normal(0, self.noise.jitter))
         if self._rng.random() < self.noise.spikes:
@@ -153,11 +153,11 @@ class Machine:
         return (self._state + ramp) * self.share(name)
 
     def share(self, name: str) -> float:
-        """Return how strongly a family or a reference follows the machine's state."""
+        """Return the sensitivity of a family or a reference to the machine's state."""
         return self._shares.setdefault(name, self._share(name))
 
     def network_name(self, network: Architecture) -> str:
-        """Name a network; it follows the state as its operators do, by their shares of time."""
+        """Return a network's name; its sensitivity is its operators' mean by shares of time."""
         name = f"{network.widths} {network.blocks}"
         if name not in self._shares:
             entries = network.entries().values()
@@ -179,7 +179,7 @@ class SimulatedJob:
     """A session that runs on the simulated machine."""
 
     def __init__(self, machine: Machine, name: str, true_ms: float) -> None:
-        """Name the family, or the reference, and its true milliseconds."""
+        """Take the name of the family or reference, and its true milliseconds."""
         self._machine, self._name, self._ms = machine, name, true_ms
 
     def run(self, inputs: object) -> list[object]:
@@ -188,15 +188,15 @@ class SimulatedJob:
         return []
 
     def timed(self, inputs: object) -> float:
-        """Run and return the milliseconds seen."""
+        """Run and return the observed milliseconds."""
         return self._machine.run_ms(self._name, self._ms)
 
 
 class SimulatedMeter:
-    """The meter of today's method on the simulated machine."""
+    """The meter of this version on the simulated machine."""
 
     def __init__(self, machine: Machine) -> None:
-        """Keep the machine."""
+        """Measure on this machine."""
         self.machine = machine
 
     def references(self) -> dict[str, Job]:
@@ -266,5 +266,5 @@ class SimulatedMeter:
         return Taken(networks=(sample,), moments=moments_of(seen))
 
     def peak_mb(self, architecture: Architecture, seed: int = 0) -> float | None:
-        """Return nothing: memory is not simulated."""
+        """Return None: memory is not simulated."""
         return None

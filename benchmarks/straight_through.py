@@ -1,9 +1,9 @@
-"""What does the straight-through switch save? Peak memory of supernet training steps.
+"""Memory saved by the straight-through switch: peak memory of supernet training steps.
 
     python benchmarks/straight_through.py --space large --input-size 320x320 --batch-size 4
 
-Each way takes a few optimiser steps on random pictures in a process of its own; what the process
-took before the first step is subtracted from its peak. The last line is one JSON object.
+Each variant takes a few optimiser steps on random images in a process of its own; the memory of the
+process before the first step is subtracted from its peak. The last line is one JSON object.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CLASSES = 3
 
 
 def steps(options: argparse.Namespace) -> float:
-    """Take steps in this process; return peak MiB above what it took before them."""
+    """Take steps in this process; return peak MiB above its memory before them."""
     torch.manual_seed(0)
     size = parse_size(options.input_size)
     space = search_space(options.space, input_size=size, num_classes=CLASSES)

@@ -1,4 +1,4 @@
-"""The README's three commands, word for word, in an empty directory, again and again.
+"""The README's three commands, verbatim, in an empty directory, several times.
 
     python benchmarks/three_commands.py --times 10 --name three-commands
     python benchmarks/three_commands.py --times 5 --disturb --name three-commands-disturbed
@@ -33,7 +33,7 @@ COMMANDS = (
 
 
 def attempt(folder: Path) -> dict[str, Any]:
-    """Run the three commands in a folder; return what they printed, and how long they took."""
+    """Run the three commands in a folder; return their results and seconds."""
     row: dict[str, Any] = {"exits": [], "seconds": []}
     home = str(Path(__file__).resolve().parent.parent)
     environment = {**os.environ, "PYTHONPATH": home}

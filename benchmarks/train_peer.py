@@ -1,13 +1,13 @@
-"""Trains one peer from scratch by its own recipe, and leaves what `frontier.py` compares.
+"""Trains one peer from scratch by its own recipe, and writes the files that `frontier.py` reads.
 
     PYTHONPATH=. peers/bin/python benchmarks/train_peer.py yolo11n --data DIR --input-size 320x320 \
         --epochs 150 --out DIR
 
-Runs in the peers' environment (see `peers.py`), with HEAT's reading of data on its path. YOLO is
+Runs in the peers' environment (see `peers.py`) with HEAT's data loading on its path. YOLO is
 trained by ultralytics, with its defaults. The transformers' models are trained by AdamW, warm-up,
 cosine, averaged weights and the flips, zooms and colours of RT-DETR's recipe, in float32; the loss
-is theirs. Nothing is frozen: it is from scratch. It leaves `rows.json` (COCO result rows of the val
-split), `model.onnx` without NMS or top-k, and `facts.json`; what is there is not done again.
+is theirs. Nothing is frozen. It writes `rows.json` (COCO result rows of the val split),
+`model.onnx` without NMS or top-k, and `facts.json`; files that exist are not made again.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from supernet.train.recipes import TrainConfig
 RATES = {"detr-r50": 1e-4, "yolos-tiny": 1e-4, "rt-detr-r18": 2e-4, "d-fine-n": 4e-4}
 """Peak learning rates: the authors' at batches of 16 to 128, scaled by the root of the batch."""
 IMAGENET = ("detr-r50", "yolos-tiny")
-"""Models that take colours normalised by ImageNet's statistics; the others take 0 to 1."""
+"""Models whose input is normalised by ImageNet's statistics; that of the others is 0 to 1."""
 AUGMENT = AugmentConfig(
     scale=(0.5, 1.6), shift=0.2, brightness=0.3, contrast=0.3, saturation=0.4, hue=0.03
 )
@@ -52,7 +52,7 @@ KEEP = 100
 
 
 def prepared(name: str, images_BHW3: Tensor) -> Tensor:
-    """Return what a model takes."""
+    """Return an image as a model's input."""
     x = images_BHW3.permute(0, 3, 1, 2).float() / 255
     if name not in IMAGENET:
         return x
@@ -61,7 +61,7 @@ def prepared(name: str, images_BHW3: Tensor) -> Tensor:
 
 
 def labelled(targets: list[Any], size: tuple[int, int]) -> list[dict[str, Tensor]]:
-    """Return targets as transformers' losses take them: centres and sides as shares."""
+    """Return targets for transformers' losses: box centres and sides as shares of the image."""
     unit = torch.tensor([size[1], size[0]] * 2)
     found = []
     for target in targets:
@@ -160,7 +160,7 @@ def run_yolo(
     last = work / "run" / "weights" / "last.pt"
     begun = last.exists()
     model = YOLO(str(last) if begun else f"{name}.yaml")
-    # Finished runs say that they stand at epoch -1.
+    # Finished runs have epoch -1 in their checkpoint.
     if not begun or torch.load(last, weights_only=False)["epoch"] >= 0:
         model.train(
             data=str(config), epochs=options.epochs, imgsz=options.size[0],
@@ -185,15 +185,15 @@ def run_yolo(
     write_onnx(network, options.size, out)
     with (last.parents[1] / "results.csv").open() as file:
         times = [float(row["time"]) for row in csv.DictReader(file)]
-    # A run that was interrupted counts from nought again: the usual epoch stands for all.
+    # A continued run counts its time from 0: the median epoch is taken for all.
     epoch = statistics.median(b - a for a, b in pairwise([0.0, *times]))
     return rows, options.epochs * len(train.records), epoch * options.epochs
 
 
 def allow_no_torchvision() -> None:
-    """Let ultralytics be imported without torchvision, of which no build may fit a CPU torch.
+    """Make ultralytics importable without torchvision, which may have no build for a CPU torch.
 
-    It asks for its version, and for its NMS, of which it has one itself.
+    It reads torchvision's version and imports its NMS, of which it has its own implementation.
     """
     if importlib.util.find_spec("torchvision") is not None:
         return
@@ -240,7 +240,7 @@ def write_yolo(folder: Path, splits: dict[str, DetectionSet]) -> Path:
 def clipped(
     record: Record, boxes: Tensor, scores: Tensor, labels: Tensor
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Return what was found on an image, as the evaluator takes it."""
+    """Return the detections on an image as COCO result rows."""
     limit = torch.tensor([record.width, record.height] * 2)
     inside = boxes.clamp_min(0).minimum(limit)
     return inside.numpy(), scores.numpy(), labels.numpy()
@@ -258,7 +258,7 @@ def write_onnx(model: nn.Module, size: tuple[int, int], out: Path) -> None:
 
 
 def write_untrained(name: str, num_classes: int, size: tuple[int, int], out: Path) -> None:
-    """Export a network of random weights."""
+    """Export a network with random weights."""
     if is_yolo(name):
         allow_no_torchvision()
     build = yolo(name) if is_yolo(name) else PEERS[name]
@@ -266,7 +266,7 @@ def write_untrained(name: str, num_classes: int, size: tuple[int, int], out: Pat
 
 
 def is_yolo(name: str) -> bool:
-    """Say whether ultralytics trains a peer."""
+    """Return whether ultralytics trains a peer."""
     return name.startswith("yolo") and name not in RATES
 
 

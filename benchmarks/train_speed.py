@@ -1,14 +1,14 @@
-"""Training steps of a HEAT network beside DETR-R50's: images a second, same machine, size, batch.
+"""Training speed of a HEAT network and DETR-R50: images per second, same machine, size, batch.
 
     PYTHONPATH=. peers/bin/python benchmarks/train_speed.py --data DIR --input-size 448x448 \
         --name cpu-448x448
 
 Runs in the peers' environment (see `peers.py`). A step is forward pass, matching, loss, backward
 pass and AdamW of all weights (transformers freezes the backbone, for pretrained ones), on the same
-pictures; turns alternate between the networks, and medians count. Autocast is what `heat train
---precision auto` chooses, for both; with --precision f32 neither has it. Loading is measured apart:
-how many augmented images one worker process makes a second, over how many the network takes. The
-last line is one JSON object; with --name it goes to benchmarks/results/train-speed/.
+images; turns alternate between the networks, and medians count. Both use the autocast that `heat
+train --precision auto` chooses; with --precision f32 neither does. Loading is measured separately:
+augmented images per second of one worker process, over the network's. The last line is one JSON
+object; with --name it goes to benchmarks/results/train-speed/.
 """
 
 import argparse
@@ -41,7 +41,7 @@ RESULTS = Path(__file__).parent / "results" / "train-speed"
 
 
 def loaded_a_second(data: DetectionSet, size: tuple[int, int], batches: int) -> float:
-    """Return the images that one worker process makes a second, alone on the machine."""
+    """Return the images per second that one worker process loads, alone on the machine."""
     config = recipe("small")
     source = feed(data, size, config, range(100), workers=1)
     images = sum(len(batch) for batch, _ in islice(source, 8))  # the queue is full
@@ -103,7 +103,7 @@ def main() -> None:
         for entrant, step in steps.items():
             start = time.perf_counter()
             step()
-            if turn:  # the first allocates, and compiles
+            if turn:  # the first step allocates and compiles
                 seconds[entrant].append(time.perf_counter() - start)
     rates = {name: options.batch_size / statistics.median(times) for name, times in seconds.items()}
     first, second = seconds[name], seconds["detr-r50"]
@@ -130,7 +130,7 @@ def stepper(
     device: torch.device,
     dtype: torch.dtype | None,
 ) -> Callable[[], None]:
-    """Return what takes one training step."""
+    """Return a function that runs one training step."""
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -1,14 +1,14 @@
-"""What a change of structure must leave as it is: hashes of graphs, prices, a training, a ledger.
+"""Hashes that a refactoring must not change: of graphs, latencies, a training, a ledger.
 
     PYTHONPATH=. python benchmarks/unchanged.py > before.json
     ... move, rename, split ...
     PYTHONPATH=. python benchmarks/unchanged.py --compare before.json
 
-Graphs: every preset, block and form of deployment, with the weights of a seed. Prices: what the
-shipped tables say of random networks, and the files of those tables written again. Training: a
+Graphs: every preset, block and deploy format, with the weights of a seed. Prices: the shipped
+tables' predictions for random networks, and the files of those tables written again. Training: a
 short supernet and a short training that inherits from it, seeded, one thread. Ledger: a thinning
-for an estimated device, which measures nothing. All but the graphs run as commands. The last line
-is one JSON object; with --compare the exit code is 1 if a hash differs, and those are listed.
+for an estimated device, without measurements. All but the graphs run as commands. The last line is
+one JSON object; with --compare the exit code is 1 if a hash differs, and those are listed.
 """
 
 import argparse
@@ -46,7 +46,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "tensorrt-f16": {"style": GraphStyle(precision="f16", scatter_add=False), "padded": True},
     "batch": {"batch": 2, "padded": True},
 }
-"""Options of `to_onnx`; the family of DETR has its first two."""
+"""Options of `to_onnx` by deploy format; only the first two apply to the DETR family."""
 VARIANTS: dict[str, dict[str, Any]] = {
     **{f"nano-{kind}": {"global_block": kind} for kind in ("oa", "act", "enact", "pool")},
     "nano-sparse": {"global_block": "oa", "token_sparsity": 0.1},
@@ -61,7 +61,7 @@ def digest(content: bytes) -> str:
 
 
 def graphs() -> Iterator[tuple[str, str]]:
-    """Hash the ONNX file of every network in every form."""
+    """Hash the ONNX file of every network in every deploy format."""
     networks: dict[str, Any] = {name: p.with_(input_size=SIZE) for name, p in PRESETS.items()}
     networks |= {
         name: PRESETS["nano"].with_(input_size=SIZE, **changes)
@@ -80,7 +80,7 @@ def graphs() -> Iterator[tuple[str, str]]:
 
 
 def prices(folder: Path) -> Iterator[tuple[str, str]]:
-    """Hash what the shipped tables predict, and their files."""
+    """Hash the shipped tables' predictions, and their files."""
     for path in sorted(SHIPPED.glob("*.csv")):
         table = read_table(path)
         space = search_space("large", input_size=table.conditions.input_size, num_classes=80)
@@ -99,7 +99,7 @@ def prices(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def commands(folder: Path) -> Iterator[tuple[str, str]]:
-    """Hash what a short supernet, a thinning for an estimated device and a training leave."""
+    """Hash the files of a short supernet, a thinning for an estimated device and a training."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def heat(*arguments: str) -> None:
@@ -122,7 +122,7 @@ def commands(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _weights(path: Path) -> str:
-    """Hash the tensors of a file by name; its header also says when it was written."""
+    """Hash the tensors of a file by name; its header also holds the time it was written."""
     from safetensors.torch import load_file
 
     tensors = load_file(path)
@@ -131,7 +131,7 @@ def _weights(path: Path) -> str:
 
 
 def main() -> None:
-    """Print the hashes, or compare them."""
+    """Print the hashes, or compare them with earlier ones."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compare", type=Path, help="what was printed before")
     options = parser.parse_args()

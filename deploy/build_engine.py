@@ -1,20 +1,26 @@
-"""Builds the TensorRT engine of a bundle, for the GPU that is here or ahead of time for another."""
+"""Builds the TensorRT engine of a bundle, for this machine's GPU or ahead of time for another."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from supernet.errors import DeviceError
 from supernet.graph.style import OLDEST_OPSET
 
 from .capability import check_capability
-from .edge.engine import build_engine, gpu_here, sidecar_of, tensorrt, tensorrt_version
+from .edge.engine import (
+    Sidecar,
+    build_engine,
+    gpu_here,
+    sidecar_of,
+    tensorrt,
+    tensorrt_version,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
-    """For which GPU an engine is built, and by what."""
+    """The GPU that an engine is built for, and the TensorRT that builds it."""
 
     package: str
     """`tensorrt` or `tensorrt_rtx`."""
@@ -35,12 +41,12 @@ class EnginePlan:
 
     @property
     def opset(self) -> int | None:
-        """ONNX opset that its parser takes; None for the usual one."""
+        """ONNX opset that its parser supports; None for the default."""
         old = self.package == "tensorrt" and int(self.version.split(".")[0]) < 10
         return OLDEST_OPSET if old else None
 
-    def sidecar(self) -> dict[str, Any]:
-        """Return what must fit for the engine to be loaded."""
+    def sidecar(self) -> Sidecar:
+        """Return the facts that are checked when the engine is loaded."""
         return {
             "package": self.package,
             "version": self.version,

@@ -21,7 +21,7 @@ class Capability:
     rtx: bool = False
     """Whether `tensorrt_rtx` builds for it."""
     precisions: tuple[str, ...] = ("f32", "f16", "bf16", "int8")
-    """What pays or works there."""
+    """Precisions that work there and are worth using."""
 
 
 CAPABILITIES: Mapping[str, Capability] = {

@@ -17,7 +17,7 @@ TOLERANCE = {"f32": 1e-3, "f16": 0.05, "bf16": 0.1, "int8": 0.3}
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Where two graphs part."""
+    """The first place where two graphs differ."""
 
     place: str
     """Latency entry, s1_0 for instance."""

@@ -1,4 +1,4 @@
-"""Exports a detector as a bundle, and lets nothing pass that does not compute what torch does."""
+"""Exports a detector as a bundle, once it is checked to compute what torch computes."""
 
 import datetime
 import json
@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from supernet.atomic import write_text
 from supernet.counting import count_macs, count_params
@@ -16,9 +15,10 @@ from supernet.letterbox import PAD_RGB, Image, letterbox
 from supernet.network import Network
 
 from .edge.bench import Speed, measure_speed
+from .edge.card import Card, Facts, InputFacts
 from .edge.detect import CARD_FORMAT, file_hash
 from .edge.session import runtime_version
-from .form import Form
+from .form import Form, decode_rule
 from .gate import check_ap, check_batch, check_executed, check_parity
 from .judge import Judge
 from .parity import MIN_IOU, Parity
@@ -31,7 +31,7 @@ class Exported:
     """A finished bundle."""
 
     folder: Path
-    card: dict[str, Any]
+    card: Card
     parity: Parity
     speed: Speed | None
     """None where this machine cannot execute it."""
@@ -44,7 +44,7 @@ def export_bundle(
     *,
     names: Sequence[str],
     images: Sequence[Image],
-    facts: dict[str, Any],
+    facts: Facts,
     plan: Quantization | None = None,
     judge: Judge | None = None,
     max_ap_drop: float = 1.0,
@@ -52,10 +52,10 @@ def export_bundle(
 ) -> Exported:
     """Write `folder` (model, card, detect.py) after checking it against torch on `images`.
 
-    `facts` go into the card as they are: training, predictions, device. `plan` says how INT8 is
-    rounded, `judge` scores torch and the artefact on labelled images, `measure` times the model
-    file; without it the first image is detected on in bursts. The folder appears whole or not at
-    all. Raises `PromiseError` when the artefact does not agree with torch, loses more than
+    `facts` go into the card as they are: training, predictions, device. `plan` is the INT8
+    quantization, `judge` scores torch and the artefact on labelled images, `measure` times the
+    model file; without it bursts of runs on the first image are timed. The folder appears whole or
+    not at all. Raises `PromiseError` when the artefact does not agree with torch, loses more than
     `max_ap_drop` points, or is executed in another precision.
     """
     if not images:
@@ -87,7 +87,7 @@ def export_bundle(
         elif form.runs_here:
             speed = measure_speed(session, {"image": letterbox(images[0], size)[0][None]})
         (scratch / "detect.py").write_text(detect_script(form.format), encoding="utf-8")
-        card = {
+        card: Card = {
             "format": CARD_FORMAT,
             "model": model.name,
             "model_format": form.format,
@@ -103,7 +103,7 @@ def export_bundle(
             "dynamic_batch": form.dynamic_batch,
             "engine": form.engine.sidecar() if form.engine else None,
             "outputs": RAW_OUTPUTS if form.raw else PADDED if form.padded else OUTPUTS,
-            "decode": network.decode.rule(),
+            "decode": decode_rule(network),
             "architecture": architecture.to_dict(),
             "macs": count_macs(architecture).total,
             "params": count_params(architecture),
@@ -139,7 +139,7 @@ RAW_OUTPUTS = {
 }
 
 
-def _input_facts(size: tuple[int, int]) -> dict[str, Any]:
+def _input_facts(size: tuple[int, int]) -> InputFacts:
     return {
         "height": size[0],
         "width": size[1],
@@ -152,6 +152,6 @@ def _input_facts(size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def write_card(folder: Path, card: dict[str, Any]) -> None:
+def write_card(folder: Path, card: Card) -> None:
     """Write `card.json` atomically."""
     write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")

@@ -1,10 +1,9 @@
-"""Makes inputs for models of anybody, from what a model declares: type, shape, open sides.
+"""Draws random inputs for any model, from the types and shapes that it declares.
 
 Needs numpy and the runtime only.
 """
 
 import importlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from supernet.errors import UserError
 
 from .edge.runtimes import OnnxRuntimeSession, OpenVinoSession
-from .edge.session import Session
+from .edge.session import Array, Feeds, Session
 
 DTYPES: dict[str, type[np.generic]] = {
     "float": np.float32, "float32": np.float32, "f32": np.float32,
@@ -25,16 +24,16 @@ DTYPES: dict[str, type[np.generic]] = {
     "int32": np.int32, "i32": np.int32, "uint32": np.uint32, "u32": np.uint32,
     "int64": np.int64, "i64": np.int64, "uint64": np.uint64, "u64": np.uint64,
 }  # fmt: skip
-"""What runtimes call their types."""
+"""Types by the names that runtimes use."""
 COLOURS = (1, 3, 4)
-"""Sides of an image that are its channels."""
+"""Numbers of channels of an image."""
 
 Side = int | None
-"""None where a model leaves a side open."""
+"""A dimension of a shape; None where it is dynamic."""
 
 
-def inputs_of(session: Session, input_hw: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Draw inputs for a model, each in its own type; an open batch is one image.
+def inputs_of(session: Session, input_hw: tuple[int, int] | None = None) -> dict[str, Array]:
+    """Draw inputs for a model, each in its own type; a dynamic batch is 1.
 
     Raises `UserError` where a model leaves the height and width of its images open and `input_hw`
     is None, and where an input is of no type or shape that can be drawn.
@@ -47,9 +46,9 @@ def inputs_of(session: Session, input_hw: tuple[int, int] | None = None) -> dict
 
 
 def refuse_open_ranks(session: Session, model: Path) -> None:
-    """Refuse a model whose input has no number of sides, where ONNX Runtime executes it.
+    """Refuse a model for ONNX Runtime whose input has no known rank.
 
-    ONNX Runtime calls such an input a scalar; `onnx` knows which it is.
+    ONNX Runtime reports such an input as a scalar; `onnx` tells the two apart.
     """
     if not isinstance(session, OnnxRuntimeSession):
         return
@@ -60,15 +59,14 @@ def refuse_open_ranks(session: Session, model: Path) -> None:
         onnx = importlib.import_module("onnx")
     except ImportError:
         raise UserError(
-            f"input {min(scalars)} is a scalar or has no number of sides: pip install onnx tells "
-            "which"
+            f"input {min(scalars)} is a scalar or has no known rank: pip install onnx to find out"
         ) from None
     for value in onnx.load(str(model), load_external_data=False).graph.input:
         if value.name in scalars and not value.type.tensor_type.HasField("shape"):
             closed_shape(value.name, None, None)
 
 
-def described(feeds: Mapping[str, Any]) -> str:
+def described(feeds: Feeds) -> str:
     """Return types and shapes in words."""
     return ", ".join(
         f"{name} {array.dtype} {'x'.join(map(str, array.shape))}" for name, array in feeds.items()
@@ -78,9 +76,9 @@ def described(feeds: Mapping[str, Any]) -> str:
 def closed_shape(
     name: str, sides: list[Side] | None, input_hw: tuple[int, int] | None
 ) -> tuple[int, ...]:
-    """Return a shape whose open sides are given: the batch 1, height and width `input_hw`."""
+    """Return a shape without dynamic dimensions: batch 1, height and width `input_hw`."""
     if sides is None:
-        raise UserError(f"input {name} has no number of sides: export it with fixed shapes")
+        raise UserError(f"input {name} has no known rank: export it with fixed shapes")
     shape = [1 if index == 0 and side is None else side for index, side in enumerate(sides)]
     if None in shape:
         rows, columns = _image_axes(sides)
@@ -88,8 +86,8 @@ def closed_shape(
         words = "x".join("?" if side is None else str(side) for side in sides)
         if len(sides) != 4:
             raise UserError(
-                f"input {name} ({words}) has open sides that are no image's: export it with fixed "
-                "shapes"
+                f"input {name} ({words}) has dynamic dimensions that are not an image's: export "
+                "it with fixed shapes"
             )
         if input_hw is None:
             raise UserError(
@@ -97,10 +95,10 @@ def closed_shape(
             )
         values = {rows: input_hw[0], columns: input_hw[1]}
         for index in opened:
-            shape[index] = values.get(index, 3)  # a side that is neither is the colours'
+            shape[index] = values.get(index, 3)  # any other is the channels
     closed = tuple(int(side or 0) for side in shape)
     if 0 in closed:
-        raise UserError(f"input {name} has a side of 0: {'x'.join(map(str, closed))}")
+        raise UserError(f"input {name} has a dimension of 0: {'x'.join(map(str, closed))}")
     return closed
 
 
@@ -110,19 +108,19 @@ def _image_axes(sides: list[Side]) -> tuple[int, int]:
     return (1, 2) if last else (2, 3)
 
 
-def _dtype(name: str, kind: str) -> Any:
+def _dtype(name: str, kind: str) -> np.dtype[np.generic]:
     word = kind.removeprefix("tensor(").removesuffix(")")
     if word not in DTYPES:
         raise UserError(f"input {name} is of type {kind}, which cannot be drawn")
     return np.dtype(DTYPES[word])
 
 
-def _drawn(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Any:
+def _drawn(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
     if dtype.kind == "f":
         return rng.random(shape, dtype=np.float32).astype(dtype)
     if dtype.kind == "b":
         return np.ones(shape, dtype=dtype)
-    if len(shape) < 4 and dtype.itemsize > 1:  # sizes and indices: 1 is one everywhere
+    if len(shape) < 4 and dtype.itemsize > 1:  # sizes and indices: 1 is valid everywhere
         return np.ones(shape, dtype=dtype)
     return rng.integers(0, 128 if dtype == np.int8 else 256, shape).astype(dtype)
 
@@ -143,7 +141,7 @@ def _declared(session: Session) -> list[tuple[str, list[Side] | None, str]]:
 
 
 def sides_of(shape: Any) -> list[Side] | None:
-    """Return the sides of an OpenVINO shape; None where their number is open."""
+    """Return the dimensions of an OpenVINO shape; None where its rank is dynamic."""
     if shape.rank.is_dynamic:
         return None
     return [side.get_length() if side.is_static else None for side in shape]

@@ -1,9 +1,9 @@
-"""In which form a network is exported: format, precision, what the graph ends with, which GPU."""
+"""The deploy format of a network: file format, precision, outputs of the graph, GPU."""
 
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, cast
 
 from supernet.errors import UserError
 from supernet.graph.batch import SIZES as BATCHES
@@ -14,9 +14,10 @@ from supernet.heatdetr.quantization import Quantization
 from supernet.network import Network
 
 from .build_engine import EnginePlan
+from .edge.card import DecodeRule
 from .edge.postprocess import Find, Postprocess, unpad
 from .edge.runtimes import open_session, openvino_core
-from .edge.session import Session
+from .edge.session import Feeds, Session
 from .nncf_int8 import quantize_with_nncf
 
 Format = Literal["onnx", "openvino", "tensorrt"]
@@ -32,17 +33,17 @@ MODEL_FILES = {"onnx": "model.onnx", "openvino": "model.xml", "tensorrt": "model
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
-    """In which form a network is exported."""
+    """The deploy format of a network."""
 
     format: Format = "onnx"
     precision: Precision = "f32"
-    """What the runtime shall execute."""
+    """Precision that the runtime executes."""
     raw: bool = False
     """The graph ends at the head's maps: decoding and NMS are left to `detect.py`."""
     dynamic_batch: bool = False
     """Any number of images at once; the outputs are then padded."""
     opset: int | None = None
-    """ONNX opset, 17 at least; the one that the target takes by default."""
+    """ONNX opset, at least 17; None for the target's default."""
     threads: int = 1
     engine: EnginePlan | None = None
     """For which GPU, of format tensorrt."""
@@ -52,7 +53,7 @@ class Form:
     """File of kernel timings that builds of engines share."""
 
     def __post_init__(self) -> None:
-        """Refuse what does not go together."""
+        """Refuse options that exclude each other."""
         if self.format not in RUNTIME_OF:
             raise UserError(f"--format {self.format}: one of {', '.join(RUNTIME_OF)}")
         if (self.engine is not None) != (self.format == "tensorrt"):
@@ -106,7 +107,7 @@ class Form:
         *,
         raw: bool | None = None,
     ) -> bytes:
-        """Return the ONNX model of a network; `raw` in place of the form's own."""
+        """Return the ONNX model of a network; `raw` overrides the format's own."""
         usual = self.engine.opset if self.engine else None
         opset = usual if self.opset is None else self.opset
         style = GraphStyle.of(self.runtime, self.written, plan, opset)
@@ -127,7 +128,7 @@ class Form:
     def write(
         self, graph: bytes, folder: Path, metadata: dict[str, str] | None = None
     ) -> tuple[Path, dict[str, int]]:
-        """Write an ONNX model as the format's file; also return an engine's typed precisions."""
+        """Write the model file from an ONNX model; also return an engine's typed precisions."""
         path = folder / MODEL_FILES[self.format]
         if self.engine is not None:
             return path, self.engine.build(graph, path, self.timings)
@@ -154,15 +155,20 @@ class Form:
         return open_session(self.runtime, artefact or graph, self.threads, self.precision)
 
     def finder(self, session: Session, network: Network) -> Find:
-        """Return what gives boxes, scores and labels of one image, whatever the graph ends with."""
+        """Return a function from inputs to boxes, scores and labels of one image."""
         post = None
         if self.raw:
-            post = Postprocess(network.decode.rule(), network.architecture.input_size)
+            post = Postprocess(decode_rule(network), network.architecture.input_size)
 
-        def find(pixels: dict[str, Any]) -> list[Any]:
+        def find(pixels: Feeds) -> list[Array]:
             outputs = session.run(pixels)
             if post is not None:
                 return post(*outputs)
             return unpad(*outputs) if self.padded else outputs
 
         return find
+
+
+def decode_rule(network: Network) -> DecodeRule:
+    """Return how detections are decoded from a network's outputs, as the card states it."""
+    return cast(DecodeRule, network.decode.rule())

@@ -1,20 +1,19 @@
-"""What an artefact must pass before its bundle appears: torch's results, AP, executed precision."""
+"""Checks of an artefact before its bundle appears: parity with torch, AP, executed precision."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from supernet.data.evaluate import Detect, Found
 from supernet.errors import PromiseError
-from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.quantization import Quantization
 from supernet.letterbox import Image, boxes_to_image, letterbox
 from supernet.network import Network
 
 from .diverge import first_divergence
+from .edge.card import AccuracyCheck, Judged
 from .edge.executed import dominant, executed_precision
 from .edge.postprocess import Find
 from .edge.session import Session
@@ -56,10 +55,10 @@ def check_parity(
 
 
 def _where(network: Network, form: Form, images: Sequence[Image], plan: Quantization | None) -> str:
-    if not isinstance(network, Detector):
+    if network.heatdetr is None:
         return "compare their ONNX graphs part by part"
     found = first_divergence(
-        network,
+        network.heatdetr,
         images[0],
         form.checked_in,
         form.threads,
@@ -73,7 +72,7 @@ def _where(network: Network, form: Form, images: Sequence[Image], plan: Quantiza
 
 
 def check_batch(session: Session, images: Sequence[Image], size: tuple[int, int]) -> None:
-    """Fail where two images at once give something else than one after the other."""
+    """Fail where images in a batch give other results than one at a time."""
     pixels = [letterbox(image, size)[0][None] for image in (images[0], images[-1])]
     together = session.run({"image": np.concatenate(pixels)})
     for index, one in enumerate(pixels):
@@ -97,8 +96,8 @@ def check_executed(
 ) -> dict[str, int]:
     """Return what the runtime executes, or fail where it is not what was asked for.
 
-    It is read back from the runtime; of an engine that cannot run here it is what its layers are
-    typed as, from which a strongly typed engine cannot depart.
+    It is read back from the runtime. For an engine that cannot run here, the types of its layers
+    are returned: a strongly typed engine executes these.
     """
     feeds = {"image": letterbox(image, size)[0][None]}
     if not form.runs_here:
@@ -107,17 +106,17 @@ def check_executed(
         executed = session.executed(feeds)  # type: ignore[attr-defined]
     else:
         executed = executed_precision(form.runtime, model, form.threads, form.precision, feeds)
-    said = ", ".join(f"{count} in {name}" for name, count in executed.items())
+    listed = ", ".join(f"{count} in {name}" for name, count in executed.items())
     if plan is not None:
         wanted = sum(plan.limit(name) is not None for name in plan.ranges)
         if executed.get("int8", 0) < MIN_EXECUTED * wanted:
             raise PromiseError(
-                f"{wanted} convolutions were written in int8, {form.runtime} executes {said}: "
+                f"{wanted} convolutions were written in int8, {form.runtime} executes {listed}: "
                 "export another --precision or --format; nothing was written"
             )
     elif dominant(executed) != form.precision:
         raise PromiseError(
-            f"{form.precision} was asked for, {form.runtime} executes {said} on this machine: "
+            f"{form.precision} was asked for, {form.runtime} executes {listed} on this machine: "
             "export another --precision or --format; nothing was written"
         )
     return executed
@@ -125,11 +124,11 @@ def check_executed(
 
 def check_ap(
     network: Network, find: Find, judge: Judge | None, max_ap_drop: float, form: Form
-) -> dict[str, Any]:
+) -> Judged:
     """Score torch and the artefact on the same labelled images; fail where too much is lost.
 
-    Return what the card records of it, and the thresholds of the classes, which are found from the
-    detections that AP is computed from.
+    Return the card's entries: both APs, and the thresholds of the classes, found from the same
+    detections.
     """
     if judge is None:
         return {"accuracy_check": None}
@@ -141,12 +140,14 @@ def check_ap(
             f"({exact:.2f} in torch, {ours:.2f} here; --max-ap-drop {max_ap_drop:g}); nothing was "
             "written"
         )
-    accuracy = {"torch_ap": round(exact, 3), "ap": round(ours, 3), "drop": round(exact - ours, 3)}
+    accuracy: AccuracyCheck = {
+        "torch_ap": round(exact, 3), "ap": round(ours, 3), "drop": round(exact - ours, 3)
+    }  # fmt: skip
     return {"accuracy_check": accuracy, **judge.thresholds(rows)}
 
 
 def torch_detect(network: Network) -> Detect:
-    """Return torch's side of the comparison."""
+    """Return a detector that runs torch."""
     folded = network.deployed()
     device = next(folded.parameters()).device
 
@@ -161,7 +162,7 @@ def torch_detect(network: Network) -> Detect:
 
 
 def artefact_detect(network: Network, find: Find) -> Detect:
-    """Return the artefact's side of the comparison."""
+    """Return a detector that runs the artefact."""
 
     def detect(image: Image) -> Found:
         pixels, scale = letterbox(image, network.architecture.input_size)

@@ -1,14 +1,13 @@
 """Scores detectors on labelled images: AP, and for each class the threshold of the best F1."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from supernet.data.best_thresholds import MATCH_IOU, best_thresholds
+from supernet.data.coco_file import ResultRow
 from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import Detect, found_rows, score_rows
 
-Rows = list[dict[str, object]]
-"""COCO result rows."""
+from .edge.card import Thresholds
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,16 +16,16 @@ class Judge:
 
     data: DetectionSet
 
-    def found(self, detect: Detect) -> Rows:
+    def found(self, detect: Detect) -> list[ResultRow]:
         """Detect on every image."""
         return found_rows(detect, self.data)
 
-    def ap(self, rows: Rows) -> float:
+    def ap(self, rows: list[ResultRow]) -> float:
         """Return AP in points of 100."""
         return 100.0 * max(0.0, score_rows(rows, self.data).ap)
 
-    def thresholds(self, rows: Rows) -> dict[str, Any]:
-        """Return what the card records: the lowest score reported of each class, and what it is."""
+    def thresholds(self, rows: list[ResultRow]) -> Thresholds:
+        """Return the lowest score reported of each class, and how it was found, for the card."""
         return {
             "thresholds": best_thresholds(rows, self.data),
             "thresholds_are": (

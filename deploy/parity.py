@@ -1,4 +1,4 @@
-"""Compares what a runtime finds with what torch finds, on the same images."""
+"""Compares the detections of a runtime with those of torch on the same images."""
 
 import math
 from collections.abc import Sequence
@@ -8,26 +8,25 @@ import numpy as np
 import torch
 
 from supernet.boxes import Detections, iou_matrix
-from supernet.heatdetr.operators.decode import NMS_IOU
+from supernet.detr.set_decode import SetDecode
+from supernet.heatdetr.operators.decode import Decode
 from supernet.letterbox import Image, letterbox
 from supernet.network import Network
 
 from .edge.postprocess import Find
 from .edge.session import Session
+from .nms_check import violations
 
 MATCH_SCORE = 0.3
 """Detections of at least this score must be found by both."""
 MIN_IOU = 0.99
-NEAR_IOU = 1e-3
-"""Two boxes whose IoU is so near the limit of NMS may both be kept, or only one."""
-
 COPY_PX = 0.1
-"""Boxes that near are copies of each other, even where they are clipped to nothing."""
+"""Boxes this close are the same box, even where they are clipped to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What a precision may differ by."""
+    """Tolerances of a precision."""
 
     iou: float
     """Least overlap of partners."""
@@ -45,7 +44,7 @@ ALLOWED: dict[str, Allowed] = {
     "int8": Allowed(0.5, math.inf, math.inf, 0.25),
 }
 """Single precision must agree in every detection. Lower ones are judged by AP where there are
-labels; here they are only kept from being something else altogether."""
+labels; here only gross errors are caught."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ class Parity:
 
     @property
     def allowed(self) -> Allowed:
-        """What this precision may differ by."""
+        """Tolerances of this precision."""
         return ALLOWED[self.precision]
 
     @property
@@ -122,7 +121,7 @@ def compare(
         outputs = network(tensor)
         exact, boxes = network.decode.open(*outputs)
         first, second = (torch.from_numpy(x) for x in raw_session.run({"image": pixels}))
-        scores_raw = first.reshape(exact.shape)  # of one image an axis may be missing
+        scores_raw = first.reshape(exact.shape)  # the batch axis may be missing
         raw_score = largest(raw_score, float((scores_raw - exact).abs().max()))
         boxes_raw = network.decode.boxes_px(second.view_as(outputs[1]))
         raw_box_px = largest(raw_box_px, float((boxes - boxes_raw).abs().max()))
@@ -131,16 +130,13 @@ def compare(
         # Decoding clips boxes, so that NaN and infinity may show in the maps only.
         outputs_finite = [bool(values.isfinite().all()) for values in (first, second, *theirs)]
         not_finite += not all(outputs_finite)
-        pairs, lonely, largest_box, largest_score = match_detections(
+        pairs, unpaired, largest_box, largest_score = match_detections(
             network.decode.select(exact[0], boxes[0]), theirs, least
         )
-        # A near tie, within the tolerances, lets NMS keep another box. The artefact's NMS is then
-        # compared with torch's on the artefact's own scores and boxes.
-        for edge in (0.0, NEAR_IOU, -NEAR_IOU):
-            if lonely:
-                own = network.decode.select(scores_raw[0], boxes_raw[0], nms_iou=NMS_IOU + edge)
-                pairs, lonely, largest_box, largest_score = match_detections(own, theirs, least)
-        matched, unmatched = matched + pairs, unmatched + lonely
+        if unpaired:
+            own = (scores_raw[0], boxes_raw[0])
+            unpaired = min(unpaired, unexplained(network.decode, *own, theirs, least))
+        matched, unmatched = matched + pairs, unmatched + unpaired
         box_px, score = largest(box_px, largest_box), largest(score, largest_score)
     return Parity(
         images=len(images),
@@ -159,10 +155,34 @@ Detected = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Boxes xyxy [n, 4], scores [n], labels [n]."""
 
 
+def unexplained(
+    decode: Decode | SetDecode,
+    scores: torch.Tensor,
+    boxes_M4: torch.Tensor,
+    theirs: Detected,
+    min_iou: float,
+) -> int:
+    """Count detections that do not follow from the artefact's own scores and boxes before NMS.
+
+    Nearly equal scores, within the tolerances, let NMS keep other boxes than torch's does.
+    """
+    if isinstance(decode, Decode) and decode.nms:
+        allowed = ALLOWED["f32"]
+        return violations(
+            scores,
+            boxes_M4,
+            theirs,
+            least_score=MATCH_SCORE,
+            score_tolerance=allowed.score,
+            box_tolerance_px=allowed.raw_box_px,
+        )
+    return match_detections(decode.select(scores, boxes_M4), theirs, min_iou)[1]
+
+
 def match_detections(
     reference: Detections, theirs: Detected, min_iou: float = MIN_IOU
 ) -> tuple[int, int, float, float]:
-    """Match detections of score >= 0.3 both ways; return pairs, lonely ones, largest differences.
+    """Match detections of score >= 0.3 both ways; return pairs, unpaired, largest differences.
 
     Partners are looked for among all detections of the other side, so that a score of 0.3 on one
     side and 0.2999 on the other is a small difference and not a missing object.
@@ -172,7 +192,7 @@ def match_detections(
     ours = (all_ours[0][confident], all_ours[1][confident], all_ours[2][confident])
     high = theirs[1] >= MATCH_SCORE
     strong = (theirs[0][high], theirs[1][high], theirs[2][high])
-    matched = lonely = 0
+    matched = unpaired = 0
     box_px = score = 0.0
     for left, right in ((ours, theirs), (strong, all_ours)):
         same = left[2][:, None] == right[2][None]
@@ -184,9 +204,9 @@ def match_detections(
         for row in range(len(left[0])):
             best = int(distance[row].argmin()) if distance.shape[1] else -1
             if best < 0 or not bool(distance[row, best].isfinite()):
-                lonely += 1
+                unpaired += 1
                 continue
             matched += left is ours
             box_px = max(box_px, float((left[0][row] - right[0][best]).abs().max()))
             score = max(score, abs(float(left[1][row] - right[1][best])))
-    return matched, lonely, box_px, score
+    return matched, unpaired, box_px, score

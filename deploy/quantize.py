@@ -1,7 +1,7 @@
 """Accuracy-aware INT8: the parts that cost accuracy stay in floating point.
 
-Each latency entry is rounded alone to see how much the head's maps change; in that order as few as
-possible are kept in floating point until the artefact's accuracy is within what may be lost.
+Each latency entry is quantized alone to see how much the head's maps change; in that order as few
+as possible are kept in floating point until the artefact's accuracy is within what may be lost.
 """
 
 import sys
@@ -28,7 +28,7 @@ class Attempt:
     kept: tuple[str, ...]
     """Entries in floating point."""
     lost: float
-    """What it loses against floating point, in points."""
+    """Points lost against floating point."""
 
 
 def quantize(
@@ -41,7 +41,7 @@ def quantize(
 ) -> tuple[Quantization, list[Attempt]]:
     """Return the plan with the fewest entries in floating point that loses at most `max_drop`.
 
-    `batches` are images uint8 [B, H, W, 3] of the kind that will be seen; `lost` builds the
+    `batches` are calibration images uint8 [B, H, W, 3]; `lost` builds the
     artefact of a plan and returns how many points it loses; without it every entry is quantized.
     With `outputs` those of convolutions are quantized too. Raises `PromiseError` where quantizing
     any single entry already loses too much.
@@ -81,7 +81,7 @@ def quantize(
 
 
 def print_attempt(attempt: Attempt, max_drop: float) -> None:
-    """Tell what was tried."""
+    """Log an attempt on stderr."""
     kept = ", ".join(attempt.kept) or "nothing"
     verdict = "kept" if attempt.lost <= max_drop else "too much"
     print(
@@ -98,8 +98,8 @@ def by_sensitivity(folded: Detector, plan: Quantization, images: Tensor) -> list
     changes = {}
     for place in places:
         alone = plan.keeping(set(places) - {place})
-        rounded = simulate_int8(folded, [], alone)(images)
+        quantized = simulate_int8(folded, [], alone)(images)
         changes[place] = sum(
-            float((a - b).norm() / b.norm()) for a, b in zip(rounded, exact, strict=True)
+            float((a - b).norm() / b.norm()) for a, b in zip(quantized, exact, strict=True)
         )
     return sorted(places, key=lambda place: -changes[place])

@@ -2,8 +2,8 @@
 
 The formats are those of Triton's `ModelConfig` (triton-inference-server/common:
 protobuf/model_config.proto) and of OpenVINO Model Server's configuration file
-(openvinotoolkit/model_server:src/schema.cpp). The model is loaded from the layout, and what it
-declares is what is written; no server is started.
+(openvinotoolkit/model_server:src/schema.cpp). The model is loaded from the layout, and the
+tensors that it declares are written; no server is started.
 """
 
 import json
@@ -13,12 +13,12 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from supernet.errors import PromiseError, UserError
 
+from .edge.card import Card
 from .edge.runtimes import OnnxRuntimeSession, open_session, openvino_core, openvino_properties
 from .feeds import DTYPES, Side, sides_of
 from .serving_text import readme
@@ -27,7 +27,7 @@ from .whole_folder import replacing_folder
 LAYOUTS = {"onnx": "triton", "openvino": "ovms"}
 """Which server runs a bundle of a format."""
 MAX_BATCH = 8
-"""Images that Triton joins at most, where the graph takes any number."""
+"""Largest batch that Triton makes, where the graph takes any number of images."""
 TRITON_TYPES = {
     "bool": "BOOL", "float16": "FP16", "float32": "FP32", "float64": "FP64",
     "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
@@ -43,7 +43,7 @@ class Tensor:
     name: str
     dtype: str
     sides: tuple[Side, ...]
-    """None where the model leaves a side open."""
+    """Shape; None for a dynamic dimension."""
 
     @property
     def words(self) -> str:
@@ -61,7 +61,7 @@ def layout_of(format: str) -> str:
     return LAYOUTS[format]
 
 
-def write_serving(bundle: Path, card: dict[str, Any], folder: Path, name: str) -> Path:
+def write_serving(bundle: Path, card: Card, folder: Path, name: str) -> Path:
     """Write `folder`/triton or `folder`/ovms for a bundle and return it.
 
     It appears whole and replaces what an earlier export wrote there. Raises `PromiseError` where
@@ -93,13 +93,11 @@ def write_serving(bundle: Path, card: dict[str, Any], folder: Path, name: str) -
 
 
 def serving_name(run: Path) -> str:
-    """Return the name of a run's model on a server, where not every sign is allowed."""
+    """Return the name of a run's model on a server; characters that are not allowed become `-`."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", run.resolve().name).strip("-.") or "detector"
 
 
-def triton_config(
-    name: str, inputs: list[Tensor], outputs: list[Tensor], card: dict[str, Any]
-) -> str:
+def triton_config(name: str, inputs: list[Tensor], outputs: list[Tensor], card: Card) -> str:
     """Return Triton's config.pbtxt.
 
     Shapes are written without the batch where the graph takes any number of images, and with it
@@ -132,8 +130,8 @@ def _triton_tensor(kind: str, tensor: Tensor, batched: bool) -> str:
     return f'{kind} [ {{ name: "{tensor.name}" data_type: TYPE_{kind_of} dims: [ {dims} ] }} ]'
 
 
-def ovms_config(name: str, card: dict[str, Any]) -> str:
-    """Return OpenVINO Model Server's config.json; the model's place is relative to it."""
+def ovms_config(name: str, card: Card) -> str:
+    """Return OpenVINO Model Server's config.json; the model's path is relative to it."""
     properties = openvino_properties(
         int(card["threads"]), card["precision"], pinning=bool(card.get("pinning"))
     )
@@ -151,7 +149,7 @@ def _link(file: Path, to: Path) -> None:
         shutil.copyfile(file, to)
 
 
-def _declared_by(model: Path, card: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+def _declared_by(model: Path, card: Card) -> tuple[list[Tensor], list[Tensor]]:
     """Load a model from the layout and return its inputs and outputs."""
     with open_session(card["runtime"], model, 1, card["precision"]) as session:
         if isinstance(session, OnnxRuntimeSession):
@@ -159,7 +157,7 @@ def _declared_by(model: Path, card: dict[str, Any]) -> tuple[list[Tensor], list[
                 [Tensor(t.name, _numpy_name(t.type), _closed(t.shape)) for t in found]
                 for found in (session.session.get_inputs(), session.session.get_outputs())
             )
-        else:  # a compiled model has names of its nodes too; the server takes the model's own
+        else:  # a compiled model adds names of nodes; the server uses the model's own
             read = openvino_core().read_model(str(model))
             inputs, outputs = (
                 [
@@ -182,7 +180,7 @@ def _declared_by(model: Path, card: dict[str, Any]) -> tuple[list[Tensor], list[
 
 
 def _closed(sides: Iterable[object]) -> tuple[Side, ...]:
-    """Return sides without the names that ONNX Runtime gives to open ones."""
+    """Return a shape without ONNX Runtime's names of dynamic dimensions."""
     return tuple(side if isinstance(side, int) else None for side in sides)
 
 

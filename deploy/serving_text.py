@@ -1,7 +1,8 @@
-"""Writes in words what a client of an inference server must do with images and results."""
+"""Writes the README of a serving layout: how a client prepares images and reads results."""
 
 from collections.abc import Sequence
-from typing import Any
+
+from .edge.card import Card
 
 START = {
     "triton": (
@@ -24,7 +25,7 @@ COMPARED = {"triton": "config.pbtxt was written from what it declares", "ovms": 
 
 
 def readme(
-    layout: str, name: str, card: dict[str, Any], inputs: Sequence[str], outputs: Sequence[str]
+    layout: str, name: str, card: Card, inputs: Sequence[str], outputs: Sequence[str]
 ) -> str:
     """Return the README.txt of a layout."""
     facts = card["input"]
@@ -75,8 +76,8 @@ def readme(
     )
 
 
-def _after(card: dict[str, Any]) -> list[str]:
-    """Return what follows the model, by what its graph ends with."""
+def _after(card: Card) -> list[str]:
+    """Return the steps after the model, which depend on where its graph ends."""
     thresholds = card.get("thresholds") or {}
     kept = [f"{name} {value:g}" for name, value in thresholds.items() if value is not None]
     first = (
@@ -84,10 +85,11 @@ def _after(card: dict[str, Any]) -> list[str]:
          "    with the numbers of decode in card.json;"]
         if card["raw"] else []
     )  # fmt: skip
+    least = card["decode"].get("score_threshold")
+    graph = "outputs boxes of every score" if least is None else f"keeps all from {least:g} on"
     return [
         *first,
         "  - divides boxes by s and clips them to the image;",
-        "  - drops what scores too little: the graph itself keeps all from "
-        f"{card['decode']['score_threshold']:g} on"
+        f"  - drops what scores too little: the graph itself {graph}"
         + (f"; best F1 at {', '.join(kept)}." if kept else "."),
     ]

@@ -1,9 +1,9 @@
-"""Times models side by side: a process for each, in turns, so that all meet the same machine.
+"""Times models side by side: a process for each, in turns, so that all see the same machine state.
 
     python -m deploy.side_by_side FILE RUNTIME PRECISION THREADS alone|crowd|look HEIGHTxWIDTH|-
 
-is one such process: it loads the model, says so, and obeys lines on stdin. Needs numpy and the
-runtime only.
+is one such process: it loads the model, reports that, and executes commands from stdin. Needs
+numpy and the runtime only.
 """
 
 import json
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from supernet.errors import HeatError, UserError
 from .edge.bench import own_peak_mb
 from .edge.executed import executed_precision
 from .edge.runtimes import open_crowd, open_session
-from .edge.session import Session
+from .edge.session import Feeds, Session
 from .feeds import described, inputs_of, refuse_open_ranks
 
 ROUNDS = 15
@@ -44,12 +44,12 @@ class Entrant:
     precision: str = "f32"
     threads: int = 1
     input_hw: tuple[int, int] | None = None
-    """Height and width of images, where the model leaves them open."""
+    """Height and width of images, where the model's are dynamic."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lap:
-    """What one model did, beside the others."""
+    """The times of one model, beside the others."""
 
     name: str
     p50_ms: float
@@ -63,12 +63,30 @@ class Lap:
     peak_mb: float
     """Peak resident memory of its process, MiB."""
     inputs: str = ""
-    """Name, type and shape of what it is fed."""
+    """Name, type and shape of its inputs."""
 
     @property
     def fps(self) -> float:
         """Frames per second at the median."""
         return 1000.0 / self.p50_ms
+
+
+class Answer(TypedDict, total=False):
+    """A line that a model's process prints."""
+
+    start_ms: float
+    """With `inputs`, the first line: the model is loaded."""
+    inputs: str
+    executed: dict[str, int]
+    """In mode look, which ends after this line."""
+    ms: list[float]
+    """After `run`: of each execution."""
+    fps: float
+    """After `run` in mode crowd."""
+    peak_mb: float
+    """After `end`."""
+    error: str
+    """In place of all others: why the model cannot be run."""
 
 
 def ratio(one: Lap, other: Lap) -> float:
@@ -81,7 +99,7 @@ def race(
 ) -> list[Lap]:
     """Time models in turns, each in a process of its own, in the order given.
 
-    Raises what the runtime says where a model cannot be loaded or run.
+    Raises `UserError` with the runtime's message where a model cannot be loaded or run.
     """
     with ExitStack() as stack:
         racers = [stack.enter_context(_racer(entrant)) for entrant in entrants]
@@ -96,7 +114,7 @@ def race(
         ]
 
 
-def _lap(entrant: Entrant, racer: "_Racer", last: dict[str, Any], turns: list[list[float]]) -> Lap:
+def _lap(entrant: Entrant, racer: "_Racer", last: Answer, turns: list[list[float]]) -> Lap:
     every = np.array([ms for turn in turns for ms in turn])
     p50, p95, p99 = (float(value) for value in np.percentile(every, (50, 95, 99)))
     medians = tuple(statistics.median(turn) for turn in turns)
@@ -126,15 +144,15 @@ class _Racer:
         self.inputs: str = first["inputs"]
         self.executed: dict[str, int] = first.get("executed", {})
 
-    def ask(self, *words: object) -> dict[str, Any]:
+    def ask(self, *words: object) -> Answer:
         self._to.write(" ".join(map(str, words)) + "\n")
         self._to.flush()
         return self._answer()
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> Answer:
         line = self._from.readline()
         try:
-            answer: dict[str, Any] = json.loads(line)
+            answer: Answer = json.loads(line)
         except ValueError:
             self._process.wait()
             raise HeatError(f"{self._name}: its process died ({line.strip()[-200:]})") from None
@@ -166,7 +184,7 @@ def _racer(entrant: Entrant, mode: str = "alone") -> Iterator[_Racer]:
         process.communicate()
 
 
-def run_for(session: Session, feeds: dict[str, Any], seconds: float) -> list[float]:
+def run_for(session: Session, feeds: Feeds, seconds: float) -> list[float]:
     """Run at least once, and until the time is up; return the milliseconds of each run."""
     samples: list[float] = []
     stop = time.perf_counter() + seconds
@@ -189,13 +207,13 @@ def executed(entrant: Entrant) -> dict[str, int]:
     """Return how many heavy nodes of a model are executed in each precision.
 
     It is read back in a process of its own, which is not timed. Raises `UserError` where an input
-    has no number of sides.
+    has no known rank.
     """
     with _racer(entrant, "look") as racer:
         return racer.executed
 
 
-def crowd_fps(session: Any, feeds: dict[str, Any], requests: int, seconds: float) -> float:
+def crowd_fps(session: Any, feeds: Feeds, requests: int, seconds: float) -> float:
     """Run a session from several threads at once; return frames per second."""
     done = [0] * requests
     start = time.perf_counter()
@@ -216,7 +234,7 @@ def crowd_fps(session: Any, feeds: dict[str, Any], requests: int, seconds: float
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Load a model and obey: `run SECONDS`, `end`."""
+    """Load a model and execute commands from stdin: `run SECONDS`, `end`."""
     model, runtime, precision, threads, mode, size = arguments
     try:
         start = time.perf_counter()
@@ -229,30 +247,30 @@ def main(arguments: Sequence[str]) -> int:
             if mode == "look":
                 refuse_open_ranks(session, Path(model))
                 found = executed_precision(runtime, Path(model), int(threads), precision, feeds)
-                _say({"start_ms": 0.0, "inputs": described(feeds), "executed": found})
+                _send({"start_ms": 0.0, "inputs": described(feeds), "executed": found})
                 return 0
-            _say({"start_ms": (time.perf_counter() - start) * 1e3, "inputs": described(feeds)})
+            _send({"start_ms": (time.perf_counter() - start) * 1e3, "inputs": described(feeds)})
             run_for(session, feeds, 0.0)
             for line in sys.stdin:
                 verb, *rest = line.split()
                 if verb == "end":
-                    _say({"peak_mb": own_peak_mb()})
+                    _send({"peak_mb": own_peak_mb()})
                     break
                 if crowd:
-                    _say({"fps": crowd_fps(session, feeds, int(threads), float(rest[0]))})
+                    _send({"fps": crowd_fps(session, feeds, int(threads), float(rest[0]))})
                     continue
-                session.run(feeds)  # caches hold what the others left there
-                _say({"ms": run_for(session, feeds, float(rest[0]))})
+                session.run(feeds)  # untimed: the caches hold the other models' data
+                _send({"ms": run_for(session, feeds, float(rest[0]))})
     except HeatError as error:
-        _say({"error": str(error)})
+        _send({"error": str(error)})
         return error.exit_code
     except Exception as error:  # what a runtime raises has no common base
-        _say({"error": " ".join(f"it cannot be run: {error}".split())[:300]})
+        _send({"error": " ".join(f"it cannot be run: {error}".split())[:300]})
         return 1
     return 0
 
 
-def _say(answer: dict[str, Any]) -> None:
+def _send(answer: Answer) -> None:
     print(json.dumps(answer), flush=True)
 
 

@@ -13,17 +13,20 @@ from supernet import avif, errors, letterbox
 
 from .edge import (
     capture,
+    card,
     containers,
     cuda,
     detect,
     drawing,
     engine,
     executed,
+    found,
     gpu,
     labels,
     pixels,
     postprocess,
     recorder,
+    records,
     runtimes,
     saving,
     score_limits,
@@ -36,8 +39,8 @@ from .edge import (
 )
 
 DETECTING = (
-    postprocess, sources, containers, capture, stream, saving, recorder, pixels, drawing, labels,
-    tiles, track, score_limits, work, detect,
+    card, records, postprocess, score_limits, found, sources, containers, capture, stream, saving,
+    recorder, pixels, drawing, labels, tiles, track, work, detect,
 )  # fmt: skip
 PARTS = (errors, avif, letterbox, session, runtimes, *DETECTING)
 """In the order in which they need each other."""

@@ -1,4 +1,4 @@
-"""Folders that are whole or absent: filled under a temporary name beside the target, then renamed.
+"""Replaces folders atomically: they are filled under a temporary name, then renamed.
 
 The old folder stays until the new one is finished.
 """

@@ -1,6 +1,6 @@
 """The `heat` command: parse, call one public function, print.
 
-People read stderr; programs read the last line of stdout, one JSON object. Exit codes: 0 fine,
+People read stderr; programs read the last line of stdout, one JSON object. Exit codes: 0 success,
 1 a fault of ours, 2 a mistake in the request, 3 a promise not kept, 130 interrupted.
 """
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"this command needs {package}: pip install 'heatdetr[build]'", 2)
     except KeyboardInterrupt:
         return _fail(
-            "interrupted; what was finished stands: the same command goes on (train and supernet "
+            "interrupted; what was finished is kept: the same command goes on (train and supernet "
             "with --resume)",
             130,
         )

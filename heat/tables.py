@@ -1,4 +1,4 @@
-"""The latency tables of a workspace: where they lie, and how fast the machine was meanwhile."""
+"""The latency tables of a workspace: their files, and how fast the machine was meanwhile."""
 
 import sys
 from contextlib import AbstractContextManager, ExitStack
@@ -19,7 +19,7 @@ from .workspace import Workspace
 
 
 def table_path(workspace: Workspace, table: LatencyTable) -> Path:
-    """Return where a table lies."""
+    """Return the file of a table."""
     return workspace.tables / f"{table.name}.csv"
 
 
@@ -48,11 +48,11 @@ def table_lock(workspace: Workspace, conditions: Conditions) -> AbstractContextM
 def existing_table(
     workspace: Workspace, target: Target, input_size: tuple[int, int]
 ) -> LatencyTable:
-    """Return the table that exists; a broken or stale one gives way to a new one."""
+    """Return the table that exists; a broken or stale one is replaced by a new one."""
     try:
         return open_table(workspace.tables, target, input_size)
     except TableError as error:
-        print(f"warning: {error}: now measured afresh", file=sys.stderr)
+        print(f"warning: {error}: it is measured again", file=sys.stderr)
         return empty_table(target, input_size)
 
 

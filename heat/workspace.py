@@ -19,11 +19,13 @@ import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, cast
 
 from latency_tables.probe.lock import only_one
 from supernet.atomic import write_text
 from supernet.errors import UserError, masked
+
+from .records import OnDevice, Result, Stages
 
 FORMAT_VERSION = 1
 """History of `run.json`: 1, the first."""
@@ -100,14 +102,14 @@ class Workspace:
         """Folder of the bundle of a format."""
         return self.root / f"bundle-{format}"
 
-    def stages(self) -> dict[str, dict[str, Any]]:
+    def stages(self) -> Stages:
         """Return what every finished stage recorded, by stage name."""
-        return dict(self._read()["stages"])
+        return cast(Stages, dict(cast(Result, self._read()["stages"])))
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> Result:
         path = self.root / "run.json"
         try:
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(path.read_text(encoding="utf-8"))
             if record["format"] != FORMAT_VERSION:
                 raise UserError(
                     f"{path}: format {record['format']}, this HEAT reads {FORMAT_VERSION}"
@@ -118,18 +120,14 @@ class Workspace:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} cannot be read ({error}): use another --out") from None
 
-    def stage(self, name: str) -> dict[str, Any] | None:
-        """Return what a stage recorded, or None."""
-        return self.stages().get(name)
-
-    def need(self, name: str, command: str) -> dict[str, Any]:
-        """Return what a stage recorded; where it has not run, say which command runs it."""
-        found = self.stage(name)
+    def need(self, name: Literal["thin"], command: str) -> OnDevice:
+        """Return what a stage recorded; raise `UserError` with its command where it has not run."""
+        found = self.stages().get(name)
         if found is None:
             raise UserError(f"{self.root} has no finished {name}: run {command} first")
         return found
 
-    def record(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
+    def record(self, name: str, result: Result) -> Result:
         """Keep a stage's result in `run.json` and return it.
 
         Commands that run at once in one workspace write one after the other. Of URLs in the command
@@ -139,8 +137,9 @@ class Workspace:
         from supernet.version import __version__
 
         path = self.root / "run.json"
-        if isinstance(result.get("data"), str):
-            result = {**result, "data": str(Path(result["data"]).absolute())}
+        data = result.get("data")
+        if isinstance(data, str):
+            result = {**result, "data": str(Path(data).absolute())}
         with only_one(path, patience_s=PATIENCE_S):
             now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
             home = self.home

@@ -1,1 +1,1 @@
-"""Measures how long each part of a network takes on a device, and adds it up."""
+"""Measures the latency of each part of a network on a device, and predicts whole networks."""

@@ -1,4 +1,4 @@
-"""What a table is worth: whole networks that were measured, each against its prediction."""
+"""Calibration of the sum of a network's entries, and its check on measured networks."""
 
 import statistics
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ INTERVAL_90 = 1.645
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One measured network, predicted from everything but its own timings."""
+    """One measured network, and its prediction from all samples except its own timings."""
 
     predicted_ms: float
     sd: float
-    """Relative standard deviation that the prediction stated."""
+    """Relative standard deviation of the prediction, as the model states it."""
     measured_ms: float
 
     @property
@@ -24,12 +24,12 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What turns the sum of a network's entries into its latency, and how well that works.
+    """Coefficients that turn the sum of a network's entries into its latency, and their checks.
 
     T(network) = factor * sum of entries + overhead * number of entries
 
-    The factor takes up what memory and caches cost in a whole network, the overhead what each
-    further entry costs beyond its own time (a changed layout, a colder buffer).
+    The factor covers the cost of memory and caches in a whole network, the overhead the cost of
+    each further entry beyond its own time (a changed layout, a colder buffer).
     """
 
     factor: float = 1.0
@@ -49,7 +49,7 @@ class Calibration:
 
     @property
     def covered(self) -> float | None:
-        """Share of the networks whose error lies in the 90 % interval that was stated for it."""
+        """Share of the networks whose error lies in its predicted 90 % interval."""
         inside = [
             abs(check.error) <= INTERVAL_90 * check.sd for check in self.checks if check.sd > 0
         ]

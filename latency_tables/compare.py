@@ -12,15 +12,15 @@ from .table import LatencyTable
 AGREE = 0.05
 """Two profiles of one machine agree if the median entry differs by no more than this share."""
 SMALLEST_MS = 0.02
-"""Entries below it in both tables are left out: they are nothing but noise."""
+"""Entries below it in both tables are left out: they are mostly noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How B differs from A."""
+    """Differences of table B from table A."""
 
     entries: int
-    """Entries in both tables that are large enough to count."""
+    """Number of entries that are in both tables and not below `SMALLEST_MS`."""
     different: str
     """Where the conditions differ; empty for the same machine and setting."""
     speed: float
@@ -35,7 +35,7 @@ class Comparison:
 
     @property
     def agree(self) -> bool:
-        """Whether two profiles of the same conditions say the same."""
+        """Whether the tables have the same conditions and their entries agree."""
         return not self.different and self.median_difference <= AGREE
 
 
@@ -49,7 +49,7 @@ def compare(a: LatencyTable, b: LatencyTable) -> Comparison:
             "at one input size"
         )
     known = a.reference_ms > 0 and b.reference_ms > 0
-    # Machines of other conditions are compared as they are: their speed is the question.
+    # Under different conditions speeds are not equalised: their difference is the result.
     different = a.conditions.differences(b.conditions)
     speed = a.reference_ms / b.reference_ms if known else math.nan
     scale = speed if known and not different else 1.0

@@ -1,4 +1,4 @@
-"""What must be equal for two latencies to be comparable."""
+"""The conditions that must be equal for two latencies to be comparable."""
 
 from dataclasses import asdict, dataclass
 from typing import Self
@@ -14,15 +14,15 @@ from .probe.setting import Setting
 class Conditions:
     """Device, runtime, precision, threads and size of a latency table.
 
-    Two tables of different conditions never merge, and a table serves only its own.
+    Tables of different conditions never merge, and a table is used under its own only.
     """
 
     device: str
-    """The machine's name: a device's only if it is that device."""
+    """Name of the machine: a declared device's only if it is that device."""
     model: str
     """CPU or GPU model as detected."""
     flags: str = ""
-    """Vector extensions of the CPU that matter, separated by spaces."""
+    """Vector extensions of the CPU that matter for inference, separated by spaces."""
     cores: int = 0
     """Cores the process may use."""
     quota: float = 0.0
@@ -36,18 +36,18 @@ class Conditions:
     runtime: str
     runtime_version: str
     precision: str
-    """Precision that the runtime was seen to execute, not the one asked for."""
+    """Precision that the runtime executes."""
     threads: int
     height: int
     """Input height in pixels."""
     width: int
     """Input width in pixels."""
     forms: int
-    """Version of the operators' deployed form, `FORMS_VERSION` of `supernet/graph/style.py`."""
+    """Version of the operators' deployed graphs, `FORMS_VERSION` of `supernet/graph/style.py`."""
     spinning: str = "brief"
-    """How threads wait: brief, always or never."""
+    """How long idle threads spin: brief, always or never."""
     pinning: bool = False
-    """Whether each thread is kept on one core."""
+    """Whether each thread is pinned to one core."""
 
     @classmethod
     def of(
@@ -59,7 +59,7 @@ class Conditions:
         runtime_version: str,
         input_size: tuple[int, int],
     ) -> Self:
-        """Put together what a machine is and how it executes."""
+        """Return the conditions of a machine and a setting."""
         height, width = input_size
         return cls(
             device=name,
@@ -104,7 +104,7 @@ class Conditions:
         return stem_of(self.device, self.setting, self.input_size)
 
     def differences(self, other: "Conditions") -> str:
-        """Say where two sets of conditions differ, or return an empty string."""
+        """Describe the fields that differ; empty where none does."""
         mine, theirs = asdict(self), asdict(other)
         return ", ".join(
             f"{key} {mine[key]} against {theirs[key]}" for key in mine if mine[key] != theirs[key]

@@ -1,13 +1,13 @@
-"""What a network costs besides time: size of its file and peak memory of the process that runs it.
+"""A network's costs besides time: size of its file and peak memory of the process that runs it.
 
-Size is counted: each entry is written once and weighed. Memory is a line through measured
-networks: `base + per_weight * size + per_map * largest working set`.
+Size is the sum of the ONNX bytes of each entry, written once. Memory is a linear model fitted to
+measured networks: `base + per_size * size + per_working_set * largest working set`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from supernet.heatdetr.operators.entries import Entry
 from .families import FLOAT_BYTES
 from .models import PLAIN, write
 from .probe.setting import Setting
+from .sidecar import MemoryRecord
 from .terms import ProbeModel
 
 MIB = 2**20
@@ -30,7 +31,7 @@ def entry_bytes(entry: Entry, setting: Setting = PLAIN) -> int:
 
 
 def size_mb(architecture: Architecture, setting: Setting = PLAIN) -> float:
-    """Return the size of the deployed ONNX file in MiB; torch deploys none, its f32 one counts."""
+    """Return the size of the deployed ONNX file in MiB; for torch that of the f32 file."""
     setting = PLAIN if setting.runtime == "torch" else setting
     return sum(entry_bytes(e, setting) for e in architecture.entries().values()) / MIB
 
@@ -87,7 +88,7 @@ class MemoryModel:
         peaks = np.array([s.peak_mb for s in anchors])
         rows /= peaks[:, None]
         best = np.zeros(3)
-        # Size and working set grow together: where both do not fit, one of them is left out.
+        # Size and working set grow together: where one's coefficient is negative, it is left out.
         for kept in ([0, 1, 2], [0, 1], [0, 2], [0]):
             found = np.zeros(3)
             found[kept] = np.linalg.lstsq(rows[:, kept], np.ones(len(peaks)), rcond=None)[0]
@@ -98,11 +99,12 @@ class MemoryModel:
         return cls(base, size, working, tuple(anchors), tuple(held_out))
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `asdict` gave."""
-        anchors, held_out = (
-            tuple(MemorySample(**sample) for sample in values[name])
-            for name in ("anchors", "held_out")
+    def from_json(cls, record: MemoryRecord) -> Self:
+        """Read the fields as `asdict` returns them."""
+        return cls(
+            record["base_mb"],
+            record["per_size"],
+            record["per_working_set"],
+            tuple(MemorySample(**sample) for sample in record["anchors"]),
+            tuple(MemorySample(**sample) for sample in record["held_out"]),
         )
-        numbers = (values["base_mb"], values["per_size"], values["per_working_set"])
-        return cls(*numbers, anchors, held_out)

@@ -1,4 +1,4 @@
-"""What a table says about each block: milliseconds against width."""
+"""Curves of a table's blocks: milliseconds against width."""
 
 from collections import defaultdict
 

@@ -1,7 +1,7 @@
-"""Devices: what a name promises, and what this machine really is.
+"""Declared devices (`devices/*.toml`), and how a device's name is resolved on this machine.
 
-A name such as `cpu-i7` says which machine is meant. What is measured is always this machine, and
-is named as what it is: a table can never pretend to be of another device.
+A name such as `cpu-i7` declares a machine. A measurement is always of this machine, and its table
+has the device's name only if this machine matches it: no table can pretend to be of another device.
 """
 
 import math
@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 from deploy.edge.session import PRECISIONS
 from supernet.errors import DeviceError
@@ -23,24 +23,50 @@ FOLDER = Path(__file__).parent / "devices"
 KINDS = ("cpu", "cuda")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Figures:
-    """Published figures of a device, for estimates."""
+class FiguresValues(TypedDict):
+    """The table `figures` of a device file: the fields of `Figures`."""
 
     source: str
-    """Where the figures are from."""
     peak_gflops: dict[str, float]
-    """Highest rate of multiplications and additions by precision, all cores, 10^9 a second."""
     bandwidth_gbs: float
-    """Memory bandwidth, 10^9 bytes a second."""
     cache_mb: float
-    """Last cache level in MiB."""
     cache_gbs: float
-    """Bandwidth of that cache, 10^9 bytes a second."""
+    launch_us: float
+    cores: int
+
+
+class DeviceValues(TypedDict):
+    """A device file: the fields of `Device` except its name, which is the file's."""
+
+    title: str
+    kind: str
+    runtime: str
+    precision: str
+    pattern: NotRequired[str]
+    threads: NotRequired[int]
+    tensorrt_below: NotRequired[str]
+    note: NotRequired[str]
+    figures: NotRequired[FiguresValues]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figures:
+    """Published performance figures of a device, for estimates."""
+
+    source: str
+    """Where the figures were published, and which of them are assumed."""
+    peak_gflops: dict[str, float]
+    """Peak multiplications and additions of all cores by precision, 10^9 per second."""
+    bandwidth_gbs: float
+    """Memory bandwidth, 10^9 bytes per second."""
+    cache_mb: float
+    """Size of the last-level cache in MiB."""
+    cache_gbs: float
+    """Bandwidth of that cache, 10^9 bytes per second."""
     launch_us: float
     """Cost of starting one operator, microseconds."""
     cores: int
-    """Cores (CPU) that the peak is of; 1 for a GPU."""
+    """CPU cores that `peak_gflops` counts; 1 for a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,13 +80,13 @@ class Device:
     pattern: str
     """Regular expression that the detected model name must match; empty for any."""
     runtime: str
-    """Runtime used unless another is asked for."""
+    """Default runtime."""
     precision: str
-    """Precision used unless another is asked for."""
+    """Default precision."""
     threads: int
-    """Threads used unless others are asked for; 0 for all physical cores of this machine."""
+    """Default number of threads; 0 for all physical cores of this machine."""
     tensorrt_below: str = ""
-    """First version of TensorRT that no longer builds for the GPU."""
+    """First version of TensorRT that no longer supports the GPU; empty if all do."""
     note: str = ""
     figures: Figures | None = None
 
@@ -70,7 +96,7 @@ class Target:
     """A device resolved on this machine."""
 
     name: str
-    """What the measured machine is called: the device's name only if it is that device."""
+    """Name of the measured machine: the device's only if this machine is that device."""
     device: Device
     detected: Detected
     threads: int
@@ -81,9 +107,9 @@ class Target:
     here: bool = True
     """Whether it is this machine; if not, nothing can be measured and `detected` is declared."""
     spinning: str = "brief"
-    """How threads wait: brief, always or never."""
+    """How long idle threads spin: brief, always or never."""
     pinning: bool = False
-    """Whether each thread is kept on one core."""
+    """Whether each thread is pinned to one core."""
 
     @property
     def setting(self) -> Setting:
@@ -104,18 +130,27 @@ def load_devices() -> dict[str, Device]:
 
 
 def load_device(path: Path) -> Device:
-    """Read a device file; a typo in it is a `DeviceError` that names the key."""
+    """Read a device file; an unknown key or value is a `DeviceError` that names it."""
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = cast(DeviceValues, tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DeviceError(f"{path} is no device file ({error}): correct it") from None
     _check_keys(path, values, Device, required={"title", "kind", "runtime", "precision"})
-    figures = values.pop("figures", None)
+    figures = values.get("figures")
     if figures is not None:
         _check_keys(path, figures, Figures, required={f.name for f in fields(Figures)})
-        figures = Figures(**figures)
-    defaults: dict[str, Any] = {"name": path.stem, "pattern": "", "threads": 0}
-    device = Device(**defaults | values, figures=figures)
+    device = Device(
+        name=path.stem,
+        title=values["title"],
+        kind=values["kind"],
+        pattern=values.get("pattern", ""),
+        runtime=values["runtime"],
+        precision=values["precision"],
+        threads=values.get("threads", 0),
+        tensorrt_below=values.get("tensorrt_below", ""),
+        note=values.get("note", ""),
+        figures=Figures(**figures) if figures is not None else None,
+    )
     for what, value, allowed in (
         ("kind", device.kind, KINDS),
         ("precision", device.precision, PRECISIONS),
@@ -150,9 +185,9 @@ def find_device(name: str) -> Device:
 
 
 def name_of(device: Device, cpu: Detected, gpus: Sequence[Gpu]) -> tuple[str, Gpu | None]:
-    """Return what a machine profiled as `device` is called, and the GPU that is used.
+    """Return the name of a machine that is profiled as `device`, and the GPU that is used.
 
-    Raises `DeviceError` where a CUDA device is meant and the machine has none that matches.
+    Raises `DeviceError` for a CUDA device where the machine has no GPU that matches.
     """
     if device.kind == "cuda":
         matching = [gpu for gpu in gpus if re.search(device.pattern, gpu.model, re.I)]
@@ -175,9 +210,9 @@ def resolve(
     threads: int | None = None,
     precision: str | None = None,
 ) -> Target:
-    """Return what `--device NAME` means on this machine.
+    """Resolve `--device NAME` on this machine.
 
-    Raises `DeviceError` for an unknown name, and for a device that is not there.
+    Raises `DeviceError` for an unknown name, and for a GPU that this machine lacks.
     """
     device = find_device(name)
     detected = detect_cpu()
@@ -219,7 +254,7 @@ def declared(
 ) -> Target:
     """Return a device as its file describes it, whether or not it is this machine.
 
-    `threads` is 0 where neither the caller nor the file says how many: all of that machine's.
+    `threads` is 0, for all cores of that machine, where neither the caller nor the file sets it.
     """
     device = find_device(name)
     cores = device.figures.cores if device.figures and device.kind == "cpu" else 0

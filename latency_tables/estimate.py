@@ -2,9 +2,9 @@
 
     t(entry) = a * 2 MACs / peak + b * bytes / bandwidth + c * nodes * launch
 
-The three coefficients of an operator say how far it stays behind the figures (1 is perfect). They
-are fitted on measured tables and lie in `efficiencies.json`. On devices of another kind than those
-they were fitted on, an estimate is an educated guess: it is never called anything else.
+The three coefficients of an operator are its inefficiencies: 1 reaches the published figures. They
+are fitted on measured tables and stored in `efficiencies.json`. On devices of another kind than
+those they were fitted on, an estimate is an educated guess, and is always labelled as an estimate.
 """
 
 import json
@@ -17,7 +17,7 @@ from datetime import date
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import onnx
@@ -35,33 +35,34 @@ from .devices import Figures, Target
 from .families import FLOAT_BYTES
 from .models import write
 from .probe.setting import Setting
+from .sidecar import EstimateErrors
 from .table import LatencyTable, Row
 from .terms import ProbeModel
 
 EFFICIENCIES = Path(__file__).parent / "efficiencies.json"
 
 SMALLEST_MS = 0.02
-"""Entries below it are mostly noise: they neither fit nor judge an estimate."""
+"""Entries below it are mostly noise: no coefficients are fitted on them, no errors reported."""
 
 BYTES = {"f32": 4, "f16": 2, "bf16": 2, "int8": 1}
 
 LARGEST = 5.0
-"""Largest coefficient: beyond it one part of the roofline stands in for another."""
+"""Largest coefficient: beyond it one term of the roofline would absorb another's time."""
 
 NEAREST: Mapping[str, str] = {
     **dict.fromkeys(CONDENSED, "oa"),
     **{f"t1_{kind}": "t1_oa" for kind in CONDENSED},
     "top_k": "decode",
 }
-"""Operators that no table has measured yet, and whose coefficients are used for them: those of the
-operator in whose place they are."""
+"""For operators on no measured table yet, the operator that they replace: its coefficients are
+used."""
 
 Parts = tuple[float, float, float]
 """Milliseconds of multiply-adds, of memory traffic and of starting nodes."""
 
 
 def ideal_parts(entry: Entry, figures: Figures, setting: Setting) -> Parts:
-    """Return the milliseconds that an entry would take at the device's published figures."""
+    """Return the milliseconds of an entry at the device's published figures."""
     if setting.precision not in figures.peak_gflops:
         known = ", ".join(figures.peak_gflops)
         raise DeviceError(
@@ -90,13 +91,12 @@ def node_count(entry: Entry) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Efficiencies:
-    """How far each operator stays behind a device's figures."""
+    """Roofline coefficients of each operator."""
 
     coefficients: Mapping[str, Parts]
     fitted_on: tuple[str, ...]
-    """Tables that they were fitted on."""
-    error: Mapping[str, Any]
-    """What estimates were seen to be off by; see `benchmarks/estimate_error.py`."""
+    """Names of the tables that the coefficients were fitted on."""
+    error: EstimateErrors
 
     def ms(self, entry: Entry, figures: Figures, setting: Setting) -> float:
         """Return an entry's estimated milliseconds."""
@@ -105,9 +105,9 @@ class Efficiencies:
         return sum(weight * part for weight, part in zip(weights, parts, strict=True))
 
     def fitted(self, op: str) -> str:
-        """Return the operator whose coefficients serve for `op`: itself where it was measured.
+        """Return the operator whose coefficients are used for `op`: itself where it was measured.
 
-        Raises `TableError` where neither it nor its nearest was.
+        Raises `TableError` where neither `op` nor its nearest operator has coefficients.
         """
         for name in (op, NEAREST.get(op, op)):
             if name in self.coefficients:
@@ -119,7 +119,7 @@ class Efficiencies:
 
     @classmethod
     def fit(cls, tables: Sequence[tuple[LatencyTable, Figures]]) -> Self:
-        """Fit every operator's coefficients on measured tables, by relative errors."""
+        """Fit every operator's coefficients on measured tables, minimising relative errors."""
         rows: dict[str, list[tuple[Parts, float]]] = defaultdict(list)
         for table, figures in tables:
             for entry, ms in table.times_ms().items():
@@ -142,7 +142,7 @@ class Efficiencies:
             ) from None
 
     def save(self, path: Path = EFFICIENCIES) -> None:
-        """Write the coefficients."""
+        """Write the file that HEAT ships."""
         write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
 
@@ -152,9 +152,9 @@ def _clear(rows: Sequence[tuple[Parts, float]]) -> Sequence[tuple[Parts, float]]
 
 
 def _nonnegative(rows: Sequence[tuple[Parts, float]]) -> Parts:
-    """Return the non-negative coefficients of the least squared relative error.
+    """Return the coefficients in [0, LARGEST] with the least squared relative error.
 
-    Of three unknowns every subset is tried: the best admissible one is the exact solution.
+    Every subset of the three is tried; the best admissible one is taken.
     """
     left = np.array([np.array(parts) / ms for parts, ms in rows])
     right = np.ones(len(rows))
@@ -195,7 +195,7 @@ def estimated_table(
     table.facts["estimate"] = {
         "figures": asdict(figures),
         "fitted_on": list(efficiencies.fitted_on),
-        "error": dict(efficiencies.error),
+        "error": efficiencies.error.copy(),
         "not_fitted": {
             op: efficiencies.fitted(op)
             for op in sorted({entry.op for entry in wanted})
@@ -206,7 +206,7 @@ def estimated_table(
 
 
 def spread_entries(entries: Iterable[Entry], count: int) -> list[Entry]:
-    """Return `count` entries to measure first: of the operators in turn, the middle ones first."""
+    """Return `count` entries to measure: from each operator in turn, its middle ones first."""
     queues: dict[str, list[Entry]] = defaultdict(list)
     for entry in sorted(entries, key=lambda e: (e.op, e.stride, e.d_in, e.d_out)):
         queues[entry.op].append(entry)
@@ -223,7 +223,7 @@ def spread_entries(entries: Iterable[Entry], count: int) -> list[Entry]:
 
 
 def corrected(table: LatencyTable, measured: Mapping[Entry, Row]) -> LatencyTable:
-    """Return an estimated table fitted to a few measured rows, which take their places in it.
+    """Return an estimated table corrected by a few measured rows, which replace their estimates.
 
     Every operator's estimates are multiplied by the median of measured / estimated over all rows,
     and, where the operator itself was measured, by its own deviation from that, shrunk by half.
@@ -244,11 +244,11 @@ def corrected(table: LatencyTable, measured: Mapping[Entry, Row]) -> LatencyTabl
         entry: replace(row, ms=row.ms * factor(entry.op), source="corrected")
         for entry, row in table.rows.items()
     }
-    return replace(table, rows=rows | dict(measured), facts=dict(table.facts))
+    return replace(table, rows=rows | dict(measured), facts=table.facts.copy())
 
 
 def entry_errors(table: LatencyTable, truth: Mapping[Entry, float]) -> list[float]:
-    """Return |predicted / true - 1| of the entries that are not too small to judge by."""
+    """Return |predicted / true - 1| of the entries of at least `SMALLEST_MS`."""
     times = table.times_ms()
     return [
         abs(times[entry] / ms - 1)

@@ -1,9 +1,10 @@
-"""What is known of an operator's latency before it is measured: families, features, similarity.
+"""The prior of entries' latencies: families, features, similarity.
 
 A family is every entry of one operator, at all widths and maps. Within a family the logarithm of
 the latency is a line in the logarithms of multiply-adds and bytes moved, plus a smooth deviation
-over widths and map, plus a small deviation of each entry's own: a kernel that only some widths
-fall off. How large each part may be is the prior stated here; the samples decide (`model.py`).
+over widths and map, plus a small deviation of each entry's own, such as a slower kernel at some
+widths. The standard deviations of these parts are given here; the posterior follows from the
+samples (`model.py`).
 """
 
 import math
@@ -21,22 +22,22 @@ Array = NDArray[np.float64]
 FLOAT_BYTES = 4
 
 SLOPE_MACS = 0.7
-"""Expected exponent of the multiply-adds: small operators do not use the machine fully."""
+"""Expected exponent of the multiply-adds; below 1, as small operators use a machine less fully."""
 SLOPE_BYTES = 0.2
 """Expected exponent of the bytes moved."""
 SLOPE_SD = 0.25
 LEVEL_SD = 1.5
-"""Standard deviation of a family's level in log units: a factor of 4.5 either way."""
+"""Standard deviation of a family's level in log units: a factor of 4.5 up or down."""
 ALIGNED_SD = 0.08
 """Widths that are multiples of 64 may run on faster kernels than odd multiples of 32."""
 SMOOTH_SD = 0.15
-"""Deviation from the line that neighbours in width and map share."""
+"""Deviation from the line, shared by neighbours in width and map size."""
 OWN_SD = 0.03
-"""Deviation that no neighbour shares; it survives only where samples repeat it."""
+"""Deviation of an entry alone; only repeated samples establish it."""
 WIDTH_OCTAVES = 1.0
-"""Distance in width (powers of two) over which deviations are shared."""
+"""Length scale of the smooth deviation in log2 of the widths."""
 MAP_OCTAVES = 2.0
-"""Distance in cells of the map (powers of two) over which deviations are shared."""
+"""Length scale of the smooth deviation in log2 of the map's number of cells."""
 
 
 def bytes_moved(entry: Entry) -> int:
@@ -47,7 +48,7 @@ def bytes_moved(entry: Entry) -> int:
 
 
 def multiply_adds(entry: Entry) -> int:
-    """Return the multiply-adds; of an operator without any, one for each number moved."""
+    """Return the multiply-adds; for an operator without any, the count of numbers moved."""
     return OPERATORS[entry.op].macs(entry).total or bytes_moved(entry) // FLOAT_BYTES
 
 
@@ -65,7 +66,7 @@ def _features(entry: Entry) -> tuple[float, ...]:
 
 
 def prior_mean(entries: Sequence[Entry]) -> Array:
-    """Return log milliseconds up to each family's unknown level, shape [len(entries)]."""
+    """Return log milliseconds up to an unknown level, shape [len(entries)]."""
     found = np.array([_features(entry) for entry in entries])
     mean = SLOPE_MACS * found[:, 0] + SLOPE_BYTES * found[:, 1]
     return np.asarray(mean, dtype=np.float64)
@@ -74,8 +75,7 @@ def prior_mean(entries: Sequence[Entry]) -> Array:
 def prior_covariance(entries: Sequence[Entry]) -> Array:
     """Return the covariance of log milliseconds, shape [len(entries), len(entries)].
 
-    Entries of different families share nothing but the machine's level, which is left to each
-    family's own (`LEVEL_SD`).
+    Entries of different families are independent: each family has a level of its own (`LEVEL_SD`).
     """
     found = np.array([_features(entry) for entry in entries])
     names = np.array([family(entry) for entry in entries])
@@ -87,7 +87,7 @@ def prior_covariance(entries: Sequence[Entry]) -> Array:
 
 
 def family(entry: Entry) -> str:
-    """Name the family of an entry."""
+    """Return the name of an entry's family: its operator."""
     return entry.op
 
 

@@ -1,7 +1,7 @@
 """Times entries and whole networks on this machine, and returns samples of them.
 
-What fills a table (`profile.py`) asks a `Meter`; another meter may stand for a device that is
-simulated.
+`profile.py` fills a table through the `Meter` interface, so that another meter can simulate a
+device.
 """
 
 import datetime
@@ -31,27 +31,27 @@ from .table import Moment
 from .terms import terms
 
 FRESH_COMMAND = (sys.executable, "-m", "latency_tables.probe.fresh")
-"""Starts a process of its own for a whole network."""
+"""Command of the fresh process that measures a whole network."""
 
 ENTRY_ROUNDS = 4
 ENTRY_MAX_ROUNDS = 6
-"""Rounds of a batch of entries: few, since what is worth more is asked for again."""
+"""Rounds of a batch of entries: few, since entries that need more certainty are timed again."""
 REPEAT = 0.01
-"""Share of a probe's time by which it repeats at best from one process or batch to the next."""
+"""Relative repeatability of a probe at best, from one process or batch to the next."""
 NETWORK_REPEAT = 0.007
-"""Share by which a network repeats at best from one process to the next."""
+"""Relative repeatability of a network at best, from one process to the next."""
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What one visit to the device gave."""
+    """Result of one visit to the device."""
 
     samples: tuple[EntrySample, ...] = ()
     networks: tuple[NetworkSample, ...] = ()
     moments: tuple[Moment, ...] = ()
     disturbance: Disturbance | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """What the visit cost: write, load, time."""
+    """Seconds spent on writing, loading and timing models: write, load, time."""
 
 
 class Meter(Protocol):
@@ -64,16 +64,16 @@ class Meter(Protocol):
         """Time a whole deployed network with random weights."""
 
     def peak_mb(self, architecture: Architecture, seed: int = 0) -> float | None:
-        """Return the peak memory of a process that runs a network; None if it has none."""
+        """Return the peak memory in MiB of a process that runs a network; None if unknown."""
 
 
 class DeviceMeter:
     """This machine, through the runtime of a table's conditions."""
 
     def __init__(self, conditions: Conditions, *, check: bool = True) -> None:
-        """Load the references, and see what precision the runtime executes, if asked to.
+        """Write the references and, with `check`, verify the precision that the runtime executes.
 
-        Raises `DeviceError` where that is not the precision asked for.
+        Raises `DeviceError` where it executes another precision than the conditions'.
         """
         self.setting = setting = conditions.setting
         self._references = reference_models(conditions.input_size, setting)
@@ -88,7 +88,7 @@ class DeviceMeter:
         self._bench: Bench | None = None
 
     def bench(self) -> Bench:
-        """Return the references loaded in this process, once."""
+        """Return the bench of this process; the references are loaded on the first call."""
         self._bench = self._bench or Bench(self.setting, self._references)
         return self._bench
 
@@ -102,7 +102,7 @@ class DeviceMeter:
         return entries_taken(entries, result, written)
 
     def watch(self, seconds: float) -> Taken:
-        """Time the references alone: how fast is the machine now?"""
+        """Time the references alone, to follow the machine's state."""
         found: list[Moment] = []
         end = time.monotonic() + seconds
         while not found or time.monotonic() < end:
@@ -117,19 +117,19 @@ class DeviceMeter:
         return network_taken(architecture, self.time(model), written)
 
     def time(self, model: Model) -> NetworkResult:
-        """Time a model with the references in between."""
+        """Time a whole model interleaved with the references."""
         if model.opener is not None:  # torch's networks live in this process
             return self.bench().network(model)
         return time_network(model, self._references, self.setting, FRESH_COMMAND)
 
     def peak_mb(self, architecture: Architecture, seed: int = 0) -> float | None:
-        """Return the peak memory of a process that runs a network; torch deploys no file."""
+        """Return the peak memory in MiB of a process that runs a network; None for torch."""
         model = write_network(architecture, self.setting, seed=seed)
         return peak_mb(model, self.setting, FRESH_COMMAND) if model.onnx else None
 
 
 def entries_taken(entries: Sequence[Entry], result: BatchResult, written_s: float = 0.0) -> Taken:
-    """Return what a batch says about entries."""
+    """Return samples of entries from the timings of their probes."""
     today = datetime.date.today().isoformat()
     state = state_of(result.references)
     samples = []
@@ -150,7 +150,7 @@ def entries_taken(entries: Sequence[Entry], result: BatchResult, written_s: floa
 def network_taken(
     architecture: Architecture, result: NetworkResult, written_s: float = 0.0
 ) -> Taken:
-    """Return what the timing of a whole network says."""
+    """Return a sample of a whole network from its timing."""
     timing = result.timing
     sample = NetworkSample(
         architecture,
@@ -173,7 +173,7 @@ def state_of(references: Mapping[str, Timing]) -> State:
 
 
 def moments_of(rounds: Sequence[Round]) -> tuple[Moment, ...]:
-    """Return the states of rounds."""
+    """Return the machine's states, one for each round."""
     return tuple(
         Moment(seen.seconds, tuple(seen.reference_ms[name] for name in REFERENCES))
         for seen in rounds

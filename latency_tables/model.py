@@ -1,19 +1,19 @@
-"""The latency table as a model: one Gaussian over the log latency of every entry of a space.
+"""The model of a latency table: one Gaussian over the log latency of every entry of a space.
 
     log ms(sample of e in state s) = x_e + s_0 + beta_f(e) . q(s) + noise
     log ms(network a in state s)   = log(F * sum_e exp(x_e + beta . q) + c * n) + s_0 + d_a + noise
 
 x has the prior of `families.py`. s_0 is the log slowness of the reference network, q that slowness
-and by how much each other reference exceeds it, beta a family's own sensitivity to them. F and c
-are what memory and caches cost in a whole network, and what each of its n entries costs beyond its
-own time. d_a is what the sum cannot explain of network a; networks that spend their time in the
-same entries share it (covariance: the intersection of their shares of time, a positive definite
-kernel).
+and by how much each other reference exceeds it, beta a family's own sensitivity to them. F is the
+cost of memory and caches in a whole network, c the cost of each of its n entries beyond its own
+time. d_a is the part of network a that the sum does not explain; networks that spend their time in
+the same entries share it (covariance: the intersection of their shares of time, a positive
+definite kernel).
 
-Everything is linear but the sum, which is linearised around the current estimate (Gauss-Newton); so
-the posterior is that of Gaussian process regression with linear observations (Rasmussen and
-Williams 2006, section 2.2). A sample that all others contradict, by its leave-one-out residual
-(section 5.4.2), has its noise widened until it does not.
+All is linear but the sum, which is linearised around the current estimate (Gauss-Newton); so the
+posterior is that of Gaussian process regression with linear observations (Rasmussen and Williams
+2006, section 2.2). The noise of a sample that all others contradict, by its leave-one-out residual
+(section 5.4.2), is widened until they do not.
 """
 
 from collections import Counter
@@ -33,25 +33,25 @@ from .probe.setting import REFERENCES
 from .samples import EntrySample, NetworkSample, State, slowness
 
 SENSITIVITY_SD = (0.2, 0.5, 0.5, 0.3)
-"""Prior of beta: the family follows the reference network but for this."""
+"""Prior standard deviation of beta; at its mean 0 a family slows as the reference network does."""
 FACTOR_SD = 0.1
-"""Prior of log F."""
+"""Prior standard deviation of log F."""
 OVERHEAD_SHARE = 0.002
 """Prior standard deviation of c, as a share of the reference network's milliseconds."""
 UNEXPLAINED_SD = 0.02
-"""Prior standard deviation of d: what a network's sum of entries does not explain."""
+"""Prior standard deviation of d."""
 KNOWN_SD = 0.02
-"""Standard deviation of log F, and of c in its unit, where an earlier calibration gives them."""
+"""Standard deviation of log F, and of c in units of its prior's, if taken from a calibration."""
 ITERATIONS = 4
 CONVERGED = 1e-4
-"""Change of log ms below which no further iteration is made."""
+"""Largest change of the latent vector at which the iterations end."""
 ROBUST_ITERATIONS = 3
 OUTLIER = 2.5
-"""Leave-one-out residual, in standard deviations, beyond which a sample weighs less."""
+"""Leave-one-out residual, in standard deviations, beyond which a sample's noise is widened."""
 EXPECTED_CHECKS = 4.0
-"""Networks as surprising as stated that count besides those that were checked (see `surprise`)."""
+"""Weight, in checked networks, of the assumption that stated deviations are right (`surprise`)."""
 CERTAIN = 3.0
-"""A timing this many standard deviations above zero is used by its logarithm."""
+"""The logarithm of a timing is used if it is this many standard deviations above zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class LatencyModel:
         base: State,
         calibration: Calibration | None = None,
     ) -> None:
-        """Fit. `base` is the state that milliseconds are for.
+        """Fit the model; `base` is the state that its milliseconds refer to.
 
         Without network samples, F and c are those of `calibration`.
         """
@@ -193,7 +193,7 @@ class LatencyModel:
             self._cross, self._chol = cross, factor
             inverse = cho_solve(factor, np.eye(total))
             inflated = self._alpha * np.sqrt(1.0 / np.diag(inverse))
-            # As surprising as each is by its own stated noise, whatever it was widened to since.
+            # Residuals by each sample's stated noise, not the widened one.
             stated = 1.0 / np.diag(inverse) - noise**2 * (inflate**2 - 1.0)
             self.residuals = self._alpha / np.diag(inverse) / np.sqrt(np.maximum(stated, 1e-12))
             if robust < ROBUST_ITERATIONS - 1:
@@ -242,7 +242,7 @@ class LatencyModel:
 
     @property
     def factor(self) -> float:
-        """F: what memory and caches cost in a whole network."""
+        """F: the cost of memory and caches in a whole network, as a factor."""
         return float(np.exp(self._theta[-2]))
 
     @property
@@ -279,7 +279,7 @@ class LatencyModel:
         return np.asarray(factors @ by_family / by_family.sum())
 
     def predict(self, counts: Array) -> Prediction:
-        """Return milliseconds of a network at the base state, and how well they are known."""
+        """Return milliseconds of a network at the base state, with their standard deviation."""
         row, log_ms, shares = self._network_row(counts, np.zeros(len(REFERENCES)))
         first = len(self.samples)
         shared = UNEXPLAINED_SD**2 * _intersection(shares[None], self._shares)[0]
@@ -293,10 +293,10 @@ class LatencyModel:
 
 
 def surprise(squares: Array) -> float:
-    """Return by how much stated standard deviations are too small, 1 at least.
+    """Return the factor, at least 1, by which stated standard deviations are too small.
 
-    `squares` are those of the errors of checked networks over what was stated for them. A machine
-    that does not repeat itself as the model assumes shows here.
+    `squares` are of the errors of checked networks over their stated standard deviations. The
+    factor exceeds 1 on a machine whose timings repeat less well than the model assumes.
     """
     total = EXPECTED_CHECKS + len(squares)
     return float(np.sqrt(max(1.0, (EXPECTED_CHECKS + squares.sum()) / total)))

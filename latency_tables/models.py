@@ -1,6 +1,6 @@
 """Writes the models that are timed, probes and whole networks, with random weights.
 
-The same wiring makes an ONNX graph (`write`) or a torch module (`module_of`).
+`ProbeNet.wire` connects the units of both an ONNX graph and a torch module.
 """
 
 from collections.abc import Sequence
@@ -25,15 +25,16 @@ from .terms import ENDS, ProbeModel, decode_of
 from .torch_session import TorchSession
 
 PLAIN = Setting(runtime="onnxruntime", precision="f32", threads=1)
-"""What a model is written for where nothing else is said."""
+"""Default setting that models are written for."""
 
 BUSY_MAPS = 2
 """Class maps of a random head that pass the score threshold everywhere: some hundred candidates for
-NMS, as in a busy image. An untrained head would make NMS look free, a wild one too dear."""
+NMS, as in a busy image. An untrained head would give NMS no candidates, an unbounded one too
+many."""
 
 
 class ProbeNet(nn.Module):
-    """The units of a probe, and how they are connected."""
+    """The network of a probe: its units and their connections."""
 
     def __init__(self, probe: ProbeModel) -> None:
         """Build the units, in deployed form and with random weights."""
@@ -61,7 +62,7 @@ class ProbeNet(nn.Module):
         self.units = fold(nn.ModuleDict(units))
 
     def shapes(self) -> Shapes:
-        """Return the inputs; the batch is 1."""
+        """Return the shapes and dtypes of the inputs; the batch is 1."""
         entry = self.probe.entry
         if self.probe.kind == "preprocessed" or entry.op == "preprocess":
             return {"image": ((1, entry.h, entry.w, 3), "uint8")}
@@ -69,7 +70,7 @@ class ProbeNet(nn.Module):
             shapes: Sequence[tuple[int, ...]] = [(entry.d_in, entry.h, entry.w)]
         else:
             shapes = OPERATORS[entry.op].inputs(entry)
-        # Decoding alone takes the head's maps, which have no batch axis in the deployed graph.
+        # The input of decoding is the head's maps, without a batch axis in the deployed graph.
         batch = () if entry.op in ENDS else (1,)
         return {f"x{i}": ((*batch, *shape), "float32") for i, shape in enumerate(shapes)}
 
@@ -101,7 +102,7 @@ class ProbeNet(nn.Module):
 
 
 def write(probe: ProbeModel, setting: Setting = PLAIN) -> Model:
-    """Write a probe's model for a runtime and precision."""
+    """Write a probe's model for a setting's runtime and precision."""
     net = ProbeNet(probe)
     inputs = net.shapes()
     if setting.runtime == "torch":
@@ -147,7 +148,7 @@ def _cap(channels: int) -> nn.Module:
 
 @torch.no_grad()
 def randomise(module: nn.Module) -> None:
-    """Give a fresh network weights that no runtime can optimise away, and a busy head."""
+    """Randomise a new network so that no runtime can optimise parts away and NMS has candidates."""
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
             nn.init.uniform_(part.weight, 0.5, 1.0)

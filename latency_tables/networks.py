@@ -1,4 +1,4 @@
-"""Whole networks that a table is checked with: random ones, and the reference."""
+"""Architectures of whole networks: random ones to check a table with, and the reference network."""
 
 from collections.abc import Sequence
 
@@ -25,10 +25,9 @@ def random_architecture(
 
 
 def reference_architecture(input_size: tuple[int, int]) -> Architecture:
-    """Return the small network that says how fast the machine is at the moment.
+    """Return the reference network, timed in every batch to follow the machine's speed.
 
-    It is timed in every batch; it depends on the input size only, so that every table of that size
-    has the same.
+    It depends on the input size only, so that all tables of one size have the same.
     """
     return Architecture(
         name="reference",

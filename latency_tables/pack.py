@@ -1,7 +1,7 @@
-"""Packs everything a device needs to be profiled into one file, and reads back what it measured.
+"""Writes a pack, one file with all that a device needs to be profiled, and reads its results.
 
-The file is a Python zip application: HEAT's own torch-free files joined into one program, and the
-models. Large weights repeat a short random block, so that a pack of gigabytes of models is some
+A pack is a Python zip application: HEAT's torch-free files joined into one program, and the
+models. Large weights repeat a short random block, so that gigabytes of models compress to some
 megabytes; dense kernels take the same time for any values.
 """
 
@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import onnx
@@ -33,21 +33,23 @@ from .devices import Target, find_device, name_of
 from .meter import entries_taken, network_taken
 from .models import write, write_network
 from .plan import Checks, batches_of, space_entries
-from .probe import batch, fresh, lock, machine, measure, program, setting, timings
+from .probe import batch, fresh, lock, machine, measure, program, records, setting, timings
 from .probe.machine import Detected, Gpu
 from .probe.program import RESULTS_FORMAT, read_results
-from .probe.setting import Model, Setting, key_of
+from .probe.records import Header, Manifest, Plan, Record
+from .probe.setting import Model, Setting, Shapes, key_of
 from .probe.timings import batch_from_json, network_from_json
 from .profile import absorb, set_memory
 from .references import reference_models
+from .sidecar import Facts
 from .table import LatencyTable
 from .terms import terms
 
 PARTS = (
     errors, session, runtimes, executed, cuda, engine, gpu, bench,
-    machine, measure, setting, timings, batch, lock, fresh, program,
+    records, machine, measure, setting, timings, batch, lock, fresh, program,
 )  # fmt: skip
-"""In the order in which they need each other."""
+"""Modules of the probe; each comes after those it imports."""
 
 HEADER = '"""HEAT\'s probe, made by heat profile --pack."""\n'
 FOOTER = """
@@ -56,16 +58,29 @@ if __name__ == "__main__":
 """
 
 BLOCK = 4096
-"""Numbers that the large weights of a packed model repeat: a window of deflate."""
+"""Numbers in the random block that a large weight repeats: it fits deflate's window."""
+
+
+class PackSummary(TypedDict):
+    """What `heat profile --pack` reports of a pack."""
+
+    pack: str
+    """Path of the file."""
+    id: str
+    """Hash of the plan."""
+    models: int
+    megabytes: float
+    probe: str
+    """Version of the probe."""
 
 
 def probe_script() -> str:
-    """Return the probe's text."""
+    """Return the source of the probe."""
     return join(PARTS, HEADER, FOOTER)
 
 
 def probe_version() -> str:
-    """Return the hash that tells this probe from others."""
+    """Return a hash of the probe's source."""
     return hashlib.sha256(probe_script().encode()).hexdigest()[:16]
 
 
@@ -75,18 +90,18 @@ def write_pack(
     entries: Iterable[Entry],
     networks: Sequence[Architecture],
     checks: Checks,
-    space: Mapping[str, Any],
+    space: Mapping[str, object],
     size: tuple[int, int],
-) -> dict[str, Any]:
-    """Write a pack for a device, whole or not at all; return what is in it.
+) -> PackSummary:
+    """Write a pack for a device, whole or not at all.
 
-    `space` travels along and comes back with the results.
+    `space` is copied to the results file.
     """
     batches = batches_of(entries)
     names = [f"network{index}" for index in range(len(networks))]
-    plan = {
+    plan: Plan = {
         "device": target.device.name,
-        "setting": asdict(target.setting),
+        "setting": target.setting.to_json(),
         "size": list(size),
         "forms": FORMS_VERSION,
         "entries": [[asdict(entry) for entry in entries] for entries in batches],
@@ -94,7 +109,7 @@ def write_pack(
         "checks": asdict(checks),
         "space": space,
     }
-    inputs: dict[str, Any] = {}
+    inputs: dict[str, Shapes] = {}
 
     def add(archive: zipfile.ZipFile, key: str, model: Model) -> None:
         archive.writestr(f"models/{key}.onnx", compressible(model.onnx))
@@ -115,7 +130,7 @@ def write_pack(
                 for index, (name, network) in enumerate(zip(names, networks, strict=True)):
                     add(archive, name, write_network(network, target.setting, seed=index))
                     bar.advance(name)
-            manifest = {
+            manifest: Manifest = {
                 "probe": probe_version(),
                 "pack": hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:16],
                 "plan": plan,
@@ -139,7 +154,7 @@ def write_pack(
 
 
 def compressible(model: bytes) -> bytes:
-    """Return the model with every large weight made of one repeated random block."""
+    """Return the model with every large weight replaced by a repeated block of its values."""
     proto = onnx.load_from_string(model)
     rng = np.random.default_rng(0)
     for tensor in proto.graph.initializer:
@@ -151,16 +166,15 @@ def compressible(model: bytes) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-def read_plan(path: Path) -> dict[str, Any]:
-    """Return what a results file was asked to measure."""
-    plan: dict[str, Any] = _head(read_results(path), path)["plan"]
-    return plan
+def read_plan(path: Path) -> Plan:
+    """Return the plan that a results file was measured by."""
+    return _head(read_results(path), path)["plan"]
 
 
-def _head(records: Sequence[dict[str, Any]], path: Path) -> dict[str, Any]:
-    if not records or "probe" not in records[0]:
+def _head(found: Sequence[Record], path: Path) -> Header:
+    head = found[0] if found else None
+    if head is None or "probe" not in head:
         raise TableError(f"{path} holds no results: run the probe again")
-    head = records[0]
     if head["results_format"] != RESULTS_FORMAT or head["probe"] != probe_version():
         raise TableError(
             f"{path} was made by probe {head['probe']}, this HEAT has {probe_version()}: make a "
@@ -170,12 +184,13 @@ def _head(records: Sequence[dict[str, Any]], path: Path) -> dict[str, Any]:
 
 
 def table_from_results(path: Path) -> LatencyTable:
-    """Return the table that a probe's results file holds.
+    """Return the table of a probe's results file.
 
-    Raises `TableError` where the file is incomplete, or was made by another version of the probe.
+    Raises `TableError` where the file is incomplete, or was made by another version of the probe;
+    `DeviceError` where the runtime executed another precision than the plan's.
     """
-    records = read_results(path)
-    head = _head(records, path)
+    found = read_results(path)
+    head = _head(found, path)
     plan = head["plan"]
     asked = Setting(**head["setting"])
     if head["executed"] != asked.precision:
@@ -185,14 +200,14 @@ def table_from_results(path: Path) -> LatencyTable:
         )
     batches = [[Entry(**entry) for entry in entries] for entries in plan["entries"]]
     networks = [Architecture.from_dict(values) for values in plan["networks"]]
-    results = {record["batch"]: batch_from_json(record) for record in records if "batch" in record}
-    whole = [record for record in records if "network" in record]
+    results = {record["batch"]: batch_from_json(record) for record in found if "batch" in record}
+    whole = [record for record in found if "network" in record]
     if len(results) < len(batches) or len(whole) < len(networks):
         raise TableError(
             f"{path} holds {len(results)} of {len(batches)} batches and {len(whole)} of "
             f"{len(networks)} networks: start the probe again, it goes on"
         )
-    facts: dict[str, Any] = {"detected": head["machine"], "gpus": head["gpus"]}
+    facts: Facts = {"detected": head["machine"], "gpus": head["gpus"]}
     table = LatencyTable(conditions_from(head), facts=facts)
     for index, entries in enumerate(batches):
         absorb(table, entries_taken(entries, results[index]))
@@ -206,10 +221,10 @@ def table_from_results(path: Path) -> LatencyTable:
     return table
 
 
-def conditions_from(head: Mapping[str, Any]) -> Conditions:
-    """Return the conditions that a results file's first record describes."""
+def conditions_from(head: Header) -> Conditions:
+    """Return the conditions under which a results file was measured."""
     plan = head["plan"]
-    cpu = Detected(**{**head["machine"], "flags": tuple(head["machine"]["flags"])})
+    cpu = Detected.from_json(head["machine"])
     gpus = [Gpu(**gpu) for gpu in head["gpus"]]
     name, gpu = name_of(find_device(plan["device"]), cpu, gpus)
     height, width = plan["size"]

@@ -1,4 +1,4 @@
-"""What to time next: the entries that say most about whole networks, and networks to check with."""
+"""Chooses what to time: the entries most informative about whole networks, and check networks."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,25 +23,25 @@ from .samples import Array
 BATCH = 24
 """Entries whose probes are loaded and interleaved together."""
 FIRST_OF_A_FAMILY = 4
-"""Entries of each family that are timed before anything is known of it."""
+"""Entries of each family that are timed first."""
 TARGETS = 40
-"""Random networks whose prediction is to become certain."""
+"""Number of random networks whose predictions are to become certain."""
 ENOUGH_SD = 0.003
-"""Relative standard deviation, from entries, at which a table is complete."""
+"""Median relative standard deviation of networks, from their entries, that is enough."""
 CONTRADICTION = 3.0
 """Leave-one-out residual, in standard deviations, at which an entry is timed again."""
 MOST_SAMPLES = 3
-"""Timings of one entry at most, in one run."""
+"""Most timings of one entry in one run."""
 FIXED_COST_S = 0.03
-"""Seconds that a timing of an entry costs besides running it: writing and loading its probes."""
+"""Seconds of writing and loading an entry's probes."""
 RUNS = 4 * 4
-"""Runs of each probe of an entry, about."""
+"""Approximate number of runs of each probe of an entry."""
 PROBES = 6.0
-"""Milliseconds that one run of all probes of an entry takes, in milliseconds of the entry."""
+"""Milliseconds of one run of all probes of an entry, as a multiple of the entry's own."""
 EXPECTED_NOISE = 0.03
-"""Relative standard deviation of a timing that is not known yet."""
+"""Relative standard deviation of a timing, before any is known."""
 LARGE_MS = 0.1
-"""Entries above it show by how much timings repeat on this machine."""
+"""Entries above it show the relative noise of timings on this machine."""
 EXPECTED_NOISE_MS = 0.003
 
 
@@ -50,25 +50,25 @@ class Checks:
     """How thoroughly a table is measured and checked."""
 
     networks: int = 8
-    """Whole networks that are timed; each is predicted without its own timing, too."""
+    """Whole networks that are timed; each is also predicted without its own timings."""
     memory: int = 6
-    """Networks, the first of all, whose peak memory is measured; every fourth one only checks."""
+    """The peak memory of this many of them is measured; every fourth is held out to check."""
     budget_s: float = 90.0
-    """Seconds for entries at most; what is not timed by then is estimated from its neighbours."""
+    """Most seconds for entries; those not timed by then are modelled from their neighbours."""
     enough_sd: float = ENOUGH_SD
-    """Relative standard deviation of networks, from their entries, that ends it sooner."""
+    """Median relative standard deviation of networks, from their entries, that ends it earlier."""
 
 
 LAZY = Checks(networks=1, memory=0, budget_s=22.0, enough_sd=0.01)
-"""For a table that thinning makes for itself: the networks it builds are timed too."""
+"""For a table that thinning measures itself: the networks it builds are timed too."""
 
 
 def space_entries(template: Architecture, widths: Sequence[int], *, oa: bool) -> list[Entry]:
     """Return every entry a network of at most these widths can have (spec section 8.2).
 
     With the default widths 192, 192, 256, 384 these are the spec's 764 (728 without `oa`), and
-    two more: preprocessing and decoding. A template of original self-attention, or of what takes
-    its place, has the latter's too.
+    two more: preprocessing and decoding. With `oa`, a template of original self-attention, or of
+    an operator in its place, also has the entries of those operators.
     """
     found: set[Entry] = set()
     choices = [range(WIDTH_STEP, limit + 1, WIDTH_STEP) for limit in widths]
@@ -115,10 +115,10 @@ def next_entries(
     timed: dict[Entry, int],
     count: int = BATCH,
 ) -> list[Entry]:
-    """Return the entries whose timing says most about the target networks for the time it takes.
+    """Return the entries whose timing is most informative about the targets per second of timing.
 
     Entries that contradict all others come first, until they were timed a third time. The others
-    are taken one by one, each with the variance that those before it will have left.
+    are chosen greedily, each with the covariance that remains after those before it.
     """
     allowed = {entry for entry in candidates if timed.get(entry, 0) < MOST_SAMPLES}
     chosen = [entry for entry in contradictions(model) if entry in allowed][: count // 2]
@@ -147,9 +147,9 @@ def expected_noise(model: LatencyModel) -> float:
 
 
 def design(entries: Iterable[Entry], targets: Sequence[Architecture], count: int) -> list[Entry]:
-    """Return the entries to time where nothing can be asked again: a device that is elsewhere.
+    """Return the entries to time on another machine, where all are chosen before the first timing.
 
-    The same choice as `next_entries`, by the prior alone.
+    Chosen as in `next_entries`, by the prior alone.
     """
     every = sorted(set(entries))
     index = {entry: at for at, entry in enumerate(every)}
@@ -184,9 +184,9 @@ def contradictions(model: LatencyModel) -> list[Entry]:
 
 
 def entries_sd(model: LatencyModel, targets: Sequence[Architecture]) -> float:
-    """Return the median relative standard deviation of networks that their entries cause.
+    """Return the median relative standard deviation of networks due to their entries.
 
-    What all entries of a device have in common is left out: whole networks tell it.
+    The factor common to all entries of a device is left out: whole networks determine it.
     """
     shares = target_shares(model, targets)
     variance = np.einsum("ij,jk,ik->i", shares, model.entry_covariance(), shares)
@@ -200,7 +200,7 @@ def target_shares(model: LatencyModel, targets: Sequence[Architecture]) -> Array
 
 
 def _condition(covariance: Array, at: int, noise: Array) -> None:
-    """Take out of a covariance, in place, what timing one entry will tell."""
+    """Condition a covariance, in place, on a timing of one entry."""
     column = covariance[:, at].copy()
     covariance -= np.outer(column, column) / (column[at] + noise[at])
 
@@ -213,10 +213,10 @@ def check_networks(
     *,
     seed: int = 0,
 ) -> list[Architecture]:
-    """Draw networks that check a table, or that it is to be certain of.
+    """Draw networks to check a table with, or whose predictions are to become certain.
 
-    In turn from the whole space, its narrower two thirds and its narrowest third: networks
-    of very different size tell a factor from an overhead.
+    In turn from the whole space, its narrower two thirds and its narrowest third: networks of very
+    different size tell a factor from an overhead.
     """
     rng = np.random.default_rng(seed)
     networks = []

@@ -1,9 +1,9 @@
-"""What a network takes on a device: one answer for search, prediction, checks and report.
+"""Predicted latency of a network on a device, for search, prediction, checks and report alike.
 
-A machine is not always equally fast. A table remembers the states it saw while it was measured
+A machine's speed varies. A table keeps the states that the machine was in while it was measured
 (`LatencyTable.history`), and a network's latency has a distribution over them: each family of
-operators is slowed by its own sensitivity. Frame rates are promised for what the machine sustains:
-the rate that it keeps for 90 % of the time.
+operators is slowed by its own sensitivity. Promised frame rates are sustained ones, which the
+machine keeps for 90 % of the time.
 """
 
 from collections.abc import Sequence
@@ -30,25 +30,25 @@ class Latency:
     typical_ms: float
     """In the median state."""
     sustained_ms: float
-    """Kept for 90 % of the time."""
+    """Not exceeded for 90 % of the time."""
     best_ms: float
-    """Reached for 10 % of the time."""
+    """Not exceeded for 10 % of the time."""
     sd: float
     """Relative standard deviation of all three."""
 
 
 class Pricing:
-    """Predicts networks by one table; build a new one when the table has changed."""
+    """Predicts networks by one table; after a change of the table a new one is needed."""
 
     def __init__(self, table: LatencyTable) -> None:
-        """Take the table's model and the states it has seen."""
+        """Fit the table's model, if it is not yet, and read its states."""
         self.table = table
         self._model: LatencyModel | None = table.model
         self._seconds, self._states = _thinned(table)
         self._known: dict[Architecture, Latency] = {}
 
     def latency(self, architecture: Architecture) -> Latency:
-        """Return what a network takes; a missing row is a `TableError`."""
+        """Return a network's predicted latency; a missing row is a `TableError`."""
         if architecture not in self._known:
             self._known[architecture] = self._price(architecture)
         return self._known[architecture]
@@ -59,12 +59,12 @@ class Pricing:
             ms = self.table.predict_ms(architecture)
             error = self.table.calibration.held_out_error or 0.0
             return Latency(ms, ms, ms, error)
-        self.table.sum_ms(architecture)  # refuses what the table has no row for
+        self.table.sum_ms(architecture)  # raises where a row is missing
         found = self._model.predict(self._model.counts(entries))
         return self.latency_of(architecture, found.ms, found.sd)
 
     def slowdowns(self, architecture: Architecture) -> Array:
-        """Return a network's time in each remembered state over that at the base state."""
+        """Return a network's time in each state of the history over that at the base state."""
         return self._slowdowns(architecture, self._states)
 
     def slowdown(self, architecture: Architecture, state: State) -> float:
@@ -77,7 +77,7 @@ class Pricing:
         return self._model.network_slowdowns(self._model.counts(architecture.entries()), states)
 
     def latency_of(self, architecture: Architecture, base_ms: float, sd: float) -> Latency:
-        """Return the distribution for a network whose milliseconds at the base were measured."""
+        """Return the latency of a network of which the milliseconds at the base state are given."""
         slow = self.slowdowns(architecture)
         best, typical, sustained = (
             weighted_quantile(slow, self._seconds, q) for q in (1 - SUSTAINED, 0.5, SUSTAINED)
@@ -86,7 +86,7 @@ class Pricing:
 
 
 def _thinned(table: LatencyTable) -> tuple[Array, list[State]]:
-    """Return the seconds and states of the history, neighbours merged where they are too many."""
+    """Return seconds and states of the history, neighbours merged to at most `MOST_STATES`."""
     moments = table.history
     size = -(-len(moments) // MOST_STATES) if moments else 1
     seconds, states = [], []
@@ -101,7 +101,7 @@ def _thinned(table: LatencyTable) -> tuple[Array, list[State]]:
 
 
 def weighted_quantile(values: Array, weights: Array, share: float) -> float:
-    """Return the smallest value below or at which lie at least `share` of the weights."""
+    """Return the smallest of the values up to which at least `share` of the weight lies."""
     order = np.argsort(values)
     reached = np.cumsum(weights[order]) / weights.sum()
     return float(values[order][min(len(order) - 1, int(np.searchsorted(reached, share)))])

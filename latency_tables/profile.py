@@ -1,4 +1,4 @@
-"""Fills a latency table: times what says most about whole networks, until that is enough."""
+"""Fills a latency table: times the most informative entries until predictions are certain."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,10 +22,10 @@ from .probe.machine import Disturbance
 from .table import LatencyTable
 
 HELD_OUT_EVERY = 4
-"""Of the networks whose memory is measured, every fourth only checks the memory model."""
+"""Of the networks whose memory is measured, every fourth is held out to check the model."""
 
 Targets = Callable[[LatencyTable], Sequence[Architecture]]
-"""Networks that a table is to be certain of, given what it knows so far."""
+"""Returns the networks whose predictions are to become certain, given the table so far."""
 
 
 def fill(
@@ -37,10 +37,10 @@ def fill(
     checks: Checks | None = None,
     save: Callable[[], object] = lambda: None,
 ) -> None:
-    """Time entries until the target networks are certain enough or the budget is spent.
+    """Time entries until the predictions of the targets are certain enough or the budget is spent.
 
     Every entry has a row afterwards, from samples of its own or from its neighbours. `save` is
-    called after every batch; a table that holds samples is gone on with.
+    called after every batch; existing samples of the table are kept and used.
     """
     checks = checks or Checks()
     wanted = sorted(set(entries))
@@ -90,7 +90,7 @@ def calibrate(
     checks: Checks | None = None,
     save: Callable[[], object] = lambda: None,
 ) -> None:
-    """Time whole networks: they say what the sum of entries misses, and how good the table is."""
+    """Time whole networks, to calibrate the sum of entries and to check the table."""
     checks = checks or Checks()
     peaks: list[float] = []
     with Progress("whole networks", len(networks)) as bar:
@@ -113,7 +113,7 @@ def calibrate(
 
 
 def absorb(table: LatencyTable, taken: Taken) -> None:
-    """Add what was timed to a table, and keep what disturbed it and what it cost."""
+    """Add timings to a table, with their disturbance and their cost in seconds."""
     table.add(taken.samples, taken.networks, taken.moments)
     if taken.disturbance is not None:
         watch(table, taken.disturbance)
@@ -121,14 +121,14 @@ def absorb(table: LatencyTable, taken: Taken) -> None:
 
 
 def watch(table: LatencyTable, disturbance: Disturbance) -> None:
-    """Keep the worst of what disturbed the measurement."""
+    """Record the worst value of each field of the disturbances."""
     worst = table.facts.setdefault("disturbance", {})
     for name, value in asdict(disturbance).items():
         worst[name] = max(worst.get(name, 0), value)
 
 
 def spend(table: LatencyTable, **seconds: float) -> None:
-    """Add to the seconds that the table has cost."""
+    """Add to the seconds spent on the table."""
     spent = table.facts.setdefault("seconds", {})
     for name, value in seconds.items():
         spent[name] = round(spent.get(name, 0.0) + value, 1)
@@ -137,7 +137,7 @@ def spend(table: LatencyTable, **seconds: float) -> None:
 def set_memory(
     table: LatencyTable, networks: Sequence[Architecture], peaks_mb: Sequence[float]
 ) -> None:
-    """Fit what the measured networks say about memory."""
+    """Fit the table's memory model to measured networks."""
     setting = table.conditions.setting
     memory = [
         MemorySample(size_mb(network, setting), working_set_mb(network), peak)

@@ -1,9 +1,8 @@
-"""The reference models: how fast the machine is at the moment, and what slows it.
+"""The reference models, whose timings show how fast the machine is at the moment.
 
 Other load, a falling clock and a hypervisor do not slow all operators equally. So four small models
-are timed with everything else: a whole network, an operator bound by computing, one bound by
-memory, and one that is hardly more than a call. They depend on nothing but the setting and, for the
-network, the input size.
+are timed in every batch: a whole network, a compute-bound operator, a memory-bound one, and one
+dominated by call overhead. They depend only on the setting and, for the network, the input size.
 """
 
 from supernet.heatdetr.operators.entries import Entry
@@ -18,7 +17,7 @@ OPERATORS = {
     "memory": ProbeModel("alone", Entry("up4", 4, 192, 192, 112, 112)),
     "small": ProbeModel("chain", Entry("wmsa", 64, 32, 32, 7, 7), 3),
 }
-"""Multiply-adds of convolutions; 22 MB read and written; many calls on next to no data."""
+"""Compute: convolutions. Memory: 22 MB read and written. Small: many calls on little data."""
 
 
 def reference_models(input_size: tuple[int, int], setting: Setting) -> dict[str, Model]:

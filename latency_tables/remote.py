@@ -1,7 +1,7 @@
-"""Runs the probe on another machine over the system's ssh; a dropped connection is taken up again.
+"""Runs the probe on another machine over the system's ssh, and reconnects after a lost connection.
 
-The pack travels as standard input, results come back as standard output: the other side needs a
-POSIX shell, Python with numpy, and the runtime. Everything lies in `~/.cache/heat` there.
+The pack is sent as standard input, results return as standard output: the other machine needs a
+POSIX shell, Python with numpy, and the runtime. Its files are kept in `~/.cache/heat` there.
 """
 
 import os
@@ -17,7 +17,7 @@ from supernet.errors import DeviceError, TableError
 FOLDER = ".cache/heat"
 NOTHING = Path(os.devnull)
 LOST = 255
-"""What ssh returns when the connection, not the command, failed."""
+"""Exit code of ssh when the connection, not the command, failed."""
 ATTEMPTS = 6
 WAIT_S = 2.0
 """Pause before the second attempt; each further one is twice as long."""
@@ -28,10 +28,10 @@ SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAl
 
 
 class Host:
-    """A machine that ssh reaches without a question."""
+    """A machine that ssh reaches without asking for a password."""
 
     def __init__(self, address: str, *, python: str = "python3") -> None:
-        """Name the machine; nothing is sent yet."""
+        """Set the address; no connection is made yet."""
         if not address or address.startswith("-"):
             raise DeviceError(f"--host {address!r}: USER@BOX is needed")
         self.address, self._python = address, python
@@ -50,7 +50,7 @@ class Host:
         return results
 
     def _retry(self, command: str, what: str, *, send: Path = NOTHING) -> bytes:
-        """Run a command there until the connection holds; return its standard output."""
+        """Run a command there, again after a lost connection; return its standard output."""
         for attempt in range(ATTEMPTS):
             if attempt:
                 wait = WAIT_S * 2 ** (attempt - 1)
@@ -72,5 +72,5 @@ class Host:
                 )
         raise DeviceError(
             f"{self.address} cannot be reached to {what}: try ssh {self.address}, then the same "
-            "command again; what was measured stands there"
+            "command again; what was measured is kept there"
         )

@@ -1,7 +1,7 @@
-"""What was timed: single entries and whole networks, each with the state of the machine then.
+"""Timings of single entries and whole networks, each with the state of the machine at that time.
 
-The state is known by the reference models that are timed in the same rounds (`references.py`):
-milliseconds of each, in the order of `REFERENCES`.
+The state is the milliseconds of the reference models (`references.py`) in the same rounds, in the
+order of `REFERENCES`.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from .probe.setting import REFERENCES
 Array = NDArray[np.float64]
 
 State = tuple[float, ...]
-"""Milliseconds of each reference; a table measured before there were four holds the first only."""
+"""Milliseconds of each reference; in tables of version 2 the reference network's only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class EntrySample:
     sd_ms: float
     """Standard deviation of that sum, from the probes' confidence intervals."""
     state: State
-    """The references in the same rounds."""
+    """Of the machine, in the same rounds."""
     date: str
     heat: str
     """HEAT version that measured."""
@@ -39,7 +39,7 @@ class EntrySample:
 
 @dataclass(frozen=True, slots=True)
 class NetworkSample:
-    """One timing of a whole deployed network, from image to boxes, in a process of its own."""
+    """One timing of a whole deployed network, from image to boxes, in a fresh process."""
 
     architecture: Architecture
     ms: float
@@ -52,7 +52,7 @@ class NetworkSample:
 def slowness(states: Sequence[State], base: State) -> Array:
     """Return log(references / base), shape [len(states), 4].
 
-    A reference that a sample lacks is taken to follow the network reference.
+    For a reference that a sample lacks, the slowness of the reference network is used.
     """
     found = np.zeros((len(states), len(REFERENCES)))
     for row, state in enumerate(states):
@@ -65,7 +65,7 @@ def slowness(states: Sequence[State], base: State) -> Array:
 
 
 def base_state(states: Sequence[State]) -> State:
-    """Return the median of each reference: the state that a table's milliseconds are for."""
+    """Return the median of each reference: the state that a table's milliseconds refer to."""
     return tuple(
         float(np.median(values))
         for index in range(len(REFERENCES))

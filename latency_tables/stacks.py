@@ -1,15 +1,16 @@
-"""Stacks of twelve layers, to see what the paper's Figure 2 says about this machine.
+"""Times stacks of twelve layers: the comparison of the paper's Figure 2 on this machine.
 
 DeiT- and Swin-like layers with LayerNorm, the same without (BatchNorm folds away), our blocks, and
-RepCNN with its three branches kept apart. All work on one map of one width. Weights are random.
-Shape suffixes: T tokens, D width, N heads, G windows.
+RepCNN with its three branches not merged. All work on one map of one width. Weights are random.
+Shape suffixes: T tokens, D width.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from supernet.graph.folding import fold
 from supernet.graph.nodes import Value
@@ -32,7 +33,7 @@ MLP = 4
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The map that every stack works on."""
+    """The feature map that every stack works on."""
 
     width: int = 192
     side: int = 28
@@ -87,12 +88,12 @@ def _our_layers(operators: Sequence[str], setup: Setup) -> list[Layer]:
     return layers
 
 
-def _emits(unit: Any) -> Layer:
+def _emits(unit: object) -> Layer:
     return lambda graph, x: cast(Value, cast(Unit, unit).emit(graph, x))
 
 
 def _branched_layers(setup: Setup) -> list[Layer]:
-    """Return RepCNN blocks whose 3x3, 1x1 and identity branches, normalised, run apart."""
+    """Return RepCNN blocks whose 3x3, 1x1 and identity branches are not merged."""
 
     def layer(graph: GraphWriter, x: Value) -> Value:
         block = RepCNN(setup.width).eval()
@@ -108,12 +109,13 @@ def _branched_layers(setup: Setup) -> list[Layer]:
 _rng = np.random.default_rng(0)
 
 
-def _random(*shape: int) -> Any:
-    return (_rng.standard_normal(shape) * shape[0] ** -0.5).astype(np.float32)
+def _random(*shape: int) -> NDArray[np.float32]:
+    values: NDArray[np.float64] = _rng.standard_normal(shape) * shape[0] ** -0.5
+    return values.astype(np.float32)
 
 
 def _token_layers(setup: Setup, *, windows: bool, layer_norm: bool) -> list[Layer]:
-    """Return transformer layers on tokens [T, D], as DeiT and Swin lay them out."""
+    """Return transformer layers of DeiT or Swin on tokens [T, D]."""
     D, N = setup.width, setup.width // HEAD
     rows = setup.side // WINDOW
 
@@ -168,7 +170,7 @@ def _token_layers(setup: Setup, *, windows: bool, layer_norm: bool) -> list[Laye
 
 
 def measure_stacks(setting: Setting, setup: Setup | None = None) -> dict[str, float]:
-    """Return milliseconds of every stack on this machine, all interleaved."""
+    """Return milliseconds of every stack on this machine, timed interleaved."""
     setup = setup or Setup()
     models = stack_models(setup, setting)
     jobs = {name: load(model, setting) for name, model in models.items()}

@@ -1,7 +1,6 @@
-"""Finds and opens latency tables: a workspace's own, and those that HEAT ships."""
+"""Finds and opens latency tables: those of a workspace and those that HEAT ships."""
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from deploy.edge.session import runtime_version
@@ -9,11 +8,12 @@ from supernet.errors import TableError
 
 from .conditions import Conditions, stem_of
 from .devices import Target
+from .sidecar import Facts
 from .table import ESTIMATED, LatencyTable
 from .table_file import read_table
 
 SHIPPED = Path(__file__).parent
-"""Tables that come with HEAT: one measured machine, and estimates."""
+"""Folder of the tables that HEAT ships: one measured machine, and estimates."""
 
 
 def conditions_of(target: Target, input_size: tuple[int, int]) -> Conditions:
@@ -27,10 +27,11 @@ def conditions_of(target: Target, input_size: tuple[int, int]) -> Conditions:
 def open_table(
     folder: Path, target: Target, input_size: tuple[int, int], *, trust: bool = False
 ) -> LatencyTable:
-    """Return the stored table of these conditions, or an empty one.
+    """Return the stored table of a target, or an empty one.
 
-    Raises `TableError` where the stored one is broken, or was measured under other conditions and
-    is not trusted. A trusted table may also be one that HEAT ships.
+    With `trust`, the table may have been measured under other conditions, and be one of those that
+    HEAT ships. Raises `TableError` for a broken table, for one of other conditions without
+    `trust`, and for a target that has none and is not this machine.
     """
     path = find_table(folder, target, input_size, trust=trust)
     if path is None and not target.here:
@@ -56,9 +57,9 @@ def open_table(
 def find_table(
     folder: Path, target: Target, input_size: tuple[int, int], *, trust: bool = False
 ) -> Path | None:
-    """Return where a target's table lies: in the folder.
+    """Return the path of a target's table in the folder, or None.
 
-    Trusted are also an estimate there, and the tables that HEAT ships, in this order.
+    With `trust`, an estimate in the folder and then the tables that HEAT ships are tried too.
     """
     stem = stem_of(target.name, target.setting, input_size)
     names = [f"{stem}.csv", f"{stem}{ESTIMATED}.csv"] if trust else [f"{stem}.csv"]
@@ -69,7 +70,7 @@ def find_table(
 
 def empty_table(target: Target, input_size: tuple[int, int]) -> LatencyTable:
     """Return a table without rows for this machine."""
-    facts = {"detected": asdict(target.detected)}
+    facts: Facts = {"detected": target.detected.to_json()}
     if target.gpu:
-        facts["gpu"] = asdict(target.gpu)
+        facts["gpu"] = target.gpu.to_json()
     return LatencyTable(conditions_of(target, input_size), facts=facts)

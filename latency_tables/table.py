@@ -1,15 +1,15 @@
 """The latency table: milliseconds of every entry, under one set of conditions, with provenance.
 
-A row is an estimate with its uncertainty: what the model (`model.py`) makes of all samples, its own
-and its neighbours'. On disk a table is a CSV (one row an entry, each row with its conditions) whose
-last line seals the file, and a JSON sidecar beside it with what belongs to the table as a whole,
-the samples included (`table_file.py`).
+A row is an estimate with its uncertainty: the posterior of the model (`model.py`) given all
+samples, its own and its neighbours'. On disk a table is a CSV (one row an entry, each row with its
+conditions) whose last line seals the file, and a JSON sidecar with the samples and all else that
+belongs to the table as a whole (`table_file.py`).
 """
 
 import math
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from supernet.errors import TableError
 from supernet.heatdetr.architecture import Architecture
@@ -20,6 +20,7 @@ from .conditions import Conditions
 from .costs import MemoryModel
 from .model import LatencyModel
 from .samples import EntrySample, NetworkSample, State, base_state
+from .sidecar import Facts
 
 ESTIMATED = "-estimated"
 """End of an estimated table's file name."""
@@ -30,7 +31,7 @@ NEGLIGIBLE_MS = 0.02
 """Half width below which no row counts as unstable."""
 
 HISTORY_S = 300.0
-"""Seconds of timing, the latest, whose machine states a table remembers."""
+"""A table keeps the machine's states of this many seconds of timing, the latest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,11 @@ class Row:
     """Milliseconds of one entry."""
 
     ms: float
-    """At the table's base state: what predictions add up."""
+    """At the table's base state; predictions add these up."""
     uncertainty_ms: float
     """Half width of the 90 % interval."""
     samples: int
-    """Timings of this entry itself; 0 where all is known from its neighbours."""
+    """Timings of this entry itself; 0 where it is modelled from its neighbours."""
     reference_ms: float
     """The reference network at the base state; 0 if estimated."""
     date: str
@@ -54,13 +55,13 @@ class Row:
 
     @property
     def stable(self) -> bool:
-        """Whether the row is known well enough."""
+        """Whether the row's uncertainty is small enough."""
         return self.uncertainty_ms <= max(NEGLIGIBLE_MS, UNSTABLE * self.ms)
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The machine's state for some seconds."""
+    """A state of the machine, and how long it was seen."""
 
     seconds: float
     state: State
@@ -74,17 +75,17 @@ class LatencyTable:
     rows: dict[Entry, Row] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
     memory: MemoryModel | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=Facts)
     """Detected machine, disturbances, seconds spent, how an estimate was made."""
     samples: list[EntrySample] = field(default_factory=list)
     networks: list[NetworkSample] = field(default_factory=list)
     history: list[Moment] = field(default_factory=list)
-    """The states that the machine was in, round by round, the latest last."""
+    """States of the machine, round by round, the latest last."""
     _model: LatencyModel | None = field(default=None, init=False, compare=False, repr=False)
 
     @property
     def base(self) -> State:
-        """The state that milliseconds are for: the median of each reference over all samples."""
+        """The base state, which milliseconds refer to: each reference's median over all samples."""
         states = [sample.state for sample in self.samples]
         return base_state(states or [net.state for net in self.networks])
 
@@ -98,17 +99,17 @@ class LatencyTable:
 
     @property
     def name(self) -> str:
-        """File name without suffix; an estimate never takes the place of what was measured."""
+        """File name without suffix; an estimate's differs, so as not to replace measurements."""
         return f"{self.conditions.stem}{ESTIMATED if self.estimated else ''}"
 
     @property
     def estimated(self) -> bool:
-        """Whether any row is from published figures instead of this machine's timings."""
+        """Whether any row is estimated from published figures instead of measured."""
         return any(row.source in ("estimated", "corrected") for row in self.rows.values())
 
     @property
     def unstable(self) -> float:
-        """Share of rows that are not known well enough."""
+        """Share of unstable rows."""
         return sum(not row.stable for row in self.rows.values()) / max(1, len(self.rows))
 
     @property
@@ -118,7 +119,7 @@ class LatencyTable:
 
     @property
     def model(self) -> LatencyModel | None:
-        """What the samples say, fitted when it is asked for; None for a table without samples."""
+        """The model fitted to the samples on first access; None for a table without samples."""
         if self._model is None and (self.samples or self.networks):
             self._model = self._fitted(self.rows)
         return self._model
@@ -133,7 +134,7 @@ class LatencyTable:
         networks: Iterable[NetworkSample] = (),
         moments: Iterable[Moment] = (),
     ) -> None:
-        """Take in what was timed; `refit` makes rows of it."""
+        """Add timings; `refit` updates the rows."""
         self.samples.extend(samples)
         self.networks.extend(networks)
         self.history.extend(moments)
@@ -152,11 +153,11 @@ class LatencyTable:
             samples=list(self.samples),
             networks=list(self.networks),
             history=list(self.history),
-            facts=dict(self.facts),
+            facts=self.facts.copy(),
         )
 
     def refit(self, entries: Iterable[Entry] = ()) -> None:
-        """Estimate every row anew from all samples, and rows for these entries too."""
+        """Estimate every row anew from all samples, those of `entries` included."""
         wanted = dict.fromkeys([*self.rows, *entries])
         wanted |= dict.fromkeys(sample.entry for sample in self.samples)
         for network in self.networks:
@@ -229,7 +230,7 @@ class LatencyTable:
         )
 
     def require(self, conditions: Conditions) -> None:
-        """Refuse to serve conditions other than the table's own."""
+        """Raise `TableError` for conditions other than the table's own."""
         conditions.require(
             self.conditions,
             f"the table {self.conditions.stem} was measured under other conditions",
@@ -237,7 +238,7 @@ class LatencyTable:
         )
 
     def merge(self, other: Self) -> None:
-        """Take over the samples of another table, and the rows that this one lacks.
+        """Add the samples of another table, and the rows that this one lacks.
 
         Raises `TableError` where the other was measured under other conditions.
         """

@@ -5,10 +5,10 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, cast
 
 import pandas as pd
 
@@ -18,10 +18,11 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.operators.entries import Entry
 
 from .calibration import Calibration, Check
-from .columns import COLUMNS, entry_columns, entry_of
+from .columns import COLUMNS, EntryColumns, entry_columns, entry_of
 from .conditions import Conditions
 from .costs import MemoryModel
 from .samples import EntrySample, NetworkSample
+from .sidecar import NetworkSampleRecord, TableSidecar
 from .table import LatencyTable, Moment, Row
 
 FORMAT_VERSION = 3
@@ -36,9 +37,22 @@ OLD_COLUMNS = ("ms", "min_ms", "uncertainty_ms", "spread", "n", "reference_ms", 
 OLD_INTERVAL_SDS = 3.92
 """Version 2 stored the width of a 95 % interval."""
 OLD_REPEAT = 0.02
-"""Share by which a row of version 2 repeated at best, whatever its interval said."""
+"""Relative repeatability of a row of version 2 at best, however narrow its interval."""
 
 SEAL = "# sha256="
+
+
+class CsvRow(EntryColumns):
+    """One line of the CSV; its columns of conditions repeat the sidecar's and are not read."""
+
+    ms: float
+    uncertainty_ms: float
+    samples: NotRequired[int]
+    """Absent in version 2."""
+    reference_ms: float
+    date: str
+    heat: str
+    source: str
 
 
 def write_table(table: LatencyTable, folder: Path) -> Path:
@@ -77,10 +91,10 @@ def write_table(table: LatencyTable, folder: Path) -> Path:
 
 
 def read_table(path: Path) -> LatencyTable:
-    """Read a table; anything edited, cut short or impossible is a `TableError`."""
+    """Read a table; one that was edited, cut short or holds wrong values is a `TableError`."""
     try:
         content = path.read_text(encoding="utf-8")
-        sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        sidecar: TableSidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         if path.exists() and SEAL not in path.read_text(encoding="utf-8", errors="replace"):
             raise TableError(
@@ -113,11 +127,21 @@ def read_table(path: Path) -> LatencyTable:
             _read_old(table, text, sidecar, path)
             return table
         calibration = sidecar["calibration"]
-        checks = tuple(Check(**check) for check in calibration.pop("checks"))
-        table.calibration = Calibration(**calibration, checks=checks)
-        kept = [item.name for item in fields(Row)]
-        for values in _records(text, path, kept):
-            row = Row(**{name: values[name] for name in kept})
+        table.calibration = Calibration(
+            calibration["factor"],
+            calibration["overhead_ms"],
+            tuple(Check(**check) for check in calibration["checks"]),
+        )
+        for values in _rows(text, path, [item.name for item in fields(Row)]):
+            row = Row(
+                ms=values["ms"],
+                uncertainty_ms=values["uncertainty_ms"],
+                samples=values["samples"],
+                reference_ms=values["reference_ms"],
+                date=values["date"],
+                heat=values["heat"],
+                source=values["source"],
+            )
             _check(row.ms, values, path)
             table.rows[entry_of(values)] = row
         table.add(
@@ -135,17 +159,17 @@ def read_table(path: Path) -> LatencyTable:
         raise TableError(f"{path} is no latency table ({error}): run heat profile again") from None
 
 
-def _entry_in(columns: Sequence[Any]) -> Entry:
-    return entry_of(dict(zip(COLUMNS, columns, strict=True)))
+def _entry_in(columns: Sequence[str | float]) -> Entry:
+    return entry_of(cast(EntryColumns, dict(zip(COLUMNS, columns, strict=True))))
 
 
-def _network(record: Mapping[str, Any], path: Path) -> NetworkSample:
+def _network(record: NetworkSampleRecord, path: Path) -> NetworkSample:
     architecture = Architecture.from_dict(record["architecture"], str(path))
     state = tuple(record["state"])
     return NetworkSample(architecture, record["ms"], record["sd"], state, record["date"])
 
 
-def _read_old(table: LatencyTable, text: str, sidecar: Mapping[str, Any], path: Path) -> None:
+def _read_old(table: LatencyTable, text: str, sidecar: TableSidecar, path: Path) -> None:
     """Read version 2: measured rows become samples, from which new rows are estimated."""
     old = sidecar["calibration"]
     calibration = Calibration(old["factor"], old["overhead_ms"])
@@ -157,12 +181,12 @@ def _read_old(table: LatencyTable, text: str, sidecar: Mapping[str, Any], path: 
     )
     table.calibration = Calibration(calibration.factor, calibration.overhead_ms, checks)
     if table.conditions.runtime == "onnxruntime" and table.conditions.threads > 1:
-        # It was let to spin by itself then.
+        # Version 2 left spinning to the runtime, whose default is always.
         table.conditions = replace(table.conditions, spinning="always")
     samples = []
-    records = _records(text, path, [*OLD_COLUMNS, "source"], without=NEW_CONDITIONS)
-    measured = all(values["source"] == "measured" for values in records)
-    for values in records:
+    rows = _rows(text, path, [*OLD_COLUMNS, "source"], without=NEW_CONDITIONS)
+    measured = all(values["source"] == "measured" for values in rows)
+    for values in rows:
         ms, entry = float(values["ms"]), entry_of(values)
         _check(ms, values, path)
         sd_ms = math.hypot(float(values["uncertainty_ms"]) / OLD_INTERVAL_SDS, OLD_REPEAT * ms)
@@ -178,15 +202,17 @@ def _read_old(table: LatencyTable, text: str, sidecar: Mapping[str, Any], path: 
         table.refit()
 
 
-def _check(ms: float, values: Mapping[str, Any], path: Path) -> None:
+def _check(ms: float, values: CsvRow, path: Path) -> None:
     if not (math.isfinite(ms) and ms >= 0):
         raise TableError(f"{path}: {entry_of(values)} has {ms} ms: run heat profile again")
 
 
-def _records(
-    text: str, path: Path, own: Sequence[str], without: Sequence[str] = ()
-) -> list[dict[str, Any]]:
-    """Return the rows of the CSV; unknown or missing columns are named."""
+def _rows(text: str, path: Path, own: Sequence[str], without: Sequence[str] = ()) -> list[CsvRow]:
+    """Return the rows of the CSV.
+
+    Raises `TableError` for unknown or missing columns; a table has those of an entry, those of its
+    conditions except `without`, and its `own`.
+    """
     if not text.strip():
         return []
     wanted = {*COLUMNS, *(item.name for item in fields(Conditions)), *own} - set(without)
@@ -196,9 +222,9 @@ def _records(
             f"{path}: columns {', '.join(strange)} unknown or missing: run heat profile again"
         )
     frame = pd.read_csv(io.StringIO(text), keep_default_na=False, na_values={"ms": ["", "nan"]})
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+    return cast(list[CsvRow], frame.to_dict("records"))
 
 
 def seal_of(text: str) -> str:
-    """Return the hash that the CSV's last line holds."""
+    """Return the hash for the CSV's last line."""
     return hashlib.sha256(text.encode()).hexdigest()

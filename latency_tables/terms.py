@@ -1,13 +1,13 @@
-"""Small models that measure an entry where it will stand: between neighbours (spec section 8.4).
+"""Small models that measure an entry between neighbours, as in a network (spec section 8.4).
 
-A lone operator pays for the session's boundary: copies, layout changes, the call itself. So each
-entry's time is a sum of model times with signs, in which those costs cancel:
+The time of a single operator includes the session's boundary: copies, layout changes, the call
+itself. So each entry's time is a signed sum of model times in which those costs cancel:
 
 - entries that keep their map: `(t(three in a row) - t(one)) / 2`;
 - all others: a sandwich between caps (1x1 convolution and ReLU), minus the caps. Caps instead of
   the spec's RepCNN blocks: nine times cheaper, so that less noise is subtracted;
-- the stem keeps the real input side and the head the real output side, so that the fixed cost of
-  a run is counted once.
+- the stem has no cap at the input and the head none at the output, so that the fixed cost of a run
+  is counted once.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from supernet.heatdetr.operators import OPERATORS
 from supernet.heatdetr.operators.entries import Entry
 
 ENDS: dict[str, "Kind"] = {"decode": "decoded", "top_k": "picked"}
-"""Operators that end a network, and the probes that are a head and one of them."""
+"""Kind of the probe, a head followed by the operator, for each operator that ends a network."""
 
 Kind = Literal["cap", "chain", "sandwich", "preprocessed", "decoded", "picked", "alone"]
 
@@ -26,17 +26,17 @@ Kind = Literal["cap", "chain", "sandwich", "preprocessed", "decoded", "picked", 
 class ProbeModel:
     """A model to be timed: caps in a row, an entry repeated, or an entry between caps.
 
-    `alone` is an entry without anything around it, for its size.
+    A model of kind `alone` is a single entry; its file size is the entry's.
     """
 
     kind: Kind
     entry: Entry
-    """The entry; for caps an entry that carries the map's width and size."""
+    """The entry; for caps one with the map's width and size."""
     count: int = 1
 
     @property
     def key(self) -> str:
-        """Name the model in results and in packs."""
+        """Name of the model in results and in packs."""
         e = self.entry
         sizes = f"{e.op}-{e.stride}-{e.d_in}-{e.d_out}-{e.h}x{e.w}"
         more = (e.classes, e.anchors, e.sparsity, e.clusters, e.window, e.blocks)
@@ -44,12 +44,12 @@ class ProbeModel:
 
 
 def cap_entry(channels: int, h: int, w: int) -> Entry:
-    """Name a cap by the map it works on."""
+    """Return the entry of a probe of caps on a map."""
     return Entry("cap", 0, channels, channels, h, w)
 
 
 def terms(entry: Entry) -> dict[ProbeModel, float]:
-    """Return the models whose signed times add up to the entry's milliseconds."""
+    """Return the models whose times, weighted, add up to the entry's milliseconds."""
     if OPERATORS[entry.op].keeps_map:
         return {ProbeModel("chain", entry, 3): 0.5, ProbeModel("chain", entry, 1): -0.5}
     if entry.op == "preprocess":
@@ -84,6 +84,6 @@ def head_of(decode: Entry) -> Entry:
 
 
 def decode_of(head: Entry, kind: str) -> Entry:
-    """Return the entry behind a head entry in a probe of a kind among `ENDS`."""
+    """Return the entry after a head entry in a probe of a kind among `ENDS`."""
     op = next(op for op, ends in ENDS.items() if ends == kind)
     return head.with_(op=op, d_in=0, d_out=6)

@@ -1,4 +1,4 @@
-"""Whether several threads are worth it on this machine: a model timed with each number of them."""
+"""Times a model with several numbers of threads, to see which serves this machine best."""
 
 import itertools
 import statistics
@@ -6,16 +6,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from deploy.edge.runtimes import open_session
+from deploy.edge.session import Feeds
 
 CHECK_S = 4.0
-"""Time for all numbers of threads together."""
+"""Seconds for all numbers of threads together."""
 TURN_S = 0.1
-"""Time for one of them before it is another's turn."""
+"""Seconds of one turn with one number of threads."""
 WORTH = 0.95
-"""Several threads must take less than this share of one thread's time."""
+"""Several threads are worth it below this share of one thread's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,12 @@ class ThreadTiming:
     ms: float
     """Median."""
     slow_ms: float
-    """90th percentile: the slow tenth takes at least this long."""
+    """90th percentile: the slowest tenth of the runs takes at least this long."""
 
 
 def thread_check(
     model: bytes | Path,
-    feeds: Mapping[str, Any],
+    feeds: Feeds,
     counts: Sequence[int],
     *,
     runtime: str = "onnxruntime",
@@ -39,9 +39,9 @@ def thread_check(
     spinning: bool | None = None,
     pinning: bool = False,
 ) -> dict[int, ThreadTiming]:
-    """Time a model with each number of threads, in turns; at least three runs of each.
+    """Time a model with each number of threads in turns of at least three runs.
 
-    Raises `UserError` where the machine has no cores for a number of threads.
+    Raises `UserError` where the machine has fewer cores than threads.
     """
     sessions = {
         count: open_session(runtime, model, count, precision, spinning=spinning, pinning=pinning)
@@ -53,7 +53,7 @@ def thread_check(
         if turn and time.perf_counter() > stop:
             break
         for count, session in sessions.items():
-            session.run(feeds)  # the others have filled the caches
+            session.run(feeds)  # untimed: the other sessions have filled the caches
             turn_ends = time.perf_counter() + TURN_S
             taken = 0
             while taken < 3 or time.perf_counter() < turn_ends:
@@ -70,9 +70,9 @@ def _timing(samples_ms: Sequence[float]) -> ThreadTiming:
 
 
 def trouble(timings: Mapping[int, ThreadTiming]) -> str:
-    """Return why fewer threads are better than the most that were timed; empty where they are not.
+    """Return why one thread is better than the largest number timed; empty where it is not.
 
-    One thread must be among them.
+    `timings` must include one thread.
     """
     most, one = timings[max(timings)], timings[1]
     if most.ms > WORTH * one.ms:
@@ -83,7 +83,7 @@ def trouble(timings: Mapping[int, ThreadTiming]) -> str:
 
 
 def describe(timings: Mapping[int, ThreadTiming]) -> str:
-    """Return the times in words."""
+    """Return the times as a sentence."""
     return ", ".join(
         f"{count} thread{'s' if count > 1 else ''}: {timing.ms:.1f} ms, the slow tenth "
         f"{timing.slow_ms:.1f} ms"
@@ -92,5 +92,5 @@ def describe(timings: Mapping[int, ThreadTiming]) -> str:
 
 
 def best_count(timings: Mapping[int, ThreadTiming]) -> int:
-    """Return the number of threads whose slow tenth is fastest."""
+    """Return the number of threads with the lowest 90th percentile."""
     return min(timings, key=lambda count: timings[count].slow_ms)

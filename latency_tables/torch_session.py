@@ -1,16 +1,15 @@
-"""torch as a runtime: a folded module, on the CPU or, recorded as a CUDA graph, on a GPU.
+"""torch as a runtime: runs a folded module on the CPU, or as a CUDA graph on a GPU.
 
-Only where HEAT itself is: models are modules, not files.
+Only in a process of HEAT itself: models are modules, not files.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploy.edge.session import WallClock
+from deploy.edge.session import Array, Feeds, WallClock
 from supernet.boxes import Detections
 from supernet.heatdetr.operators.decode import Decode
 
@@ -21,14 +20,17 @@ CAPTURE_WARMUPS = 3
 
 
 class TorchSession(WallClock):
-    """A network whose parts are connected by `wire(call, *inputs)`, decoding excepted."""
+    """A session on a module that connects its `units` by `wire(call, *inputs)`.
+
+    Decoding is run after the CUDA graph, because its output's size depends on the values.
+    """
 
     def __init__(self, module: Any, setting: Setting) -> None:
-        """Move the module to the device in the precision asked for."""
+        """Move the module to the setting's device and convert it to its precision."""
         self._device = torch.device(setting.device)
         self._dtype = DTYPES[setting.precision]
         torch.set_num_threads(setting.threads)
-        # TF32 is not float32: what is called f32 is executed in f32.
+        # TF32 has a shorter mantissa than float32: f32 means float32.
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         self._net = module
@@ -41,7 +43,7 @@ class TorchSession(WallClock):
 
     def _call(self, name: str, *values: Any) -> Any:
         if name == "decode":
-            return values  # its output's size depends on the values: not part of a CUDA graph
+            return values
         cast = [x.to(self._dtype) if x.is_floating_point() else x for x in values]
         return self._units[name](*cast)
 
@@ -63,7 +65,7 @@ class TorchSession(WallClock):
         with torch.cuda.graph(self._graph):
             self._outputs = self._forward(inputs)
 
-    def _execute(self, feeds: Mapping[str, Any]) -> list[Any]:
+    def _execute(self, feeds: Feeds) -> list[Any]:
         arrays = [torch.from_numpy(np.ascontiguousarray(x)) for x in feeds.values()]
         if self._device.type == "cuda":
             if self._graph is None:
@@ -81,14 +83,14 @@ class TorchSession(WallClock):
         found: list[Detections] = self._decode(logits, deltas)
         return [found[0].boxes_xyxy, found[0].scores, found[0].labels]
 
-    def run(self, inputs: Mapping[str, Any]) -> list[Any]:
+    def run(self, inputs: Feeds) -> list[Array]:
         """Execute once; outputs as numpy arrays."""
         outputs = self._execute(inputs)
         return [x.float().cpu().numpy() if x.is_floating_point() else x.cpu().numpy()
                 for x in outputs]  # fmt: skip
 
-    def timed(self, inputs: Mapping[str, Any]) -> float:
-        """Execute once; on a GPU between two events, copies of the inputs included."""
+    def timed(self, inputs: Feeds) -> float:
+        """Execute once and return milliseconds; on a GPU by CUDA events, input copies included."""
         if self._device.type != "cuda":
             return super().timed(inputs)
         start, end = (
@@ -102,11 +104,11 @@ class TorchSession(WallClock):
         return float(start.elapsed_time(end))
 
     def close(self) -> None:
-        """Drop the recorded graph and its tensors: torch frees them with the last reference."""
+        """Drop the CUDA graph and its tensors: torch frees them with the last reference."""
         self._graph, self._inputs, self._outputs = None, [], []
 
-    def executed(self, inputs: Mapping[str, Any]) -> dict[str, int]:
-        """Return how many convolutions have their weights in each precision."""
+    def executed(self, inputs: Feeds) -> dict[str, int]:
+        """Return the number of convolutions with weights of each precision."""
         names = {dtype: name for name, dtype in DTYPES.items()}
         found: dict[str, int] = {}
         for module in self._units.modules():

@@ -13,11 +13,11 @@ from pathlib import Path
 from .errors import UserError
 
 SYSTEM_FOLDERS = ("/dev", "/proc", "/sys")
-"""What is directly in the first, or anywhere in the others, is no file of anybody."""
+"""Files directly in the first, or anywhere in the others, are devices or the kernel's."""
 
 
 def check_target(path: Path) -> None:
-    """Refuse a target that is there and no regular file, or that cannot be there."""
+    """Refuse a target that exists and is no regular file, or that cannot exist."""
     folder = os.path.realpath(path.parent)
     devices, *others = SYSTEM_FOLDERS
     special = folder == devices or any(f"{folder}/".startswith(f"{root}/") for root in others)
@@ -33,7 +33,7 @@ def check_target(path: Path) -> None:
 
 
 def check_replaceable(path: Path, option: str, is_ours: Callable[[Path], bool]) -> None:
-    """Refuse a target that cannot be written, or that holds what HEAT did not write there."""
+    """Refuse a target that cannot be written, or an existing file that HEAT did not write."""
     check_target(path)
     try:
         ours = not path.exists() or not path.stat().st_size or is_ours(path)

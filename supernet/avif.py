@@ -1,4 +1,4 @@
-"""Turns the pixels of an AVIF file as the file asks for; OpenCV decodes them as they are stored.
+"""Rotates and mirrors the pixels of an AVIF file; OpenCV decodes them as they are stored.
 
 The rotation (`irot`) and the mirror (`imir`) of the primary image are properties in the file's
 `meta` box (ISO/IEC 23008-12, 6.5.10 and 6.5.12); an EXIF orientation beside them does not count
@@ -25,7 +25,7 @@ def is_avif(data: bytes) -> bool:
 
 
 def turned_avif(pixels: npt.NDArray[np.uint8], data: bytes) -> npt.NDArray[np.uint8]:
-    """Return the pixels [height, width, 3] of a file's primary image as they are to be seen."""
+    """Return the pixels [height, width, 3] of a file's primary image as they are displayed."""
     quarters, mirror = avif_orientation(data)
     seen = np.rot90(pixels, quarters)  # both count anticlockwise
     return np.ascontiguousarray(seen if mirror is None else np.flip(seen, mirror))

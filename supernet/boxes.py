@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 KEEP = 100
-"""Detections of an image at most."""
+"""Largest number of detections of an image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """Objects of one image, best first."""
+    """Detections of one image, highest score first."""
 
     boxes_xyxy: Tensor
     """Corners in pixels of the network input, [N, 4]."""
@@ -34,7 +34,7 @@ def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
 
 
 def area(boxes_xyxy: Tensor) -> Tensor:
-    """Return the areas, 0 for boxes turned inside out."""
+    """Return the areas, [...], 0 for boxes with a negative side."""
     return (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp_min(0).prod(-1)
 
 

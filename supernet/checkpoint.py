@@ -1,4 +1,4 @@
-"""Weights on disk: one safetensors file whose header says what the weights are.
+"""Weights on disk: one safetensors file whose header describes the weights.
 
 The header carries the architecture or search space, class names, epoch and versions, so that a
 checkpoint is one file and cannot be separated from its meaning. Optimiser state for resuming is a
@@ -6,9 +6,10 @@ file of its own beside it (`supernet.train`). Files of torch are read without ex
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, TypedDict, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,16 +23,28 @@ FORMAT_VERSION = 1
 """History of the header: 1, the first."""
 
 PLACES = ("model", "state_dict")
-"""Where files keep a state dict that is not all they hold."""
+"""Keys under which files of other programs keep their state dict."""
 WRAPPED = "module."
-"""What DistributedDataParallel puts before every key."""
+"""Prefix that DistributedDataParallel adds to every key."""
 
 Kind = Literal["detector", "supernet", "backbone"]
 
 
+class EpochRow(TypedDict, total=False):
+    """One epoch of a training; the terms of the loss are further keys, by name."""
+
+    epoch: int
+    learning_rate: float
+    images_per_second: float
+    ap: float
+    ap50: float
+    r: dict[str, list[float]]
+    """Selection logits of a supernet, by place."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointInfo:
-    """What a checkpoint's header says."""
+    """The header of a checkpoint."""
 
     kind: Kind
     description: str
@@ -42,13 +55,18 @@ class CheckpointInfo:
     """Epochs finished."""
     epochs: int
     """Epochs planned."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """Data set, seed, images per second, versions, metrics."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """JSON values: data set, options, images per second, versions, `history`."""
 
     @property
     def finished(self) -> bool:
-        """Whether its training came to its end: after all epochs, or stopped early."""
+        """Whether its training is complete: after all epochs, or stopped early."""
         return self.epoch >= self.epochs or bool(self.facts.get("stopped_early"))
+
+    @property
+    def history(self) -> Sequence[EpochRow]:
+        """The epochs of its training; `KeyError` for weights that record none."""
+        return cast(Sequence[EpochRow], self.facts["history"])
 
 
 def save_checkpoint(path: Path, weights: dict[str, Tensor], info: CheckpointInfo) -> None:

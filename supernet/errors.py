@@ -3,7 +3,7 @@
 HeatError                 exit code 1: a fault of ours
 ├── UserError             exit code 2: the request cannot be served as given
 │   ├── DataError         images or annotations
-│   ├── DeviceError       a device that is not there or is not what it must be
+│   ├── DeviceError       a device that is absent or not as required
 │   ├── TableError        a latency table that is broken, stale or of another device
 │   ├── CheckpointError   a checkpoint that is broken or does not fit
 │   └── BundleError       an exported folder that is broken or does not fit
@@ -13,13 +13,13 @@ A message says what failed, the value seen, and the command that fixes it, in on
 """
 
 import re
-from typing import Any
+from collections.abc import Mapping
 
 SECRET_NAME = r"[\w.%-]*(?:pass|pwd|token|key|secret|auth|credential|sig)[\w.%-]*="
 SECRETS = re.compile(rf"(?<=://)[^\s?#]+(?=@)|(?<=[?&;#])({SECRET_NAME})[^&\s]+", re.I)
-"""User and password in a URL, and what its query gives by such a name."""
+"""User and password in a URL, and values of such a name in its query."""
 PATH_SECRETS = re.compile(rf"(://[^\s?#]*?/(?:[^\s?#/]*=)?{SECRET_NAME})[^&\s]+", re.I)
-"""What the path of a camera's URL gives: rtsp://host/user=admin_password=..."""
+"""Secrets in the path of a camera's URL: rtsp://host/user=admin_password=..."""
 
 
 def masked(text: str) -> str:
@@ -38,13 +38,13 @@ def refusal(error: OSError) -> str:
 class HeatError(Exception):
     """Base of all errors raised on purpose.
 
-    `result` is what the command would have printed, for programs.
+    `result` is what the command would have printed, for programs: JSON values.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, result: dict[str, Any] | None = None) -> None:
-        """Keep the result beside the message, in which no URL shows a password."""
+    def __init__(self, message: str, result: Mapping[str, object] | None = None) -> None:
+        """Take a message, whose URLs are stripped of passwords, and a result."""
         super().__init__(masked(message))
         self.result = result
 
@@ -60,7 +60,7 @@ class DataError(UserError):
 
 
 class DeviceError(UserError):
-    """The device is unknown, absent, or not what it must be."""
+    """The device is unknown, absent, or not as required."""
 
 
 class TableError(UserError):
@@ -76,6 +76,6 @@ class BundleError(UserError):
 
 
 class PromiseError(HeatError):
-    """A promise was not kept: the target was missed or the artefacts disagree."""
+    """A target was missed, or the artefacts disagree."""
 
     exit_code = 3

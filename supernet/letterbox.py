@@ -25,11 +25,11 @@ _REDUCED = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
-"""How to decode a JPEG image that many times smaller."""
+"""OpenCV's flags that decode a JPEG image so many times smaller."""
 AVIF_HEAD = 256
 """Bytes that hold the first box of an AVIF file, which names its kind."""
 VALUE_BITS = (8, 10, 12, 14, 16)
-"""Bits that the values of a 16-bit file may use."""
+"""Bit depths that the values of a 16-bit file may have."""
 
 
 def scale_to_fit(image_hw: tuple[int, int], input_hw: tuple[int, int]) -> float:
@@ -67,10 +67,13 @@ def resized(image: Image, new_hw: tuple[int, int]) -> Image:
     return found
 
 
-def boxes_to_image(boxes_xyxy: Any, scale: float, image_hw: tuple[int, int]) -> Any:
+def boxes_to_image(
+    boxes_xyxy: npt.ArrayLike, scale: float, image_hw: tuple[int, int]
+) -> npt.NDArray[np.float32]:
     """Map boxes [n, 4] from network pixels back to image pixels, clipped to the image."""
     limit = np.array([image_hw[1], image_hw[0]] * 2, dtype=np.float32)
-    return np.clip(np.asarray(boxes_xyxy, dtype=np.float32) / scale, 0, limit)
+    boxes: npt.NDArray[np.float32] = np.asarray(boxes_xyxy, dtype=np.float32) / scale
+    return np.clip(boxes, 0, limit)
 
 
 def read_image(
@@ -84,9 +87,9 @@ def read_image(
 
     The rotation of EXIF, and of an AVIF file, is applied, unless only the unrotated pixels have the
     expected height and width (annotations of the stored image); without `turned` it never is. An
-    image of yet another size is resized to the expected one: its annotations are shares of the size
-    that they state. Values of 16-bit files are scaled by the bits that they use. `shrink` 2, 4 or 8
-    returns an image that many times smaller, which is as many times quicker for JPEG files.
+    image of yet another size is resized to the expected one: its boxes are shares of the annotated
+    size. Values of 16-bit files are scaled by the bits that they use. `shrink` 2, 4 or 8
+    returns an image that many times smaller, which saves decoding time for JPEG files.
     """
     try:
         data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
@@ -146,7 +149,7 @@ def eight_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def why_unread(path: Path) -> str | None:
-    """Return why an image that `read_image` does not decode cannot be used, where that is known."""
+    """Return why `read_image` does not decode an image, where that is known."""
     try:
         data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
         pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None

@@ -22,7 +22,7 @@ class Progress:
     """Counts steps towards a total: `with Progress("train", 100) as bar: bar.advance()`."""
 
     def __init__(self, label: str, total: int, *, done: int = 0) -> None:
-        """Prepare the bar; `done` steps stand from an earlier run."""
+        """Prepare the bar; `done` steps were counted in an earlier run."""
         self._label, self._total, self._first = label, total, done
         self._done = done
         self._start = self._last_line = time.monotonic()
@@ -51,7 +51,7 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave the bar as it stands."""
+        """Stop the bar where it is."""
         if self._live:
             self._bar.stop()
 

@@ -11,6 +11,7 @@ import torch
 
 import heat.stages.profile
 import heat.thinning.candidates
+import heat.thinning.filling
 from latency_tables.models import randomise
 from latency_tables.plan import Checks
 from supernet.data.shapes import make_shapes
@@ -55,11 +56,13 @@ def _alike() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _roughly() -> Iterator[None]:
-    """Let profiles in this process check their tables with few networks."""
+    """Let this process profile with few networks and watch the machine briefly."""
     rough = partial(Checks, networks=4, memory=5, budget_s=6.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heat.stages.profile, "Checks", rough)
         patch.setattr(heat.thinning.candidates, "Checks", rough)
+        patch.setattr(heat.thinning.filling, "WATCH_S", 1.0)
+        patch.setattr(heat.thinning.filling, "REWATCH_S", 3.0)
         patch.setattr(heat.thinning.candidates, "LAZY", Checks(networks=2, memory=0, budget_s=4.0))
         yield
 

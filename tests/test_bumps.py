@@ -206,12 +206,12 @@ def test_the_frontier_leaves_out_what_is_no_faster() -> None:
             return Cost(1000.0 / chain.latency_ms(state), 1.0, math.nan)
 
     rows = frontier(chain, Prices())  # type: ignore[arg-type]
-    speeds = [row["fps"] for row in rows]
-    assert speeds == sorted(set(speeds)) and rows[0]["move"] == "start"
+    speeds = [row.fps for row in rows]
+    assert speeds == sorted(set(speeds)) and rows[0].move == "start"
     best = max(1000.0 / chain.latency_ms(state) for state in chain.states)
     assert speeds[-1] == pytest.approx(best, abs=1e-3)
     chain.jump(chain.states[-1])
-    assert [row["move"] for row in frontier(chain, Prices())] == ["start", "study"]  # type: ignore[arg-type]
+    assert [row.move for row in frontier(chain, Prices())] == ["start", "study"]  # type: ignore[arg-type]
 
 
 def test_a_forced_step_has_no_price_to_explain() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from heat.cli import app
+from heat.records import BuildPlan, OnDevice, SupernetPlan, Trained, TrainPlan
 from heat.views.outputs import is_pack
 from heat.workspace import Workspace
 from latency_tables.devices import load_devices
@@ -115,7 +116,7 @@ def test_three_commands(
     if "i7" not in found["detected"]["model"]:
         assert found["device"] != "cpu-i7" and "named as" in profiled.errors
     code, again, _ = run("profile", "--device", "cpu-i7", *SMALL)
-    assert again["entries"] == found["entries"], "what is measured stands"
+    assert again["entries"] == found["entries"], "what is measured is kept"
 
     code, full, errors = run("thin", "--target-fps", 1)
     assert code == 0 and full["met"] and full["steps"] == 0, errors
@@ -179,12 +180,22 @@ def test_build_goes_on_where_it_was(shapes: Path, tmp_path: Path) -> None:
         "--space", "micro", "--input-size", "96x128", "--out", tmp_path / "run",
     ]  # fmt: skip
     code, _, errors = run(*arguments)
-    if code == 3:  # a noisy machine may break the speed promise; the stages stand all the same
+    if code == 3:  # a noisy machine may break the speed promise; the stages are kept all the same
         code, _, errors = run(*arguments)
     assert code == 0 or (code == 3 and "again" in errors), errors
     stages = Workspace(tmp_path / "run").stages()
     for name in ("plan", "profile", "supernet", "thin", "train", "export-onnx"):
         assert name in stages
+    for kind, name in (
+        (BuildPlan, "plan"),
+        (OnDevice, "profile"),
+        (OnDevice, "thin"),
+        (Trained, "supernet"),
+        (Trained, "train"),
+        (SupernetPlan, "supernet-plan"),
+        (TrainPlan, "train-plan"),
+    ):
+        assert kind.__required_keys__ <= set(stages[name]), name
     weights = (tmp_path / "run" / "train" / "weights.safetensors").stat().st_mtime_ns
     code, again, errors = run(*arguments)
     assert (tmp_path / "run" / "train" / "weights.safetensors").stat().st_mtime_ns == weights
@@ -295,7 +306,7 @@ def test_a_stale_table_is_refused_and_profiled_again(profiled: Profiled, tmp_pat
     message = fails(2, "thin", "--target-fps", 5, *out)
     assert "0.0.1" in message and "run heat profile again" in message
     code, _, errors = run("profile", *SMALL, *out)
-    assert code == 0 and "measured afresh" in errors
+    assert code == 0 and "it is measured again" in errors
 
 
 def test_the_last_profile_decides(profiled: Profiled, tmp_path: Path) -> None:
@@ -366,13 +377,13 @@ def test_a_searched_global_block_is_cw_on_a_cpu(shapes: Path, tmp_path: Path) ->
 def test_a_table_keeps_what_it_was_measured_under(
     profiled: Profiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two profiles compared; a picture drawn; a second writer refused; thinned with its margin."""
-    from heat.stages import reading
+    """Two profiles compared; a figure drawn; a second writer refused; thinned with its margin."""
+    from heat.stages import show
     from latency_tables.probe.lock import only_one
     from latency_tables.stacks import Setup, measure_stacks
 
     small = partial(measure_stacks, setup=Setup(width=64, side=14))
-    monkeypatch.setattr(reading, "measure_stacks", small)
+    monkeypatch.setattr(show, "measure_stacks", small)
     first, second = profiled.copy(tmp_path / "a"), profiled.copy(tmp_path / "b")
     found = profiled.found
     assert found["precision"] == "f32"

@@ -17,7 +17,7 @@ from deploy.edge.executed import executed_precision
 from deploy.edge.runtimes import OnnxRuntimeSession, OpenVinoSession, open_crowd, open_session
 from deploy.export import export_bundle
 from deploy.form import Form, Format
-from heat.doctor import runtimes
+from heat.stages.doctor import runtimes
 from latency_tables.probe.batch import Bench, load, precision_of
 from latency_tables.probe.setting import Model, Setting
 from latency_tables.threads import thread_check
@@ -77,7 +77,7 @@ def test_an_export_closes_what_it_opens(
     def refuse(model: Path) -> Any:
         raise UserError("not timed")
 
-    image = draw(np.random.default_rng(0))[0]
+    image = draw(np.random.default_rng(0)).pixels
     try:
         export_bundle(
             network, tmp_path / "bundle", Form(format=format), names=["a", "b", "c"],
@@ -106,7 +106,7 @@ def test_what_opens_a_session_for_a_moment_closes_it(
     feeds = {"image": np.zeros((1, 96, 128, 3), np.uint8)}
     for runtime in ("onnxruntime", "openvino"):
         executed_precision(runtime, model.onnx, 1, "f32", feeds)
-    first_divergence(network, draw(np.random.default_rng(0))[0], "onnxruntime", 1)
+    first_divergence(network, draw(np.random.default_rng(0)).pixels, "onnxruntime", 1)
     precision_of(model, setting)
     thread_check(model.onnx, feeds, [1], seconds=0.01)
     list(runtimes())

@@ -9,6 +9,7 @@ import pytest
 from supernet.data.augment import AugmentConfig, augment
 from supernet.data.coco import load_split, resolve_split
 from supernet.data.evaluate import evaluate, score_rows
+from supernet.data.labelled_image import LabelledImage
 from supernet.data.shapes import make_shapes
 from supernet.errors import DataError
 from supernet.letterbox import PAD_RGB, boxes_to_image, letterbox, read_image
@@ -160,11 +161,13 @@ def test_augmented_boxes_follow_the_pixels() -> None:
     rng = np.random.default_rng(0)
     seen = 0
     for _ in range(50):
-        image = np.zeros((90, 120, 3), dtype=np.uint8)
-        image[30:50, 40:70] = 255
+        pixels = np.zeros((90, 120, 3), dtype=np.uint8)
+        pixels[30:50, 40:70] = 255
         start = np.array([[40, 30, 70, 50]], dtype=np.float32)
-        pixels, boxes, kept = augment(image, start, (96, 128), config, rng)
-        assert pixels.shape == (96, 128, 3) and len(boxes) == kept.sum()
+        image = LabelledImage(pixels, start, np.array([1]))
+        shown = augment(image, (96, 128), config, rng)
+        pixels, boxes = shown.pixels, shown.boxes_xyxy
+        assert pixels.shape == (96, 128, 3) and shown.labels.tolist() == [1] * len(boxes)
         rows, columns = np.nonzero((pixels == 255).all(2))
         if not len(boxes) or not len(rows):
             continue

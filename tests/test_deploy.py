@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from deploy.edge.sources import image_paths
 from deploy.edge.work import DetectOptions, detect_files
 from deploy.export import Exported, export_bundle
 from deploy.form import Form, Format
+from deploy.nms_check import violations
 from deploy.parity import compare, match_detections
 from deploy.standalone import detect_script
 from supernet.boxes import Detections
@@ -45,7 +47,7 @@ NO_TORCH = (
 @pytest.fixture(scope="module")
 def images() -> list[Image]:
     rng = np.random.default_rng(3)
-    return [draw_shapes(rng)[0] for _ in range(4)]
+    return [draw_shapes(rng).pixels for _ in range(4)]
 
 
 def export(network: Detector, folder: Path, images: list[Image], format: Format) -> Exported:
@@ -332,6 +334,36 @@ def test_near_ties_are_no_disagreement(network: Detector, images: list[Image]) -
     boxes, scores, labels = map(torch.from_numpy, ours.run({"image": pixels}))
     assert match_detections(reference, (boxes, scores, labels))[1] > 0
     assert compare(network, ours.run, raw, images).passed  # type: ignore[arg-type]
+
+
+def test_what_nms_cannot_give_is_counted(network: Detector) -> None:
+    """Nearly equal scores leave a choice; a lost, moved, repeated or renamed box is none."""
+    decode = network.decode
+    generator = torch.Generator().manual_seed(0)
+    anchors, classes, positions = len(decode.sizes), network.architecture.num_classes, 40
+    scores = 0.8 + 1e-4 * torch.rand((anchors, classes, positions), generator=generator)
+    centres = 128 * torch.rand((anchors * positions, 2), generator=generator)
+    sides = 10 + 40 * torch.rand((anchors * positions, 2), generator=generator)
+    boxes = torch.cat([centres - sides / 2, centres + sides / 2], 1).clamp(0, 128)
+    checked = partial(
+        violations,
+        scores,
+        boxes,
+        least_score=0.3,
+        score_tolerance=1e-3,
+        box_tolerance_px=0.1,
+    )
+    noise = 5e-4 * torch.rand(scores.shape, generator=generator)
+    ours, other = decode.select(scores, boxes), decode.select(scores + noise, boxes)
+    theirs = (other.boxes_xyxy, other.scores, other.labels)
+    assert match_detections(ours, theirs)[1] > 0
+    assert checked((ours.boxes_xyxy, ours.scores, ours.labels)) == checked(theirs) == 0
+    assert checked(tuple(values[:50] for values in theirs)) > 0
+    assert checked((theirs[0] + torch.tensor([5.0, 0, 0, 0]), *theirs[1:])) > 0
+    assert checked((theirs[0], theirs[1] - 0.01, theirs[2])) > 0
+    assert checked(tuple(torch.cat([values, values[:1]]) for values in theirs)) > 0
+    none = tuple(values[:0] for values in theirs)
+    assert checked(none) > 0
 
 
 def test_parity_on_sizes_of_other_shape(network: Detector, images: list[Image]) -> None:

@@ -19,11 +19,12 @@ from supernet.data.shapes import make_shapes
 from supernet.detr.detr import Host
 from supernet.network import build
 from supernet.train.feed import feed
-from supernet.train.loop import fit
-from supernet.train.mtkd import act_cores, both_branches, distance, teach
+from supernet.train.loop import fit, run_task
+from supernet.train.mtkd import act_cores, both_branches, distance
 from supernet.train.recipes import TrainConfig, recipe
 from supernet.train.running import Running
 from supernet.train.set_loss import DETR, set_loss
+from supernet.train.task import MtkdTask
 from tests.toy_detr import SMALL
 
 pytestmark = pytest.mark.slow
@@ -99,12 +100,12 @@ def test_mtkd_5_the_clustered_boxes_come_near(
     data = splits["train"].of(splits["train"].records[:32])
     detr = learned("detr", data, BY_HEART, tmp_path / "detr")
     before = read(detr, data)
-    teach(detr, act_cores(detr, ROUNDS))
     config = recipe(
         "mtkd", learning_rate=5e-4, backbone_rate=1.0, epochs=280, batch_size=8, precision="f32",
         augment=BY_HEART.augment,
     )  # fmt: skip
-    fit(detr, data, config, tmp_path / "mtkd", Running(workers=0))
+    task = MtkdTask(detr, data, act_cores(detr, ROUNDS))
+    run_task(task, config, tmp_path / "mtkd", Running(workers=0))
     after = read(detr, data)
     print(before, after)
     assert after["distance"] <= 0.7 * before["distance"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from heat import doctor
-from heat.doctor import Finding, examine, graphics, processor, show, telemetry
+from heat.stages import doctor
+from heat.stages.doctor import Finding, examine, graphics, processor, show, telemetry
 from heat.workspace import Workspace
 from latency_tables import devices
 from latency_tables.devices import find_device, load_devices, resolve

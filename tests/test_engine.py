@@ -77,7 +77,7 @@ def test_an_engine_of_another_machine_is_refused_by_name() -> None:
 @pytest.fixture
 def images() -> list[Image]:
     rng = np.random.default_rng(3)
-    return [draw(rng)[0] for _ in range(3)]
+    return [draw(rng).pixels for _ in range(3)]
 
 
 @pytest.mark.parametrize("capability", ["8.6", "8.9", "12.0", "7.5"])

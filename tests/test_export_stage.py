@@ -19,7 +19,7 @@ from deploy.gate import check_parity
 from deploy.parity import compare
 from deploy.quantize import quantize
 from heat.spaces import search_space
-from heat.stages.build import _stands
+from heat.stages.build import _finished
 from heat.stages.export import Wish, _facts, _promised
 from heat.stages.report import write_report
 from heat.thinning.candidates import Candidate, open_search
@@ -58,7 +58,7 @@ def thinned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def images() -> list[Image]:
     rng = np.random.default_rng(3)
-    return [draw(rng)[0] for _ in range(2)]
+    return [draw(rng).pixels for _ in range(2)]
 
 
 class Overflowing:
@@ -141,7 +141,7 @@ def test_a_searched_global_block_is_used_on_a_gpu(tmp_path: Path) -> None:
     sizes = [candidate, replace(candidate, limits=(Limits(target_fps=2.0),))]
     for each in sizes:  # as of several precisions: each keeps what was measured for it
         with open_search(workspace, each, source, None, mass, ThinningRules(), True) as one:
-            one.measured.reading("a network", lambda: 1.0)
+            one.measured.value("a network", lambda: 1.0)
     for each in sizes:
         with open_search(workspace, each, source, None, mass, ThinningRules(), True) as one:
             assert len(one.measured) == 1
@@ -210,7 +210,7 @@ def test_an_int8_export_on_images_without_labels_names_no_loss(
     photos.mkdir()
     rng = np.random.default_rng(0)
     for index in range(3):
-        cv2.imwrite(str(photos / f"{index}.png"), draw(rng)[0])
+        cv2.imwrite(str(photos / f"{index}.png"), draw(rng).pixels)
     asked = ["--network", "thinned", "--precision", "int8", "--images", photos, "--threads", 1]
     code, exported, errors = run("export", *asked, "--out", thinned)
     assert code == 0, errors
@@ -227,8 +227,8 @@ def test_the_target_is_recorded_as_it_was_asked_for(thinned: Path, tmp_path: Pat
     far = ["--device", "cpu-i7", "--trust-table", "--out", workspace.root]
     code, found, errors = run("thin", "--target-fps", target_fps, *far)
     assert code == 0 and found["target_fps"] == target_fps, errors
-    assert _stands(workspace, "thin", target_fps=target_fps, met=True)
-    assert not _stands(workspace, "thin", target_fps=30.1235, met=True)
+    assert _finished(workspace, "thin", target_fps=target_fps, met=True)
+    assert not _finished(workspace, "thin", target_fps=30.1235, met=True)
 
 
 def test_the_network_that_is_scored_is_the_one_asked_for(shapes: Path, tmp_path: Path) -> None:
@@ -278,9 +278,9 @@ def test_the_images_of_an_int8_network_are_part_of_its_evaluation(
         data = load_split(root, "train")
         opened = (Workspace(tmp_path), form, source, data, by, ThinningRules(), True)
         with open_search(*opened) as search:
-            assert search.readings is not None and search.readings._journal is not None
-            known = len(search.readings._journal)
-            search.readings.quality(State.full(space), "int8")
+            assert search.evaluations is not None and search.evaluations._journal is not None
+            known = len(search.evaluations._journal)
+            search.evaluations.quality(State.full(space), "int8")
             return known, search.based_on
 
     assert evaluations()[0] == 0
@@ -299,7 +299,7 @@ def test_the_images_of_an_int8_network_are_part_of_its_evaluation(
 
 def test_a_bundle_names_the_images_it_was_calibrated_on() -> None:
     rng = np.random.default_rng(0)
-    images = [draw(rng)[0] for _ in range(2)]
+    images = [draw(rng).pixels for _ in range(2)]
     first = pixels_digest(images)
     assert pixels_digest([image.copy() for image in images]) == first
     images[1][0, 0, 0] ^= 1

@@ -4,6 +4,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from supernet.data.augment import AugmentConfig, _cropped, augment, largest_scal
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet, Record
 from supernet.data.ground_truth import GroundTruth
+from supernet.data.labelled_image import LabelledImage
 from supernet.errors import DataError, HeatError
 from supernet.letterbox import PAD_RGB, letterbox, read_image, scale_to_fit
 from supernet.train.distributed import Group
@@ -54,9 +56,9 @@ def test_a_later_start_sees_the_rest(data: DetectionSet) -> None:
 def test_the_last_epochs_are_plain(data: DetectionSet, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
-    def count(pictures: list[object], *rest: object) -> object:
-        seen.append(len(pictures))
-        return mosaic(pictures, *rest)  # type: ignore[arg-type]
+    def count(images: list[LabelledImage], *rest: Any) -> LabelledImage:
+        seen.append(len(images))
+        return mosaic(images, *rest)
 
     monkeypatch.setattr("supernet.train.feed.mosaic", count)
     config = replace(CONFIG, augment=replace(CONFIG.augment, mosaic=1.0))
@@ -105,15 +107,17 @@ def test_boxes_of_a_mosaic_follow_the_pixels() -> None:
     rng = np.random.default_rng(0)
     seen = 0
     for _ in range(30):
-        pictures = []
-        for _ in range(4):
-            image = np.zeros((90, 120, 3), dtype=np.uint8)
-            image[30:50, 40:70] = 255
-            pictures.append((image, np.array([[40, 30, 70, 50]], dtype=np.float32)))
-        pixels, boxes, kept = mosaic(pictures, HW, PLAIN, rng)
-        assert pixels.shape == (*HW, 3) and len(kept) == 4 and len(boxes) == kept.sum()
-        white = (pixels == 255).all(2)
-        for x1, y1, x2, y2 in boxes:
+        images = []
+        for label in range(4):
+            pixels = np.zeros((90, 120, 3), dtype=np.uint8)
+            pixels[30:50, 40:70] = 255
+            box = np.array([[40, 30, 70, 50]], dtype=np.float32)
+            images.append(LabelledImage(pixels, box, np.array([label])))
+        shown = mosaic(images, HW, PLAIN, rng)
+        assert shown.pixels.shape == (*HW, 3) and len(shown.boxes_xyxy) == len(shown.labels)
+        assert sorted(set(shown.labels)) == shown.labels.tolist(), "in the order of the images"
+        white = (shown.pixels == 255).all(2)
+        for x1, y1, x2, y2 in shown.boxes_xyxy:
             part = white[
                 max(0, round(y1) + 1) : round(y2) - 1, max(0, round(x1) + 1) : round(x2) - 1
             ]
@@ -125,14 +129,15 @@ def test_boxes_of_a_mosaic_follow_the_pixels() -> None:
 def test_detrs_crop_and_vertical_flips() -> None:
     config = replace(PLAIN, crop=1.0, flip_vertical=1.0, flip=0.0, shift=0.0, scale=(1.0, 1.0))
     rng = np.random.default_rng(1)
-    image = np.zeros((200, 300, 3), dtype=np.uint8)
-    image[100:200] = 255  # the lower half
+    pixels = np.zeros((200, 300, 3), dtype=np.uint8)
+    pixels[100:200] = 255  # the lower half
     boxes = np.array([[0, 100, 300, 200]], dtype=np.float32)
+    image = LabelledImage(pixels, boxes, np.array([0]))
     for _ in range(10):
-        pixels, found, kept = augment(image, boxes, (64, 96), config, rng)
-        if kept[0]:
-            x1, y1, x2, y2 = found[0].round().astype(int)
-            assert (pixels[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1] > 250).mean() > 0.97
+        shown = augment(image, (64, 96), config, rng)
+        if len(shown.labels):
+            x1, y1, x2, y2 = shown.boxes_xyxy[0].round().astype(int)
+            assert (shown.pixels[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1] > 250).mean() > 0.97
 
 
 def test_large_pictures_are_decoded_small(tmp_path: Path) -> None:
@@ -179,8 +184,9 @@ def test_a_crop_is_not_enlarged_from_what_was_decoded_small() -> None:
     assert largest_scale((900, 1600), (400, 400), replace(config, crop=0.0)) == 0.25
     rng = np.random.default_rng(0)
     limit = largest_scale((900, 1600), (400, 400), config)
-    image = np.zeros((900, 1600, 3), np.uint8)
-    cuts = [_cropped(image, rng)[0].shape[:2] for _ in range(300)]
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    image = LabelledImage(np.zeros((900, 1600, 3), np.uint8), *none)
+    cuts = [_cropped(image, rng).pixels.shape[:2] for _ in range(300)]
     scales = [scale_to_fit(cut, (400, 400)) for cut in cuts]
     assert max(scales) <= limit and max(scales) > 0.25
 
@@ -189,13 +195,12 @@ def test_boxes_of_enlarged_and_shrunk_images_are_exact() -> None:
     """Sides are whole pixels, and boxes follow the exact factors."""
     rng = np.random.default_rng(0)
     still = replace(PLAIN, scale=(0.83, 0.83), shift=0.0, flip=0.0)
-    image = np.zeros((97, 131, 3), np.uint8)
-    image[:] = 255
+    white = np.full((97, 131, 3), 255, np.uint8)
     whole = np.array([[0, 0, 131, 97]], dtype=np.float32)
-    pixels, boxes, kept = augment(image, whole, (64, 64), still, rng)
-    rows, columns = np.nonzero((pixels == 255).all(2))
-    assert kept.all()
-    assert boxes[0].tolist() == pytest.approx(
+    shown = augment(LabelledImage(white, whole, np.array([2])), (64, 64), still, rng)
+    rows, columns = np.nonzero((shown.pixels == 255).all(2))
+    assert shown.labels.tolist() == [2]
+    assert shown.boxes_xyxy[0].tolist() == pytest.approx(
         [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], abs=1e-4
     )
 

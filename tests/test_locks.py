@@ -12,7 +12,7 @@ import torch
 
 from heat import tables
 from heat.spaces import search_space
-from heat.stages import adopt, elsewhere, profile, reading
+from heat.stages import adopt, elsewhere, profile, show
 from heat.tables import table_lock
 from heat.thinning import candidates as candidates_module
 from heat.thinning.candidates import Candidate, open_search
@@ -91,7 +91,7 @@ def test_a_search_evaluates_nothing_before_it_holds_the_table(
     source = Source(supernet, supernet.logits(), "digest")
     target = resolve("cpu", runtime="onnxruntime", threads=1)
     candidate = Candidate(space, (target,), (Limits(target_fps=1.0),))
-    for name in ("Readings", "Journal", "open_table"):
+    for name in ("Evaluations", "Journal", "open_table"):
         monkeypatch.setattr(candidates_module, name, never)
     opened = open_search(workspace, candidate, source, data, "loss", ThinningRules(), False)
     with held(workspace, (96, 128)), pytest.raises(TableError, match=TAKEN), opened:
@@ -104,11 +104,11 @@ def test_the_stacks_are_measured_once(
     setting = Setting(runtime="onnxruntime", precision="f32", threads=1)
     path = workspace.tables / "stacks-onnxruntime-f32-t1.json"
     with monkeypatch.context() as patch, only_one(path):
-        patch.setattr(reading, "measure_stacks", never)
+        patch.setattr(show, "measure_stacks", never)
         with pytest.raises(TableError, match=TAKEN):
-            reading.stacks_of(workspace, setting)
-    monkeypatch.setattr(reading, "measure_stacks", lambda setting: {"cw": 2.0})
-    assert reading.stacks_of(workspace, setting) == {"cw": 2.0}
+            show.stacks_of(workspace, setting)
+    monkeypatch.setattr(show, "measure_stacks", lambda setting: {"cw": 2.0})
+    assert show.stacks_of(workspace, setting) == {"cw": 2.0}
 
 
 def test_a_profile_reads_the_table_under_its_lock(

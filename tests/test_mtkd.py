@@ -8,7 +8,7 @@ from supernet.attention import ActAttention, Attention
 from supernet.detr import Detr
 from supernet.detr.transformer import EncoderLayer
 from supernet.train.mtkd import act_cores, attending, both_branches, distance
-from supernet.train.optimise import parameter_groups, rate_factor
+from supernet.train.optimise import parameter_groups_of_detr, rate_factor
 from supernet.train.recipes import recipe
 from tests.toy_detr import SMALL, images
 
@@ -51,7 +51,7 @@ def test_mtkd_4_optimiser_and_schedule() -> None:
     steps = [config.learning_rate * rate_factor(step, 700, config) for step in (1, 499, 500, 699)]
     assert steps == pytest.approx([1e-5, 1e-5, 1e-6, 1e-6])
     assert config.augment.crop == 0.5 and config.augment.mosaic == 0.0
-    groups = parameter_groups(network(frozen=True), config)
+    groups = parameter_groups_of_detr(network(frozen=True), config)
     assert sorted({group["peak"] for group in groups}) == pytest.approx([1e-6, 1e-5])
     chosen = [parameter for group in groups for parameter in group["params"]]
     trainable = [p for p in network(frozen=True).parameters() if p.requires_grad]

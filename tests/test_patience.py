@@ -88,7 +88,7 @@ def test_training_stops_early_and_is_finished(
     before = (tmp_path / "weights.safetensors").read_bytes()
     for changes in ({"patience": 2}, {"patience": 2, "resume": True}, {"resume": True}):
         again = train(small, data, tmp_path, [], **changes)
-        assert again.stood and again.stopped_early and again.epochs == 5
+        assert again.finished_before and again.stopped_early and again.epochs == 5
     assert line in capsys.readouterr().err
     assert (tmp_path / "weights.safetensors").read_bytes() == before
 
@@ -99,7 +99,7 @@ def test_a_larger_patience_goes_on_as_if_it_had_been_given_first(
     aps = [0.4, 0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1]
     assert train(small, data, tmp_path / "cut", aps, patience=2).epochs == 3
     done = train(small, data, tmp_path / "cut", aps[3:], patience=9, resume=True)
-    assert (done.epochs, done.stopped_early, done.stood) == (8, False, False)
+    assert (done.epochs, done.stopped_early, done.finished_before) == (8, False, False)
     train(small, data, tmp_path / "whole", aps, patience=9)
     one, two = (
         torch.load(tmp_path / name / "state.pt", weights_only=True)["network"]

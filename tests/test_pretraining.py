@@ -12,7 +12,7 @@ from supernet.errors import CheckpointError, DataError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import SearchSpace, Supernet
-from supernet.train.pretraining import Classifier, load_backbone, load_pictures
+from supernet.train.pretraining import Classifier, load_backbone, load_image_folders
 
 from .command_line import run
 
@@ -95,9 +95,9 @@ def test_other_widths_are_of_another_shape(unit: Architecture, tmp_path: Path) -
 
 def test_folders_that_are_no_pictures(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no folder"):
-        load_pictures(tmp_path, "train")
+        load_image_folders(tmp_path, "train")
     with pytest.raises(DataError, match="0 class folders: at least 2"):
-        load_pictures(pictures / "train", "red")
-    with pytest.raises(DataError, match="has a class 'blue' that training has not"):
-        load_pictures(pictures, "val", ["red", "green"])
-    assert json.dumps(load_pictures(pictures, "train").names)
+        load_image_folders(pictures / "train", "red")
+    with pytest.raises(DataError, match="has a class 'blue' that the training split does not have"):
+        load_image_folders(pictures, "val", ["red", "green"])
+    assert json.dumps(load_image_folders(pictures, "train").names)

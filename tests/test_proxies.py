@@ -1,4 +1,4 @@
-"""Readings of a supernet's states, and the check that admits a proxy."""
+"""Evaluations of a supernet's states, and the check that admits a proxy."""
 
 import math
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from heat.spaces import search_space
-from heat.thinning.evaluation import Readings, split_held_out
+from heat.thinning.evaluation import Evaluations, split_held_out
 from heat.thinning.journal import Journal
 from heat.thinning.moves import State, ThinningRules
 from heat.thinning.proxies import choose, judge, random_moves, spearman
@@ -39,23 +39,23 @@ def supernet() -> Supernet:
 
 
 @pytest.fixture
-def readings(supernet: Supernet, data: DetectionSet, tmp_path: Path) -> Readings:
+def evaluations(supernet: Supernet, data: DetectionSet, tmp_path: Path) -> Evaluations:
     journal = Journal(tmp_path / "readings.jsonl", "test")
-    return Readings(supernet, SPACE, data, supernet.logits(), journal)
+    return Evaluations(supernet, SPACE, data, supernet.logits(), journal)
 
 
-def test_a_state_differs_from_itself_in_nothing(readings: Readings) -> None:
+def test_a_state_differs_from_itself_in_nothing(evaluations: Evaluations) -> None:
     full = State.full(SPACE)
-    assert readings.loss_rise(full, full) == 0.0
-    assert readings.distance(full, full) == pytest.approx(0.0, abs=1e-3)
-    assert readings.ap_drop(full, full) == 0.0
+    assert evaluations.loss_rise(full, full) == 0.0
+    assert evaluations.distance(full, full) == pytest.approx(0.0, abs=1e-3)
+    assert evaluations.ap_drop(full, full) == 0.0
 
 
-def test_features_move_further_the_more_is_cut(readings: Readings) -> None:
+def test_features_move_further_the_more_is_cut(evaluations: Evaluations) -> None:
     full = State.full(SPACE)
     narrow, narrower = full.narrower(4), full.narrower(4).narrower(4)
-    assert 0 < readings.distance(full, narrow) < readings.distance(full, narrower)
-    assert readings.distance(full, full.without((3, 0))) > 0
+    assert 0 < evaluations.distance(full, narrow) < evaluations.distance(full, narrower)
+    assert evaluations.distance(full, full.without((3, 0))) > 0
 
 
 def test_readings_are_kept(
@@ -63,9 +63,9 @@ def test_readings_are_kept(
 ) -> None:
     path = tmp_path / "kept.jsonl"
     full = State.full(SPACE)
-    first = Readings(supernet, SPACE, data, supernet.logits(), Journal(path, "x")).loss(full)
-    again = Readings(supernet, SPACE, data, supernet.logits(), Journal(path, "x"))
-    monkeypatch.setattr(Readings, "_read", lambda *_: pytest.fail("read again"))
+    first = Evaluations(supernet, SPACE, data, supernet.logits(), Journal(path, "x")).loss(full)
+    again = Evaluations(supernet, SPACE, data, supernet.logits(), Journal(path, "x"))
+    monkeypatch.setattr(Evaluations, "_evaluate", lambda *_: pytest.fail("evaluated again"))
     assert again.loss(full) == first
 
 
@@ -121,16 +121,16 @@ def test_a_proxy_is_judged_by_true_ap() -> None:
 
 
 def test_what_is_admitted_is_printed(
-    readings: Readings,
+    evaluations: Evaluations,
     supernet: Supernet,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    unjudged = choose("auto", readings, SPACE, supernet.logits(), ThinningRules())
+    unjudged = choose("auto", evaluations, SPACE, supernet.logits(), ThinningRules())
     assert unjudged.name == "loss" and not unjudged.verdicts
     assert "too little to judge proxies by" in capsys.readouterr().err
-    monkeypatch.setattr(Readings, "ap_tells", True)
-    chosen = choose("auto", readings, SPACE, supernet.logits(), ThinningRules())
+    monkeypatch.setattr(Evaluations, "ap_is_informative", True)
+    chosen = choose("auto", evaluations, SPACE, supernet.logits(), ThinningRules())
     said = capsys.readouterr().err
     for proxy in ("loss", "features", "mass"):
         assert f"proxy {proxy}: Spearman" in said
@@ -142,8 +142,8 @@ def test_what_is_admitted_is_printed(
     assert alone.name == "mass"
 
 
-def test_simulated_int8_is_near_and_not_equal(readings: Readings) -> None:
-    network = readings.network(State.full(SPACE))
+def test_simulated_int8_is_near_and_not_equal(evaluations: Evaluations) -> None:
+    network = evaluations.network(State.full(SPACE))
     images = torch.randint(0, 256, (4, 96, 128, 3), dtype=torch.uint8)
     recalibrate(network, [images])
     with torch.no_grad():
@@ -153,4 +153,4 @@ def test_simulated_int8_is_near_and_not_equal(readings: Readings) -> None:
     assert 0 < difference < 0.5 * exact.abs().max()
     full = State.full(SPACE)
     for precision in ("f32", "bf16", "int8"):
-        assert all(map(math.isfinite, readings.quality(full, precision)))
+        assert all(map(math.isfinite, evaluations.quality(full, precision)))

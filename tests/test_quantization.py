@@ -26,7 +26,7 @@ from supernet.letterbox import Image
 @pytest.fixture(scope="module")
 def pictures() -> list[Image]:
     rng = np.random.default_rng(3)
-    return [draw(rng)[0][:96, :128] for _ in range(4)]
+    return [draw(rng).pixels[:96, :128] for _ in range(4)]
 
 
 @pytest.fixture(scope="module")

@@ -278,7 +278,7 @@ def test_numbers_that_mean_nothing_are_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def bundle(network: Detector, tmp_path: Path) -> Path:
     rng = np.random.default_rng(3)
-    images = [draw_shapes(rng)[0] for _ in range(2)]
+    images = [draw_shapes(rng).pixels for _ in range(2)]
     export_bundle(
         network, tmp_path / "bundle", Form(format="openvino"), names=["a", "b", "c"], images=images,
         facts={"trained": False, "target_fps": None},
@@ -307,7 +307,7 @@ def test_two_threads_share_a_bundle(bundle: Path) -> None:
     """Of OpenVINO each thread needs a request of its own."""
     loaded = Bundle(bundle)
     rng = np.random.default_rng(0)
-    images: list[Image] = [draw_shapes(rng)[0] for _ in range(4)]
+    images: list[Image] = [draw_shapes(rng).pixels for _ in range(4)]
     expected = [loaded.detect(image).scores for image in images]
     failures: list[Any] = []
 

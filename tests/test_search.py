@@ -50,7 +50,7 @@ class FakePrices:
         own = random.Random(str(state)).gauss(0.0, self.uneven)
         return latency_ms(state) * self.wrong_by * math.exp(own)
 
-    def cost(self, state: State, *, weight: bool = True) -> Cost:
+    def cost(self, state: State, *, with_memory: bool = True) -> Cost:
         ms = self.table_ms(state) * self.speed
         return Cost(1000.0 / ms, self.heavy * latency_ms(state), math.nan, ms, 1.1 * ms)
 
@@ -272,19 +272,19 @@ def test_readings_outlive_a_kill(tmp_path: Path) -> None:
         return 0.5
 
     journal = Journal(path, "search")
-    assert journal.reading("a", lambda: take("a")) == 0.5
-    assert journal.reading("a", lambda: take("a")) == 0.5
-    journal.reading("b", lambda: take("b"))
+    assert journal.value("a", lambda: take("a")) == 0.5
+    assert journal.value("a", lambda: take("a")) == 0.5
+    journal.value("b", lambda: take("b"))
     path.write_text(path.read_text() + '{"key": "c", "val')  # killed in the middle of a line
     again = Journal(path, "search")
     assert len(again) == 2
-    again.reading("b", lambda: take("b"))
-    again.reading("c", lambda: take("c"))
+    again.value("b", lambda: take("b"))
+    again.value("c", lambda: take("c"))
     assert taken == ["a", "b", "c"]
     assert len(Journal(path, "search")) == 3
     other = Journal(path, "another search")
     assert len(other) == 0 and len(Journal(path, "search")) == 3, "kept until there is a reading"
-    other.reading("a", lambda: take("a"))
+    other.value("a", lambda: take("a"))
     assert json.loads(path.read_text().splitlines()[0]) == {"search": "another search"}
     assert fingerprint(a=1) == fingerprint(a=1) != fingerprint(a=2)
 
@@ -293,8 +293,8 @@ def test_two_journals_of_one_search_share_a_file(tmp_path: Path) -> None:
     """Every candidate of a search opens the file of readings before the first is taken."""
     path = tmp_path / "readings.jsonl"
     one, two = Journal(path, "search"), Journal(path, "search")
-    one.reading("a", lambda: 1)
-    two.reading("b", lambda: 2)
+    one.value("a", lambda: 1)
+    two.value("b", lambda: 2)
     assert len(Journal(path, "search")) == 2
 
 

@@ -78,7 +78,7 @@ def parse_config(text: str) -> Any:
 
 @pytest.fixture
 def image() -> Image:
-    return draw(np.random.default_rng(3))[0]
+    return draw(np.random.default_rng(3)).pixels
 
 
 def export(
@@ -224,3 +224,6 @@ def test_the_readme_says_where_the_client_reads_the_thresholds(
     card["thresholds"] = {"cat": 0.4, "dog": None, "owl": 0.25}
     layout = write_serving(bundle, card, tmp_path / "serving", "street")
     assert "best F1 at cat 0.4, owl 0.25" in (layout / "README.txt").read_text()
+    card["decode"] = {"kind": "set", "focal": True, "keep": 100}  # of DETR's family
+    layout = write_serving(bundle, card, tmp_path / "serving", "street")
+    assert "outputs boxes of every score" in (layout / "README.txt").read_text()

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,11 +24,12 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.train import deadline
 from supernet.train.deadline import Budget, Deadline
-from supernet.train.loop import _Fit, fit
+from supernet.train.loop import fit
 from supernet.train.optimise import rate_factor
 from supernet.train.recipes import TrainConfig, recipe
 from supernet.train.running import Running, TrainResult
 from supernet.train.schedule import Schedule
+from supernet.train.stepper import Stepper
 
 CONFIG = TrainConfig(epochs=10, batch_size=4, precision="f32", warmup_steps=2)
 
@@ -150,16 +152,16 @@ def train(
 
 @pytest.fixture
 def step_takes(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
-    """Seconds of the fake clock that steps take, by their number; 10 where none is given."""
+    """Seconds that steps take on the fake clock, by their number in the test; else 10."""
     seconds: dict[int, float] = {}
-    real = _Fit.step
+    real = Stepper.step
+    numbers = count()
 
-    def timed(self: _Fit, parts: Any) -> dict[str, float] | None:
-        number = self.run.epoch * self.steps_an_epoch + self.run.steps
-        clock.now += seconds.get(number, 10.0)
+    def timed(self: Stepper, parts: Any) -> dict[str, float] | None:
+        clock.now += seconds.get(next(numbers), 10.0)
         return real(self, parts)
 
-    monkeypatch.setattr(_Fit, "step", timed)
+    monkeypatch.setattr(Stepper, "step", timed)
     return seconds
 
 
@@ -180,7 +182,7 @@ def test_slow_steps_shorten_a_training(
     assert (info.epoch, info.epochs, info.finished) == (5, 5, True)
     rates = [row["learning_rate"] for row in info.facts["history"]]
     assert rates == sorted(rates, reverse=True) and rates[-1] < 0.05 * CONFIG.learning_rate
-    assert train(small, data, tmp_path, Running()).stood  # the plan of 10 epochs is finished
+    assert train(small, data, tmp_path, Running()).finished_before  # the plan of 10 epochs
 
 
 def test_steps_that_become_slower_later(

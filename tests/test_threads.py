@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from deploy.edge.runtimes import check_threads, core_count, open_session
-from heat.doctor import steadiness
 from heat.stages import build
 from heat.stages.build_plan import SUPERNET_SHARE, TRAIN_EPOCHS, TRAIN_SHARE, training_budgets
+from heat.stages.doctor import steadiness
 from heat.workspace import Workspace
 from latency_tables.devices import declared, resolve
 from latency_tables.probe.machine import available_cores, physical_cores
@@ -26,9 +26,10 @@ from supernet.graph.writer import GraphWriter
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.train import threads
-from supernet.train.loop import _Fit, fit
+from supernet.train.loop import fit
 from supernet.train.recipes import TrainConfig
 from supernet.train.running import Running
+from supernet.train.stepper import Stepper
 from supernet.train.threads import OtherLoad, ThreadPlan, planned, threads_beside
 
 CONFIG = TrainConfig(epochs=2, batch_size=4, precision="f32", warmup_steps=2)
@@ -235,10 +236,10 @@ def test_a_run_goes_on_with_the_threads_it_recorded(
         assert torch.get_num_threads() == 2
 
     train("whole", [0.0])  # the looks at the first two steps see a busy core
-    taken = _Fit.step
+    taken = Stepper.step
     steps = 0
 
-    def killed(self: _Fit, parts: Any) -> dict[str, float] | None:
+    def killed(self: Stepper, parts: Any) -> dict[str, float] | None:
         nonlocal steps
         steps += 1
         if steps == 3:
@@ -246,7 +247,7 @@ def test_a_run_goes_on_with_the_threads_it_recorded(
         return taken(self, parts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Fit, "step", killed)
+        patch.setattr(Stepper, "step", killed)
         with pytest.raises(InterruptedError):
             train("cut", [0.0])
     state = torch.load(tmp_path / "cut" / "state.pt", weights_only=True)

@@ -24,6 +24,7 @@ from heat.stages.evaluate import evaluate_bundle
 from heat.workspace import Workspace
 from supernet.data import evaluate
 from supernet.data.detection_set import DetectionSet, Record
+from supernet.data.labelled_image import LabelledImage, load_image
 from supernet.data.shapes import draw
 from supernet.errors import BundleError, UserError
 from supernet.heatdetr.detector import Detector
@@ -39,7 +40,7 @@ def labelled(network: Detector, folder: Path) -> DetectionSet:
     folder.mkdir()
     records = []
     for index in range(4):
-        image: Image = draw(rng)[0]
+        image: Image = draw(rng).pixels
         path = folder / f"{index}.png"
         cv2.imwrite(str(path), image[:, :, ::-1])
         boxes, _, labels = torch_detect(network)(image)
@@ -128,10 +129,13 @@ def test_no_image_is_detected_on_twice(
     network: Detector, data: DetectionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
-    real = evaluate.read_image
-    monkeypatch.setattr(evaluate, "read_image", lambda path, hw: (read.append(path), real(path))[1])
-    image = real(data.records[0].path)
-    assert image is not None
+
+    def count(record: Record) -> LabelledImage:
+        read.append(record.path)
+        return load_image(record)
+
+    monkeypatch.setattr(evaluate, "load_image", count)
+    image = load_image(data.records[0]).pixels
     export_bundle(
         network, tmp_path / "bundle", Form(), names=NAMES, images=[image],
         facts={"trained": True, "target_fps": None}, judge=Judge(data),

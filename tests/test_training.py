@@ -203,7 +203,7 @@ def test_recipes() -> None:
 def test_a_finished_run_stands(data: DetectionSet, small: Architecture, tmp_path: Path) -> None:
     fit(Detector(small), data, CONFIG, tmp_path)
     before = (tmp_path / "weights.safetensors").read_bytes()
-    assert fit(Detector(small), data, CONFIG, tmp_path).stood
+    assert fit(Detector(small), data, CONFIG, tmp_path).finished_before
     assert (tmp_path / "weights.safetensors").read_bytes() == before
     with pytest.raises(CheckpointError, match="other settings"):
         fit(Detector(small), data, replace(CONFIG, seed=1), tmp_path, Running(resume=True))

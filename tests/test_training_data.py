@@ -24,10 +24,11 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.train.claim import claimed
 from supernet.train.early_stop import best_epoch
-from supernet.train.loop import _Fit, fit
-from supernet.train.pretraining import load_pictures
+from supernet.train.loop import fit
+from supernet.train.pretraining import load_image_folders
 from supernet.train.recipes import TrainConfig
 from supernet.train.running import Running
+from supernet.train.stepper import Stepper
 
 from .command_line import fails, run
 from .test_splits import TINY, pair
@@ -58,7 +59,7 @@ def test_corrected_labels_are_another_run(
         with pytest.raises(CheckpointError, match=r"\(other images or annotations\): --restart"):
             fit(Detector(small), corrected, CONFIG, tmp_path, Running(resume=resume))
     done = fit(Detector(small), corrected, CONFIG, tmp_path, Running(restart=True))
-    assert not done.stood
+    assert not done.finished_before
     with pytest.raises(CheckpointError, match=r"\(other options\)"):
         fit(Detector(small), corrected, replace(CONFIG, seed=3), tmp_path)
 
@@ -79,14 +80,14 @@ def test_a_restart_that_was_killed_does_not_resume_what_it_replaced(
 ) -> None:
     fit(Detector(small), data, CONFIG, tmp_path)
 
-    def killed(self: Any, *_: Any) -> None:
+    def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(_Fit, "epoch", killed)
+        patched.setattr("supernet.train.loop.train_epoch", killed)
         with pytest.raises(KeyboardInterrupt):
             fit(Detector(small), data, CONFIG, tmp_path, Running(restart=True))
-    assert not fit(Detector(small), data, CONFIG, tmp_path, Running(resume=True)).stood
+    assert not fit(Detector(small), data, CONFIG, tmp_path, Running(resume=True)).finished_before
 
 
 def test_means_are_over_the_steps_that_counted(
@@ -94,7 +95,7 @@ def test_means_are_over_the_steps_that_counted(
 ) -> None:
     """One of three steps was skipped: the others' mean is not lowered by it."""
     steps = iter([{"classes": 2.0}, None, {"classes": 4.0}])
-    monkeypatch.setattr(_Fit, "step", lambda self, parts: next(steps))
+    monkeypatch.setattr(Stepper, "step", lambda self, parts: next(steps))
     means: list[dict[str, float]] = []
     config = replace(CONFIG, batch_size=2)
     fit(Detector(small), data, config, tmp_path, on_epoch=lambda _, found: means.append(found))
@@ -116,10 +117,10 @@ def test_tensorboard_is_closed(
     with pytest.raises(CheckpointError):
         fit(Detector(small), data, replace(CONFIG, seed=1), tmp_path, Running(tensorboard=True))
 
-    def interrupted(self: Any, *_: Any) -> None:
+    def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_Fit, "epoch", interrupted)
+    monkeypatch.setattr("supernet.train.loop.train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit(Detector(small), data, CONFIG, tmp_path, Running(tensorboard=True, restart=True))
     assert closed == ["closed"] * 3
@@ -202,9 +203,9 @@ def test_classified_images_have_a_digest(tmp_path: Path) -> None:
         path = tmp_path / "train" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), np.zeros((8, 8, 3), np.uint8))
-    before = load_pictures(tmp_path, "train").digest
+    before = load_image_folders(tmp_path, "train").digest
     (tmp_path / "train" / "a" / "2.png").rename(tmp_path / "train" / "b" / "2.png")
-    assert load_pictures(tmp_path, "train").digest != before
+    assert load_image_folders(tmp_path, "train").digest != before
 
 
 def test_two_trainings_in_one_workspace(tmp_path: Path) -> None:

@@ -5,12 +5,10 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from .session import Session
+from .session import Feeds, Session
 
 BURSTS = 5
 BURST_SECONDS = 0.6
@@ -22,13 +20,13 @@ class Speed:
     """Latency of a deployed model."""
 
     ms: float
-    """Sustained: kept for 90 % of the time, over the states of the machine that its latency table
-    has seen; where there is no table, the lowest burst median."""
+    """Sustained: kept for 90 % of the time over the machine states in its latency table; without a
+    table, the lowest burst median."""
     p50_ms: float
-    """Median over all runs, as it was."""
+    """Median over all runs, uncorrected."""
     p95_ms: float
     best_ms: float = math.nan
-    """Reached for a tenth of the time."""
+    """Reached in 10 % of the time."""
 
     @property
     def fps(self) -> float:
@@ -36,9 +34,7 @@ class Speed:
         return 1000.0 / self.ms
 
 
-def measure_speed(
-    session: Session, feeds: Mapping[str, Any], *, burst_seconds: float = BURST_SECONDS
-) -> Speed:
+def measure_speed(session: Session, feeds: Feeds, *, burst_seconds: float = BURST_SECONDS) -> Speed:
     """Time a session in bursts; the lowest burst median is the latency."""
     bursts: list[list[float]] = []
     for _ in range(2):

@@ -32,7 +32,7 @@ SEVERAL_SUFFIXES = {".png", ".webp", ".tif", ".tiff", ".avif"}
 class Source:
     """A camera (its number), a stream (a URL), or a video file, read frame by frame.
 
-    A file's time stamps decide about its rate and about what is missing: containers without an
+    The rate of a file and its missing frames are found from time stamps: containers without an
     index (.webm, .mkv, .ts) have no true number of frames, and with sound or pauses not even a
     true length.
     """
@@ -61,7 +61,7 @@ class Source:
         self._read, self._gaps = 0, 0
 
     def read(self) -> Image | None:
-        """Return the next frame as RGB, None where it cannot be had."""
+        """Return the next frame as RGB, None where it cannot be read."""
         ok, pixels = self._capture.read()
         if not ok or pixels is None:
             return None
@@ -83,7 +83,7 @@ class Source:
     def missing(self, known: int) -> int:
         """Return how many frames of a file could not be decoded, beside the `known` ones.
 
-        A count in a header is believed where the container has an index of its frames or is
+        A count in a header is trusted where the container has an index of its frames or is
         shorter than it states, and only as far as there is time for so many frames.
         """
         if self._file is None:
@@ -96,7 +96,7 @@ class Source:
         return max(1, lost) if cut else lost
 
     def close(self) -> None:
-        """Let go of it."""
+        """Release the file or the camera."""
         self._capture.release()
 
 

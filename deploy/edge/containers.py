@@ -1,4 +1,4 @@
-"""What a video file's container tells about its frames: an index of them, and its own length.
+"""Reads from a video file's container whether it lists all frames and is complete.
 
 Needs Python's own library only; every bundle's `detect.py` carries this file's text.
 """
@@ -31,7 +31,7 @@ def has_true_count(path: Path, length_s: float) -> bool:
 
 
 def _iso_index(stream: BinaryIO, size: int) -> bytes:
-    """Return the box with a file's index, or nothing where it has none of a usual size."""
+    """Return the box with a file's index, or nothing where it has none, or one too large."""
     for start, kind, length in _iso_boxes(stream, size):
         if kind == b"moov" and SMALLEST_BOX <= length <= LARGEST_INDEX:
             stream.seek(start)
@@ -46,7 +46,7 @@ def _iso_boxes(stream: BinaryIO, size: int) -> Iterator[tuple[int, bytes, int]]:
         stream.seek(start)
         head = stream.read(16)
         length = int.from_bytes(head[:4], "big")
-        if length == 1:  # the length is a long
+        if length == 1:  # a 64-bit length follows
             length = int.from_bytes(head[8:16], "big")
         yield start, head[4:8], length
         if length < SMALLEST_BOX:
@@ -59,7 +59,7 @@ def _edited_s(moov: bytes) -> float:
     header = moov.find(b"mvhd")
     if header < 0:
         return math.inf
-    clock = header + (24 if moov[header + 4] else 16)  # version 1 has longer dates before it
+    clock = header + (24 if moov[header + 4] else 16)  # version 1 has 64-bit dates before it
     ticks = int.from_bytes(moov[clock : clock + 4], "big") or 1
     shortest = math.inf
     at = moov.find(b"elst")
@@ -70,7 +70,7 @@ def _edited_s(moov: bytes) -> float:
         for number in range(int.from_bytes(moov[at + 8 : at + 12], "big")):
             place = at + 12 + number * entry
             begins = int.from_bytes(moov[place + word : place + 2 * word], "big", signed=True)
-            if begins >= 0:  # -1 shows nothing
+            if begins >= 0:  # -1 is an empty edit
                 shown += int.from_bytes(moov[place : place + word], "big")
         shortest = min(shortest, shown / ticks)
         at = moov.find(b"elst", at + 1)
@@ -92,7 +92,7 @@ def is_cut_off(path: Path) -> bool:
 
 
 def _iso_end(stream: BinaryIO, size: int) -> int:
-    """Return where the last box ends; a length of 0 reaches to the end of the file."""
+    """Return where the last box ends; a length of 0 extends to the end of the file."""
     end = 0
     for start, _, length in _iso_boxes(stream, size):
         end = start + length if length >= SMALLEST_BOX else size

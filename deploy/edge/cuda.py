@@ -1,6 +1,6 @@
 """The part of the CUDA runtime that timing an engine needs, through ctypes: no package but CUDA.
 
-Not run so far: no GPU was at hand when it was written.
+Not tested on a GPU: none was available.
 """
 
 import ctypes
@@ -11,6 +11,8 @@ from typing import Any
 
 from supernet.errors import DeviceError
 
+from .session import Array
+
 HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
 CAPTURE_RELAXED = 2
 LIBRARIES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so")
@@ -20,7 +22,7 @@ class Cuda:
     """One stream on the current device."""
 
     def __init__(self) -> None:
-        """Load the runtime library and open a stream; none of them is a `DeviceError`."""
+        """Load the runtime library and open a stream; raises `DeviceError` without CUDA."""
         self._library = self._load()
         self.stream = ctypes.c_void_p()
         self._do("cudaStreamCreate", ctypes.byref(self.stream))
@@ -36,7 +38,7 @@ class Cuda:
                 continue
         raise DeviceError("the CUDA runtime (libcudart) is not installed: install CUDA")
 
-    def _do(self, name: str, *arguments: Any) -> None:
+    def _do(self, name: str, *arguments: object) -> None:
         code = getattr(self._library, name)(*arguments)
         if code:
             text = self._library.cudaGetErrorString
@@ -50,14 +52,14 @@ class Cuda:
         return int(address.value or 0)
 
     def free(self, address: int) -> None:
-        """Give device memory back."""
+        """Free device memory."""
         self._do("cudaFree", ctypes.c_void_p(address))
 
-    def upload(self, address: int, array: Any) -> None:
+    def upload(self, address: int, array: Array) -> None:
         """Copy a contiguous array to the device, in the stream."""
         self._copy(address, array.ctypes.data, array.nbytes, HOST_TO_DEVICE)
 
-    def download(self, array: Any, address: int) -> None:
+    def download(self, array: Array, address: int) -> None:
         """Copy device memory into a contiguous array, in the stream."""
         self._copy(array.ctypes.data, address, array.nbytes, DEVICE_TO_HOST)
 
@@ -109,7 +111,7 @@ class Cuda:
         return lambda: self._do("cudaGraphLaunch", instance, self.stream)
 
     def close(self) -> None:
-        """Give the recorded graphs and the stream back; a second time does nothing."""
+        """Destroy the recorded graphs and the stream; a second call does nothing."""
         for instance in self._graphs:
             with suppress(DeviceError):
                 self._do("cudaGraphExecDestroy", instance)

@@ -10,76 +10,31 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
-
-import numpy as np
-import numpy.typing as npt
 
 from supernet.errors import BundleError, HeatError, UserError, refusal
 from supernet.letterbox import boxes_to_image, letterbox
 
+from .card import Card
+from .found import Found
 from .labels import LABEL_KINDS
 from .pixels import as_pixels
 from .postprocess import Postprocess, unpad
 from .runtimes import check_threads, core_count, open_session
-from .score_limits import Limits, check_score, score_limits
+from .score_limits import check_score, score_limits
+from .session import Array
 from .work import DetectOptions, detect_sources
 
 CARD_FORMAT = 1
 """History of `card.json`: 1, the first."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """Objects of one image, best first."""
-
-    boxes_xyxy_px: npt.NDArray[np.float32]
-    """Corners in pixels of the image, [n, 4]."""
-    scores: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
-    latency_ms: float
-    """Time of the model itself: normalisation, network, and decoding and NMS if in the graph."""
-    preprocess_ms: float = 0.0
-    """Time of the resize."""
-    postprocess_ms: float = 0.0
-    """Time of what follows the model: boxes to the image, and decoding and NMS of a raw model."""
-    ids: npt.NDArray[np.int64] | None = None
-    """Numbers of the objects that are followed through a video."""
-
-    def above(self, least: float | Limits) -> "Found":
-        """Keep the objects of at least this score, or of that of their class."""
-        return self.at(
-            self.scores >= (least[self.labels] if isinstance(least, np.ndarray) else least)
-        )
-
-    def at(self, rows: Any) -> "Found":
-        """Keep the objects of these rows: their numbers, or a mask."""
-        return replace(
-            self,
-            boxes_xyxy_px=self.boxes_xyxy_px[rows],
-            scores=self.scores[rows],
-            labels=self.labels[rows],
-            ids=None if self.ids is None else self.ids[rows],
-        )
-
-    def record(self, names: list[str]) -> dict[str, Any]:
-        """Return the objects for JSON."""
-        return {
-            "boxes_xyxy_px": [[round(float(v), 2) for v in b] for b in self.boxes_xyxy_px],
-            "scores": [round(float(value), 4) for value in self.scores],
-            "names": [names[int(label)] for label in self.labels],
-            "latency_ms": round(self.latency_ms, 3),
-            **({} if self.ids is None else {"ids": self.ids.tolist()}),
-        }
-
-
-def read_card(folder: Path) -> dict[str, Any]:
+def read_card(folder: Path) -> Card:
     """Read and check a bundle's card."""
     path = folder / "card.json"
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card: Card = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(f"{folder} is no bundle (no card.json): heat export makes one") from None
     except (OSError, ValueError) as error:
@@ -109,11 +64,11 @@ class Bundle:
                 raise BundleError(
                     f"{folder / name} is not the file the card describes: export again"
                 )
-        self.names: list[str] = self.card["names"]
+        self.names = self.card["names"]
         limits = score_limits(self.card, self.names)
         self._limits = limits if self.card.get("thresholds") else None
         self.input_hw = (self.card["input"]["height"], self.card["input"]["width"])
-        if threads is None:  # made on a machine with more cores, it runs on those that are here
+        if threads is None:  # the machine that exported it may have more cores
             threads = min(int(self.card["threads"]), core_count())
         self.threads = check_threads(threads)
         self._session = open_session(
@@ -125,7 +80,7 @@ class Bundle:
             pinning=bool(self.card.get("pinning", False)),
         )
         self._closed = False
-        self._post: Callable[..., list[Any]] = lambda *outputs: list(outputs)
+        self._post: Callable[..., list[Array]] = lambda *outputs: list(outputs)
         if self.card.get("raw"):
             self._post = Postprocess(self.card["decode"], self.input_hw)
         elif self.card.get("padded"):
@@ -134,8 +89,8 @@ class Bundle:
     def detect(self, image: Any, score: float | None = None) -> Found:
         """Find objects in an RGB image: uint8 [height, width, 3], a file's path, or PIL's.
 
-        Reported are objects of at least `score`; without it, of at least the card's threshold of
-        their class, and of a card without thresholds all that the model gives.
+        Objects of at least `score` are returned; without it those that reach the card's threshold
+        of their class, and all that the model outputs where the card has no thresholds.
         """
         if self._closed:
             raise UserError(f"{self.folder} was closed: load it again")
@@ -154,7 +109,7 @@ class Bundle:
         return found if least is None else found.above(least)
 
     def close(self) -> None:
-        """Give back what the runtime holds, device memory too; a second time does nothing."""
+        """Release the model and its memory; a second call does nothing."""
         self._closed = True
         self._session.close()
 

@@ -1,37 +1,17 @@
-"""Draws what was found into an image.
+"""Draws detections into an image.
 
 Needs numpy and OpenCV only; every bundle's `detect.py` carries this file's text.
 """
-
-from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
 from supernet.letterbox import Image
 
-
-class Drawable(Protocol):
-    """Objects of one image, best first."""
-
-    @property
-    def boxes_xyxy_px(self) -> Any:
-        """Corners in pixels of the image, [n, 4]."""
-
-    @property
-    def scores(self) -> Any:
-        """Scores [n]."""
-
-    @property
-    def labels(self) -> Any:
-        """Class indices [n]."""
-
-    @property
-    def ids(self) -> Any:
-        """Numbers of followed objects [n], or None."""
+from .found import Found
 
 
-def draw(image: Image, found: Drawable, names: list[str]) -> Image:
+def draw(image: Image, found: Found, names: list[str]) -> Image:
     """Return a copy of the image with boxes and labels."""
     canvas = np.ascontiguousarray(image[:, :, ::-1])
     thickness = max(1, round(min(image.shape[:2]) / 300))

@@ -1,6 +1,6 @@
-"""TensorRT engines: building them, what stands beside them, and loading them again.
+"""TensorRT engines: building them, their sidecar files, and loading them again.
 
-Two packages with one interface: `tensorrt` (10 and 11), which builds for the GPU that is here, and
+Two packages with one interface: `tensorrt` (10 and 11), which builds for this machine's GPU, and
 `tensorrt_rtx`, which also builds ahead of time for others, but has no NMS. Every network is
 strongly typed: the graph's own types are the precision, INT8 is the graph's QuantizeLinear.
 
@@ -13,7 +13,7 @@ import subprocess
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from supernet.errors import BundleError, DeviceError, UserError
 
@@ -63,7 +63,7 @@ def build_engine(
     """Build a serialised engine from an ONNX model; the model's own types are the precision.
 
     Also returns how many heavy layers have each precision. `capability`, such as SM86, builds for
-    another GPU than the one that is here, without any; only `tensorrt_rtx` can. `cache` is a file
+    another GPU than this machine's and needs none here; only `tensorrt_rtx` can. `cache` is a file
     of kernel timings that later builds start from.
     """
     trt, package = tensorrt()
@@ -86,7 +86,7 @@ def build_engine(
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
     timings = None
-    if cache is not None and package != "tensorrt_rtx":  # which has it no longer
+    if cache is not None and package != "tensorrt_rtx":  # which has no timing cache
         timings = config.create_timing_cache(cache.read_bytes() if cache.exists() else b"")
         config.set_timing_cache(timings, False)
     built = builder.build_serialized_network(network, config)
@@ -108,14 +108,14 @@ def typed_precisions(network: Any) -> dict[str, int]:
     names = {trt.float32: "f32", trt.float16: "f16", trt.bfloat16: "bf16"}
     heavy = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
     layers = [network.get_layer(index) for index in range(network.num_layers)]
-    rounded = {
+    quantized = {
         layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.DEQUANTIZE
     }
     found: Counter[str] = Counter()
     for layer in layers:
         if layer.type in heavy:
             kind = layer.get_output(0).dtype
-            int8 = layer.get_input(0).name in rounded
+            int8 = layer.get_input(0).name in quantized
             found["int8" if int8 else names.get(kind, str(kind))] += 1
     return dict(found)
 
@@ -154,8 +154,20 @@ def gpu_here() -> tuple[str, str] | None:
     return name.strip(), capability.strip()
 
 
+class Sidecar(TypedDict):
+    """The JSON file beside an engine: where it can be loaded."""
+
+    package: str
+    """`tensorrt` or `tensorrt_rtx`."""
+    version: str
+    compute_capability: str
+    gpu: str | None
+    """Name of the GPU it was built on; None where it was built ahead of time."""
+    ahead_of_time: bool
+
+
 def sidecar_of(engine: Path) -> Path:
-    """Return where the facts of an engine stand: beside it."""
+    """Return the path of an engine's sidecar."""
     return engine.with_name(f"{engine.name}.json")
 
 
@@ -163,7 +175,7 @@ def read_engine(path: Path) -> bytes:
     """Read an engine; one of another GPU or TensorRT is refused by name."""
     sidecar = sidecar_of(path)
     try:
-        facts = json.loads(sidecar.read_text(encoding="utf-8"))
+        facts: Sidecar = json.loads(sidecar.read_text(encoding="utf-8"))
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         raise BundleError(f"{sidecar} or its engine cannot be read ({error}): export it") from None
@@ -177,9 +189,7 @@ def tensorrt_version() -> str:
     return str(tensorrt()[0].__version__)
 
 
-def check_sidecar(
-    facts: dict[str, Any], package: str, version: str, gpu: tuple[str, str] | None
-) -> None:
+def check_sidecar(facts: Sidecar, package: str, version: str, gpu: tuple[str, str] | None) -> None:
     """Refuse, by name, an engine of another GPU or TensorRT."""
     if (package, version) != (facts["package"], facts["version"]):
         raise UserError(
@@ -191,7 +201,7 @@ def check_sidecar(
     wanted += f" ({facts['gpu']})" if facts["gpu"] else ""
     if gpu is None:
         raise DeviceError(f"the engine is for {wanted}, here is no NVIDIA GPU: run it there")
-    # Tactics are chosen on one GPU: another of the same capability may run it, slowly.
+    # Tactics are chosen on one GPU; on another of the same capability they may be slow.
     if facts["compute_capability"] != gpu[1] or (facts["gpu"] and facts["gpu"] != gpu[0]):
         raise DeviceError(
             f"the engine is for {wanted}, here is {gpu[0]} ({gpu[1]}): heat export --format "

@@ -1,4 +1,4 @@
-"""Which precision a runtime really executes.
+"""Reads back the precision that a runtime executes.
 
 Needs numpy and the runtime only: every probe carries this file's text.
 """
@@ -8,11 +8,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from supernet.errors import UserError
 
 from .runtimes import OnnxRuntimeSession, OpenVinoSession
+from .session import Feeds
 
 HEAVY = ("conv", "matmul", "gemm", "fullyconnected")
 """Parts of node names that do the multiply-adds."""
@@ -27,7 +27,7 @@ EXECUTED_NAMES = {
 
 
 def executed_precision(
-    runtime: str, model: bytes | Path, threads: int, precision: str, feeds: Mapping[str, Any]
+    runtime: str, model: bytes | Path, threads: int, precision: str, feeds: Feeds
 ) -> dict[str, int]:
     """Run a model once and return how many heavy nodes the runtime executed in each precision.
 
@@ -58,9 +58,7 @@ def _openvino_precisions(session: OpenVinoSession) -> dict[str, int]:
     return dict(found)
 
 
-def _onnxruntime_precisions(
-    model: bytes | Path, threads: int, feeds: Mapping[str, Any]
-) -> dict[str, int]:
+def _onnxruntime_precisions(model: bytes | Path, threads: int, feeds: Feeds) -> dict[str, int]:
     with (
         tempfile.TemporaryDirectory() as folder,
         OnnxRuntimeSession(model, threads, profile=str(Path(folder) / "run")) as session,
@@ -72,7 +70,7 @@ def _onnxruntime_precisions(
 def profiled_precisions(profile: Path, provider: str = "CPUExecutionProvider") -> dict[str, int]:
     """Count the heavy nodes of an ONNX Runtime profile by precision of their first input.
 
-    Nodes that another provider executed are counted apart.
+    Nodes that another provider executed are counted separately.
     """
     found: Counter[str] = Counter()
     for event in json.loads(profile.read_text(encoding="utf-8")):

@@ -1,15 +1,15 @@
 """Runtimes on CUDA devices: TensorRT, and ONNX Runtime's CUDA provider.
 
-What can be tested without a GPU is: engines are built ahead of time with `tensorrt_rtx`. Running
-them was not, so far: no GPU was at hand when it was written.
+Building engines ahead of time with `tensorrt_rtx` is tested without a GPU. Running them was not
+tested: no GPU was available.
 """
 
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,7 +25,14 @@ from .engine import (
     tensorrt,
 )
 from .executed import profiled_precisions
-from .session import WallClock, import_runtime
+from .session import Array, Feeds, WallClock, import_runtime
+
+
+class OutputAllocator(Protocol):
+    """Device memory of a tensor whose size depends on values."""
+
+    address: int
+    shape: tuple[int, ...]
 
 
 class TensorRtSession(WallClock):
@@ -53,9 +60,9 @@ class TensorRtSession(WallClock):
         self._inputs = [n for n in names if self._engine.get_tensor_mode(n) == is_input]
         self._outputs = [n for n in names if n not in self._inputs]
         self._memory: dict[str, int] = {}
-        self._allocators: dict[str, Any] = {}
-        self._launch: Any = None
-        # Where a caller closes nothing, and where an allocation below fails.
+        self._allocators: dict[str, OutputAllocator] = {}
+        self._launch: Callable[[], None] | None = None
+        # For callers that do not close it, and where an allocation below fails.
         self._freed = weakref.finalize(self, _free, self._cuda, self._memory, self._allocators)
         self._freed.atexit = False
         try:
@@ -66,7 +73,7 @@ class TensorRtSession(WallClock):
             raise
 
     def _allocate(self, name: str) -> None:
-        """Give a tensor its memory; one of unknown size gets it while the engine runs."""
+        """Allocate a tensor's memory, or let the engine do so where the size is unknown."""
         shape = tuple(self._engine.get_tensor_shape(name))
         if any(side < 0 for side in shape):
             self._allocators[name] = _growing(self._trt, self._cuda)
@@ -83,11 +90,14 @@ class TensorRtSession(WallClock):
             for name in self._inputs
         ]
 
-    def _dtype(self, name: str) -> Any:
-        return np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
+    def _dtype(self, name: str) -> np.dtype[np.generic]:
+        dtype: np.dtype[np.generic] = np.dtype(
+            self._trt.nptype(self._engine.get_tensor_dtype(name))
+        )
+        return dtype
 
     def close(self) -> None:
-        """Give back the device memory, the stream and the engine; a second time does nothing."""
+        """Release the device memory, the stream and the engine; a second call does nothing."""
         if self._freed.alive:
             with suppress(DeviceError):  # after a failed run there is nothing to wait for
                 self._cuda.synchronize()
@@ -98,7 +108,7 @@ class TensorRtSession(WallClock):
         if not self._context.execute_async_v3(self._cuda.stream.value):
             raise DeviceError("TensorRT could not run the engine: look at nvidia-smi")
 
-    def _execute(self, inputs: Mapping[str, Any]) -> None:
+    def _execute(self, inputs: Feeds) -> None:
         if not self._freed.alive:
             raise UserError("this TensorRT session is closed: open it again")
         for name in self._inputs:
@@ -107,12 +117,12 @@ class TensorRtSession(WallClock):
         if self._launch is None:
             self._enqueue()
             self._cuda.synchronize()
-            # Sizes that depend on values cannot be part of a graph.
+            # A CUDA graph cannot have sizes that depend on values.
             fixed = not self._allocators
             self._launch = self._cuda.captured(self._enqueue) if fixed else self._enqueue
         self._launch()
 
-    def run(self, inputs: Mapping[str, Any]) -> list[Any]:
+    def run(self, inputs: Feeds) -> list[Array]:
         """Execute once; outputs as numpy arrays."""
         self._execute(inputs)
         self._cuda.synchronize()
@@ -126,19 +136,19 @@ class TensorRtSession(WallClock):
         self._cuda.synchronize()
         return outputs
 
-    def timed(self, inputs: Mapping[str, Any]) -> float:
+    def timed(self, inputs: Feeds) -> float:
         """Execute once between two events, upload of the inputs included."""
         return self._cuda.timed_ms(lambda: self._execute(inputs))
 
-    def executed(self, inputs: Mapping[str, Any]) -> dict[str, int]:
+    def executed(self, inputs: Feeds) -> dict[str, int]:
         """Return how many heavy layers the engine has in each precision, by its inspector."""
         inspector = self._engine.create_engine_inspector()
         form = self._trt.LayerInformationFormat.JSON
         return layer_precisions(inspector.get_engine_information(form))
 
 
-def _free(cuda: Cuda, memory: dict[str, int], allocators: dict[str, Any]) -> None:
-    """Give back what a session holds on the device."""
+def _free(cuda: Cuda, memory: dict[str, int], allocators: dict[str, OutputAllocator]) -> None:
+    """Free what a session allocated on the device."""
     for address in (*memory.values(), *(each.address for each in allocators.values())):
         if address:
             with suppress(DeviceError):
@@ -146,7 +156,7 @@ def _free(cuda: Cuda, memory: dict[str, int], allocators: dict[str, Any]) -> Non
     cuda.close()
 
 
-def _growing(trt: Any, cuda: Cuda) -> Any:
+def _growing(trt: Any, cuda: Cuda) -> OutputAllocator:
     """Return an output allocator for a tensor whose size depends on values."""
 
     class Growing(trt.IOutputAllocator):  # type: ignore[misc]
@@ -196,7 +206,7 @@ class OnnxRuntimeCudaSession(WallClock):
         providers = [(self.PROVIDER, provider), "CPUExecutionProvider"]
         return self._ort.InferenceSession(self._model, options, providers=providers)
 
-    def run(self, inputs: Mapping[str, Any]) -> list[Any]:
+    def run(self, inputs: Feeds) -> list[Array]:
         """Execute once."""
         return list(self._session.run(None, dict(inputs)))
 
@@ -205,7 +215,7 @@ class OnnxRuntimeCudaSession(WallClock):
         self._session = None
         self._cuda.close()
 
-    def timed(self, inputs: Mapping[str, Any]) -> float:
+    def timed(self, inputs: Feeds) -> float:
         """Execute once between two events, upload of the inputs included, as TensorRT is timed.
 
         Outputs stay on the device.
@@ -222,7 +232,7 @@ class OnnxRuntimeCudaSession(WallClock):
 
         return self._cuda.timed_ms(work)
 
-    def executed(self, inputs: Mapping[str, Any]) -> dict[str, int]:
+    def executed(self, inputs: Feeds) -> dict[str, int]:
         """Return the precision of the heavy nodes, by ONNX Runtime's profile."""
         with tempfile.TemporaryDirectory() as folder:
             session = self._open(str(Path(folder) / "run"))

@@ -1,4 +1,4 @@
-"""Writes what was found as labels, to be corrected in a labelling tool and trained on.
+"""Writes detections as labels, to be corrected in a labelling tool and trained on.
 
 Every bundle's `detect.py` carries this file's text.
 """
@@ -7,13 +7,36 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from supernet.errors import DataError
 
+from .found import Found
 from .saving import below_shared, check_above, renamed, write_whole
 
 LABEL_KINDS = ("coco", "yolo")
+
+
+class CocoImage(TypedDict):
+    """An image in COCO's file."""
+
+    id: int
+    file_name: str
+    height: int
+    width: int
+
+
+class CocoBox(TypedDict):
+    """An object in COCO's file; `score` is not COCO's."""
+
+    id: int
+    image_id: int
+    category_id: int
+    bbox: list[float]
+    """Left, top, width and height in pixels."""
+    area: float
+    iscrowd: int
+    score: float
 
 
 class Labels:
@@ -25,10 +48,10 @@ class Labels:
     def __init__(
         self, kind: str, folder: Path, names: Sequence[str], paths: Sequence[Path]
     ) -> None:
-        """Refuse places that are taken, before anything is written."""
+        """Refuse paths that exist already, before anything is written."""
         self._kind, self._folder, self._names = kind, folder, list(names)
-        self._images: list[dict[str, Any]] = []
-        self._boxes: list[dict[str, Any]] = []
+        self._images: list[CocoImage] = []
+        self._boxes: list[CocoBox] = []
         below = below_shared(paths)
         self._relative = {p: b / p.name for p, b in zip(paths, below, strict=True)}
         targets = [folder / "labels.json"]
@@ -53,7 +76,7 @@ class Labels:
         plain = self._folder / "labels" / relative.with_suffix("")
         return renamed(plain, ".txt")
 
-    def add(self, path: Path, image_hw: tuple[int, int], found: Any) -> None:
+    def add(self, path: Path, image_hw: tuple[int, int], found: Found) -> None:
         """Add an image with its objects."""
         height, width = image_hw
         boxes = list(zip(found.boxes_xyxy_px.tolist(), found.labels.tolist(), strict=True))
@@ -82,7 +105,7 @@ class Labels:
             )
 
     def close(self) -> None:
-        """Write what all images share: COCO's file, or the names of YOLO's classes."""
+        """Write COCO's file, or the names of YOLO's classes."""
         if self._kind == "yolo":
             write_whole(self._folder / "labels" / "classes.txt", self._classes())
             return

@@ -1,4 +1,4 @@
-"""Takes an image as users give it: an array, a file, or PIL's.
+"""Converts a user's image to RGB pixels: an array, a file, or a PIL image.
 
 Needs numpy only, and PIL for PIL's images; every bundle's `detect.py` carries this file's text.
 """
@@ -13,11 +13,11 @@ from supernet.errors import DataError
 from supernet.letterbox import Image, eight_bits, read_image, why_unread
 
 PIL_WITHOUT_RANGE = ("I", "F")
-"""Modes of PIL whose values have no upper limit: what is white, only the user knows."""
+"""Modes of PIL whose values have no upper limit, so that white is not defined."""
 
 
 def as_pixels(image: Any) -> Image:
-    """Return an image as RGB uint8 [height, width, 3]; raises `DataError` for what is none.
+    """Return an image as RGB uint8 [height, width, 3]; raises `DataError` for anything else.
 
     The EXIF rotation of a file and of a PIL image is applied.
     """

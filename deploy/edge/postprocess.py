@@ -1,23 +1,22 @@
 """Decoding and NMS in numpy, for bundles whose graph ends before them (`heat export --raw`).
 
-The rule is that of HeatDETR's `operators/decode.py` (spec section 5); its numbers are in the card.
+The rule is that of HeatDETR's `operators/decode.py` (spec section 5), with the card's parameters.
 Needs numpy only; every bundle's `detect.py` carries this file's text.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Numbers = npt.NDArray[Any]
+from .card import DecodeRule
+from .session import Array, Feeds
 
-Find = Callable[[dict[str, Any]], list[Any]]
+Find = Callable[[Feeds], list[Array]]
 """From the model's inputs by name to boxes, scores and labels of one image."""
 
 
-def unpad(boxes_1N4: Numbers, scores_1N: Numbers, labels_1N: Numbers) -> list[Numbers]:
-    """Return what padded outputs of one image hold."""
+def unpad(boxes_1N4: Array, scores_1N: Array, labels_1N: Array) -> list[Array]:
+    """Return the detections in padded outputs of one image."""
     kept = scores_1N[0] > 0
     return [boxes_1N4[0][kept], scores_1N[0][kept], labels_1N[0][kept]]
 
@@ -25,8 +24,8 @@ def unpad(boxes_1N4: Numbers, scores_1N: Numbers, labels_1N: Numbers) -> list[Nu
 class Postprocess:
     """Turns the head's scores and deltas into boxes, by the card's `decode`."""
 
-    def __init__(self, rule: dict[str, Any], input_hw: tuple[int, int]) -> None:
-        """Make the anchors."""
+    def __init__(self, rule: DecodeRule, input_hw: tuple[int, int]) -> None:
+        """Compute the centres of the anchors."""
         self.rule = rule
         height, width = input_hw
         stride = rule["stride"]
@@ -39,11 +38,11 @@ class Postprocess:
         self._centres_L2 = np.stack([x.ravel(), y.ravel()], 1).astype(np.float32) * stride
         self._limit = np.array([width, height] * 2, dtype=np.float32)
 
-    def __call__(self, scores_AKL: Numbers, deltas_A4hw: Numbers) -> list[Numbers]:
+    def __call__(self, scores_AKL: Array, deltas_A4hw: Array) -> list[Array]:
         """Return boxes xyxy [n, 4] in pixels of the network input, scores [n], labels [n]."""
         _, classes, cells = scores_AKL.shape[-3:]  # a batch of one has an axis more
         flat = scores_AKL.reshape(-1)
-        nms_iou = self.rule["nms_iou"]  # None: the head says each object once
+        nms_iou = self.rule["nms_iou"]  # None: the head predicts each object once
         count = min(self.rule["keep" if nms_iou is None else "pre_nms"], flat.size)
         best = np.argpartition(-flat, count - 1)[:count]
         if nms_iou is not None:
@@ -57,7 +56,7 @@ class Postprocess:
             kept = nms(apart, nms_iou, self.rule["keep"])
         return [boxes[kept], flat[best][kept].astype(np.float32), labels[kept].astype(np.int64)]
 
-    def _boxes(self, deltas_A4L: Numbers, index: Numbers, per_anchor: int) -> Numbers:
+    def _boxes(self, deltas_A4L: Array, index: Array, per_anchor: int) -> Array:
         anchor, cell = index // per_anchor, index % self._centres_L2.shape[0]
         side = np.asarray(self.rule["anchor_sizes"], dtype=np.float32)[anchor][:, None]
         deltas = deltas_A4L[anchor, :, cell].astype(np.float32)
@@ -65,23 +64,23 @@ class Postprocess:
         centre = self._centres_L2[cell] + np.clip(deltas[:, :2] * side, -furthest, furthest)
         half = np.exp(np.clip(deltas[:, 2:], -growth, growth)) * side * np.float32(0.5)
         corners = np.concatenate([centre - half, centre + half], 1)
-        boxes: Numbers = np.minimum(np.maximum(corners, 0), self._limit).astype(np.float32)
+        boxes: Array = np.minimum(np.maximum(corners, 0), self._limit).astype(np.float32)
         return boxes
 
 
 def suppressed(
-    boxes_xyxy: Numbers, scores: Numbers, iou_limit: float, labels: Numbers | None = None
-) -> Numbers:
+    boxes_xyxy: Array, scores: Array, iou_limit: float, labels: Array | None = None
+) -> Array:
     """Return the rows that greedy suppression keeps, best first; with labels, class by class."""
     order = np.argsort(-scores, kind="stable")
     boxes = boxes_xyxy[order].astype(np.float64)
     if labels is not None and len(boxes):
         boxes = boxes + labels[order][:, None] * (boxes.max() + 1)
-    rows: Numbers = order[nms(boxes, iou_limit, len(order))]
+    rows: Array = order[nms(boxes, iou_limit, len(order))]
     return rows
 
 
-def nms(boxes_xyxy: Numbers, iou_limit: float, keep: int) -> Numbers:
+def nms(boxes_xyxy: Array, iou_limit: float, keep: int) -> Array:
     """Return the rows that greedy suppression keeps; boxes are given best first."""
     x0, y0, x1, y1 = boxes_xyxy.T
     areas = np.maximum(x1 - x0, 0) * np.maximum(y1 - y0, 0)

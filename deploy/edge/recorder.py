@@ -1,4 +1,4 @@
-"""Records a video with what was found in it, and shows it while it runs.
+"""Records a video with its detections, and shows it while it runs.
 
 Needs numpy and OpenCV only; every bundle's `detect.py` carries this file's text.
 """
@@ -16,6 +16,7 @@ import numpy as np
 from supernet.errors import DataError, UserError
 from supernet.letterbox import Image
 
+from .records import FrameRecord
 from .saving import MADE_BY_HEAT, check_free, partial_path
 
 WINDOW = "heat detect"
@@ -26,18 +27,18 @@ MAX_TIMEBASE = 65535
 PAUSE_FRAMES = 1.5
 """Frames by which time stamps must be ahead; MPEG's are one off now and then."""
 LOOK_EVERY = 25
-"""Frames after which the room on the disk is looked at."""
+"""Frames between two checks of the free space on the disk."""
 LEAST_FREE_BYTES = 2**16
-"""Less is a full disk."""
+"""With less free space the disk counts as full."""
 LONGEST_PAUSE_S = 60.0
 """Longest time for which a frame is repeated in the recording."""
 
 
 class Recorder:
-    """Writes a video with boxes and a line of JSON for each frame; whole or not at all.
+    """Writes a video with boxes and a line of JSON for each frame; complete or not at all.
 
     Every frame is written once at least, and again where the next one comes later than the frame
-    rate has it: the recording is as long as its source, pauses included.
+    rate would have it: the recording is as long as its source, pauses included.
     """
 
     def __init__(self, folder: Path, stem: str, fps: float) -> None:
@@ -48,7 +49,7 @@ class Recorder:
         self._fps = writable_fps(fps)
         self._writer: Any = None
         self._size: tuple[int, int] | None = None
-        self._last: Any = None
+        self._last: Image  # set with the first frame
         self._start_s = 0.0
         self.frames = 0
         """Frames of the recording, repeated ones included."""
@@ -58,7 +59,7 @@ class Recorder:
         except OSError as error:
             raise DataError(f"cannot write to {folder}: {error.strerror}") from None
 
-    def add(self, image: Image, record: dict[str, Any], time_s: float | None = None) -> None:
+    def add(self, image: Image, record: FrameRecord, time_s: float | None = None) -> None:
         """Append a frame, at its time in the source if that is known."""
         pixels = np.ascontiguousarray(image[:, :, ::-1])
         if self._writer is None:
@@ -85,17 +86,17 @@ class Recorder:
                 f"OpenCV cannot write {self.video} ({width}x{height}, {self._fps:g} FPS)"
             )
 
-    def _write(self, pixels: Any) -> None:
+    def _write(self, pixels: Image) -> None:
         if (pixels.shape[1], pixels.shape[0]) != self._size:  # a stream that changed its size
-            pixels = cv2.resize(pixels, self._size)
+            pixels = np.asarray(cv2.resize(pixels, self._size), dtype=np.uint8)
         self._writer.write(pixels)
         self.frames += 1
-        look = self.frames % LOOK_EVERY == 0  # OpenCV reports no full disk, and goes on
+        look = self.frames % LOOK_EVERY == 0  # OpenCV does not report a full disk
         if look and shutil.disk_usage(self.video.parent).free < LEAST_FREE_BYTES:
             raise DataError(f"cannot write {self.video}: no space is left for it")
 
     def close(self) -> None:
-        """Give the files their names, once they are whole."""
+        """Finish the files and give them their names."""
         try:
             self._stream.close()
             if self._writer is not None:
@@ -125,7 +126,7 @@ class Recorder:
             )
 
     def discard(self) -> None:
-        """Remove what is not whole."""
+        """Remove unfinished files."""
         with suppress(OSError):
             self._stream.close()
         if self._writer is not None:

@@ -9,13 +9,13 @@ import importlib
 import importlib.metadata
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from supernet.errors import BundleError, HeatError, UserError
 
-from .session import PRECISIONS, Session, WallClock, import_runtime
+from .session import PRECISIONS, Array, Feeds, Session, WallClock, import_runtime
 
 BRIEF_SPIN = {
     "session.intra_op.spin_duration_us": "10",
@@ -61,8 +61,8 @@ class OnnxRuntimeSession(WallClock):
     ) -> None:
         """Load the model with all graph optimisations; the model itself holds the precision.
 
-        With `profile`, a file prefix, the session records what it executes. Threads that wait
-        spin briefly; as long as ONNX Runtime does by itself (`spinning` True); or not (False).
+        With `profile`, a file prefix, the session records what it executes. Waiting threads
+        spin briefly; with `spinning` for ONNX Runtime's default time (True) or not at all (False).
         """
         ort = import_runtime("onnxruntime")
         options = ort.SessionOptions()
@@ -72,7 +72,7 @@ class OnnxRuntimeSession(WallClock):
         if profile:
             options.enable_profiling = True
             options.profile_file_prefix = profile
-        # Threads that spin after a run would steal time from whatever runs next.
+        # Threads that spin after a run would take CPU time from whatever runs next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if spinning is None:
             for key, value in BRIEF_SPIN.items():
@@ -88,12 +88,12 @@ class OnnxRuntimeSession(WallClock):
             providers=["CPUExecutionProvider"],
         )
 
-    def run(self, inputs: Mapping[str, Any]) -> list[Any]:
+    def run(self, inputs: Feeds) -> list[Array]:
         """Execute once."""
         return list(self.session.run(None, dict(inputs)))
 
-    def runner(self) -> Callable[[Mapping[str, Any]], list[Any]]:
-        """Return what one of several threads executes with."""
+    def runner(self) -> Callable[[Feeds], list[Array]]:
+        """Return a `run` for one of several threads."""
         return self.run
 
     def close(self) -> None:
@@ -113,13 +113,13 @@ def _worker_cores(threads: int) -> str:
 
 
 OPENVINO_HINT = {"f32": "f32", "bf16": "bf16", "f16": "f16", "int8": "f32"}
-"""Precision of what is not quantised; OpenVINO's own default may be bfloat16."""
+"""Precision of layers that are not quantized; OpenVINO's own default may be bfloat16."""
 
 
 def openvino_properties(
     threads: int, precision: str, *, streams: int = 1, pinning: bool = False
-) -> dict[str, Any]:
-    """Return how OpenVINO's CPU plugin executes a model: for latency, or in several streams."""
+) -> dict[str, str | int | bool]:
+    """Return the CPU plugin's properties: for latency, or for throughput in several streams."""
     return {
         "INFERENCE_PRECISION_HINT": OPENVINO_HINT[precision],
         "INFERENCE_NUM_THREADS": threads,
@@ -154,9 +154,9 @@ class OpenVinoSession(WallClock):
     ) -> None:
         """Compile the model for latency, or for the throughput of several streams.
 
-        OpenVINO pins threads to cores by itself: beside a training of two threads a nano network
-        then takes 23 to 24 ms instead of 15 to 16 ms, and as long without it alone (8.7 ms;
-        `benchmarks/beside.py`). How its threads wait cannot be chosen.
+        OpenVINO's default pins threads to cores: beside a training of two threads a nano network
+        then takes 23 to 24 ms instead of 15 to 16 ms; alone it takes 8.7 ms with and without
+        (`benchmarks/beside.py`). How its threads wait cannot be chosen.
         """
         if spinning is not None:
             raise UserError("spinning cannot be chosen for openvino: leave it out")
@@ -169,14 +169,14 @@ class OpenVinoSession(WallClock):
         )
         self._own = threading.local()
 
-    def run(self, inputs: Mapping[str, Any]) -> list[Any]:
+    def run(self, inputs: Feeds) -> list[Array]:
         """Execute once, by a request of the calling thread's own: two cannot share one."""
         if not hasattr(self._own, "request"):
             self._own.request = self.compiled.create_infer_request()
         return self._run(self._own.request, inputs)
 
-    def runner(self) -> Callable[[Mapping[str, Any]], list[Any]]:
-        """Return what one of several threads executes with: a request of its own."""
+    def runner(self) -> Callable[[Feeds], list[Array]]:
+        """Return a `run` for one of several threads: it has a request of its own."""
         request = self.compiled.create_infer_request()
         return lambda inputs: self._run(request, inputs)
 
@@ -184,7 +184,7 @@ class OpenVinoSession(WallClock):
         """Drop the model and its requests: OpenVINO frees them with the last reference."""
         self.compiled, self._own = None, threading.local()
 
-    def _run(self, request: Any, inputs: Mapping[str, Any]) -> list[Any]:
+    def _run(self, request: Any, inputs: Feeds) -> list[Array]:
         results = request.infer(dict(inputs), share_inputs=True)
         return [results[output].copy() for output in self.compiled.outputs]
 
@@ -193,7 +193,7 @@ RUNTIMES: dict[str, Callable[..., Session]] = {
     "onnxruntime": OnnxRuntimeSession,
     "openvino": OpenVinoSession,
 }
-"""What runs on a CPU; `deploy.edge.gpu` has what runs on CUDA devices."""
+"""Runtimes on a CPU; those on CUDA devices are in `deploy.edge.gpu`."""
 
 
 def open_session(
@@ -209,7 +209,7 @@ def open_session(
     """Load a model file or its bytes; an unreadable model is a `BundleError`.
 
     `device` is cpu or cuda; without it TensorRT runs on cuda and everything else on the CPU.
-    Threads that wait spin briefly, unless `spinning` says whether they do as the runtime chooses;
+    Waiting threads spin briefly, for the runtime's default time (`spinning` True), or not (False);
     `pinning` keeps each on one core. More threads than cores are a `UserError`.
     """
     device = device or ("cuda" if runtime == "tensorrt" else "cpu")
@@ -242,7 +242,7 @@ def open_crowd(
 ) -> "OnnxRuntimeSession | OpenVinoSession":
     """Load a model for several requests at once, each on a thread of its own."""
     check_threads(requests)
-    open_session(runtime, model, 1, precision, "cpu").close()  # refuses what is no model, by name
+    open_session(runtime, model, 1, precision, "cpu").close()  # a broken model is refused by name
     if runtime == "openvino":
         return OpenVinoSession(model, requests, precision, streams=requests)
     return OnnxRuntimeSession(model, 1, precision)
@@ -251,7 +251,6 @@ def open_crowd(
 def _runtimes(device: str) -> dict[str, Callable[..., Session]]:
     if device == "cpu":
         return RUNTIMES
-    # Not among the imports above: what runs on CPUs must not carry it. A probe, which is one file,
-    # has it already.
+    # Not imported above: bundles for CPUs do not contain it. A probe is one file that does.
     found = globals().get("GPU_RUNTIMES") or importlib.import_module("deploy.edge.gpu").GPU_RUNTIMES
     return dict(found)

@@ -1,6 +1,6 @@
-"""Writes what was found, whole or not at all, and over nothing that HEAT did not write.
+"""Writes results atomically, and replaces only files that HEAT wrote.
 
-Images and videos end with a mark by which they are known again. Needs numpy and OpenCV only; every
+Images and videos end with a mark by which they are recognised. Needs numpy and OpenCV only; every
 bundle's `detect.py` carries this file's text.
 """
 
@@ -20,25 +20,25 @@ from .sources import is_live, recording_name
 MADE_BY_HEAT = b"heat detect\n"
 """Ends every image and video that was written; decoders stop before it."""
 RECORD_KEY = b'"boxes_xyxy_px"'
-"""In every file of detections that has any."""
+"""Occurs in every file with detections."""
 LONGEST_NAME = 255
 """Bytes of a file's name."""
 RECORDING_ROOM = 12
-"""Bytes of it that a recording's number and suffix take at most."""
+"""Most bytes of a name that a recording's number and suffix take."""
 WRITTEN_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
-"""Formats in which images with boxes are written as they came; others become JPEG."""
+"""Formats that images with boxes keep; others become JPEG."""
 LONGEST_SIDE_PX = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
 """Largest images that formats hold."""
 
 
 def partial_path(path: Path) -> Path:
-    """Return the hidden name beside a file that is being written; short, however long its own."""
+    """Return a short hidden name beside a file, under which it is written."""
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     return path.with_name(f".{digest}.part{path.suffix}")
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write beside the target, then rename; like `supernet.atomic`, which a bundle lacks."""
+    """Write beside the target, then rename; bundles have no `supernet.atomic`."""
     temporary = partial_path(path)
     _check_regular(path)
     try:
@@ -51,7 +51,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_image(path: Path, image: Image) -> Path:
-    """Write an RGB image and return where: as PNG where its own format cannot hold its size."""
+    """Write an RGB image and return its path: a PNG where its own format cannot hold its size."""
     pixels = np.ascontiguousarray(image[:, :, ::-1])
     own = path.suffix.lower()
     for suffix in dict.fromkeys((own, ".png")):
@@ -73,7 +73,7 @@ def write_image(path: Path, image: Image) -> Path:
 
 
 def renamed(path: Path, suffix: str) -> Path:
-    """Return a path with another suffix after its own; too long a name is cut, and kept unique."""
+    """Return a path with another suffix after its own; too long a name is cut and hashed."""
     name = path.name + suffix
     if len(os.fsencode(name)) > LONGEST_NAME:
         digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
@@ -111,7 +111,7 @@ def outputs_of(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 def recordings_of(sources: Sequence[str], folder: Path) -> dict[str, Path]:
-    """Return where each video's recording is written, without suffix, no two at one place."""
+    """Return a path for each video's recording, without suffix, no two alike."""
     files = [Path(source) for source in sources if not is_live(source)]
     check_folder(folder, files)
     taken = {os.path.realpath(path) for path in files}
@@ -121,7 +121,7 @@ def recordings_of(sources: Sequence[str], folder: Path) -> dict[str, Path]:
         name = fitting(recording_name(source))
         target = folder / below.get(Path(source), Path()) / name
         number = 1
-        # What a camera saw yesterday cannot be recorded again.
+        # A camera's earlier recordings are never replaced.
         while target in found.values() or (is_live(source) and recorded(target).exists()):
             number += 1
             target = target.with_name(f"{name}-{number}")
@@ -131,19 +131,19 @@ def recordings_of(sources: Sequence[str], folder: Path) -> dict[str, Path]:
 
 
 def recorded(target: Path) -> Path:
-    """Return the video of a recording."""
+    """Return the video file of a recording."""
     return target.with_name(f"{target.name}.mp4")
 
 
 def below_shared(paths: Sequence[Path]) -> list[Path]:
-    """Return each file's folder, seen from the deepest folder that holds all of them."""
+    """Return each file's folder relative to the deepest folder that contains all of them."""
     parents = [os.path.normpath(path.parent.absolute()) for path in paths]
     shared = os.path.commonpath(parents) if parents else ""
     return [Path(os.path.relpath(parent, shared)) for parent in parents]
 
 
 def check_folder(folder: Path, sources: Sequence[Path]) -> None:
-    """Refuse to write into a folder from which is read."""
+    """Refuse to write into a folder of sources."""
     check_above(folder / "any")
     real = os.path.realpath(folder)
     for source in sources:
@@ -165,14 +165,14 @@ def check_free(path: Path, taken: Collection[str] = ()) -> None:
 
 
 def _check_regular(path: Path) -> None:
-    """Refuse to rename over what is no file."""
+    """Refuse a target that exists and is not a regular file."""
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "a device or a pipe"
         raise DataError(f"{path} is {what}: choose another --save")
 
 
 def check_above(path: Path) -> None:
-    """Refuse a place below a file."""
+    """Refuse a path below a file."""
     above = next((parent for parent in path.parents if parent.exists()), Path())
     if not above.is_dir():
         raise DataError(f"cannot write to {above}, which is a file: give a folder to --save")

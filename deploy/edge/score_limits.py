@@ -1,15 +1,16 @@
-"""The lowest score reported of each class: asked for, of the bundle's card, or the default.
+"""The lowest score reported of each class: the user's, the card's, or the default.
 
 Needs numpy only; every bundle's `detect.py` carries this file's text.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from supernet.errors import BundleError, UserError
+
+from .card import Card
 
 SHOW_SCORE = 0.3
 """Default score below which objects are not reported."""
@@ -19,7 +20,7 @@ Limits = npt.NDArray[np.float32]
 
 
 def check_score(score: float) -> float:
-    """Return a score; raise `UserError` for what is none."""
+    """Return a score; raise `UserError` where it is not a number from 0 to 1."""
     if not isinstance(score, int | float | np.number):
         raise UserError(f"score {score!r}: a number from 0 to 1")
     if not 0.0 <= score <= 1.0:
@@ -27,16 +28,14 @@ def check_score(score: float) -> float:
     return score
 
 
-def score_limits(
-    card: Mapping[str, Any], names: Sequence[str], score: float | None = None
-) -> Limits:
+def score_limits(card: Card, names: Sequence[str], score: float | None = None) -> Limits:
     """Return the lowest score of each class: `score`, else the card's threshold, else 0.3.
 
     Raises `BundleError` where the card's thresholds are not scores of its classes.
     """
     if score is not None:
         return np.full(len(names), check_score(score), dtype=np.float32)
-    thresholds = card.get("thresholds") or {}
+    thresholds: object = card.get("thresholds") or {}  # may be edited by hand
     if not isinstance(thresholds, dict):
         raise BundleError("card.json: thresholds has no names of classes: export again")
     wrong = [

@@ -1,4 +1,4 @@
-"""What a loaded model can do, and which runtimes there are.
+"""The interface of a loaded model, and the runtimes that are installed.
 
 Needs numpy and the runtime only; every bundle's `detect.py` and every probe carries this file's
 text.
@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol, Self
+
+import numpy.typing as npt
 
 from supernet.errors import UserError
 
@@ -25,20 +27,26 @@ PIP_NAME = {
 
 
 ALSO_NAMED = {"tensorrt_rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings")}
-"""Packages that hold a runtime too."""
+"""Other packages that contain a runtime."""
+
+
+Array = npt.NDArray[Any]
+"""Numbers of any type."""
+Feeds = Mapping[str, Array]
+"""Inputs of a model by name."""
 
 
 class Session(Protocol):
     """A loaded model."""
 
-    def run(self, inputs: Mapping[str, Any]) -> list[Any]:
-        """Execute once; inputs by name, outputs in the model's order, all numpy arrays."""
+    def run(self, inputs: Feeds) -> list[Array]:
+        """Execute once; inputs by name, outputs in the model's order."""
 
-    def timed(self, inputs: Mapping[str, Any]) -> float:
+    def timed(self, inputs: Feeds) -> float:
         """Execute once and return the milliseconds it took."""
 
     def close(self) -> None:
-        """Give back what the runtime holds; the model cannot be executed afterwards."""
+        """Release the model; it cannot be executed afterwards."""
 
     def __enter__(self) -> Self:
         """Return the session."""
@@ -48,7 +56,7 @@ class Session(Protocol):
 
 
 def import_runtime(runtime: str) -> Any:
-    """Import a runtime's package; a missing one is a `UserError` that says how to get it."""
+    """Import a runtime's package; a missing one is a `UserError` that names its package."""
     try:
         return importlib.import_module(runtime)
     except ImportError:
@@ -60,7 +68,7 @@ def import_runtime(runtime: str) -> Any:
 class WallClock:
     """Times `run` from the outside, as a caller sees it, and closes at the end of a `with`."""
 
-    run: Callable[[Mapping[str, Any]], list[Any]]
+    run: Callable[[Feeds], list[Array]]
     close: Callable[[], None]
 
     def __enter__(self) -> Self:
@@ -71,7 +79,7 @@ class WallClock:
         """Close it."""
         self.close()
 
-    def timed(self, inputs: Mapping[str, Any]) -> float:
+    def timed(self, inputs: Feeds) -> float:
         """Execute once and return the milliseconds it took."""
         start = time.perf_counter()
         self.run(inputs)

@@ -1,4 +1,4 @@
-"""Finds what a detector runs on: images, videos, cameras and streams, by the names users give.
+"""Resolves the sources that users name: images, folders, patterns, videos, cameras, streams.
 
 Needs Python's own library only; every bundle's `detect.py` carries this file's text.
 """

@@ -1,9 +1,11 @@
 """Detects on video files, cameras and streams: reading, inferring and drawing overlap.
 
-Three threads with queues of two frames between them. A file is read no faster than it is worked
-off, and every frame counts. A camera or stream keeps its own rate: a frame that is not worked off
-when a newer one comes is dropped, the oldest first, and counted, so that what is shown is never
-more than two frames old. Needs numpy and OpenCV only; every bundle's `detect.py` carries this text.
+Three threads with queues of two frames between them. A file is read no faster than it is
+processed, and every frame counts. A camera or stream keeps its own rate: a frame that is not
+processed when a newer one comes is dropped, the oldest first, and counted, so that what is shown
+is never more than two frames old.
+
+Needs numpy and OpenCV only; every bundle's `detect.py` carries this file's text.
 """
 
 import queue
@@ -12,13 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from supernet.letterbox import Image
 
 from .capture import Source
+from .found import Found
+from .records import StepTimes, StreamSummary
 
 QUEUE = 2
 """Frames that wait between two threads."""
@@ -28,32 +32,27 @@ PATIENCE_S = 3.0
 HANG_S = 30.0
 """How long a camera may hang in a read before it is given up."""
 KEPT_TIMES = 10_000
-"""Times of a step that percentiles are taken of, drawn evenly from all frames."""
+"""Samples kept of a step for its percentiles, drawn evenly from all frames."""
 
 
-class Detected(Protocol):
-    """What a detector finds on a frame."""
-
-    preprocess_ms: float
-    latency_ms: float
-    postprocess_ms: float
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """An image and when it was there."""
+    """An image of a video and when it arrived."""
 
     number: int
     image: Image
     arrived_s: float
     decode_ms: float
     time_s: float = 0.0
-    """Its place in the recording."""
+    """Its time in the video."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What happened to the frames, and how long each took, in ms."""
+    """Counts of the frames, and the times of each step."""
 
     read: int = 0
     done: int = 0
@@ -63,9 +62,9 @@ class Tally:
     """Frames that could not be decoded."""
     seconds: float = 0.0
     source_fps: float = 0.0
-    """Rate that the source says it has; 0 where it does not."""
+    """Rate that the source reports; 0 where it reports none."""
     ended: str = ""
-    """Why a live source ended, if it did by itself."""
+    """Why a live source ended, if the user did not end it."""
     times_ms: dict[str, list[float]] = field(default_factory=dict)
     """At most KEPT_TIMES of each step: a camera may run for months."""
     _seen: dict[str, int] = field(default_factory=dict)
@@ -81,13 +80,12 @@ class Tally:
             elif (place := self._random.randrange(seen)) < KEPT_TIMES:
                 kept[place] = value
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> StreamSummary:
         """Return counts, the sustained rate, and percentiles of every step."""
-        steps = {}
+        steps: dict[str, StepTimes] = {}
         for name, values in self.times_ms.items():
-            marks = np.percentile(values, (50, 95, 99))
-            names = ("p50", "p95", "p99")
-            steps[name] = dict(zip(names, (round(float(m), 3) for m in marks), strict=True))
+            p50, p95, p99 = (round(float(m), 3) for m in np.percentile(values, (50, 95, 99)))
+            steps[name] = {"p50": p50, "p95": p95, "p99": p99}
         return {
             "frames": self.done,
             "read": self.read,
@@ -101,16 +99,16 @@ class Tally:
         }
 
 
-class _Slots:
+class _Slots(Generic[Item]):
     """A queue of a few items; a live one drops its oldest rather than wait."""
 
     def __init__(self, live: bool, on_drop: Callable[[], None] = lambda: None) -> None:
-        self._queue: queue.Queue[Any] = queue.Queue(QUEUE)
+        self._queue: queue.Queue[Item | None] = queue.Queue(QUEUE)
         self._live, self._on_drop = live, on_drop
         self.stop = threading.Event()
         self.starved = False
 
-    def put(self, item: Any) -> None:
+    def put(self, item: Item) -> None:
         while not self.stop.is_set():
             try:
                 self._queue.put(item, timeout=0.0 if self._live else 0.1)
@@ -124,7 +122,7 @@ class _Slots:
                         pass
 
     def end(self) -> None:
-        """Let the reader know that nothing more comes; what waits is still worked off."""
+        """Signal that nothing more comes; what waits is still processed."""
         while not self.stop.is_set():
             try:
                 self._queue.put(None, timeout=0.1)
@@ -132,7 +130,7 @@ class _Slots:
             except queue.Full:
                 continue
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Item]:
         last_s = time.perf_counter()
         while not self.stop.is_set():
             try:
@@ -150,15 +148,15 @@ class _Slots:
 
 def run_stream(
     source: Source,
-    detect: Callable[[Image], Any],
-    finish: Callable[[Frame, Any], None],
+    detect: Callable[[Image], Found],
+    finish: Callable[[Frame, Found], None],
     *,
     limit: int = 0,
 ) -> Tally:
     """Detect on every frame; `finish` draws and saves, in a thread of its own.
 
     `limit` ends it after so many frames. Ctrl-C ends it too, and raises once all that was found is
-    finished. What a thread raises is raised here.
+    finished. Exceptions of the threads are raised here.
     """
     tally = Tally(source_fps=round(source.fps, 3))
     raised: list[BaseException] = []
@@ -166,8 +164,8 @@ def run_stream(
     def drop() -> None:
         tally.dropped += 1
 
-    frames = _Slots(source.live, drop)
-    found = _Slots(live=False)
+    frames = _Slots[Frame](source.live, drop)
+    found = _Slots[tuple[Frame, Found]](live=False)
 
     def reading() -> None:
         try:
@@ -178,7 +176,7 @@ def run_stream(
         except BaseException as error:
             raised.append(error)
         finally:
-            # Here, and not in the other thread: OpenCV must not close what it is reading from.
+            # In this thread: OpenCV must not close a source that is being read.
             source.close()
         frames.end()
 
@@ -216,7 +214,7 @@ def run_stream(
         frames.stop.set()
         found.end()
         finisher.join()
-        reader.join(timeout=PATIENCE_S)  # one that hangs in a driver keeps its camera
+        reader.join(timeout=PATIENCE_S)  # a reader that hangs in a driver is left behind
     if frames.starved:
         tally.ended = f"no frame for {HANG_S:g} s: the camera or its driver hangs"
     if raised:
@@ -225,7 +223,7 @@ def run_stream(
 
 
 def _frames(source: Source, tally: Tally) -> Iterator[Frame]:
-    """Yield the frames of a source; skip broken ones of a file, end where a camera went away."""
+    """Yield the frames of a source; skip broken ones of a file, end where a camera is gone."""
     failed = 0
     last_s = time.perf_counter()
     while True:

@@ -1,21 +1,21 @@
-"""Finds small objects of large images: in overlapping tiles of the network's size, and at once.
+"""Finds small objects in large images: in overlapping tiles of the network's input size.
 
 Every bundle's `detect.py` carries this file's text.
 """
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from supernet.letterbox import Image
 
+from .found import Finder, Found
 from .postprocess import suppressed
 
 OVERLAP = 0.25
-"""Share of a tile that its neighbour shows too: a smaller object is whole in one of them."""
+"""Share of a tile that its neighbour shares; a smaller object is whole in one of them."""
 EDGE_PX = 2.0
-"""A box that near to a cut goes on beyond it."""
+"""A box this close to a tile's inner border is taken as cut off by it."""
 
 
 def tile_starts(side: int, tile: int) -> list[int]:
@@ -26,11 +26,11 @@ def tile_starts(side: int, tile: int) -> list[int]:
     return [round(start) for start in np.linspace(0, side - tile, count)]
 
 
-def detect_tiled(bundle: Any, image: Image, iou: float) -> Any:
+def detect_tiled(bundle: Finder, image: Image, iou: float) -> Found:
     """Return the objects of the whole image and of its tiles, whatever their score, each once.
 
-    A tile's box that touches a cut is dropped: the object is whole in the neighbour or, where it
-    is larger than the overlap, in the whole image.
+    A tile's box that touches an inner border is dropped: the object is whole in the neighbour or,
+    where it is larger than the overlap, in the whole image.
     """
     whole = bundle.detect(image, score=0.0)
     height, width = image.shape[:2]

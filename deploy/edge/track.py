@@ -1,23 +1,23 @@
-"""Follows objects through a video: ByteTrack (Zhang et al., ECCV 2022, arXiv:2110.06864).
+"""Tracks objects through a video: ByteTrack (Zhang et al., ECCV 2022, arXiv:2110.06864).
 
 Every box is used: first those of high score are matched with the tracks, then those of low score
-with the tracks that are left, since an object that is half hidden keeps its place but not its
-score. A Kalman filter of constant velocity predicts where a track is. Needs numpy only; every
+with the tracks that are left, since an object that is half hidden keeps its position but not
+its score. A Kalman filter of constant velocity predicts where a track is. Needs numpy only; every
 bundle's `detect.py` carries this file's text.
 """
 
-from typing import Any
-
 import numpy as np
+
+from .session import Array
 
 LOW_SHARE = 1 / 3
 """Lowest score that continues a track, as a share of the lowest that is reported."""
 NEW_SCORE = 0.1
 """How far above the lowest reported score a box must be to begin a track."""
-FIRST_IOU, SECOND_IOU, UNSURE_IOU = 0.2, 0.5, 0.3
+FIRST_IOU, SECOND_IOU, TENTATIVE_IOU = 0.2, 0.5, 0.3
 """Least overlap of a match: of high scores, of low ones, of tracks seen once."""
 LOST_S = 1.0
-"""How long a lost track may come back."""
+"""How long a lost track may be found again."""
 POSITION_STD, VELOCITY_STD = 1 / 20, 1 / 160
 """Standard deviations of the filter, as shares of a box's height."""
 
@@ -25,10 +25,10 @@ POSITION_STD, VELOCITY_STD = 1 / 20, 1 / 160
 class Track:
     """One object: centre x and y, aspect ratio and height, and the velocities of these."""
 
-    def __init__(self, box: Any, label: int, frame: int) -> None:
-        """Begin with a box; its velocity is unknown."""
+    def __init__(self, box: Array, label: int, frame: int) -> None:
+        """Begin at a box, with an unknown velocity."""
         self.label, self.seen, self.hits = label, frame, 1
-        self.number = 0  # given when it is reported first
+        self.number = 0  # assigned when it is first reported
         self.mean = np.concatenate([_centred(box), np.zeros(4)])
         height = self.mean[3]
         spread = np.array([2, 2, 0, 2]) * POSITION_STD * height + np.array([0, 0, 1e-2, 0])
@@ -49,7 +49,7 @@ class Track:
         self.mean = MOTION @ self.mean
         self.covariance = MOTION @ self.covariance @ MOTION.T + np.diag(noise**2)
 
-    def update(self, box: Any, frame: int) -> None:
+    def update(self, box: Array, frame: int) -> None:
         """Correct by a box that was found."""
         height = self.mean[3]
         noise = np.array([1, 1, 0, 1]) * POSITION_STD * height + np.array([0, 0, 1e-1, 0])
@@ -60,7 +60,7 @@ class Track:
         self.seen, self.hits = frame, self.hits + 1
 
     @property
-    def box(self) -> Any:
+    def box(self) -> Array:
         """Corners, xyxy."""
         x, y, aspect, height = self.mean[:4]
         width = aspect * height
@@ -70,19 +70,19 @@ class Track:
 MOTION = np.eye(8) + np.eye(8, k=4)
 
 
-def _centred(box: Any) -> Any:
+def _centred(box: Array) -> Array:
     x0, y0, x1, y1 = (float(side) for side in box)
     height = max(y1 - y0, 1e-3)
     return np.array([(x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / height, height])
 
 
 class Tracker:
-    """Numbers objects, frame by frame."""
+    """Gives each object a number, frame by frame."""
 
-    def __init__(self, fps: float, limits: Any) -> None:
+    def __init__(self, fps: float, limits: Array) -> None:
         """Begin without tracks; `limits` are the lowest scores reported, by class index [K].
 
-        Boxes from these scores on are sure, lower ones only continue a track.
+        Boxes of at least these scores are matched first, lower ones only continue tracks.
         Of a source without a rate 30 frames are a second.
         """
         self._limits = limits
@@ -90,16 +90,16 @@ class Tracker:
         self._tracks: list[Track] = []
         self._frame = 0
         self.count = 0
-        """Objects that were followed so far."""
+        """Objects that were tracked so far."""
 
-    def update(self, boxes_N4: Any, scores_N: Any, labels_N: Any) -> tuple[Any, Any]:
+    def update(self, boxes_N4: Array, scores_N: Array, labels_N: Array) -> tuple[Array, Array]:
         """Return the rows of the boxes that belong to a track, and the tracks' numbers."""
         self._frame += 1
         found: dict[int, Track] = {}
         for track in self._tracks:
             track.predict(lost=track.seen < self._frame - 1)
-        sure = [track for track in self._tracks if track.hits > 1 or track.seen == 1]
-        unsure = [track for track in self._tracks if track not in sure]
+        confirmed = [track for track in self._tracks if track.hits > 1 or track.seen == 1]
+        tentative = [track for track in self._tracks if track not in confirmed]
         limits_N = self._limits[labels_N]
         sufficient = scores_N >= limits_N
         high = [int(row) for row in np.flatnonzero(sufficient)]
@@ -116,10 +116,10 @@ class Tracker:
                     tracks[i].update(boxes_N4[rows[j]], self._frame)
             return [row for row in rows if row not in found]
 
-        high = match(sure, high, FIRST_IOU, True)
-        recent = [t for t in sure if t.seen == self._frame - 1 and t not in found.values()]
+        high = match(confirmed, high, FIRST_IOU, True)
+        recent = [t for t in confirmed if t.seen == self._frame - 1 and t not in found.values()]
         match(recent, low, SECOND_IOU, False)
-        high = match(unsure, high, UNSURE_IOU, True)
+        high = match(tentative, high, TENTATIVE_IOU, True)
         for row in high:
             if scores_N[row] >= min(limits_N[row] + NEW_SCORE, 1.0):
                 begun = Track(boxes_N4[row], int(labels_N[row]), self._frame)
@@ -143,7 +143,7 @@ class Tracker:
         return track.number
 
 
-def _overlaps(tracks: list[Track], boxes_N4: Any, labels_N: Any) -> Any:
+def _overlaps(tracks: list[Track], boxes_N4: Array, labels_N: Array) -> Array:
     """Return IoU of tracks and boxes, 0 where their classes differ, [tracks, boxes]."""
     if not tracks or not len(boxes_N4):
         return np.zeros((len(tracks), len(boxes_N4)))
@@ -154,10 +154,11 @@ def _overlaps(tracks: list[Track], boxes_N4: Any, labels_N: Any) -> Any:
     areas = [np.prod(np.clip(b[:, 2:] - b[:, :2], 0, None), -1) for b in (own, boxes_N4)]
     union = np.maximum(areas[0][:, None] + areas[1][None] - inner, 1e-9)
     same = np.array([track.label for track in tracks])[:, None] == np.asarray(labels_N)[None]
-    return inner / union * same
+    found: Array = inner / union * same
+    return found
 
 
-def assign(costs: Any) -> list[tuple[int, int]]:
+def assign(costs: Array) -> list[tuple[int, int]]:
     """Return the pairs of rows and columns of least total cost (shortest augmenting paths)."""
     costs = np.asarray(costs, dtype=np.float64)
     if not costs.size:

@@ -1,4 +1,4 @@
-"""Works off what `heat detect` is given: images, videos, cameras and streams.
+"""Runs `heat detect` on its sources: images, videos, cameras and streams.
 
 Every bundle's `detect.py` carries this file's text.
 """
@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,9 +16,11 @@ from supernet.letterbox import Image, read_image, why_unread
 
 from .capture import Source, image_count, is_animated
 from .drawing import draw
+from .found import Finder, Found
 from .labels import Labels
 from .postprocess import suppressed
 from .recorder import Recorder, show_frame
+from .records import DetectResult, FrameRecord, ImageRecord, Saved, StreamOutputs, StreamResult
 from .saving import outputs_of, recordings_of, write_image, write_whole
 from .score_limits import Limits, check_score, score_limits
 from .sources import expanded, image_paths, is_video, videos_in
@@ -28,18 +29,7 @@ from .tiles import detect_tiled
 from .track import Tracker
 
 SAME_PLACE_IOU = 0.6
-"""Overlap above which two objects are one, where a bundle does not state its own."""
-
-
-class Finder(Protocol):
-    """What of a bundle is needed here."""
-
-    names: list[str]
-    input_hw: tuple[int, int]
-    card: dict[str, Any]
-
-    def detect(self, image: Any, score: float | None = None) -> Any:
-        """Find objects of at least a score in an RGB image."""
+"""IoU above which two boxes are one object, where the bundle's card states none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +50,7 @@ class DetectOptions:
     track: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse thresholds and counts that mean nothing."""
+        """Refuse invalid thresholds and counts."""
         if self.score is not None:
             check_score(self.score)
         if self.limit < 0:
@@ -72,11 +62,11 @@ class DetectOptions:
         """Return the lowest score reported of each class."""
         return score_limits(bundle.card, bundle.names, self.score)
 
-    def finder(self, bundle: Finder) -> Callable[[Image], Any]:
-        """Return what finds the objects of one image, whatever their score."""
+    def finder(self, bundle: Finder) -> Callable[[Image], Found]:
+        """Return a function that finds the objects of one image, whatever their score."""
         iou = bundle.card.get("decode", {}).get("nms_iou") or SAME_PLACE_IOU
 
-        def find(image: Image) -> Any:
+        def find(image: Image) -> Found:
             if self.tiles:
                 found = detect_tiled(bundle, image, iou)
             else:
@@ -90,8 +80,8 @@ class DetectOptions:
 
 def detect_files(
     bundle: Finder, paths: Iterable[Path], options: DetectOptions
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Run the bundle on files; return a record for each, and the files that are no images.
+) -> tuple[list[ImageRecord], list[str]]:
+    """Run the bundle on files; return a record for each, and the files that are not images.
 
     With a folder to save to, images with boxes, `detections.json` and labels are written there.
     """
@@ -101,7 +91,7 @@ def detect_files(
     if options.labels is not None and save is not None:
         labels = Labels(options.labels, save, bundle.names, files)
     find, limits = options.finder(bundle), options.limits(bundle)
-    records: list[dict[str, Any]] = []
+    records: list[ImageRecord] = []
     broken: list[str] = []
     several: list[Path] = []
     for path in files:
@@ -112,13 +102,13 @@ def detect_files(
         if image_count(path) > 1:
             several.append(path)
         found = find(image).above(limits)
-        record = {"file": str(path), **found.record(bundle.names)}
+        saved: Saved = {}
         if path in targets:
             written = write_image(targets[path], draw(image, found, bundle.names))
-            record["saved"] = str(written)
+            saved["saved"] = str(written)
         if labels is not None:
             labels.add(path, image.shape[:2], found)
-        records.append(record)
+        records.append({"file": str(path), **found.record(bundle.names), **saved})
     if several:
         _warn(
             f"{several[0]}{_and_more(several)}: several images in one file (frames, or pages), of "
@@ -134,11 +124,11 @@ def detect_files(
 
 def detect_stream(
     bundle: Finder, source: str, options: DetectOptions, save: Path | None = None
-) -> dict[str, Any]:
+) -> StreamResult:
     """Run the bundle on a video file, a camera or a stream; return the JSON line.
 
     With `save`, a path without suffix, a video with boxes (.mp4) and a line of JSON for each frame
-    (.jsonl) are written there. What Ctrl-C ends is kept, what an error ends is not.
+    (.jsonl) are written there. After Ctrl-C they are kept, after an error they are not.
     """
     limits = options.limits(bundle)
     opened = Source(source)
@@ -149,7 +139,7 @@ def detect_stream(
         opened.close()
         raise
 
-    def finish(frame: Frame, found: Any) -> None:
+    def finish(frame: Frame, found: Found) -> None:
         if tracker is not None:
             rows, ids = tracker.update(found.boxes_xyxy_px, found.scores, found.labels)
             shown = replace(found.at(rows), ids=ids)
@@ -159,7 +149,7 @@ def detect_stream(
             return
         drawn = draw(frame.image, shown, bundle.names)
         if recorder is not None:
-            record = {
+            record: FrameRecord = {
                 "frame": frame.number,
                 "time_s": round(frame.time_s, 3),
                 **shown.record(bundle.names),
@@ -173,7 +163,7 @@ def detect_stream(
         tally = run_stream(opened, options.finder(bundle), finish, limit=options.limit)
         whole = tally.done > 0
     except KeyboardInterrupt:
-        whole = True  # the only end that a camera has
+        whole = True  # how detection on a camera is ended
         raise
     finally:
         if recorder is not None:
@@ -181,18 +171,21 @@ def detect_stream(
                 recorder.close()
             else:
                 recorder.discard()
-    tracks = {} if tracker is None else {"tracks": tracker.count}
-    saved = {} if recorder is None else {"saved": str(recorder.video)}
-    return {"source": masked(source), **tally.summary(), **tracks, **saved}
+    outputs: StreamOutputs = {}
+    if tracker is not None:
+        outputs["tracks"] = tracker.count
+    if recorder is not None:
+        outputs["saved"] = str(recorder.video)
+    return {"source": masked(source), **tally.summary(), **outputs}
 
 
 def detect_sources(
     bundle: Finder, sources: Sequence[str], options: DetectOptions
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[DetectResult | StreamResult, list[str]]:
     """Run the bundle on images, folders and patterns, then on videos, cameras and streams.
 
-    Return the JSON line and what was wrong. Of one video the line is its own; of several, and of
-    images besides, `videos` has one for each.
+    Return the JSON line and the problems. A single video's line is its own result; with several
+    videos, or images too, `videos` has one result for each.
     """
     save, sources = options.save, expanded(sources)
     videos = [source for source in sources if is_video(source) and not _still(source)]
@@ -206,8 +199,9 @@ def detect_sources(
             images.append(path)
     _warn_of_what_is_left_out(options, named, videos)
     saved = recordings_of(videos, save) if save is not None else {}
-    results, problems = [], []
-    result: dict[str, Any] = {}
+    results: list[StreamResult] = []
+    problems: list[str] = []
+    result: DetectResult = {}
     if images:
         records, broken = detect_files(bundle, images, options)
         result = summary(records)
@@ -224,14 +218,16 @@ def detect_sources(
         except DataError as error:
             if len(videos) == 1 and not images:
                 raise
-            problems.append(str(error))  # the others are not to blame
+            problems.append(str(error))  # and go on with the other videos
             continue
         results.append(done)
         lost = what_was_lost(done)
         problems += [lost] if lost else []
     if len(videos) == 1 and not images:
         return results[0], problems
-    return {**result, **({"videos": results} if videos else {})}, problems
+    if videos:
+        result["videos"] = results
+    return result, problems
 
 
 def _warn_of_what_is_left_out(
@@ -270,8 +266,8 @@ def _still(source: str) -> bool:
     return path.suffix.lower() == ".gif" and path.is_file() and not is_animated(path)
 
 
-def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the JSON line of a detection run."""
+def summary(records: list[ImageRecord]) -> DetectResult:
+    """Return the JSON line of images."""
     latencies = [record["latency_ms"] for record in records]
     return {
         "images": len(records),
@@ -280,8 +276,8 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def what_was_lost(result: dict[str, Any]) -> str:
-    """Say what was wrong with a stream's source; empty where nothing was."""
+def what_was_lost(result: StreamResult) -> str:
+    """Return what was wrong with a stream's source; empty where nothing was."""
     source, done = result["source"], result["frames"]
     if result["ended"]:
         return f"{source}: {result['ended']}: is it still there?"

@@ -39,7 +39,7 @@ def find_candidates(
     """Return every combination of the sizes and precisions asked for, and the data."""
     from ..thinning.candidates import Candidate
 
-    trained = workspace.stage("supernet")
+    trained = workspace.stages().get("supernet")
     data = data or (Path(trained["data"]) if trained else None)
     found = find_data(workspace, data, "train") if data is not None else None
     classes = found.num_classes if found is not None else None

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .options import Result
+from ..records import Result
 
 
 def check(folder: Path, /) -> Result:

@@ -1,9 +1,10 @@
 """Finds what a command works on: the device, the data, the search space."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from ..workspace import Workspace
 
@@ -24,7 +25,7 @@ def find_target(
     *,
     elsewhere: bool = False,
 ) -> "Target":
-    """Resolve a device on this machine, or take it as declared if it stands elsewhere."""
+    """Resolve a device on this machine, or take it as declared if it is another machine."""
     from latency_tables.devices import declared, resolve
 
     find = declared if elsewhere else resolve
@@ -38,19 +39,22 @@ def last_target(
     threads: int | None,
     precision: str | None = None,
     *,
-    stages: tuple[str, ...],
+    stages: Sequence[Literal["profile", "thin"]],
     elsewhere: bool = False,
 ) -> "Target":
     """Resolve the device asked for, or that of the first of the stages that ran."""
-    last = next(filter(None, map(workspace.stage, stages)), {})
-    own = device is None or device == last.get("requested")
-    if device is None or device == last.get("requested"):
-        device = last.get("requested", "cpu")
-        runtime = last.get("runtime") if runtime is None else runtime
-        threads = last.get("threads") if threads is None else threads
-        precision = last.get("precision") if precision is None else precision
-    found = find_target(device, runtime, threads, precision, elsewhere=elsewhere)
-    if own and found.runtime == last.get("runtime"):
+    recorded = workspace.stages()
+    last = next((recorded[stage] for stage in stages if stage in recorded), None)
+    if last is None or device not in (None, last.get("requested")):
+        return find_target(device or "cpu", runtime, threads, precision, elsewhere=elsewhere)
+    found = find_target(
+        last.get("requested", "cpu"),
+        last.get("runtime") if runtime is None else runtime,
+        last.get("threads") if threads is None else threads,
+        last.get("precision") if precision is None else precision,
+        elsewhere=elsewhere,
+    )
+    if found.runtime == last.get("runtime"):
         found = replace(
             found,
             spinning=last.get("spinning", found.spinning),
@@ -74,8 +78,8 @@ def thin_target(
     from supernet.errors import TableError
 
     asked = (workspace, device, runtime, threads, precision)
-    stages = ("profile", "thin")
-    last = workspace.stage("profile")
+    stages: tuple[Literal["profile", "thin"], ...] = ("profile", "thin")
+    last = workspace.stages().get("profile")
     absent = last is not None and not last["here"] and device in (None, last["requested"])
     if trust:
         far = last_target(*asked, stages=stages, elsewhere=True)
@@ -97,11 +101,10 @@ def thin_target(
 def find_heatdetr(name: str) -> "Architecture":
     """Return a HeatDETR by its name or file."""
     from supernet.errors import UserError
-    from supernet.heatdetr.architecture import Architecture
     from supernet.network import find_architecture
 
     found = find_architecture(name)
-    if not isinstance(found, Architecture):
+    if found.family != "heatdetr":
         raise UserError(f"--architecture {name}: a HeatDETR is needed here, not {found.family}")
     return found
 
@@ -114,12 +117,11 @@ def attending(
     clusters: int | None = None,
 ) -> "AnyArchitecture":
     """Return an architecture with other attention in its encoder, where that is asked for."""
-    from supernet.detr.family import DetrArchitecture
     from supernet.errors import UserError
 
     asked = {"attention": attention, "rounds": rounds, "window": window, "clusters": clusters}
     changes = {key: value for key, value in asked.items() if value is not None}
-    if changes and not isinstance(architecture, DetrArchitecture):
+    if changes and architecture.family == "heatdetr":
         raise UserError(
             f"--{next(iter(changes))}: {architecture.name} is no DETR; a HeatDETR's attention is "
             "its global block, in architecture.json"
@@ -137,12 +139,13 @@ def ending_in(
 
 
 def find_data(workspace: Workspace, root: Path | None, split: str) -> "DetectionSet":
-    """Load a split of the folder given, or of the last training; say what is wrong in it."""
+    """Load a split of the folder given, or of the last training; warn of what is wrong in it."""
     from supernet.data.coco import load_split
     from supernet.errors import UserError
 
     if root is None:
-        trained = workspace.stage("train") or workspace.stage("supernet")
+        stages = workspace.stages()
+        trained = stages.get("train") or stages.get("supernet")
         if trained is None:
             raise UserError("which data? give --data DIR (a small set: heat data shapes)")
         root = Path(trained["data"])
@@ -159,8 +162,8 @@ def find_data(workspace: Workspace, root: Path | None, split: str) -> "Detection
 
 
 def recorded_data(workspace: Workspace, without: str) -> Path | None:
-    """Return the data of the last training; where it is gone, say so and what is done without."""
-    trained = workspace.stage("train")
+    """Return the data of the last training; where it is gone, warn and say what is left out."""
+    trained = workspace.stages().get("train")
     if trained is None:
         return None
     root = Path(trained["data"])
@@ -186,7 +189,7 @@ def find_space(
     input_size: str | None,
     classes: int | None,
     *,
-    stages: tuple[str, ...] = ("profile",),
+    stages: Sequence[Literal["profile", "supernet"]] = ("profile",),
     default: str = "large",
     output_stride: str | None = None,
     head: "HeadKind | None" = None,
@@ -197,15 +200,16 @@ def find_space(
 
     from ..spaces import search_space
 
-    last = next(filter(None, map(workspace.stage, stages)), None)
+    recorded = workspace.stages()
+    last = next((recorded[stage] for stage in stages if stage in recorded), None)
     if name is None and last is not None:
         space = SearchSpace.from_dict(last["space"], "run.json")
-        changes: dict[str, Any] = {}
+        template = space.template
         if input_size is not None:
-            changes["input_size"] = parse_size(input_size)
+            template = template.with_(input_size=parse_size(input_size))
         if classes is not None:
-            changes["num_classes"] = classes
-        space = replace(space, template=space.template.with_(**changes))
+            template = template.with_(num_classes=classes)
+        space = replace(space, template=template)
     else:
         size = parse_size(input_size or "448x448")
         space = search_space(name or default, input_size=size, num_classes=classes or 80)

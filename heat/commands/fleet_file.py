@@ -1,8 +1,9 @@
 """Reads a fleet file: one supernet serves a fleet, a network for each of its devices."""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, TypedDict, cast, get_args
 
 from supernet.errors import DeviceError, TableError, UserError
 from supernet.heatdetr.input_size import parse_size
@@ -34,7 +35,23 @@ CHOICES: dict[str, tuple[str, ...]] = {
 LONGEST_NAME = 100
 
 
-def read_fleet(path: Path) -> dict[str, dict[str, Any]]:
+class MemberTable(TypedDict, total=False):
+    """The table of one network in a fleet file."""
+
+    device: str
+    runtime: str
+    precision: str
+    threads: int
+    input_size: str
+    trust_table: bool
+    target_fps: float
+    max_latency_ms: float
+    percentile: Percentile
+    max_memory_mb: float
+    max_size_mb: float
+
+
+def read_fleet(path: Path) -> dict[str, MemberTable]:
     """Read the tables of a fleet file: a name each, a device, and at least one limit of speed."""
     try:
         fleet = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -52,10 +69,10 @@ def read_fleet(path: Path) -> dict[str, dict[str, Any]]:
             known = ", ".join((*WHERE, *LIMITS))
             raise UserError(f"{path} [{name}]: unknown {unknown[0]!r}, known are {known}")
         _check_member(f"{path} [{name}]", name, values)
-    return fleet
+    return cast(dict[str, MemberTable], fleet)
 
 
-def _check_member(where: str, name: str, values: dict[str, Any]) -> None:
+def _check_member(where: str, name: str, values: Mapping[str, object]) -> None:
     """Refuse a name that is no folder's, and values of another kind than their key's."""
     folder = name.strip() == name and Path(name).name == name and len(name) <= LONGEST_NAME
     if not folder or name in ("", ".", "..") or "\\" in name or not name.isprintable():
@@ -66,17 +83,24 @@ def _check_member(where: str, name: str, values: dict[str, Any]) -> None:
             raise UserError(f"{where}: {key} = {value!r}: {text} is needed")
         if key in CHOICES and value not in CHOICES[key]:
             raise UserError(f"{where}: {key} = {value!r}: one of {', '.join(CHOICES[key])}")
+    table = cast(MemberTable, values)
     try:
-        _limits(values)
-        precisions(values.get("precision"))
-        for side in values.get("input_size", "448x448").split(".."):
+        _limits(table)
+        precisions(table.get("precision"))
+        for side in table.get("input_size", "448x448").split(".."):
             parse_size(side)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
 
-def _limits(values: dict[str, Any]) -> Limits:
-    return Limits(**{key: values[key] for key in LIMITS if key in values})
+def _limits(values: MemberTable) -> Limits:
+    return Limits(
+        target_fps=values.get("target_fps"),
+        max_latency_ms=values.get("max_latency_ms"),
+        percentile=values.get("percentile", "p50"),
+        max_memory_mb=values.get("max_memory_mb"),
+        max_size_mb=values.get("max_size_mb"),
+    )
 
 
 def find_members(

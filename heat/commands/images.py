@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from .options import PrecisionName, Result, Threads
+from ..records import Result
+from .options import PrecisionName, Threads
 
 
 def detect(
@@ -70,12 +71,16 @@ def detect(
         if not loaded.card["trained"]:
             print("warning: this bundle is UNTRAINED: its detections mean nothing", file=sys.stderr)
         result, problems = detect_sources(loaded, sources, options)
-    for record in result.get("detections", []):
-        print(
-            f"{record['file']}: {len(record['names'])} objects, {record['latency_ms']:.1f} ms",
-            file=sys.stderr,
-        )
-    for video in result.get("videos", [result] if "frames" in result else []):
+    if "frames" in result:
+        videos = [result]
+    else:
+        videos = result.get("videos", [])
+        for record in result.get("detections", []):
+            print(
+                f"{record['file']}: {len(record['names'])} objects, {record['latency_ms']:.1f} ms",
+                file=sys.stderr,
+            )
+    for video in videos:
         print(
             f"{video['source']}: {video['frames']} frames at {video['fps']:.1f} FPS, "
             f"{video['dropped']} dropped",

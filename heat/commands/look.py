@@ -2,9 +2,10 @@
 
 from dataclasses import asdict
 
+from ..records import Result
 from ..workspace import DEFAULT, Workspace
 from .find import find_judged, recorded_data
-from .options import Data, DeviceName, Out, Result, Size
+from .options import Data, DeviceName, Out, Size
 
 
 def describe(what: str = "medium", /, *, input_size: Size = None) -> Result:
@@ -15,7 +16,6 @@ def describe(what: str = "medium", /, *, input_size: Size = None) -> Result:
             architecture.json.
     """
     from supernet.counting import count_macs, count_params
-    from supernet.heatdetr.architecture import Architecture
     from supernet.heatdetr.input_size import parse_size
     from supernet.network import find_architecture
 
@@ -24,7 +24,7 @@ def describe(what: str = "medium", /, *, input_size: Size = None) -> Result:
     architecture = find_architecture(what)
     if input_size is not None:
         architecture = architecture.with_(input_size=parse_size(input_size))
-    if isinstance(architecture, Architecture):
+    if architecture.family == "heatdetr":
         describe_architecture(architecture)
     macs = count_macs(architecture)
     return {
@@ -55,14 +55,14 @@ def devices() -> Result:
 
 
 def doctor(*, device: DeviceName | None = None, out: Out = DEFAULT) -> Result:
-    """Say what stands in HEAT's way here, and the command that mends it.
+    """Check what may keep HEAT from working here, and print the command that fixes it.
 
     Exits with 2 where something does not work; with --device also what that device needs.
     """
     from latency_tables.devices import find_device
     from supernet.errors import UserError
 
-    from ..doctor import examine, show
+    from ..stages.doctor import examine, show
 
     findings = examine(Workspace(out), find_device(device) if device else None)
     show(findings)

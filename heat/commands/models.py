@@ -6,6 +6,7 @@ from typing import Annotated, Literal, cast
 
 from cyclopts import Parameter
 
+from ..records import Result
 from ..workspace import DEFAULT, Workspace
 from .find import attending, find_data, find_judged, find_target, last_target, recorded_data
 from .options import (
@@ -18,7 +19,6 @@ from .options import (
     HeadName,
     Out,
     PrecisionName,
-    Result,
     Rounds,
     Runtime,
     Seed,
@@ -122,7 +122,7 @@ def export(
     from ..thinning.thinned import find_thinned
 
     if gpu is not None and format != "tensorrt":
-        raise UserError(f"--gpu says what an engine is for: --format tensorrt, not {format}")
+        raise UserError(f"--gpu is for engines: --format tensorrt, not {format}")
     workspace = Workspace(out)
     runtime = RUNTIME_OF[format]
     thinned = find_thinned(workspace)
@@ -133,7 +133,7 @@ def export(
         same = thinned is not None and thinned.runtime == runtime
         used = thinned.precision if thinned is not None and same else "f32"
         precision = cast("PrecisionName", used)
-    stages = ("thin", "profile")
+    stages: tuple[Literal["profile", "thin"], ...] = ("thin", "profile")
     if gpu is not None:
         # Its graph is checked here; a GPU is not needed.
         target = last_target(workspace, "cpu", "onnxruntime", threads, "f32", stages=stages)

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, Token, convert
 
-Result = dict[str, Any]
 Format = Literal["onnx", "openvino", "tensorrt"]
 RuntimeName = Literal["onnxruntime", "openvino", "tensorrt", "torch"]
 SpaceName = Literal["micro", "mini", "midi", "base", "large"]
@@ -36,11 +35,11 @@ Data = Annotated[
 ]
 Space = Annotated[SpaceName | None, Parameter(help="Size of the supernet.")]
 StrideName = Literal["16", "32"]
-STRIDE = Parameter(help="Pixels between the cells that objects are found in; 16 for small objects.")
+STRIDE = Parameter(help="Output stride in pixels; 16 for small objects.")
 OutputStride = Annotated[StrideName | None, STRIDE]
 HeadName = Annotated[
     Literal["nms", "one-to-one"] | None,
-    Parameter(help="one-to-one says each object once: nothing is suppressed on the device."),
+    Parameter(help="one-to-one predicts each object once: no NMS on the device."),
 ]
 Backbone = Annotated[Path | None, Parameter(help="Weights of heat pretrain to start from.")]
 AttentionName = Annotated[
@@ -48,7 +47,7 @@ AttentionName = Annotated[
     Parameter(help="Self-attention of a DETR's encoder; as it was trained by default."),
 ]
 Rounds = Annotated[
-    int | None, Parameter(help="Rounds of ACT's hash, up to 32: fewer are faster and coarser.")
+    int | None, Parameter(help="Hash functions of ACT, up to 32: fewer are faster and coarser.")
 ]
 Window = Annotated[int | None, Parameter(help="Tokens of a window of enact and pool.")]
 Which = Annotated[
@@ -91,7 +90,7 @@ Resume = Annotated[
         "stopped early is finished, unless --patience is larger."
     ),
 ]
-Restart = Annotated[bool, Parameter(help="Begin again, replacing what stands.")]
+Restart = Annotated[bool, Parameter(help="Begin again, replacing what exists.")]
 
 
 def whole(kind: Any, tokens: Sequence[Token]) -> Any:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from supernet.errors import UserError
 
+from ..records import Result
 from ..workspace import DEFAULT, Workspace
 from .find import find_data, find_space, find_target
 from .options import (
@@ -21,7 +22,6 @@ from .options import (
     OutputStride,
     Precision,
     Restart,
-    Result,
     Resume,
     Runtime,
     Seed,
@@ -61,7 +61,7 @@ def profile(
 ) -> Result:
     """Measure a latency table through the runtime that will be deployed.
 
-    What is already measured stands. With --data the head has that data's number of classes.
+    What is already measured is kept. With --data the head has that data's number of classes.
 
     Args:
         spinning: How ONNX Runtime's threads wait: brief sleeps soon and serves best beside other
@@ -74,7 +74,7 @@ def profile(
         host_python: Python on that host.
         pack: Write the probe and its models to this file, to be carried to the device.
         unpack: Read the results file that a carried probe wrote.
-        estimate: Make the table from the device's published figures; every row says so.
+        estimate: Make the table from the device's published figures; every row is marked so.
         few_shot: With --estimate, measure so many entries on this machine, or on --host, and
             correct the estimate by them.
         compare: Two tables; do they agree within 5 % on the median entry?
@@ -82,11 +82,11 @@ def profile(
     """
     workspace = Workspace(out)
     if compare is not None:
-        from ..stages.reading import compare_tables
+        from ..stages.show import compare_tables
 
         return compare_tables(*compare)
     if show is not None:
-        from ..stages.reading import show_device
+        from ..stages.show import show_device
 
         return show_device(workspace, show)
     if unpack is not None:
@@ -175,7 +175,7 @@ def supernet(
         show: Draw r of every position over time, and the importance of each.
     """
     if show:
-        from ..stages.reading import show_supernet
+        from ..stages.show import show_supernet
 
         return show_supernet(Workspace(out))
     if data is None:

@@ -7,8 +7,9 @@ from cyclopts import Parameter
 
 from supernet.errors import UserError
 
+from ..records import Result
 from ..workspace import DEFAULT, Workspace
-from .options import Data, Out, Result, Runtime, Space, Threads
+from .options import Data, Out, Runtime, Space, Threads
 
 
 def thin(
@@ -45,7 +46,7 @@ def thin(
         max_memory_mb: Most peak memory of the process that runs it, MiB.
         max_size_mb: Largest ONNX file, MiB.
         device: Device, the last profiled one by default. Given several times, one network must
-            keep the limits on all of them; NAME:RUNTIME:PRECISION says what differs.
+            keep the limits on all of them; NAME:RUNTIME:PRECISION where they differ.
         precision: f32, f16, bf16, int8; several with commas between, and the best is searched.
         input_size: HxW in multiples of 32, or 320..640: the best size of these is searched.
         trust_table: Use a table that is not of this machine, runtime version or precision; what
@@ -66,13 +67,15 @@ def thin(
 
         return compare(*diff)
     if explain:
-        from ..stages.explain import explain as tell
+        from ..stages.explain import explain as run_explain
 
-        return tell(workspace)
+        return run_explain(workspace)
     asked = (target_fps, max_latency_ms, max_memory_mb, max_size_mb, device, input_size, precision)
     if targets is not None:
         if any(value is not None for value in asked):
-            raise UserError("--targets: the fleet file says devices and limits, leave out the rest")
+            raise UserError(
+                "--targets: the fleet file gives devices and limits, leave out the rest"
+            )
         from ..stages.fleet import thin_fleet
         from .fleet_file import find_members
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from ..records import Result
 from ..workspace import DEFAULT, Workspace
 from .find import attending, ending_in, find_data, find_heatdetr
 from .options import (
@@ -22,7 +23,6 @@ from .options import (
     Out,
     OutputStride,
     Restart,
-    Result,
     Resume,
     Rounds,
     Seed,
@@ -52,23 +52,23 @@ def pretrain(
     restart: Restart = False,
     out: Out = DEFAULT,
 ) -> Result:
-    """Train a backbone to tell classes of pictures apart, for train and supernet --backbone.
+    """Train a backbone to classify images, for train and supernet --backbone.
 
     Swin's recipe, 300 epochs in batches of 64, where nothing else is asked for.
 
     Args:
-        data: Folder with train/CLASS/ and val/CLASS/ folders of pictures.
+        data: Folder with train/CLASS/ and val/CLASS/ folders of images.
     """
     from latency_tables.probe.machine import physical_cores
     from supernet.heatdetr.input_size import parse_size
-    from supernet.train.pretraining import load_pictures
+    from supernet.train.pretraining import load_image_folders
     from supernet.train.recipes import PRETRAIN, changed
     from supernet.train.running import Running
 
     from ..stages.pretrain import pretrain as run
 
-    pictures = load_pictures(data, "train")
-    val = load_pictures(data, "val", pictures.names) if (data / "val").is_dir() else None
+    images = load_image_folders(data, "train")
+    val = load_image_folders(data, "val", images.names) if (data / "val").is_dir() else None
     config = changed(
         PRETRAIN,
         epochs=epochs,
@@ -88,7 +88,7 @@ def pretrain(
         tensorboard=tensorboard,
     )
     chosen = find_heatdetr(architecture).with_(input_size=parse_size(input_size or "224x224"))
-    return run(Workspace(out), pictures, val, chosen, config, running)
+    return run(Workspace(out), images, val, chosen, config, running)
 
 
 def train(
@@ -173,7 +173,7 @@ def train(
         chosen = find_architecture(architecture)
     if input_size is not None:
         chosen = chosen.with_(input_size=parse_size(input_size))
-    if isinstance(chosen, Architecture):
+    if chosen.family == "heatdetr":
         chosen = ending_in(chosen, output_stride, head)
     elif output_stride is not None or head is not None:
         raise UserError(f"--output-stride and --head are of HeatDETR, not of {chosen.family}")
@@ -239,7 +239,6 @@ def adopt(
         architecture: detr-r50, detr-r50-dc5, or an architecture.json.
         data: COCO-format folder; the network keeps its classes, by their category ids.
     """
-    from supernet.detr.family import DetrArchitecture
     from supernet.errors import UserError
     from supernet.heatdetr.input_size import parse_size
     from supernet.network import find_architecture
@@ -247,7 +246,7 @@ def adopt(
     from ..stages.adopt import adopt as run
 
     chosen = find_architecture(architecture)
-    if not isinstance(chosen, DetrArchitecture):
+    if chosen.family == "heatdetr":
         raise UserError(f"--architecture {architecture}: a DETR is needed, for instance detr-r50")
     if input_size is not None:
         chosen = chosen.with_(input_size=parse_size(input_size))

@@ -1,7 +1,6 @@
 """`heat adopt`: take a published DETR into the workspace, as if it had been trained here."""
 
 from pathlib import Path
-from typing import Any
 
 from supernet.checkpoint import CheckpointInfo, read_info, save_checkpoint
 from supernet.data.detection_set import DetectionSet
@@ -10,6 +9,7 @@ from supernet.detr.published import load_published
 from supernet.errors import UserError
 from supernet.train.claim import claimed
 
+from ..records import Result
 from ..workspace import Workspace
 
 
@@ -20,7 +20,7 @@ def adopt(
     data: DetectionSet | None,
     *,
     restart: bool = False,
-) -> dict[str, Any]:
+) -> Result:
     """Load a published checkpoint strictly and write it as the workspace's.
 
     With data its classes are the data's, by their category ids; else they are numbered. Weights

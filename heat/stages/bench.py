@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from deploy.edge.detect import read_card
 from deploy.edge.executed import dominant
@@ -14,8 +13,9 @@ from latency_tables.probe.machine import detect_cpu
 from supernet.atomic import check_replaceable
 from supernet.errors import UserError
 
+from ..records import Result
 from ..views.outputs import is_drawing
-from ..views.tables import print_race
+from ..views.tables import RaceRow, print_race
 
 
 def bench(
@@ -28,7 +28,7 @@ def bench(
     crowd: bool,
     picture: Path | None,
     input_hw: tuple[int, int] | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Time models in turns, each in a process of its own; print a table, draw a figure.
 
     A bundle runs as its card says, an .onnx or .xml file in `runtime`, `precision`, `threads`; one
@@ -121,7 +121,7 @@ def names_apart(paths: Sequence[Path]) -> list[str]:
     ]
 
 
-def _row(entrant: Entrant, lap: Lap, first: Lap) -> dict[str, Any]:
+def _row(entrant: Entrant, lap: Lap, first: Lap) -> RaceRow:
     return {
         "model": lap.name,
         "runtime": entrant.runtime,

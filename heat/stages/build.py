@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deploy.form import RUNTIME_OF, Format
 from latency_tables.devices import Target
@@ -21,6 +21,7 @@ from supernet.train.deadline import Budget
 from supernet.train.recipes import TrainConfig, recipe
 from supernet.train.running import Running
 
+from ..records import Asked, BuildPlan, Result
 from ..spaces import SPACES, search_space
 from ..thinning.candidates import Candidate
 from ..thinning.ceiling import refuse_impossible
@@ -47,7 +48,7 @@ from .thin import thin
 from .train import train
 
 PROXY_MINUTES = 20.0
-"""Shorter builds weigh moves by importance mass: the check of the others takes minutes."""
+"""Shorter builds score moves by importance mass: the check of the other proxies takes minutes."""
 SHORT_RUN_LOGIT_RATE = 1e-2
 """Step of the selection logits in builds: ten times the default, for runs of few steps."""
 
@@ -66,8 +67,8 @@ def build(
     output_stride: int,
     head: HeadKind,
     seed: int,
-) -> dict[str, Any]:
-    """Plan, profile, train the supernet, thin, train, export, evaluate; finished stages stand."""
+) -> Result:
+    """Plan, profile, train the supernet, thin, train, export, evaluate; skip finished stages."""
     limits = Limits(target_fps=target_fps)
     TrainConfig(seed=seed)  # refused now, not after the profile
     if not (math.isfinite(minutes) and minutes > 0):
@@ -84,7 +85,7 @@ def build(
         for name in ([space] if space is not None else SPACES)
     ]
     refuse_impossible([(smallest, (target,), (limits,)) for smallest in spaces])
-    asked = {
+    asked: Asked = {
         "data": str(data.root.absolute()),
         "target_fps": target_fps,
         "device": target.name,
@@ -100,7 +101,7 @@ def build(
     plan = _plan(workspace, target, data, asked)
     chosen = SearchSpace.from_dict(plan["space"], "run.json")
     _step("profile")
-    if not _stands(workspace, "profile", space=plan["space"], runtime=target.runtime):
+    if not _finished(workspace, "profile", space=plan["space"], runtime=target.runtime):
         profile(workspace, target, chosen)
     _step("supernet")
     epochs = _supernet_epochs(workspace, plan, chosen, data, time.monotonic() - started)
@@ -111,7 +112,7 @@ def build(
     budget = Budget(seconds, fewest_epochs=SUPERNET_EPOCHS[0])
     train_supernet(workspace, data, chosen, config, search, running=replace(running, budget=budget))
     _step("thin")
-    if not _stands(workspace, "thin", target_fps=target_fps, met=True):
+    if not _finished(workspace, "thin", target_fps=target_fps, met=True):
         ap_drop: ApDropBy = "auto" if minutes >= PROXY_MINUTES else "mass"
         thin(workspace, [Candidate(chosen, (target,), (limits,))], data=data, ap_drop=ap_drop)
     _step("train")
@@ -139,21 +140,20 @@ def build(
     return workspace.record("build", result)
 
 
-def _plan(
-    workspace: Workspace, target: Target, data: DetectionSet, asked: dict[str, Any]
-) -> dict[str, Any]:
-    stands = workspace.stage("plan")
-    if stands is not None:
-        stands = {**stands, "data": str(Path(stands["data"]).absolute())}
-        different = [key for key, value in asked.items() if stands.get(key) != value]
+def _plan(workspace: Workspace, target: Target, data: DetectionSet, asked: Asked) -> BuildPlan:
+    kept = workspace.stages().get("plan")
+    if kept is not None:
+        kept = {**kept, "data": str(Path(kept["data"]).absolute())}
+        different = [key for key, value in asked.items() if kept.get(key) != value]
         if different:
             raise UserError(
                 f"{workspace.root} holds a build with another {', '.join(different)}: "
                 "use another --out, or the same options to go on"
             )
-        return stands
+        return kept
     _step("plan")
-    size = tuple(asked["asked_size"] or choose_input_size(data.records))
+    height, width = asked["asked_size"] or choose_input_size(data.records)
+    size = (height, width)
     named = partial(
         search_space,
         input_size=size,
@@ -167,7 +167,7 @@ def _plan(
         space = choose_space(named, target, asked["target_fps"], data, asked["minutes"])
     seconds = step_seconds(Supernet(space), data)
     budget = SUPERNET_SHARE * asked["minutes"] * 60
-    plan = {
+    plan: BuildPlan = {
         **asked,
         "space": space.to_dict(),
         "input_size": list(size),
@@ -178,12 +178,13 @@ def _plan(
         f"{plan['supernet_epochs']} epochs",
         file=sys.stderr,
     )
-    return workspace.record("plan", plan)
+    workspace.record("plan", plan)
+    return plan
 
 
 def _supernet_epochs(
     workspace: Workspace,
-    plan: dict[str, Any],
+    plan: BuildPlan,
     space: SearchSpace,
     data: DetectionSet,
     spent_s: float,
@@ -192,11 +193,12 @@ def _supernet_epochs(
 
     They are fixed when the supernet is first started, so that it is resumed as it began.
     """
-    stands = workspace.stage("supernet-plan")
-    if stands is not None and stands["space"] == plan["space"]:
-        return int(stands["epochs"])
-    planned = int(plan["supernet_epochs"])
-    begun = workspace.stage("supernet") is not None or (workspace.supernet / "state.pt").exists()
+    stages = workspace.stages()
+    kept = stages.get("supernet-plan")
+    if kept is not None and kept["space"] == plan["space"]:
+        return kept["epochs"]
+    planned = plan["supernet_epochs"]
+    begun = "supernet" in stages or (workspace.supernet / "state.pt").exists()
     epochs = planned
     if not begun:
         seconds = step_seconds(Supernet(space), data)
@@ -220,9 +222,9 @@ def _train_epochs(
     spent_s: float,
 ) -> int:
     """Return the epochs of the final training, fixed at the first start."""
-    kept = workspace.stage("train-plan")
+    kept = workspace.stages().get("train-plan")
     if kept is not None and _plain(architecture) == kept["architecture"]:
-        return int(kept["epochs"])
+        return kept["epochs"]
     seconds = step_seconds(Detector(architecture), data)
     images = len(data.records)
     _, budget = training_budgets(minutes, spent_s)
@@ -246,8 +248,9 @@ def _say_replanned(
         print(f"{text}{late_s:.0f} s late", file=sys.stderr)
 
 
-def _stands(workspace: Workspace, name: str, **expected: Any) -> bool:
-    found = workspace.stage(name)
+def _finished(workspace: Workspace, name: Literal["profile", "thin"], **expected: object) -> bool:
+    """Return whether a stage has been run with the expected results."""
+    found = workspace.stages().get(name)
     return found is not None and all(found.get(key) == value for key, value in expected.items())
 
 

@@ -1,19 +1,16 @@
-"""ACT in exported graphs: a bound of its clusters, found on pictures, and where it cannot run."""
+"""ACT in exported graphs: a calibrated bound on its clusters, and where it cannot run."""
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
-from torch import nn
 
 from deploy.form import Form
 from supernet.attention import ActAttention
 from supernet.attention.act import Seen
-from supernet.detr.detr import Host
 from supernet.errors import UserError
-from supernet.heatdetr.architecture import Architecture
 from supernet.letterbox import Image, letterbox
 from supernet.network import Network
 
@@ -22,24 +19,31 @@ COVERED = 0.95
 
 
 def check_attention(network: Network, form: Form) -> None:
-    """Refuse forms that the attention of a network cannot have."""
+    """Refuse deploy formats that do not suit the attention of a network."""
     if _cores(network) and form.checked_in == "openvino" and form.precision != "f32":
         raise UserError(
             f"--precision {form.precision}: OpenVINO would compute ACT's hash keys in it too, and "
             "they would overflow: --precision f32, or --format onnx"
         )
-    if not isinstance(network.architecture, Architecture) and (
-        form.raw or form.dynamic_batch or form.precision not in ("f32", "bf16")
-    ):
-        raise UserError(
-            f"{network.architecture.name}: the family of DETR is exported in f32, one image at a "
-            "time, decoding included"
-        )
+    network.check_format(form.precision, raw=form.raw, dynamic_batch=form.dynamic_batch)
+
+
+class Clusters(TypedDict):
+    """What the card states of ACT's clusters."""
+
+    bounds: list[int | None]
+    """Most clusters of each layer in the graph."""
+    share: list[float]
+    """Clusters per token, by layer."""
+    overflows: int
+    """Clusterings of the calibration that have more clusters than the bound."""
+    clusterings: int
+    images: int
 
 
 @torch.no_grad()
-def bound_clusters(network: Network, images: Sequence[Image]) -> dict[str, Any] | None:
-    """Bound ACT's clusters where nothing does yet; return what the card says of them.
+def bound_clusters(network: Network, images: Sequence[Image]) -> Clusters | None:
+    """Bound ACT's clusters where nothing does yet; return what the card states of them.
 
     The bound of each layer is what suffices for 95 % of the clusterings on the images. What went
     beyond is counted: there neighbours were merged.
@@ -51,9 +55,7 @@ def bound_clusters(network: Network, images: Sequence[Image]) -> dict[str, Any] 
     _run(network, cores, images, size)
     for core in (core for core in cores if core.most is None):
         core.most = core.seen.bound(COVERED)
-    if isinstance(network, Host):
-        bounds = tuple(core.most for core in cores if core.most is not None)
-        network.architecture = network.architecture.with_(clusters=bounds)
+    network.record_clusters([core.most for core in cores if core.most is not None])
     _run(network, cores, images, size)
     over = sum(core.seen.overflows for core in cores)
     groups = sum(core.seen.groups for core in cores)
@@ -72,7 +74,7 @@ def bound_clusters(network: Network, images: Sequence[Image]) -> dict[str, Any] 
     }
 
 
-def _cores(network: nn.Module) -> list[ActAttention]:
+def _cores(network: Network) -> list[ActAttention]:
     return [part for part in network.modules() if isinstance(part, ActAttention)]
 
 

@@ -1,4 +1,4 @@
-"""What may stand in HEAT's way on a machine, and what mends it: `heat doctor`.
+"""What may keep HEAT from working on a machine, and how to fix it: `heat doctor`.
 
 Looks, and runs one small graph in every runtime that is installed. Changes nothing. Works where
 HEAT was installed for the edge only: what needs more is imported where it is used.
@@ -35,8 +35,8 @@ from latency_tables.probe.machine import (
 from latency_tables.threads import ThreadTiming, best_count, describe, thread_check, trouble
 from supernet.errors import DeviceError, HeatError, UserError
 
-from .views.terminal import terminal
-from .workspace import Workspace
+from ..views.terminal import terminal
+from ..workspace import Workspace
 
 Level = Literal["ok", "warning", "wrong"]
 
@@ -61,7 +61,7 @@ class Finding:
     level: Level
     seen: str
     fix: str = ""
-    """The command that mends it, where something must be mended."""
+    """The command that fixes it, where something must be fixed."""
 
 
 def examine(workspace: Workspace, device: Device | None = None) -> list[Finding]:
@@ -80,9 +80,9 @@ def examine(workspace: Workspace, device: Device | None = None) -> list[Finding]
 
 
 def show(findings: Sequence[Finding]) -> None:
-    """Print what was looked at, and what mends what."""
+    """Print what was looked at, and what fixes what."""
     table = Table(title="heat doctor")
-    for column in ("what", "", "seen", "what mends it"):
+    for column in ("what", "", "seen", "fix"):
         table.add_column(column)
     styles = {"ok": "green", "warning": "yellow", "wrong": "red"}
     for finding in findings:
@@ -97,7 +97,7 @@ def packages() -> Iterator[Finding]:
     yield Finding("python", "ok", version)
     for wanted in map(Requirement, importlib.metadata.requires("heatdetr") or ()):
         marker = wanted.marker
-        if wanted.name == "heatdetr":  # an extra that stands for others
+        if wanted.name == "heatdetr":  # an extra that names others
             continue
         extras = [""] if marker is None else [e for e in EXTRAS if marker.evaluate({"extra": e})]
         for extra in extras:
@@ -133,11 +133,11 @@ def runtimes() -> Iterator[Finding]:
         try:
             with open_session(runtime, model, 1) as session:
                 (y,) = session.run({"x": ones})
-            fine, seen = bool(np.array_equal(y, ones + ones)), f"1 + 1 = {y.flat[0]:g}"
+            works, seen = bool(np.array_equal(y, ones + ones)), f"1 + 1 = {y.flat[0]:g}"
         except (HeatError, ImportError) as error:
-            fine, seen = False, str(error)
-        fix = "" if fine else f"pip install --force-reinstall {runtime}"
-        yield Finding(f"{runtime} runs", "ok" if fine else "wrong", seen, fix)
+            works, seen = False, str(error)
+        fix = "" if works else f"pip install --force-reinstall {runtime}"
+        yield Finding(f"{runtime} runs", "ok" if works else "wrong", seen, fix)
 
 
 def processor(cpu: Detected) -> Iterator[Finding]:

@@ -1,10 +1,9 @@
-"""`heat profile --host`, `--pack`, `--unpack`: devices that one does not sit at."""
+"""`heat profile --host`, `--pack`, `--unpack`: devices other than this machine."""
 
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from latency_tables.devices import Target, declared
 from latency_tables.pack import probe_version, read_plan, table_from_results, write_pack
@@ -15,6 +14,7 @@ from latency_tables.table_file import read_table
 from supernet.atomic import check_replaceable
 from supernet.heatdetr.supernet import SearchSpace
 
+from ..records import Result
 from ..tables import table_lock, table_path
 from ..views.outputs import is_pack
 from ..workspace import Workspace
@@ -24,7 +24,7 @@ PACKED_ENTRIES = 260
 """Entries that a device elsewhere is asked to time; all others are modelled from them."""
 
 
-def pack_probe(path: Path, target: Target, space: SearchSpace) -> dict[str, Any]:
+def pack_probe(path: Path, target: Target, space: SearchSpace) -> Result:
     """Write the probe and what a table needs into one file."""
     check_replaceable(path, "--pack", is_pack)
     checks = Checks()
@@ -48,7 +48,7 @@ def results_name(pack: Path) -> str:
     return pack.with_suffix(".results.jsonl").name
 
 
-def unpack_results(workspace: Workspace, path: Path) -> dict[str, Any]:
+def unpack_results(workspace: Workspace, path: Path) -> Result:
     """Turn a carried probe's results into a table of the workspace."""
     started = time.monotonic()
     table = table_from_results(path)
@@ -71,7 +71,7 @@ def unpack_results(workspace: Workspace, path: Path) -> dict[str, Any]:
 
 def profile_host(
     workspace: Workspace, target: Target, space: SearchSpace, address: str, python: str
-) -> dict[str, Any]:
+) -> Result:
     """Measure a table on another machine over ssh."""
     started = time.monotonic()
     host = Host(address, python=python)
@@ -80,7 +80,7 @@ def profile_host(
         with tempfile.TemporaryDirectory() as folder:
             pack = Path(folder) / "heat-probe.pyz"
             made = pack_probe(pack, target, space)
-            # The name tells packs apart, so that an interrupted one is found again.
+            # The name differs between packs, so that an interrupted one is found again.
             host.measure(pack, f"heat-{made['id']}-{probe_version()}", results)
         done = unpack_results(workspace, results)
         results.unlink()

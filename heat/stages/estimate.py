@@ -5,7 +5,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from latency_tables.devices import Target, resolve
 from latency_tables.estimate import (
@@ -23,8 +22,10 @@ from latency_tables.remote import Host
 from latency_tables.store import empty_table
 from latency_tables.table import LatencyTable
 from supernet.errors import DeviceError
+from supernet.heatdetr.operators.entries import Entry
 from supernet.heatdetr.supernet import SearchSpace
 
+from ..records import Result
 from ..tables import table_lock
 from ..workspace import Workspace
 from .profile import record
@@ -37,7 +38,7 @@ def estimate_table(
     few_shot: int,
     host: str | None,
     host_python: str,
-) -> dict[str, Any]:
+) -> Result:
     """Estimate every entry of the space; with `few_shot`, measure some and correct the rest."""
     started = time.monotonic()
     efficiencies = Efficiencies.load()
@@ -49,7 +50,7 @@ def estimate_table(
             f"warning: {op} is on no measured table: estimated by the coefficients of {nearest}",
             file=sys.stderr,
         )
-    errors: dict[str, Any] = {"estimate_error": efficiencies.error.get("other_setting")}
+    errors: dict[str, float | None] = {"estimate_error": efficiencies.error.get("other_setting")}
     if few_shot:
         chosen = spread_entries(entries, few_shot)
         real = _measure(target, space, chosen, host, host_python)
@@ -74,7 +75,7 @@ def estimate_table(
 
 
 def _measure(
-    target: Target, space: SearchSpace, chosen: list[Any], host: str | None, python: str
+    target: Target, space: SearchSpace, chosen: list[Entry], host: str | None, python: str
 ) -> LatencyTable:
     """Measure a few entries on the real device: over ssh, or here if this machine is it."""
     if host is not None:

@@ -1,9 +1,7 @@
 """`heat eval`: COCO average precision of a bundle, or of the torch checkpoint."""
 
 import sys
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from deploy.edge.detect import Bundle
 from deploy.export import write_card
@@ -15,12 +13,13 @@ from supernet.data.scoring_memory import warn_of_memory
 from supernet.errors import UserError
 from supernet.letterbox import Image
 
+from ..records import Result
 from ..views.learning import draw_confusion, draw_precision
 from ..workspace import Workspace
 from .network import Change, Which, as_it_is, load_network
 
 
-def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> dict[str, Any]:
+def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> Result:
     """Score an exported bundle on a split and write the result into its card."""
     with Bundle(folder) as bundle:
         data = data.numbered_as(bundle.names)
@@ -29,9 +28,8 @@ def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> d
             found = bundle.detect(image, score=0.0)  # AP is of all detections
             return found.boxes_xyxy_px, found.scores, found.labels
 
-        result = _scored(workspace, detect, data, str(folder), bundle.card["runtime"])
-    keys = [entry.name for entry in fields(Metrics)]
-    accuracy = {**{key: result[key] for key in keys}, "data": data.root.name, "split": data.split}
+        metrics, result = _scored(workspace, detect, data, str(folder), bundle.card["runtime"])
+    accuracy = {**metrics.rounded(), "data": data.root.name, "split": data.split}
     write_card(folder, {**bundle.card, "accuracy": accuracy})
     return result
 
@@ -41,7 +39,7 @@ def evaluate_checkpoint(
     data: DetectionSet,
     change: Change = as_it_is,
     which: Which | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Score the workspace's network in torch; `which` as `load_network`.
 
     An untrained one has no class names: it takes the data's, or is refused where it has another
@@ -59,12 +57,13 @@ def evaluate_checkpoint(
         model = workspace.architecture
     else:
         data, model = data.numbered_as(names), workspace.train
-    return _scored(workspace, torch_detect(network), data, str(model), "torch")
+    _, result = _scored(workspace, torch_detect(network), data, str(model), "torch")
+    return result
 
 
 def _scored(
     workspace: Workspace, detect: Detect, data: DetectionSet, model: str, runtime: str
-) -> dict[str, Any]:
+) -> tuple[Metrics, Result]:
     """Score, draw what was found right and wrong, and record it."""
     warn_of_memory(data)
     rows = found_rows(detect, data)
@@ -85,4 +84,4 @@ def _scored(
     workspace.record("eval", result)  # before drawing: the score is what took the time
     draw_precision(scores, data.names, precision)
     draw_confusion(confusion_matrix(rows, data), data.names, confusion)
-    return result
+    return scores.metrics, result

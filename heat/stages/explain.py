@@ -5,7 +5,6 @@ import math
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from supernet.counting import count_macs, count_params
 from supernet.errors import UserError
@@ -13,6 +12,7 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.place import Place
 from supernet.heatdetr.supernet import SearchSpace
 
+from ..records import Result
 from ..thinning.thinned import Thinned, need_thinned
 from ..views.charts import draw_explanation
 from ..workspace import Workspace
@@ -33,8 +33,8 @@ VERB = {
 SHOWN = 5
 
 
-def explain(workspace: Workspace) -> dict[str, Any]:
-    """Tell on stderr and draw in `thin/explain.svg` how the last thinning went."""
+def explain(workspace: Workspace) -> Result:
+    """Print on stderr and draw in `thin/explain.svg` how the last thinning went."""
     result = need_thinned(workspace)
     trials = read_ledger(workspace.ledger)
     chosen = [trial for trial in trials if trial["chosen"] == "1"]
@@ -145,8 +145,8 @@ def _close(trials: list[dict[str, str]]) -> list[str]:
     ]
 
 
-def compare(first: Path, second: Path) -> dict[str, Any]:
-    """Say what differs between two architectures."""
+def compare(first: Path, second: Path) -> Result:
+    """Print and return what differs between two architectures."""
     a, b = Architecture.load(first), Architecture.load(second)
     lines, differing = [], []
     for name, old, new in (

@@ -5,12 +5,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 
 from deploy.build_engine import plan_engine
 from deploy.edge.bench import Speed
+from deploy.edge.card import Facts
 from deploy.export import Exported, export_bundle
 from deploy.form import Form, Format
 from deploy.quantize import CALIBRATION_IMAGES
@@ -23,10 +24,10 @@ from supernet.data.detection_set import DetectionSet
 from supernet.errors import PromiseError, UserError
 from supernet.graph.style import Precision
 from supernet.heatdetr.architecture import Architecture
-from supernet.heatdetr.detector import Detector
 from supernet.letterbox import Image, letterbox
 from supernet.network import AnyArchitecture
 
+from ..records import Result
 from ..tables import recorded_table
 from ..thinning.judging import images_of, judge_of, pixels_digest, quantized
 from ..thinning.measuring import measure_bundle, warn_if_slower
@@ -97,7 +98,7 @@ def export(
     calibration: DetectionSet | None = None,
     images: Path | None = None,
     change: Change = as_it_is,
-) -> dict[str, Any]:
+) -> Result:
     """Export what is trained, or, marked as such, what is not, and check it on the target.
 
     The images for the comparison with torch are the user's, the data's, or synthetic shapes; INT8
@@ -132,9 +133,9 @@ def export(
     plan = None
     check_attention(network, form)
     if form.precision == "int8" and form.nncf is None:
-        assert isinstance(network, Detector)
-        plan = quantized(network, form, pixels, judge, wish.max_ap_drop)
-    facts = {
+        assert network.heatdetr is not None, "check_attention refuses INT8 of DETR's family"
+        plan = quantized(network.heatdetr, form, pixels, judge, wish.max_ap_drop)
+    facts: Facts = {
         **_facts(target, form, thinned, training, promised),
         "clusters": clusters,
         "calibration": {"images": len(pixels), "sha256": pixels_digest(pixels)} if pixels else None,
@@ -165,7 +166,7 @@ def export(
         max_ap_drop=wish.max_ap_drop,
         measure=measure,
     )
-    _tell(form, done, thinned, training)
+    _print_warnings(form, done, thinned, training)
     served = None
     if wish.serving:
         served = write_serving(
@@ -197,7 +198,7 @@ def export(
     }
     workspace.record(f"export-{form.format}", result)
     if broken:
-        raise PromiseError(f"{broken}; the bundle in {done.folder} says so", result)
+        raise PromiseError(f"{broken}; the bundle in {done.folder} states so", result)
     return result
 
 
@@ -205,10 +206,10 @@ def _facts(
     target: Target,
     form: Form,
     thinned: Thinned | None,
-    training: dict[str, Any] | None,
+    training: Result | None,
     promised: Thinned | None,
-) -> dict[str, Any]:
-    """Return what the card says of training and promises; `promised` as `_promised`."""
+) -> Facts:
+    """Return what the card states of training and promises; `promised` as `_promised`."""
     from supernet.version import __version__
 
     return {
@@ -227,10 +228,10 @@ def _facts(
     }
 
 
-def _tell(
-    form: Form, done: Exported, thinned: Thinned | None, training: dict[str, Any] | None
+def _print_warnings(
+    form: Form, done: Exported, thinned: Thinned | None, training: Result | None
 ) -> None:
-    """Print what must not be overlooked."""
+    """Warn of an engine that was not run, of another device, and of an untrained network."""
     if form.engine is not None and done.speed is None:
         print(
             f"warning: the engine is for compute capability {form.engine.capability}, which is not "
@@ -251,8 +252,8 @@ def _fps(ms: float) -> float | None:
     return None if math.isnan(ms) else round(1000.0 / ms, 3)
 
 
-def _thinned_for(thinned: Thinned) -> dict[str, Any]:
-    """Say for which device the network was thinned, and whether its frame rate is an estimate."""
+def _thinned_for(thinned: Thinned) -> Result:
+    """Return the device the network was thinned for, and whether its frame rate is an estimate."""
     return {
         "device": thinned.device,
         "runtime": thinned.runtime,
@@ -265,7 +266,7 @@ def _thinned_for(thinned: Thinned) -> dict[str, Any]:
 
 
 def broken_promises(fps: float, predicted: float | None, target_fps: float | None) -> str:
-    """Say which promise a measured frame rate breaks, or return an empty string."""
+    """Return which promise a measured frame rate breaks, or an empty string."""
     if target_fps is not None and fps < target_fps:
         return f"{fps:.2f} FPS measured, target {target_fps:g}: run heat thin again"
     if predicted is not None and not RATIO_BOUNDS[0] <= fps / predicted <= RATIO_BOUNDS[1]:
@@ -309,7 +310,7 @@ def _promised(
     """Return the thinning's result if its prediction is about this network and how it is run."""
     if (
         thinned is not None
-        and isinstance(architecture, Architecture)
+        and architecture.family == "heatdetr"
         and not (form.raw or form.dynamic_batch)
         and form.runs_here
         and (thinned.runtime, thinned.threads) == (form.runtime, target.threads)

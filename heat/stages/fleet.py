@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import PromiseError
 
+from ..records import Result
 from ..thinning.candidates import Candidate
 from ..thinning.proxies import ApDropBy
 from ..workspace import Workspace
@@ -25,9 +25,9 @@ class Member:
 
 def thin_fleet(
     workspace: Workspace, members: Mapping[str, Member], *, ap_drop: ApDropBy = "auto"
-) -> dict[str, Any]:
+) -> Result:
     """Thin for every member into `fleet/NAME/`; raise `PromiseError` at the end if one fails."""
-    results: dict[str, Any] = {}
+    results: dict[str, Result | None] = {}
     missed = []
     for name, member in members.items():
         try:

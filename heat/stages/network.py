@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -11,6 +11,7 @@ from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.network import AnyArchitecture, Network, build, read_architecture
 
+from ..records import Result
 from ..workspace import Workspace
 
 Which = Literal["trained", "thinned"]
@@ -31,7 +32,7 @@ def is_thinned(architecture: AnyArchitecture, thinned: Architecture) -> bool:
 
 def load_network(
     workspace: Workspace, change: Change = as_it_is, which: Which | None = None
-) -> tuple[Network, list[str], dict[str, Any] | None]:
+) -> tuple[Network, list[str], Result | None]:
     """Return a workspace's network, its class names, and how it was trained (None if not).
 
     Raises `UserError` where another network is trained than the thinned one, unless `which` says

@@ -1,7 +1,6 @@
-"""`heat pretrain`: train a backbone to tell classes of pictures apart."""
+"""`heat pretrain`: train a backbone to classify images."""
 
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 
@@ -11,39 +10,40 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.train.claim import claimed
 from supernet.train.distributed import first_process
 from supernet.train.loop import run_task
-from supernet.train.pretraining import Classifier, ClassifyTask, Pictures, accuracy
+from supernet.train.pretraining import Classifier, ClassifyTask, ImageFolders, accuracy
 from supernet.train.recipes import TrainConfig
 from supernet.train.running import Running
 
+from ..records import Result
 from ..workspace import Workspace
 
 
 def pretrain(
     workspace: Workspace,
-    pictures: Pictures,
-    val: Pictures | None,
+    images: ImageFolders,
+    val: ImageFolders | None,
     architecture: Architecture,
     config: TrainConfig,
     running: Running,
-) -> dict[str, Any]:
+) -> Result:
     """Train a backbone and a linear layer; top-1 and top-5 accuracy on the val split."""
-    if len(pictures.paths) < 2:
-        raise DataError(f"{pictures.root}: at least 2 training pictures needed")
+    if len(images.paths) < 2:
+        raise DataError(f"{images.root}: at least 2 training images needed")
     torch.manual_seed(config.seed)
-    network = Classifier(architecture, len(pictures.names))
+    network = Classifier(architecture, len(images.names))
     network.trunk.set_drop_path(config.drop_path)
-    task = ClassifyTask(network, pictures)
+    task = ClassifyTask(network, images)
     with claimed(workspace.pretrain) if first_process() else nullcontext():
-        done = run_task(network, task, config, workspace.pretrain, running)
-    before = workspace.stage("pretrain")
-    if done.stood and before is not None:
+        done = run_task(task, config, workspace.pretrain, running)
+    before = workspace.stages().get("pretrain")
+    if done.finished_before and before is not None:
         return before
     load_weights(done.checkpoint, network)
     result = {
         **done.facts(),
-        "images": len(pictures.paths),
-        "classes": len(pictures.names),
-        "data": str(pictures.root),
+        "images": len(images.paths),
+        "classes": len(images.names),
+        "data": str(images.root),
         **(accuracy(network.eval(), val) if val is not None and done.leads else {}),
     }
     return workspace.record("pretrain", result) if done.leads else result

@@ -4,25 +4,26 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Any
 
 from latency_tables.devices import Target
 from latency_tables.models import write_network
 from latency_tables.networks import reference_architecture
 from latency_tables.plan import Checks, space_entries
 from latency_tables.probe.batch import feeds_of
+from latency_tables.sidecar import Facts
 from latency_tables.table import LatencyTable
 from latency_tables.table_file import write_table
 from latency_tables.threads import best_count, describe, thread_check, trouble
 from supernet.heatdetr.supernet import SearchSpace
 
+from ..records import Result
 from ..tables import open_for_writing, speeds
 from ..thinning.filling import lacks, measure_table
 from ..thinning.moves import prior_logits
 from ..workspace import Workspace
 
 
-def profile(workspace: Workspace, target: Target, space: SearchSpace) -> dict[str, Any]:
+def profile(workspace: Workspace, target: Target, space: SearchSpace) -> Result:
     """Measure what the table lacks of a space, then check it with whole networks."""
     started = time.monotonic()
     warn(target)
@@ -40,7 +41,9 @@ def profile(workspace: Workspace, target: Target, space: SearchSpace) -> dict[st
         return record(workspace, target, space, table, time.monotonic() - started)
 
 
-def warn_of_threads(target: Target, input_size: tuple[int, int]) -> dict[str, Any] | None:
+def warn_of_threads(
+    target: Target, input_size: tuple[int, int]
+) -> dict[str, dict[str, float]] | None:
     """Report where several threads are slower or less steady than one, and what to set."""
     if target.threads < 2 or target.device.kind != "cpu" or target.runtime == "torch":
         return None
@@ -66,7 +69,7 @@ def warn_of_threads(target: Target, input_size: tuple[int, int]) -> dict[str, An
 
 def record(
     workspace: Workspace, target: Target, space: SearchSpace, table: LatencyTable, seconds: float
-) -> dict[str, Any]:
+) -> Result:
     """Save the table and keep what `heat profile` prints."""
     path = write_table(table, workspace.tables)
     conditions = table.conditions
@@ -133,20 +136,20 @@ def report(table: LatencyTable) -> None:
         )
 
 
-def disturbances(facts: dict[str, Any]) -> list[str]:
+def disturbances(facts: Facts) -> list[str]:
     """Return in words what disturbed a measurement enough to matter."""
     worst = facts.get("disturbance", {})
-    said = []
+    found = []
     if worst.get("other_load", 0) > 0.1:
-        said.append(f"other processes kept up to {worst['other_load']:.1f} cores busy")
+        found.append(f"other processes kept up to {worst['other_load']:.1f} cores busy")
     if worst.get("stolen", 0) > 0.02:
-        said.append(f"the hypervisor took up to {100 * worst['stolen']:.0f} % of the time")
+        found.append(f"the hypervisor took up to {100 * worst['stolen']:.0f} % of the time")
     if worst.get("throttled", 0):
-        said.append(f"the container's CPU quota stopped it {worst['throttled']} times in a batch")
+        found.append(f"the container's CPU quota stopped it {worst['throttled']} times in a batch")
     if worst.get("slowdown", 0) > 0.1:
         fell = 100 * (1 - 1 / (1 + worst["slowdown"]))
-        said.append(f"the clock fell by up to {fell:.0f} % (throttling)")
-    return said
+        found.append(f"the clock fell by up to {fell:.0f} % (throttling)")
+    return found
 
 
 def warn(target: Target) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
+from deploy.edge.card import Card
 from deploy.edge.detect import Bundle, read_card
 from deploy.edge.drawing import draw
 from deploy.edge.score_limits import score_limits
@@ -23,6 +25,7 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.letterbox import read_image
 from supernet.version import __version__
 
+from ..records import Stages
 from ..tables import recorded_table
 from ..thinning.thinned import Thinned, find_thinned
 from ..views.charts import table_figure
@@ -33,6 +36,20 @@ SAMPLES = 6
 
 Chart = tuple[str, str, str]
 """Title, explanation, SVG."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of the network, as the report lists it."""
+
+    place: str
+    op: str
+    widths: str
+    """Input channels, and output channels where they differ."""
+    map: str
+    """Height x width of its feature map."""
+    ms: float
+    """Its share of the predicted latency."""
 
 
 def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
@@ -53,8 +70,8 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
         cards=cards,
         kept=_kept(thin, cards),
         parts=parts,
-        total_ms=sum(part["ms"] for part in parts),
-        longest=max((part["ms"] for part in parts), default=1.0),
+        total_ms=sum(part.ms for part in parts),
+        longest=max((part.ms for part in parts), default=1.0),
         figures=[
             *_thinning_chart(workspace, thin),
             *_table_chart(workspace, thin.table if thin is not None else _profiled(stages)),
@@ -67,7 +84,7 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
     return workspace.report
 
 
-def _kept(thin: Thinned | None, cards: list[dict[str, Any]]) -> bool | None:
+def _kept(thin: Thinned | None, cards: list[Card]) -> bool | None:
     if thin is None:
         return None
     measured = [thin.measured_fps]
@@ -79,7 +96,7 @@ def _kept(thin: Thinned | None, cards: list[dict[str, Any]]) -> bool | None:
     return all(fps >= target_fps for fps in known)
 
 
-def _parts(workspace: Workspace, thin: Thinned | None) -> list[dict[str, Any]]:
+def _parts(workspace: Workspace, thin: Thinned | None) -> list[Part]:
     if thin is None:
         return []
     table = recorded_table(workspace, thin.table)
@@ -91,15 +108,13 @@ def _parts(workspace: Workspace, thin: Thinned | None) -> list[dict[str, Any]]:
     # The parts add up to the latency that was predicted, corrections by measuring included.
     scale = thin.predicted_ms / sum(shares.values())
     return [
-        {
-            "place": place,
-            "op": entry.op,
-            "widths": f"{entry.d_in}"
-            if entry.d_in == entry.d_out
-            else f"{entry.d_in}→{entry.d_out}",
-            "map": f"{entry.h}x{entry.w}",
-            "ms": shares[place] * scale,
-        }
+        Part(
+            place=place,
+            op=entry.op,
+            widths=f"{entry.d_in}" if entry.d_in == entry.d_out else f"{entry.d_in}→{entry.d_out}",
+            map=f"{entry.h}x{entry.w}",
+            ms=shares[place] * scale,
+        )
         for place, entry in entries.items()
     ]
 
@@ -133,7 +148,7 @@ def _thinning_chart(workspace: Workspace, thin: Thinned | None) -> list[Chart]:
     return [("The way to the target", text, _svg(figure))]
 
 
-def _profiled(stages: dict[str, dict[str, Any]]) -> str | None:
+def _profiled(stages: Stages) -> str | None:
     """Return the file of the table that was profiled last."""
     return stages["profile"]["table"] if "profile" in stages else None
 
@@ -159,7 +174,7 @@ def _training_chart(workspace: Workspace) -> list[Chart]:
         path = folder / "weights.safetensors"
         if not path.exists():
             continue
-        history = pd.DataFrame(read_info(path).facts["history"])
+        history = pd.DataFrame(read_info(path).history)
         if history.empty:
             continue
         figure, axes = _axes("epoch", "loss")

@@ -6,7 +6,6 @@ import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from latency_tables.compare import AGREE, compare
 from latency_tables.devices import load_devices
@@ -19,12 +18,13 @@ from latency_tables.table_file import read_table
 from supernet.atomic import write_text
 from supernet.errors import PromiseError, TableError, UserError
 
+from ..records import Result
 from ..views.charts import draw_logits, draw_stacks, draw_table
 from ..views.tables import compare_operators, show_blocks, show_importance, show_stacks
 from ..workspace import Workspace
 
 
-def compare_tables(first: Path, second: Path) -> dict[str, Any]:
+def compare_tables(first: Path, second: Path) -> Result:
     """Compare two tables; two of the same conditions that do not agree are a broken promise."""
     found = compare(read_table(first), read_table(second))
     compare_operators(found, first.name, second.name)
@@ -49,7 +49,7 @@ def compare_tables(first: Path, second: Path) -> dict[str, Any]:
     return result
 
 
-def show_device(workspace: Workspace, device: str) -> dict[str, Any]:
+def show_device(workspace: Workspace, device: str) -> Result:
     """Draw every table of a device, and Figure 2 where this machine is that device."""
     paths = sorted(
         path
@@ -66,11 +66,12 @@ def show_device(workspace: Workspace, device: str) -> dict[str, Any]:
             f"no table of {device} in {workspace.tables}: heat profile makes one; this machine's "
             f"tables are called {slug}"
         )
-    result: dict[str, Any] = {"device": device, "pictures": [], "stacks": {}}
+    pictures: list[str] = []
+    stacks: dict[str, dict[str, float]] = {}
     for path, table in tables.items():
         show_blocks(table)
         picture = workspace.root / "pictures" / f"{path.stem}.svg"
-        result["pictures"].append(str(draw_table(table, picture)))
+        pictures.append(str(draw_table(table, picture)))
     if device == detect_cpu().slug or _is_here(device):
         settings = {table.conditions.setting for table in tables.values() if not table.estimated}
         for setting in sorted(settings, key=str):
@@ -79,11 +80,11 @@ def show_device(workspace: Workspace, device: str) -> dict[str, Any]:
             show_stacks(ms, name)
             picture = workspace.root / "pictures" / f"{device}-{name}-figure2.svg"
             title = f"{detect_cpu().model}, {name}: width 192, 28x28"
-            result["pictures"].append(str(draw_stacks(ms, title, picture)))
-            result["stacks"][name] = {stack: round(1000 / time, 1) for stack, time in ms.items()}
-    for picture in result["pictures"]:
-        print(f"picture: {picture}", file=sys.stderr)
-    return result
+            pictures.append(str(draw_stacks(ms, title, picture)))
+            stacks[name] = {stack: round(1000 / time, 1) for stack, time in ms.items()}
+    for file in pictures:
+        print(f"figure: {file}", file=sys.stderr)
+    return {"device": device, "pictures": pictures, "stacks": stacks}
 
 
 def _is_here(device: str) -> bool:
@@ -105,7 +106,7 @@ def stacks_of(workspace: Workspace, setting: Setting) -> dict[str, float]:
         return found
 
 
-def show_supernet(workspace: Workspace) -> dict[str, Any]:
+def show_supernet(workspace: Workspace) -> Result:
     """Draw and print what the selection logits became, and how important each position is."""
     from supernet.checkpoint import read_info
     from supernet.heatdetr.place import local_name
@@ -117,7 +118,7 @@ def show_supernet(workspace: Workspace) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"no supernet in {workspace.root}: run heat supernet --data DIR first")
     info = read_info(path)
-    history = [entry for entry in info.facts["history"] if "r" in entry]
+    history = [entry for entry in info.history if "r" in entry]
     if not history:
         raise UserError(f"{path} was trained by a HEAT that kept no logits: train it again")
     space = SearchSpace.from_json(info.description, str(path))

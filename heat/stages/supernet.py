@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,6 +13,7 @@ from supernet.train.loop import fit
 from supernet.train.recipes import TrainConfig
 from supernet.train.running import Running
 
+from ..records import Result
 from ..thinning.evaluation import split_held_out
 from ..workspace import Workspace
 from .train import start_from
@@ -28,7 +28,7 @@ def train_supernet(
     *,
     backbone: Path | None = None,
     running: Running | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Train the supernet on all training images but those kept out to read losses on."""
     check_trainable(data)
     torch.manual_seed(config.seed)
@@ -38,8 +38,8 @@ def train_supernet(
     part, _ = split_held_out(data)
     with claimed(workspace.supernet) if first_process() else nullcontext():
         done = fit(network, part, config, workspace.supernet, running, start=start)
-    before = workspace.stage("supernet")
-    if done.stood and before is not None:
+    before = workspace.stages().get("supernet")
+    if done.finished_before and before is not None:
         return before
     result = {
         **done.facts(),

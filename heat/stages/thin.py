@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
 
 from latency_tables.store import conditions_of
 from latency_tables.table_file import write_table
@@ -13,6 +12,7 @@ from supernet.atomic import replacing
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import PromiseError, UserError
 
+from ..records import Result
 from ..thinning.candidates import Candidate, CandidateSearch, open_search
 from ..thinning.ceiling import refuse_impossible
 from ..thinning.frontier import write_frontier
@@ -47,13 +47,13 @@ def thin(
     trust: bool = False,
     frontier: bool = False,
     study: StudyPlan | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Search, build the chosen network, measure it; raise `PromiseError` if a limit is missed.
 
     Of several candidates the one whose network scores best is taken; all come from one supernet.
     The measured network must run between the target and 5 % above it; one that does not corrects
     the table's predictions, and the next is chosen. A trusted table of a device that is not here
-    cannot be checked by measuring: the result says so. With `frontier` the chain of moves is
+    cannot be checked by measuring: the result states so. With `frontier` the chain of moves is
     followed to its floor and written out: it holds the network of every other target. A `study`
     starts from the greedy result and may find a better one.
     """
@@ -69,11 +69,11 @@ def thin(
     source = load_source(workspace, candidates[0].space)
     if len(candidates) > 1 and (source.supernet is None or data is None):
         raise UserError(
-            "which input size or precision is best is read on images: give --data and train a "
+            "which input size or precision is best is evaluated on images: give --data and train a "
             "supernet first, or one --input-size and one --precision"
         )
     if rules is None:
-        # Without training no stage is known to matter less: every stage's moves are weighed.
+        # Without training no stage is known to matter less: every stage's moves are scored.
         rules = ThinningRules(stage_rule="mean" if source.supernet is not None else "all")
     with ExitStack() as stack:
         searches = [
@@ -132,11 +132,11 @@ def _refuse_twice(candidates: Sequence[Candidate]) -> None:
 
 
 def _best(searches: Sequence[CandidateSearch]) -> CandidateSearch:
-    """Return the candidate whose predicted network reads best on the held-out images."""
+    """Return the candidate whose predicted network scores best on the held-out images."""
     found: list[tuple[CandidateSearch, float, float]] = []
     loads: list[float] = []
     for search in searches:
-        assert search.readings is not None
+        assert search.evaluations is not None
         settled = search.by_prediction()
         loads.append(max(goal.limits.load(goal.predict(settled.state)) for goal in search.goals))
         if settled.broken:
@@ -144,14 +144,17 @@ def _best(searches: Sequence[CandidateSearch]) -> CandidateSearch:
                 f"{search.candidate}: too slow by its table: {settled.broken[0]}", file=sys.stderr
             )
             continue
-        loss, ap = search.readings.quality(settled.state, search.candidate.targets[0].precision)
+        loss, ap = search.evaluations.quality(settled.state, search.candidate.targets[0].precision)
         print(f"{search.candidate}: loss {loss:.3f}, AP {ap:.2f}", file=sys.stderr)
         found.append((search, loss, ap))
     if not found:  # a table may be wrong: the fastest is measured
         return searches[loads.index(min(loads))]
-    if all(search.readings is not None and search.readings.ap_tells for search, _, _ in found):
-        return max(found, key=lambda reading: reading[2])[0]
-    return min(found, key=lambda reading: reading[1])[0]
+    if all(
+        search.evaluations is not None and search.evaluations.ap_is_informative
+        for search, _, _ in found
+    ):
+        return max(found, key=lambda scored: scored[2])[0]
+    return min(found, key=lambda scored: scored[1])[0]
 
 
 def _study(workspace: Workspace, search: CandidateSearch, plan: StudyPlan) -> None:

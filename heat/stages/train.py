@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,7 +13,6 @@ from supernet.data.average_precision import known
 from supernet.data.detection_set import DetectionSet, check_trainable
 from supernet.data.evaluate import evaluate
 from supernet.data.scoring_memory import warn_of_memory
-from supernet.detr.detr import Host
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
@@ -23,13 +21,15 @@ from supernet.network import AnyArchitecture, Network, build
 from supernet.train.claim import claimed
 from supernet.train.distributed import first_process
 from supernet.train.early_stop import best_epoch
-from supernet.train.loop import fit
-from supernet.train.mtkd import act_cores, teach
+from supernet.train.loop import run_task
+from supernet.train.mtkd import act_cores
 from supernet.train.pretraining import load_backbone
 from supernet.train.recipes import TrainConfig
 from supernet.train.running import Judge, Running
+from supernet.train.task import MtkdTask, Task, task_of
 from supernet.train.transfer import Taken, file_digest, read_source, take_weights, weights_file
 
+from ..records import Result
 from ..thinning.source import load_supernet
 from ..thinning.thinned import need_thinned
 from ..views.learning import draw_batches, draw_learning
@@ -47,7 +47,7 @@ def train(
     weights: Path | None = None,
     students: int | None = None,
     running: Running | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Train a detector; class count and names come from the data.
 
     It starts from the supernet's weights, from a pretrained backbone, from what fits of another
@@ -63,17 +63,19 @@ def train(
         start["supernet"] = file_digest(workspace.supernet / "weights.safetensors")
     loaded = start_from(backbone, network, start)
     taken = None if weights is None else _take(weights, workspace, network, data.names, start)
+    network.set_drop_path(config.drop_path)
+    task: Task = task_of(network, data)
     if students is not None:
-        _teach(network, students, taken)
+        task = _distill(network, data, students, taken)
     with claimed(workspace.train) if first_process() else nullcontext():
         if first_process():
             first = workspace.train / "first-batches.jpg"
             draw_batches(data, architecture.input_size, config, first)
-        done = fit(network, data, config, workspace.train, running, start=start)
-    before = workspace.stage("train")
-    if done.stood and before is not None:
+        done = run_task(task, config, workspace.train, running, start=start)
+    before = workspace.stages().get("train")
+    if done.finished_before and before is not None:
         return before
-    result = {
+    result: dict[str, object] = {
         **done.facts(),
         "images": len(data.records),
         "data": str(data.root),
@@ -82,7 +84,7 @@ def train(
         "weights": taken.facts() if taken is not None else None,
     }
     if done.leads:
-        history = read_info(done.checkpoint).facts["history"]
+        history = read_info(done.checkpoint).history
         draw_learning(history, workspace.train / "learning.svg")
         best = best_epoch(history)
         if best is not None:
@@ -111,11 +113,11 @@ def _take(
     return taken
 
 
-def _teach(network: Network, rounds: int, taken: Taken | None) -> None:
-    """Let a trained DETR's training be MTKD's."""
-    if not isinstance(network, Host):
+def _distill(network: Network, data: DetectionSet, rounds: int, taken: Taken | None) -> MtkdTask:
+    """Return the task of distilling a trained DETR by MTKD, for ACT of `rounds` hash functions."""
+    if network.detr is None:
         raise UserError(f"--recipe mtkd is for DETR, not for {network.architecture.name}")
-    if network.architecture.levels > 1:
+    if network.detr.architecture.levels > 1:
         raise UserError("--recipe mtkd: deformable attention has no ACT; one level is needed")
     if taken is None:
         raise UserError("--recipe mtkd teaches a trained network: give its --weights")
@@ -123,24 +125,22 @@ def _teach(network: Network, rounds: int, taken: Taken | None) -> None:
         raise UserError(
             f"--recipe mtkd teaches a trained network, --weights is of another: {taken}"
         )
-    teach(network, act_cores(network, rounds))
+    return MtkdTask(network.detr, data, act_cores(network.detr, rounds))
 
 
-def start_from(
-    backbone: Path | None, network: Network, start: dict[str, str]
-) -> dict[str, Any] | None:
+def start_from(backbone: Path | None, network: Network, start: dict[str, str]) -> Result | None:
     """Load a pretrained backbone, print how much of it fits, and return what fits and what not.
 
     Its digest is noted in `start`.
     """
     if backbone is None:
         return None
-    if not isinstance(network, Detector):
+    if network.heatdetr is None:
         raise UserError(
             f"--backbone is what heat pretrain made of a HeatDETR: {network.architecture.name} has "
             "a ResNet (heat adopt takes published weights)"
         )
-    loaded = load_backbone(backbone, network)
+    loaded = load_backbone(backbone, network.heatdetr)
     start["backbone"] = file_digest(backbone)
     if first_process():
         print(f"backbone {backbone}: {loaded}", file=sys.stderr)

@@ -36,7 +36,8 @@ def until_agreed(
 ) -> list[Timed]:
     """Take timings until at least `needed` agree, there are `most`, or `enough` is true.
 
-    `wait` is called before each that is more than needed: another state of the machine says more.
+    `wait` is called before each that is more than needed: another state of the machine
+    tells more.
     """
     found: list[Timed] = []
     while len(found) < most:

@@ -1,4 +1,4 @@
-"""The search of one candidate: its tables opened, its moves weighed, its networks measured."""
+"""The search of one candidate: its tables opened, its moves scored, its networks measured."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from supernet.heatdetr.supernet import SearchSpace
 
 from ..tables import table_lock
 from ..workspace import Workspace
-from .evaluation import Readings, images_digest
+from .evaluation import Evaluations, images_digest
 from .filling import lacks, measure_table, refresh
 from .greedy import Trial
 from .journal import Journal, fingerprint
@@ -56,7 +56,7 @@ class CandidateSearch:
     chain: Chain
     goals: list[Goal]
     evaluator: Evaluator
-    readings: Readings | None
+    evaluations: Evaluations | None
     measured: Journal
     based_on: str
     """Digest of the tables' conditions and calibrations, of the supernet's weights, and of what
@@ -81,7 +81,7 @@ def open_search(
     rules: ThinningRules,
     trust: bool,
 ) -> Iterator[CandidateSearch]:
-    """Open a candidate's tables, each for this process alone, and its readings."""
+    """Open a candidate's tables, each for this process alone, and its evaluations."""
     space = candidate.space
     if source.supernet is not None:
         check_fits(source.supernet, space, workspace)
@@ -95,7 +95,7 @@ def open_search(
         for target in candidate.targets:
             if target.here:
                 locks.enter_context(table_lock(workspace, conditions_of(target, size)))
-        readings, of = None, ""
+        evaluations, of = None, ""
         if source.supernet is not None and data is not None:
             of = fingerprint(
                 supernet=source.digest,
@@ -105,8 +105,8 @@ def open_search(
                 kind="readings",
             )
             journal = Journal(workspace.root / "thin" / "readings.jsonl", of)
-            readings = Readings(source.supernet, space, data, source.logits, journal)
-        evaluator = choose(ap_drop, readings, space, source.logits, rules)
+            evaluations = Evaluations(source.supernet, space, data, source.logits, journal)
+        evaluator = choose(ap_drop, evaluations, space, source.logits, rules)
         run = fingerprint(
             form=str(candidate),
             network=space.template.to_json(),
@@ -127,7 +127,7 @@ def open_search(
             tables=[[asdict(t.conditions), _content(t)] for t in tables],
             evaluated="" if evaluator.name == "mass" else of,
         )
-        yield CandidateSearch(candidate, chain, goals, evaluator, readings, measured, based_on)
+        yield CandidateSearch(candidate, chain, goals, evaluator, evaluations, measured, based_on)
 
 
 def _content(table: LatencyTable) -> list[tuple[str, float]]:
@@ -149,7 +149,7 @@ def _goal(
     logits: Logits,
     journal: Journal,
 ) -> Goal:
-    """Measure a table where its device is at hand, and say how its networks are measured."""
+    """Measure a table where its device is at hand, and return how its networks are measured."""
     if not target.here:
         if limits.max_memory_mb is not None and table.memory is None:
             raise UserError(f"{table.conditions.stem} has no memory model: leave --max-memory-mb")
@@ -180,7 +180,7 @@ def _goal(
             architecture,
             inside,
             memory=memory,
-            journal=lambda take: journal.reading(key, take),
+            journal=lambda take: journal.value(key, take),
         )
 
     def ensure(architecture: Architecture) -> None:
@@ -190,7 +190,7 @@ def _goal(
 
 
 def _follow(workspace: Workspace, chain: Chain, fps: float) -> Callable[[list[Trial]], None]:
-    """Return what keeps the ledger and says each step."""
+    """Return what keeps the ledger and prints each step."""
 
     def on_step(trials: list[Trial]) -> None:
         chosen = next(trial for trial in trials if trial.chosen)

@@ -77,7 +77,7 @@ def smallest_mb(space: SearchSpace, target: Target) -> float:
 def _too_large(space: SearchSpace, target: Target, limit: Limits) -> str | None:
     """Say which limit of size or memory no network keeps: a process holds its weights at least."""
     limits = {"--max-size-mb": limit.max_size_mb, "--max-memory-mb": limit.max_memory_mb}
-    if not limit.weigh:
+    if not limit.bound_memory:
         return None
     least = smallest_mb(space, target)
     for flag, most in limits.items():

@@ -1,7 +1,7 @@
-"""What a state of the supernet is worth on images (spec section 10).
+"""Loss and AP of a state of the supernet on held-out images (spec section 10).
 
-Each reading inherits the weights, recalibrates BatchNorm and runs images that the supernet was not
-trained on. Readings are kept in a journal, so that a search that was killed goes on with them.
+Each evaluation inherits the weights, recalibrates BatchNorm and runs images that the supernet was
+not trained on. All are kept in a journal, so that a search that was killed goes on with them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,17 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from supernet.boxes import Detections
+from supernet.data.coco_file import ResultRow
 from supernet.data.detection_set import DetectionSet, Record
 from supernet.data.evaluate import Found, result_rows, score_rows
 from supernet.data.ground_truth import GroundTruth
 from supernet.data.image_files import content_digest
-from supernet.errors import DataError
+from supernet.data.labelled_image import load_image
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.fake_quant import simulate_int8
 from supernet.heatdetr.inherit import inherit, kept_channels
 from supernet.heatdetr.recalibrate import recalibrate
 from supernet.heatdetr.supernet import SearchSpace, Supernet
-from supernet.letterbox import boxes_to_image, letterbox, read_image, scale_to_fit
+from supernet.letterbox import boxes_to_image, letterbox, scale_to_fit
 from supernet.train.aligned import training_loss
 from supernet.train.feed import batch_starts
 
@@ -30,14 +31,14 @@ from .journal import Journal
 from .moves import Logits, State
 
 HOLD_OUT_EVERY = 8
-"""Every so many training images one is kept out of the supernet's training, to read losses on."""
+"""Every so many training images one is kept out of the supernet's training, for losses."""
 MAX_HELD_OUT = 48
-"""Held-out images that losses and AP are read on."""
+"""Held-out images that losses and AP are computed on, at most."""
 UNLABELLED = 64
 """Training images for BatchNorm statistics and for the distance of features."""
 BATCH = 8
 MIN_AP = 1.0
-"""AP of the whole supernet, in points, below which AP on few images tells nothing."""
+"""AP of the whole supernet, in points, below which AP on few images is noise."""
 HALF = {"bf16": torch.bfloat16, "f16": torch.float16}
 
 
@@ -74,18 +75,16 @@ def load_batches(
     for start, stop in zip(starts, [*starts[1:], len(records)], strict=True):
         images, targets = [], []
         for record in records[start:stop]:
-            image = read_image(record.path, (record.height, record.width))
-            if image is None:
-                raise DataError(f"cannot decode {record.path}: see heat data check")
-            pixels, scale = letterbox(image, input_hw)
+            image = load_image(record)
+            pixels, scale = letterbox(image.pixels, input_hw)
             images.append(torch.from_numpy(pixels))
-            boxes = torch.from_numpy(record.boxes_xyxy * np.float32(scale))
-            targets.append(GroundTruth(boxes, torch.from_numpy(record.labels)))
+            boxes = torch.from_numpy(image.boxes_xyxy * np.float32(scale))
+            targets.append(GroundTruth(boxes, torch.from_numpy(image.labels)))
         yield torch.stack(images), targets
 
 
-class Readings:
-    """Reads states of a supernet on held-out images."""
+class Evaluations:
+    """Evaluates states of a supernet on held-out images."""
 
     def __init__(
         self,
@@ -99,7 +98,7 @@ class Readings:
     ) -> None:
         """Load the images once; `space` is the supernet's, its global block decided.
 
-        Losses and AP are read on `scored`, or on the held-out part of the training data.
+        Losses and AP are computed on `scored`, or on the held-out part of the training data.
         """
         size = space.template.input_size
         unlabelled, held = evaluated_on(data)
@@ -113,7 +112,7 @@ class Readings:
 
     @property
     def images(self) -> int:
-        """Held-out images that losses and AP are read on."""
+        """Number of held-out images that losses and AP are computed on."""
         return len(self._data.records)
 
     def loss(self, state: State) -> float:
@@ -135,7 +134,7 @@ class Readings:
         Channels that one of the networks lacks count as zeros in the supernet's width.
         """
         key = f"distance {self._name(before)} -> {self._name(after)}"
-        return float(self._journal.reading(key, lambda: self._distance(before, after)))
+        return float(self._journal.value(key, lambda: self._distance(before, after)))
 
     def ap_drop(self, before: State, after: State) -> float:
         """Return the AP lost from one state to the next, in points of 100 (d)."""
@@ -145,16 +144,16 @@ class Readings:
         """Return detection loss, and AP in points of 100, in a precision.
 
         Half precision is computed by autocast, INT8 is simulated: weights of each output channel
-        and inputs of each layer are rounded to 8 bits.
+        and inputs of each layer are quantized to 8 bits.
         """
         if precision == "f32":
             return self._both(state)
         key = f"{precision}: loss, AP {self._name(state)}"
-        loss, ap = self._journal.reading(key, lambda: self._read(state, precision))
+        loss, ap = self._journal.value(key, lambda: self._evaluate(state, precision))
         return float(loss), float(ap)
 
     @property
-    def ap_tells(self) -> bool:
+    def ap_is_informative(self) -> bool:
         """Whether the whole supernet detects well enough for AP on few images to mean anything."""
         return self.ap(State.full(self._space)) >= MIN_AP
 
@@ -174,17 +173,17 @@ class Readings:
         return f"{size} {architecture.widths} {architecture.blocks} {state.positions()}{block}"
 
     def _both(self, state: State) -> tuple[float, float]:
-        found = self._journal.reading(f"loss, AP {self._name(state)}", lambda: self._read(state))
+        found = self._journal.value(f"loss, AP {self._name(state)}", lambda: self._evaluate(state))
         return float(found[0]), float(found[1])
 
     @torch.no_grad()
-    def _read(self, state: State, precision: str = "f32") -> list[float]:
+    def _evaluate(self, state: State, precision: str = "f32") -> list[float]:
         network = self.network(state)
         if precision == "int8":
             network = simulate_int8(network, self._unlabelled[:2])
         half = HALF.get(precision)
         total = 0.0
-        rows: list[dict[str, object]] = []
+        rows: list[ResultRow] = []
         records = iter(self._data.records)
         for images, targets in self._held:
             with torch.autocast("cpu", half, enabled=half is not None):

@@ -39,7 +39,7 @@ STAGES = (1, 2, 3, 4)
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One line of the ledger: a move that was weighed in one step."""
+    """One line of the ledger: a move that was scored in one step."""
 
     step: int
     move: Move
@@ -54,7 +54,7 @@ class Trial:
     chosen: bool
     reason: str
     seconds: float = field(default=0.0, compare=False)
-    """What weighing the move took."""
+    """Time that scoring the move took."""
 
 
 def candidate_moves(
@@ -66,8 +66,8 @@ def candidate_moves(
 ) -> list[Move]:
     """Return LR, AR, and the moves of the least important stage that has an admissible one.
 
-    A move that does not shorten is made as many times at once as it takes, and is left out only
-    where no number of times shortens.
+    A move that does not shorten the latency is repeated until it does, and is left out only where
+    no number of repetitions does.
     """
     found: list[Move] = []
 
@@ -94,7 +94,7 @@ def candidate_moves(
     return found
 
 
-def weigh(
+def score_move(
     step: int,
     state: State,
     move: Move,
@@ -103,7 +103,7 @@ def weigh(
     latency_ms: Callable[[State], float],
     ap_drop: Callable[[State, State], float],
 ) -> Trial:
-    """Price a move: what it loses for each frame per second that it gains."""
+    """Score a move: accuracy lost for each frame per second gained."""
     started = time.monotonic()
     ms = latency_ms(move.after)
     gain = 1000.0 / ms - 1000.0 / latency_ms(state)
@@ -128,7 +128,7 @@ def thin_step(
     latency_ms: Callable[[State], float],
     ap_drop: Callable[[State, State], float],
 ) -> list[Trial]:
-    """Weigh the moves of one step; the chosen one is marked.
+    """Score the moves of one step; the chosen one is marked.
 
     An empty list means that the state is the smallest network: no reduction is left.
     """
@@ -137,12 +137,12 @@ def thin_step(
     def shortens(move: Move) -> bool:
         return latency_ms(move.after) < ms_before * (1.0 - MIN_GAIN)
 
-    def weighed(moves: list[Move]) -> list[Trial]:
-        return [weigh(step, state, move, logits, rules, latency_ms, ap_drop) for move in moves]
+    def scored(moves: list[Move]) -> list[Trial]:
+        return [score_move(step, state, move, logits, rules, latency_ms, ap_drop) for move in moves]
 
     moves = candidate_moves(state, space, logits, rules, shortens)
     if moves:
-        trials = weighed(moves)
+        trials = scored(moves)
         best = min(trials, key=lambda trial: (trial.ratio, trial.ms))
         return [
             _marked(trial, best, "least AP lost per FPS gained", "dearer per FPS gained")
@@ -152,7 +152,7 @@ def thin_step(
     if not left:
         return []
     fastest_ms = min(latency_ms(move.after) for move in left)
-    trials = weighed([move for move in left if latency_ms(move.after) == fastest_ms])
+    trials = scored([move for move in left if latency_ms(move.after) == fastest_ms])
     best = min(trials, key=lambda trial: trial.ap_drop)
     why = "no move shortens the predicted latency"
     return [

@@ -98,7 +98,7 @@ def images_of(
         found = [read_image(record.path, (record.height, record.width)) for record in records]
     else:
         rng = np.random.default_rng(0)
-        found = [draw(rng)[0] for _ in range(count)]
+        found = [draw(rng).pixels for _ in range(count)]
     images = [image for image in found if image is not None]
     if not images:
         where = folder or (data.root if data is not None else "")

@@ -32,7 +32,7 @@ LEDGER = (
 
 
 def write_ledger(path: Path, ledger: Sequence[Trial], space: SearchSpace, logits: Logits) -> None:
-    """Write every move that was weighed, taken or not, one line each."""
+    """Write every move that was scored, taken or not, one line each."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(LEDGER)

@@ -86,14 +86,14 @@ class Limits:
 
     def broken(self, cost: Cost, margin: float = 0.0) -> list[str]:
         """Say which limits a cost exceeds; the speed must pass its limit by the margin."""
-        said = []
+        reasons = []
         if self.target_fps and cost.fps < self.target_fps * (1 + margin):
-            said.append(f"{cost.fps:.2f} FPS, target {self.target_fps:g}")
+            reasons.append(f"{cost.fps:.2f} FPS, target {self.target_fps:g}")
         if self.max_latency_ms:
             ms = cost.at(self.percentile)
             if ms * (1 + margin) > self.max_latency_ms:
-                said.append(f"{self.percentile} {ms:.2f} ms, at most {self.max_latency_ms:g}")
-        return said + self._heavy(cost)
+                reasons.append(f"{self.percentile} {ms:.2f} ms, at most {self.max_latency_ms:g}")
+        return reasons + self._heavy(cost)
 
     def _heavy(self, cost: Cost) -> list[str]:
         return [
@@ -106,7 +106,7 @@ class Limits:
         ]
 
     @property
-    def weigh(self) -> bool:
+    def bound_memory(self) -> bool:
         """Whether memory or size is limited."""
         return self.max_memory_mb is not None or self.max_size_mb is not None
 
@@ -148,10 +148,10 @@ class Pricer:
         """Return the sustained latency that the table predicts, in milliseconds."""
         return self.latency(state).sustained_ms
 
-    def cost(self, state: State, *, weight: bool = True) -> Cost:
-        """Return what is predicted; without `weight` memory and size are NaN."""
+    def cost(self, state: State, *, with_memory: bool = True) -> Cost:
+        """Return what is predicted; without `with_memory` memory and size are NaN."""
         size = memory = math.nan
-        if weight:
+        if with_memory:
             architecture = state.architecture(self.space, self.logits)
             size = size_mb(architecture, self.table.conditions.setting)
             if self.table.memory is not None:

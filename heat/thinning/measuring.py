@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from deploy.edge.bench import Speed
 from latency_tables.costs import size_mb
@@ -16,6 +16,7 @@ from latency_tables.meter import FRESH_COMMAND, DeviceMeter, network_taken
 from latency_tables.models import write_network
 from latency_tables.pricing import Latency, Pricing
 from latency_tables.probe.fresh import peak_mb
+from latency_tables.probe.records import NetworkRecord
 from latency_tables.probe.setting import Model, Setting
 from latency_tables.probe.timings import NetworkResult, network_from_json, network_to_json
 from latency_tables.profile import absorb
@@ -106,6 +107,14 @@ class NetworkMeter:
         self.table.refit()
 
 
+class Reading(TypedDict):
+    """A measured network, as the journal keeps it."""
+
+    results: list[NetworkRecord]
+    size_mb: float
+    peak_mb: float | None
+
+
 def samples_of(architecture: Architecture, results: Sequence[NetworkResult]) -> list[NetworkSample]:
     """Return timings of a network as samples."""
     return [network_taken(architecture, result).networks[0] for result in results]
@@ -125,7 +134,7 @@ def measure_state(
     into the table. `journal` keeps the timings across a kill.
     """
 
-    def take() -> dict[str, Any]:
+    def take() -> Reading:
         setting = meter.table.conditions.setting
         model = write_network(architecture, setting)
 
@@ -177,7 +186,7 @@ def measure_bundle(
     """
     image = {"image": ((1, *architecture.input_size, 3), "uint8")}
     meter = NetworkMeter(table or _no_table(setting, architecture.input_size))
-    if not isinstance(architecture, Architecture):
+    if architecture.family != "heatdetr":
         for _ in range(processes()):
             results.append(meter.meter().time(Model(b"", image, file=model)))
         middle = sorted(results, key=lambda result: result.ms)[len(results) // 2]
@@ -207,7 +216,7 @@ def _no_table(setting: Setting, size: tuple[int, int]) -> LatencyTable:
 
 
 def warn_if_slower(speed: Speed) -> None:
-    """Print that the machine is at the moment slower than the speed that it is said to sustain."""
+    """Warn where the machine is at the moment slower than the sustained speed of its table."""
     if speed.p50_ms > NOTICEABLE * speed.ms:
         print(
             f"warning: at this moment it runs at {1000 / speed.p50_ms:.2f} FPS: this machine is "

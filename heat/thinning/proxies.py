@@ -1,4 +1,4 @@
-"""Cheap stand-ins for the AP that a move costs, and the check that admits one (spec section 10).
+"""Cheap proxies for the AP that a move costs, and the check that admits one (spec section 10).
 
 A proxy is believed only where it ranks moves as true AP does: on 20 random moves, each measured
 both ways, Spearman's rank correlation must reach 0.7.
@@ -16,7 +16,7 @@ from supernet.errors import UserError
 from supernet.heatdetr.supernet import SearchSpace
 from supernet.progress import Progress
 
-from .evaluation import Readings
+from .evaluation import Evaluations
 from .moves import Logits, State, ThinningRules, every_move, removed_mass
 
 ApDropBy = Literal["auto", "mass", "features", "loss", "ap"]
@@ -48,13 +48,13 @@ class Verdict:
 
     @property
     def admitted(self) -> bool:
-        """Whether the proxy may stand in for AP."""
+        """Whether the proxy may replace AP."""
         return self.spearman >= ADMITTED
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """What a search weighs moves by."""
+    """What a search scores moves by."""
 
     name: str
     drop: Drop
@@ -75,7 +75,7 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
 def random_moves(
     space: SearchSpace, logits: Logits, rules: ThinningRules, count: int, seed: int = 0
 ) -> list[tuple[State, State]]:
-    """Draw a walk of random thinning moves from the full supernet, started anew at the floor."""
+    """Draw a walk of random thinning moves from the full supernet, restarted at the floor."""
     rng = np.random.default_rng(seed)
     walk: list[tuple[State, State]] = []
     state = State.full(space)
@@ -96,12 +96,12 @@ def random_moves(
 
 def choose(
     wanted: ApDropBy,
-    readings: Readings | None,
+    evaluations: Evaluations | None,
     space: SearchSpace,
     logits: Logits,
     rules: ThinningRules,
 ) -> Evaluator:
-    """Return what moves are weighed by; what the check says is printed.
+    """Return what moves are scored by; the result of the check is printed.
 
     Without a trained supernet and data only the mass can be read. `auto` takes the loss where it is
     admitted, then the cheaper proxies, and AP itself where none is; where the supernet's own AP is
@@ -111,24 +111,24 @@ def choose(
     def mass(before: State, after: State) -> float:
         return removed_mass(before, after, logits)
 
-    if readings is None:
+    if evaluations is None:
         if wanted not in ("auto", "mass"):
             raise UserError(
                 f"--ap-drop {wanted} needs a trained supernet and --data: heat supernet first"
             )
         return Evaluator("mass", mass)
     drops: dict[str, Drop] = {
-        "loss": readings.loss_rise,
-        "features": readings.distance,
+        "loss": evaluations.loss_rise,
+        "features": evaluations.distance,
         "mass": mass,
-        "ap": readings.ap_drop,
+        "ap": evaluations.ap_drop,
     }
     if wanted != "auto":
         return Evaluator(wanted, drops[wanted])
-    if not readings.ap_tells:
+    if not evaluations.ap_is_informative:
         print(
-            f"the supernet's own AP is {readings.ap(State.full(space)):.2f} points on "
-            f"{readings.images} images, too little to judge proxies by: the loss weighs moves. "
+            f"the supernet's own AP is {evaluations.ap(State.full(space)):.2f} points on "
+            f"{evaluations.images} images, too little to judge proxies by: the loss scores moves. "
             "Train the supernet longer",
             file=sys.stderr,
         )

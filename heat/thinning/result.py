@@ -1,4 +1,4 @@
-"""What `heat thin` says about the network it found, and about a target out of reach."""
+"""The result of `heat thin`: the network found, or the report of a target out of reach."""
 
 import math
 from dataclasses import replace
@@ -11,7 +11,7 @@ from ..tables import table_path
 from ..workspace import Workspace
 from .candidates import CandidateSearch
 from .floor import advice, check_ways, smaller_size
-from .greedy import Trial, weigh
+from .greedy import Trial, score_move
 from .ledger import write_ledger
 from .moves import importances
 from .search import Chain
@@ -28,10 +28,10 @@ def write_moves(workspace: Workspace, search: CandidateSearch, found: Settled) -
 
 
 def _last_trials(chain: Chain, found: Settled) -> list[Trial]:
-    """Weigh the moves that fitted the result to its target."""
+    """Score the moves that fitted the result to its target."""
     state, trials = chain.states[found.index], []
     for number, move in enumerate(found.moves):
-        trial = weigh(
+        trial = score_move(
             found.index + number,
             state,
             move,
@@ -129,7 +129,7 @@ def _rounded(value: float, digits: int = 1) -> float | None:
 
 
 def floor_error(search: CandidateSearch, found: Settled, result: Thinned) -> PromiseError:
-    """Say what the smallest network reaches, and which other ways were measured to reach more.
+    """Return an error with what the smallest network reaches, and other ways that reach more.
 
     Where the device is not at hand nothing is measured, and what is offered is marked as estimated.
     """
@@ -139,21 +139,21 @@ def floor_error(search: CandidateSearch, found: Settled, result: Thinned) -> Pro
     result = replace(result, out_of_reach=True)
     fps = result.fps
     runs = "runs at" if result.measured_fps else "is predicted to run at"
-    said = (
+    message = (
         f"the smallest network of the space {runs} {fps:.1f} FPS on {result.device} at "
         f"{height}x{width}, {target.threads} thread(s), {target.runtime} {target.precision} "
         f"({'; '.join(found.broken)})"
     )
     measured = found.measured[0] if found.measured else None
     if limits.load(measured or search.goals[0].predict(found.state)) <= 1.0:
-        return PromiseError(f"the limits are out of reach: {said}", result.to_dict())
+        return PromiseError(f"the limits are out of reach: {message}", result.to_dict())
     if measured is not None:
         ways = check_ways(architecture, target, limits, fps)
         checked = tuple(Way(way.flags, round(way.fps, 3), way.reaches) for way in ways)
         result = replace(result, checked_ways=checked)
-        said += f"; {advice(ways)}"
+        message += f"; {advice(ways)}"
     else:
         smaller = smaller_size((height, width), fps / limits.fps)
         if smaller is not None:
-            said += f"; try --input-size {smaller[0]}x{smaller[1]} (estimated)"
-    return PromiseError(f"{limits.fps:g} FPS is out of reach: {said}", result.to_dict())
+            message += f"; try --input-size {smaller[0]}x{smaller[1]} (estimated)"
+    return PromiseError(f"{limits.fps:g} FPS is out of reach: {message}", result.to_dict())

@@ -38,7 +38,7 @@ class Goal:
 
     def predict(self, state: State) -> Cost:
         """Return what the limits are about, as predicted."""
-        return self.prices.cost(state, weight=self.limits.weigh)
+        return self.prices.cost(state, with_memory=self.limits.bound_memory)
 
     def margin(self, corrected: bool) -> float:
         """Return the share by which a prediction must pass its limit: the table's own error."""
@@ -204,4 +204,4 @@ def _better(found: Settled, best: Settled) -> bool:
 
 
 def _predicted_breaks(state: State, goals: Sequence[Goal]) -> list[str]:
-    return [said for goal in goals for said in goal.limits.broken(goal.predict(state))]
+    return [reason for goal in goals for reason in goal.limits.broken(goal.predict(state))]

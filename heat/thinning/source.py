@@ -77,7 +77,7 @@ def load_supernet(workspace: Workspace) -> Supernet | None:
     info = read_info(path)
     if not info.finished:
         print(
-            f"warning: the supernet stands at epoch {info.epoch} of {info.epochs} "
+            f"warning: the supernet was trained to epoch {info.epoch} of {info.epochs} "
             "(heat supernet --resume goes on)",
             file=sys.stderr,
         )

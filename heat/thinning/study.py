@@ -12,13 +12,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import cast
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from supernet.errors import UserError
-from supernet.heatdetr.architecture import CONDENSED, WIDTH_STEP
+from supernet.heatdetr.architecture import CONDENSED, WIDTH_STEP, GlobalBlock
 from supernet.heatdetr.place import local_name
 from supernet.heatdetr.supernet import CANDIDATES, IDENTITY, SearchSpace
 from supernet.progress import Progress
@@ -60,9 +60,11 @@ class Problem:
         )
 
 
-def encode(state: State, space: SearchSpace, logits: Logits) -> dict[str, Any]:
+def encode(state: State, space: SearchSpace, logits: Logits) -> dict[str, int | str]:
     """Return the parameters of a state: four widths, and an operator for each position."""
-    values: dict[str, Any] = {f"width{stage}": width for stage, width in enumerate(state.widths, 1)}
+    values: dict[str, int | str] = {
+        f"width{stage}": width for stage, width in enumerate(state.widths, 1)
+    }
     for place in State.full(space).allowed:
         live = place in state.allowed
         operator = state.operator(place, logits) if live else IDENTITY
@@ -72,7 +74,9 @@ def encode(state: State, space: SearchSpace, logits: Logits) -> dict[str, Any]:
     return values
 
 
-def decode(values: Mapping[str, Any], space: SearchSpace, logits: Logits, floor: int = 1) -> State:
+def decode(
+    values: Mapping[str, int | str], space: SearchSpace, logits: Logits, floor: int = 1
+) -> State:
     """Return the state of parameters; a stage left with too few positions keeps its likeliest."""
     w1, w2, w3, w4 = (int(values[f"width{stage}"]) for stage in (1, 2, 3, 4))
     allowed: dict[Place, tuple[int, ...]] = {}
@@ -88,13 +92,13 @@ def decode(values: Mapping[str, Any], space: SearchSpace, logits: Logits, floor:
         while len(places) - len(gone) < floor:
             place = gone.pop()
             allowed[place] = (max(range(IDENTITY), key=lambda n: logits[place][n]),)
-    block = values.get("global_block", "oa")
+    block = cast(GlobalBlock, values.get("global_block", "oa"))
     return State((w1, w2, w3, w4), allowed, None if block == "oa" else block)
 
 
 def suggest(trial: optuna.Trial, problem: Problem) -> State:
     """Draw a state."""
-    values: dict[str, Any] = {}
+    values: dict[str, int | str] = {}
     for stage, widest in enumerate(problem.space.widths, 1):
         key = f"width{stage}"
         values[key] = trial.suggest_int(key, problem.rules.min_width, widest, step=WIDTH_STEP)
@@ -143,19 +147,19 @@ def search(
                 directions=["minimize"] * (2 if two else 1),
                 load_if_exists=True,
             )
-        stands, begun = study.user_attrs.get("problem"), bool(study.get_trials(deepcopy=False))
+        known, begun = study.user_attrs.get("problem"), bool(study.get_trials(deepcopy=False))
     except Exception as error:
         if storage is None:
             raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"--study {storage} cannot be read: {reason}: use another") from None
-    if stands is None and begun:
+    if known is None and begun:
         raise UserError(f"the study {name} in {storage} is not HEAT's: use another --study")
-    if stands is None:
+    if known is None:
         study.set_user_attr("problem", problem.digest)
         for start in starts:
             study.enqueue_trial(encode(start, problem.space, problem.logits))
-    elif stands != problem.digest:
+    elif known != problem.digest:
         raise UserError(
             f"the study {name} in {storage} was made by another space, evaluator, limit, "
             "latency table or supernet: use another --study"

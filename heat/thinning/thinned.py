@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from supernet.errors import UserError
 from supernet.heatdetr.supernet import SearchSpace
 
 from ..workspace import Workspace
 
-STAGE = "thin"
+STAGE: Final = "thin"
 COMMAND = "heat thin --target-fps FPS"
 
 
@@ -111,7 +111,7 @@ class Thinned:
         """Measured frame rate, or predicted where nothing was measured."""
         return self.measured_fps or self.predicted_fps
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the record as JSON values; the network of a floor is under `floor`."""
         found = {name.name: getattr(self, name.name) for name in fields(self)}
         found["space"] = self.space.to_dict()
@@ -143,12 +143,12 @@ class Thinned:
 
 def find_thinned(workspace: Workspace) -> Thinned | None:
     """Return what the last `heat thin` of a workspace found, if there was one."""
-    found = workspace.stage(STAGE)
+    found = workspace.stages().get(STAGE)
     return None if found is None else Thinned.from_dict(found)
 
 
 def need_thinned(workspace: Workspace) -> Thinned:
-    """Return what the last `heat thin` found; without one, say which command is needed."""
+    """Return what the last `heat thin` found; without one raise `UserError`."""
     return Thinned.from_dict(workspace.need(STAGE, COMMAND))
 
 

@@ -106,7 +106,7 @@ def draw_confusion(counts: npt.NDArray[np.int64], names: Sequence[str], path: Pa
 def draw_batches(
     data: DetectionSet, input_hw: tuple[int, int], config: TrainConfig, path: Path
 ) -> Path:
-    """Save the first training pictures with their boxes, as the network gets them."""
+    """Save the first training images with their boxes, as the network gets them."""
     tiles: list[Image] = []
     for images, targets in feed(data, input_hw, config, range(1)):
         for image, target in zip(images, targets, strict=True):

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from rich.table import Table
@@ -20,13 +20,38 @@ from supernet.data.coco import load_split, splits_of
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.operators import OPERATORS
 
+from ..records import Result
 from .terminal import terminal
 
 BAR = 8
 """Characters of the longest bar."""
 
 
-def print_race(rows: Sequence[Mapping[str, Any]]) -> None:
+class RaceRow(TypedDict):
+    """A model of `heat bench`."""
+
+    model: str
+    runtime: str
+    precision: str
+    threads: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    fps: float
+    times_first: float
+    """Latency as a multiple of the first model's."""
+    peak_mb: float
+    start_ms: float
+    """From the start of its process to its first result."""
+    runs: int
+    inputs: str
+    throughput_fps: NotRequired[float]
+    """With `--throughput`: frames a second of one request on every core."""
+    streams: NotRequired[int]
+    """Requests of that."""
+
+
+def print_race(rows: Sequence[RaceRow]) -> None:
     """Print models that were timed in turns."""
     table = Table(title="side by side, batch 1")
     crowd = "throughput_fps" in rows[0]
@@ -126,10 +151,11 @@ def list_devices(
     console.print(f"runtimes: {', '.join(installed)}", soft_wrap=True)
 
 
-def check_data(root: Path) -> dict[str, Any]:
+def check_data(root: Path) -> Result:
     """Print counts, classes and problems of every split; decode every image."""
     console = terminal()
-    result: dict[str, Any] = {"data": str(root), "splits": {}, "problems": []}
+    splits: dict[str, Result] = {}
+    found: list[Result] = []
     sets = [load_split(root, split) for split in splits_of(root)]
     train = next((data for data in sets if data.split.startswith("train")), sets[0])
     for data in sets:
@@ -155,7 +181,7 @@ def check_data(root: Path) -> dict[str, Any]:
         for problem in problems:
             kind = Text(problem.kind, "bold")
             console.print(kind + f" at {problem.where}: {problem.detail}", soft_wrap=True)
-        result["splits"][data.split] = {
+        splits[data.split] = {
             "images": len(data.records),
             "boxes": int(counts.sum()),
             "crowd": data.num_crowd,
@@ -163,11 +189,11 @@ def check_data(root: Path) -> dict[str, Any]:
             "negative": negative,
             "names": list(data.names),
         }
-        result["problems"].extend(
+        found.extend(
             {"split": data.split, "kind": p.kind, "where": p.where, "detail": p.detail}
             for p in problems
         )
-    return result
+    return {"data": str(root), "splits": splits, "problems": found}
 
 
 def show_blocks(table: LatencyTable) -> None:

@@ -1,1 +1,1 @@
-"""What is carried to a device to time models there: numpy and a runtime only."""
+"""Times models on a device that has only numpy and a runtime; its files are carried there."""

@@ -1,4 +1,4 @@
-"""Loads a batch of models in a runtime and times them against each other and the reference.
+"""Loads a batch of models in a runtime and times them interleaved with the reference models.
 
 Needs numpy and the runtime only: the probe carries this file's text.
 """
@@ -6,12 +6,12 @@ Needs numpy and the runtime only: the probe carries this file's text.
 import gc
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from deploy.edge.executed import dominant, executed_precision
 from deploy.edge.runtimes import open_session
+from deploy.edge.session import Feeds
 from supernet.errors import UserError
 
 from .machine import Watch
@@ -20,10 +20,10 @@ from .setting import REFERENCE_PREFIX, Model, Setting, Shapes, key_of
 from .timings import BatchResult, NetworkResult
 
 NETWORK_ROUNDS = 12
-"""Rounds of a whole network: few models, so more of them."""
+"""Rounds of a whole network: more than of a batch, as there are few models."""
 NETWORK_MIN_ROUNDS = 6
 NETWORK_S = 2.0
-"""Seconds of a network's own runs above which it has fewer rounds, on slow machines."""
+"""Intended seconds of a network's own runs: on slow machines it has fewer rounds."""
 
 
 class Bench:
@@ -38,7 +38,7 @@ class Bench:
         self._watch = Watch()
 
     def close(self) -> None:
-        """Give the references back."""
+        """Close the references' sessions."""
         for job in self._references.values():
             job.session.close()
 
@@ -51,7 +51,7 @@ class Bench:
         return self._time(jobs, time.perf_counter() - start, rounds, max_rounds)
 
     def network(self, model: Model) -> NetworkResult:
-        """Time a whole network, the references between its runs."""
+        """Time a whole network interleaved with the references."""
         start = time.perf_counter()
         job = load(model, self.setting)
         load_s = time.perf_counter() - start
@@ -71,7 +71,7 @@ class Bench:
     def _time(
         self, jobs: dict[str, Job], load_s: float, rounds: int, max_rounds: int
     ) -> BatchResult:
-        """Time loaded models; they are closed afterwards."""
+        """Time loaded models and close them."""
         names = list(jobs)
         start = time.perf_counter()
         watched: list[Round] = []
@@ -111,7 +111,7 @@ class Bench:
 
 
 def load(model: Model, setting: Setting) -> Job:
-    """Open a session and make up its inputs."""
+    """Open a session on a model and draw its inputs."""
     if model.opener is not None:
         return Job(model.opener(setting), feeds_of(model.inputs))
     if setting.runtime == "torch":
@@ -128,8 +128,8 @@ def load(model: Model, setting: Setting) -> Job:
     return Job(session, feeds_of(model.inputs))
 
 
-def feeds_of(inputs: Shapes) -> dict[str, Any]:
-    """Draw random inputs."""
+def feeds_of(inputs: Shapes) -> Feeds:
+    """Draw random inputs, the same on each call."""
     rng = np.random.default_rng(0)
     return {
         name: rng.integers(0, 256, shape, dtype=np.uint8)

@@ -1,11 +1,11 @@
-"""Whole networks in a process of their own that does nothing else, as a deployed one is.
+"""Measures a whole network in a fresh process that does nothing else, as a deployed one.
 
     python -m latency_tables.probe.fresh peak FOLDER    prints peak resident memory in MiB
     python -m latency_tables.probe.fresh time FOLDER    prints a `NetworkResult`, with references
 
-FOLDER holds setting.json, and a JSON file for each model that names its file and inputs. Needs
-numpy and the runtime only. In a process that has run hundreds of models before, a network is some
-percent slower than in its own.
+FOLDER holds setting.json, and for each model a JSON file with its path and inputs. Needs numpy and
+the runtime only. In a process that has run hundreds of models before, a network is some percent
+slower than in its own.
 """
 
 import json
@@ -27,14 +27,17 @@ RUNS = 3
 
 
 def peak_mb(model: Model, setting: Setting, command: Sequence[str]) -> float:
-    """Load and run a model in a fresh process; `command` starts this file's `fresh_main`."""
+    """Return the peak memory of a fresh process that loads and runs a model, in MiB.
+
+    `command` starts this file's `fresh_main`.
+    """
     return float(in_own_process("peak", {"network": model}, setting, command))
 
 
 def time_network(
     model: Model, references: Mapping[str, Model], setting: Setting, command: Sequence[str]
 ) -> NetworkResult:
-    """Time a network and the references in turns in a fresh process."""
+    """Time a network interleaved with the references in a fresh process."""
     beside = {key_of(name): reference for name, reference in references.items()}
     found = in_own_process("time", {"network": model, **beside}, setting, command)
     return network_from_json(json.loads(found))
@@ -43,7 +46,7 @@ def time_network(
 def in_own_process(
     verb: str, models: Mapping[str, Model], setting: Setting, command: Sequence[str]
 ) -> str:
-    """Run this file on models in a fresh process and return what it prints."""
+    """Run this file on models in a fresh process and return its output."""
     with tempfile.TemporaryDirectory() as folder:
         for name, model in models.items():
             path = model.file
@@ -61,14 +64,14 @@ def in_own_process(
 
 
 def read_model(folder: Path, name: str) -> Model:
-    """Return a model file and the inputs it takes."""
+    """Return the model that a JSON file in the folder describes."""
     facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     shapes = {key: (tuple(shape), dtype) for key, (shape, dtype) in facts["inputs"].items()}
     return Model(b"", shapes, file=Path(facts["file"]))
 
 
 def fresh_main(arguments: Sequence[str]) -> int:
-    """Do what was asked for and print it."""
+    """Run the verb on the folder and print its result."""
     verb, place = arguments
     folder = Path(place)
     setting = Setting(**json.loads((folder / "setting.json").read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""One writer at a time: a lock beside a file, which ends with the process that holds it."""
+"""A lock file that admits one writer at a time; the lock ends with the process that holds it."""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +10,11 @@ from supernet.errors import DeviceError, TableError
 
 @contextmanager
 def only_one(path: Path, *, patience_s: float = 0.0) -> Iterator[None]:
-    """Hold the lock beside a file; a second holder waits, then is refused."""
+    """Hold the lock of a file.
+
+    Raises `TableError` where another process still holds it after `patience_s`, `DeviceError` where
+    the lock file cannot be written.
+    """
     try:
         import fcntl
     except ImportError:  # not on Windows

@@ -1,6 +1,6 @@
-"""What the machine that measures is, and what disturbs it while it measures.
+"""Detects this machine's CPU and GPUs, and what disturbs it while it measures.
 
-Python's own library only: the probe carries this file's text to devices that have no HEAT.
+Python's standard library only: the probe carries this file's text to devices that have no HEAT.
 """
 
 import os
@@ -13,24 +13,27 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+from .records import CpuRecord, DisturbanceRecord, GpuRecord
 
 INFERENCE_FLAGS = frozenset(
     {"avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "avx512_fp16", "avx_vnni"}
     | {"amx_bf16", "amx_int8", "amx_tile", "neon", "asimd", "asimddp", "i8mm", "bf16", "sve"}
 )
-"""Vector extensions that runtimes choose kernels by."""
+"""Vector extensions by which runtimes choose their kernels."""
 
 CGROUP = Path("/sys/fs/cgroup")
 TOPOLOGY = Path("/sys/devices/system/cpu")
 CPUFREQ = TOPOLOGY / "cpu0" / "cpufreq"
 
 YARDSTICK_LOOPS = 60_000
-"""Additions of the frequency yardstick: about two milliseconds."""
+"""Iterations of the loop that measures the core's frequency: about two milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Detected:
-    """Facts of the machine that measures."""
+    """The machine that measures, without its GPUs."""
 
     model: str
     cores: int
@@ -47,6 +50,29 @@ class Detected:
         """The machine's own name for files, from its model."""
         return slug(self.model)
 
+    def to_json(self) -> CpuRecord:
+        """Return the fields as JSON values."""
+        return {
+            "model": self.model,
+            "cores": self.cores,
+            "quota": self.quota,
+            "governor": self.governor,
+            "flags": list(self.flags),
+            "memory_mb": self.memory_mb,
+        }
+
+    @classmethod
+    def from_json(cls, record: CpuRecord) -> Self:
+        """Read the result of `to_json`."""
+        return cls(
+            record["model"],
+            record["cores"],
+            record["quota"],
+            record["governor"],
+            tuple(record["flags"]),
+            record["memory_mb"],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
@@ -57,8 +83,18 @@ class Gpu:
     clocks: str
     """Highest graphics and memory clocks."""
     clock_now: str
-    """Graphics clock at the moment of reading."""
+    """Graphics clock when it was detected."""
     memory_mb: int
+
+    def to_json(self) -> GpuRecord:
+        """Return the fields as JSON values."""
+        return {
+            "model": self.model,
+            "driver": self.driver,
+            "clocks": self.clocks,
+            "clock_now": self.clock_now,
+            "memory_mb": self.memory_mb,
+        }
 
 
 def slug(model: str) -> str:
@@ -93,7 +129,7 @@ def available_cores() -> int:
 
 
 def physical_cores(root: Path = TOPOLOGY) -> int:
-    """Return the physical cores that this process may use, and its quota gives time for.
+    """Return how many physical cores this process may use, within its CPU quota.
 
     Hardware threads that share a core (SMT) count once; a quota of 2.5 cores is two.
     """
@@ -187,7 +223,10 @@ def parse_gpus(text: str) -> tuple[Gpu, ...]:
 
 
 def yardstick_ms() -> float:
-    """Time a fixed loop on one core, lowest of five: it changes only with the core's frequency."""
+    """Return the lowest of five timings of a fixed loop on one core.
+
+    It changes only with the core's frequency.
+    """
     times = []
     for _ in range(5):
         start = time.perf_counter()
@@ -199,28 +238,37 @@ def yardstick_ms() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Disturbance:
-    """What happened to the machine between two moments."""
+    """What disturbed the machine between two moments."""
 
     other_load: float
     """Cores that other processes kept busy, on average."""
     stolen: float
-    """Share of the time that the hypervisor gave to others."""
+    """Steal time: share of the time that the hypervisor gave to other machines."""
     throttled: int
     """Periods in which the control group's quota stopped this process."""
     slowdown: float
-    """Yardstick now against the fastest seen, minus one: frequency throttling."""
+    """`yardstick_ms` now over the lowest so far, minus one: frequency throttling."""
+
+    def to_json(self) -> DisturbanceRecord:
+        """Return the fields as JSON values."""
+        return {
+            "other_load": self.other_load,
+            "stolen": self.stolen,
+            "throttled": self.throttled,
+            "slowdown": self.slowdown,
+        }
 
 
 class Watch:
-    """Looks at the machine's counters again and again; `read` says what changed since the last."""
+    """Reads the machine's counters; `read` returns what changed since the last call."""
 
     def __init__(self) -> None:
-        """Start counting."""
+        """Read the counters for the first time."""
         self._fastest = self._yardstick = yardstick_ms()
         self._last = self._counters()
 
     def read(self) -> Disturbance:
-        """Return what happened since the last reading."""
+        """Return the disturbance since the last call, or since the start."""
         yardstick = yardstick_ms()
         self._fastest = min(self._fastest, yardstick)
         before, self._last = self._last, self._counters()

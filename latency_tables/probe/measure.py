@@ -1,8 +1,9 @@
-"""Times several models against each other, interleaved, so that drift affects all of them equally.
+"""Times several models in turns (interleaved), so that drift affects all of them equally.
 
-Each visit to a model begins with an untimed run: the models visited in between have pushed its
-weights out of the caches, where a deployed model, run frame after frame, keeps them. Rounds are
-repeated until the median of every model's samples is known well enough, or the patience ends.
+A round visits every model once. Each visit begins with an untimed run: the models in between have
+evicted its weights from the caches, where a deployed model, run frame after frame, keeps them.
+Rounds are repeated until the confidence interval of every model's median is narrow enough, or
+their maximum is reached.
 """
 
 import math
@@ -11,9 +12,10 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
-from deploy.edge.session import Session
+from deploy.edge.session import Feeds, Session
+
+from .records import TimingRecord
 
 WARMUPS = 2
 ROUNDS = 6
@@ -21,7 +23,7 @@ MAX_ROUNDS = 24
 RUNS_A_VISIT = 2
 """Timed runs of a model in each round, so that there are at least 12 samples."""
 TOLERANCE = 0.03
-"""Width of the confidence interval, as a share of the time, at which a model is done."""
+"""Width of the confidence interval, as a share of the median, at which a model is stable."""
 CONFIDENCE = 0.95
 INTERVAL_SDS = 3.92
 """Width of a 95 % interval in standard deviations of a normal distribution."""
@@ -32,11 +34,11 @@ class Timing:
     """Milliseconds of one run of a model."""
 
     ms: float
-    """Median, every sample taken to the speed that the machine usually had among the rounds."""
+    """Median of the samples, each scaled to the machine's median speed over the rounds."""
     min_ms: float
-    """Lowest sample, as it was."""
+    """Lowest sample, not scaled."""
     p95_ms: float
-    """95th percentile, samples taken to one speed as for the median."""
+    """95th percentile of the scaled samples."""
     spread: float
     """Interquartile range as a share of the median."""
     n: int
@@ -50,44 +52,55 @@ class Timing:
 
     @property
     def stable(self) -> bool:
-        """Whether the interval became narrow enough."""
+        """Whether the interval is narrow enough."""
         return self.interval <= TOLERANCE
+
+    def to_json(self) -> TimingRecord:
+        """Return the fields as JSON values."""
+        return {
+            "ms": self.ms,
+            "min_ms": self.min_ms,
+            "p95_ms": self.p95_ms,
+            "spread": self.spread,
+            "n": self.n,
+            "interval": self.interval,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A loaded model and what to feed it."""
+    """A loaded model and its inputs."""
 
     session: Session
-    feeds: Mapping[str, Any]
+    feeds: Feeds
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What the machine was like while every job was visited once."""
+    """The reference models in one round, which visits every job once."""
 
     seconds: float
-    """How long the round took."""
+    """Duration of the round."""
     reference_ms: Mapping[str, float]
-    """Milliseconds of each reference in it, as they were."""
+    """Mean milliseconds of each reference in it, not scaled."""
 
 
 def time_jobs(
-    jobs: Mapping[Any, Job],
+    jobs: Mapping[str, Job],
     *,
-    references: Collection[Any] = (),
+    references: Collection[str] = (),
     rounds: int = ROUNDS,
     warmups: int = WARMUPS,
     max_rounds: int = MAX_ROUNDS,
     watched: list[Round] | None = None,
-) -> dict[Any, Timing]:
+) -> dict[str, Timing]:
     """Visit every job once a round, round-robin; after `rounds` only those not yet stable.
 
-    The clock of a machine wanders by some percent from second to second. What all jobs of a round
-    have in common is that, and is taken out of their samples. The `references` among the jobs are
-    visited in every round and are never waited for; `watched` receives what they took, as it was.
+    A machine's clock varies by some percent from second to second. This shows as a slowdown common
+    to all jobs of a round, by which their samples are divided. The `references` among the jobs are
+    visited in every round, but need not become stable; `watched` receives their times, not scaled.
     """
-    visits: dict[Any, dict[int, list[float]]] = {key: {} for key in jobs}
+    visits: dict[str, dict[int, list[float]]] = {key: {} for key in jobs}
     for _ in range(warmups):
         for job in jobs.values():
             job.session.run(job.feeds)
@@ -110,8 +123,8 @@ def time_jobs(
     return at_one_speed(visits)
 
 
-def at_one_speed(visits_ms: Mapping[Any, Mapping[int, Sequence[float]]]) -> dict[Any, Timing]:
-    """Summarise the samples of jobs by round, less what all jobs of a round have in common."""
+def at_one_speed(visits_ms: Mapping[str, Mapping[int, Sequence[float]]]) -> dict[str, Timing]:
+    """Summarise each job's samples by round, divided by the round's common slowdown."""
     typical = {
         key: statistics.median(chain.from_iterable(rounds.values()))
         for key, rounds in visits_ms.items()

@@ -1,10 +1,10 @@
 """The probe: measures a pack of models on a device that has no HEAT and no torch.
 
     python heat-probe.pyz                 measures, writes heat-probe.results.jsonl beside itself
-    python heat-probe.pyz --results FILE  writes there
+    python heat-probe.pyz --results FILE  writes the results to FILE
 
-Needs numpy and the runtime. What is measured is on disk at once: a probe that was killed or cut
-off goes on where it stopped when it is started again.
+Needs numpy and the runtime. Each result is written to disk at once: a probe that was killed or
+whose connection was lost goes on where it stopped when it is started again.
 """
 
 import argparse
@@ -13,10 +13,9 @@ import os
 import sys
 import time
 import zipfile
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from deploy.edge.session import runtime_version
 from supernet.errors import DeviceError, HeatError, TableError
@@ -25,28 +24,29 @@ from .batch import Bench, precision_of
 from .fresh import fresh_main, peak_mb, time_network
 from .lock import only_one
 from .machine import available_cores, detect_cpu, detect_gpus
+from .records import BatchRecord, Header, Manifest, NetworkRecord, Record
 from .setting import REFERENCES, Model, Setting, key_of
 from .timings import batch_to_json, network_to_json
 
 RESULTS_FORMAT = 2
 """History of the results file: 1, the first; 2, four references, round by round."""
 
-MUST_STAND = ("pack", "probe", "setting", "machine", "runtime_version", "executed")
-"""What must not have changed when a probe goes on."""
+UNCHANGED = ("pack", "probe", "setting", "machine", "runtime_version", "executed")
+"""Keys of the header that must be the same when a probe goes on."""
 
 LOCK_PATIENCE_S = 60.0
-"""A probe whose connection was lost notices at its next word; its successor waits so long."""
+"""A probe whose connection was lost ends at its next line of output; the next one waits so long."""
 
 
 class Pack:
-    """The zip archive that the probe runs from: manifest and models."""
+    """The zip archive that the probe runs from, with the manifest and the models."""
 
     def __init__(self, path: Path) -> None:
         """Open the archive and read its manifest."""
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
-            self.manifest: dict[str, Any] = json.loads(self._zip.read("manifest.json"))
+            self.manifest: Manifest = json.loads(self._zip.read("manifest.json"))
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise TableError(
                 f"{path} is no pack ({error}): heat profile --pack makes one"
@@ -60,13 +60,13 @@ class Pack:
 
     @property
     def setting(self) -> Setting:
-        """How the models are executed; 0 threads in the pack are all cores of this machine."""
+        """How the models are executed; 0 threads in the pack mean all cores of this machine."""
         asked = Setting(**self.manifest["setting"])
         return replace(asked, threads=asked.threads or available_cores())
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a results file; a line cut short by a kill is left out."""
+def read_results(path: Path) -> list[Record]:
+    """Return the records of a results file without a last line that was cut short by a kill."""
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         lines = text.splitlines(keepends=True)
@@ -76,7 +76,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def measure_pack(pack: Pack, path: Path, fresh_command: Sequence[str]) -> Path:
-    """Measure what the results at `path` lack; return the path."""
+    """Measure what the results file at `path` does not hold yet; return the path."""
     setting = pack.setting
     with only_one(path, patience_s=LOCK_PATIENCE_S):
         done = read_results(path)
@@ -84,18 +84,19 @@ def measure_pack(pack: Pack, path: Path, fresh_command: Sequence[str]) -> Path:
         head = header(pack, precision_of(references["network"], setting))
         if not done:
             append(path, head)
-        elif any(done[0].get(key) != head[key] for key in MUST_STAND):
+        elif differs(done[0], head):
             raise TableError(f"{path} holds results of another pack or machine state: remove it")
         cut_torn_line(path)
         finished = {record["batch"] for record in done if "batch" in record}
         bench = Bench(setting, references)
-        batches: list[list[str]] = pack.manifest["batches"]
+        batches = pack.manifest["batches"]
         start, new = time.monotonic(), 0
         for index, keys in enumerate(batches):
             if index in finished:
                 continue
             result = bench.run({key: pack.model(key) for key in keys})
-            append(path, {"batch": index, **batch_to_json(result)})
+            timed: BatchRecord = {"batch": index, **batch_to_json(result)}
+            append(path, timed)
             new += 1
             left = (len(batches) - index - 1) * (time.monotonic() - start) / new
             say(f"batch {index + 1} of {len(batches)}, ETA {left:.0f} s")
@@ -103,7 +104,7 @@ def measure_pack(pack: Pack, path: Path, fresh_command: Sequence[str]) -> Path:
         for key in pack.manifest["networks"]:
             if key not in measured:
                 model = pack.model(key)
-                record: dict[str, Any] = {
+                record: NetworkRecord = {
                     "network": key,
                     **network_to_json(time_network(model, references, setting, fresh_command)),
                 }
@@ -115,32 +116,37 @@ def measure_pack(pack: Pack, path: Path, fresh_command: Sequence[str]) -> Path:
     return path
 
 
+def differs(found: Mapping[str, object], head: Mapping[str, object]) -> bool:
+    """Return whether a results file's first record is of another pack or machine state."""
+    return any(found.get(key) != head[key] for key in UNCHANGED)
+
+
 def cut_torn_line(path: Path) -> None:
-    """Cut off a line that a kill left unfinished: it would swallow the next one."""
+    """Remove a last line without its end, left by a kill: the next record would be joined to it."""
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         os.truncate(path, whole)
 
 
-def header(pack: Pack, executed: str) -> dict[str, Any]:
-    """Return the first record: what was measured, where, and by which probe."""
+def header(pack: Pack, executed: str) -> Header:
+    """Return the first record of a results file."""
     setting = pack.setting
     return {
         "results_format": RESULTS_FORMAT,
         "pack": pack.manifest["pack"],
         "probe": pack.manifest["probe"],
         "plan": pack.manifest["plan"],
-        "setting": asdict(setting),
-        "machine": json.loads(json.dumps(asdict(detect_cpu()))),
-        "gpus": [asdict(gpu) for gpu in detect_gpus()],
+        "setting": setting.to_json(),
+        "machine": detect_cpu().to_json(),
+        "gpus": [gpu.to_json() for gpu in detect_gpus()],
         "runtime_version": runtime_version(setting.runtime),
         "executed": executed,
     }
 
 
-def append(path: Path, record: dict[str, Any]) -> None:
-    """Add a record and see that it is on disk."""
+def append(path: Path, record: Record) -> None:
+    """Append a record to the results file and flush it to disk."""
     try:
         with path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
@@ -153,7 +159,7 @@ def append(path: Path, record: dict[str, Any]) -> None:
 
 
 def say(text: str) -> None:
-    """Report progress."""
+    """Print progress on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What is timed and how: a model and its inputs, runtime, precision and threads; the references.
+"""A model and its inputs, the setting it is executed in, and the names of the reference models.
 
 Needs numpy and the runtime only: the probe carries this file's text.
 """
@@ -9,23 +9,26 @@ from pathlib import Path
 
 from deploy.edge.session import Session
 
+from .records import SettingRecord
+
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 """Shape and dtype of each input by name."""
 
 REFERENCES = ("network", "compute", "memory", "small")
-"""Models that tell the state of the machine, timed in every batch (`references.py`)."""
+"""Names of the reference models: timed in every batch, they show how fast the machine is at the
+moment (`references.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """An ONNX model and the inputs it takes."""
+    """An ONNX model and its inputs."""
 
     onnx: bytes
     inputs: Shapes
     opener: Callable[["Setting"], Session] | None = None
-    """Opens it where it is no file: a torch module, in the process that has it."""
+    """Opens a session on a model that is no file: a torch module of this process."""
     file: Path | None = None
-    """A file of it, in any format that the runtime reads, in the place of `onnx`."""
+    """A file in any format that the runtime reads, instead of `onnx`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,21 +41,32 @@ class Setting:
     device: str = "cpu"
     """cpu or cuda."""
     spinning: str = "brief"
-    """How ONNX Runtime's threads wait: brief, always (as it does by itself) or never."""
+    """How long ONNX Runtime's idle threads spin: brief, always (its default) or never."""
     pinning: bool = False
-    """Whether each thread is kept on one core."""
+    """Whether each thread is pinned to one core."""
+
+    def to_json(self) -> SettingRecord:
+        """Return the fields as JSON values."""
+        return {
+            "runtime": self.runtime,
+            "precision": self.precision,
+            "threads": self.threads,
+            "device": self.device,
+            "spinning": self.spinning,
+            "pinning": self.pinning,
+        }
 
     @property
     def spins(self) -> bool | None:
-        """Whether threads that wait spin, as `open_session` takes it: None for briefly."""
+        """The argument `spinning` of `open_session`: None for brief."""
         return {"always": True, "never": False}.get(self.spinning)
 
     @property
     def graph_precision(self) -> str:
-        """The precision that the graph itself must be written in; the rest is the runtime's.
+        """The precision that the ONNX graph is written in.
 
-        OpenVINO computes a float32 graph in half precision by itself; the others take what they
-        are given.
+        OpenVINO itself computes a float32 graph in half precision; ONNX Runtime and TensorRT use
+        the types of the graph.
         """
         if self.precision == "int8" or self.runtime in ("onnxruntime", "tensorrt"):
             return self.precision

@@ -1,14 +1,14 @@
-"""What timing a batch, or a whole network, gives, and its JSON form.
+"""Results of timing a batch or a whole network, and their JSON form (`records.py`).
 
 Needs numpy and the runtime only: the probe carries this file's text.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from .machine import Disturbance
 from .measure import Round, Timing
+from .records import BatchRecord, NetworkRecord, RoundRecord, TimingRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,22 +18,22 @@ class BatchResult:
     timings: Mapping[str, Timing]
     references: Mapping[str, Timing]
     rounds: tuple[Round, ...]
-    """The machine's state, round by round."""
+    """The reference models, round by round: the machine's state."""
     disturbance: Disturbance
     load_s: float
-    """Seconds spent on loading the models into the runtime."""
+    """Seconds spent loading the models into the runtime."""
     time_s: float
-    """Seconds spent on running them."""
+    """Seconds spent running them."""
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkResult:
-    """A whole network, timed as a deployed one is."""
+    """Timing of a whole network as it is deployed."""
 
     timing: Timing
-    """From image to boxes."""
+    """From uint8 image to boxes."""
     references: Mapping[str, Timing]
-    """The references, run in between."""
+    """The reference models, run in between."""
     rounds: tuple[Round, ...]
     disturbance: Disturbance
     load_s: float
@@ -45,51 +45,67 @@ class NetworkResult:
         return self.timing.ms
 
 
-def batch_to_json(result: BatchResult) -> dict[str, Any]:
+def batch_to_json(result: BatchResult) -> BatchRecord:
     """Return a batch's result as JSON values."""
-    return {"timings": timings_to_json(result.timings), **_shared_to_json(result)}
-
-
-def batch_from_json(record: Mapping[str, Any]) -> BatchResult:
-    """Read what `batch_to_json` gave."""
-    return BatchResult(timings_from_json(record["timings"]), *_shared_from_json(record))
-
-
-def network_to_json(result: NetworkResult) -> dict[str, Any]:
-    """Return a network's result as JSON values."""
-    return {"timing": asdict(result.timing), **_shared_to_json(result)}
-
-
-def network_from_json(record: Mapping[str, Any]) -> NetworkResult:
-    """Read what `network_to_json` gave."""
-    return NetworkResult(Timing(**record["timing"]), *_shared_from_json(record))
-
-
-def timings_to_json(timings: Mapping[str, Timing]) -> dict[str, Any]:
-    """Return timings as JSON values."""
-    return {key: asdict(timing) for key, timing in timings.items()}
-
-
-def timings_from_json(record: Mapping[str, Any]) -> dict[str, Timing]:
-    """Read what `timings_to_json` gave."""
-    return {key: Timing(**timing) for key, timing in record.items()}
-
-
-def _shared_to_json(result: BatchResult | NetworkResult) -> dict[str, Any]:
     return {
+        "timings": timings_to_json(result.timings),
         "references": timings_to_json(result.references),
-        "rounds": [[seen.seconds, dict(seen.reference_ms)] for seen in result.rounds],
-        "disturbance": asdict(result.disturbance),
+        "rounds": _rounds_to_json(result.rounds),
+        "disturbance": result.disturbance.to_json(),
         "load_s": result.load_s,
         "time_s": result.time_s,
     }
 
 
-def _shared_from_json(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (
+def batch_from_json(record: BatchRecord) -> BatchResult:
+    """Read the result of `batch_to_json`."""
+    return BatchResult(
+        timings_from_json(record["timings"]),
         timings_from_json(record["references"]),
-        tuple(Round(seconds, seen) for seconds, seen in record["rounds"]),
+        _rounds_from_json(record["rounds"]),
         Disturbance(**record["disturbance"]),
         record["load_s"],
         record["time_s"],
     )
+
+
+def network_to_json(result: NetworkResult) -> NetworkRecord:
+    """Return a network's result as JSON values."""
+    return {
+        "timing": result.timing.to_json(),
+        "references": timings_to_json(result.references),
+        "rounds": _rounds_to_json(result.rounds),
+        "disturbance": result.disturbance.to_json(),
+        "load_s": result.load_s,
+        "time_s": result.time_s,
+    }
+
+
+def network_from_json(record: NetworkRecord) -> NetworkResult:
+    """Read the result of `network_to_json`."""
+    return NetworkResult(
+        Timing(**record["timing"]),
+        timings_from_json(record["references"]),
+        _rounds_from_json(record["rounds"]),
+        Disturbance(**record["disturbance"]),
+        record["load_s"],
+        record["time_s"],
+    )
+
+
+def timings_to_json(timings: Mapping[str, Timing]) -> dict[str, TimingRecord]:
+    """Return timings as JSON values."""
+    return {key: timing.to_json() for key, timing in timings.items()}
+
+
+def timings_from_json(record: Mapping[str, TimingRecord]) -> dict[str, Timing]:
+    """Read the result of `timings_to_json`."""
+    return {key: Timing(**timing) for key, timing in record.items()}
+
+
+def _rounds_to_json(rounds: Sequence[Round]) -> list[RoundRecord]:
+    return [(seen.seconds, dict(seen.reference_ms)) for seen in rounds]
+
+
+def _rounds_from_json(rounds: Sequence[RoundRecord]) -> tuple[Round, ...]:
+    return tuple(Round(seconds, reference_ms) for seconds, reference_ms in rounds)

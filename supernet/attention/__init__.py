@@ -1,4 +1,4 @@
-"""Cores of attention layers: exact, and those that do less. See `exact.Attention`."""
+"""Attention cores: exact, clustered (ACT) and windowed (ENACT, pool). See `exact.Attention`."""
 
 from .act import ActAttention
 from .enact import EnactAttention, PoolAttention

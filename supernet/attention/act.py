@@ -1,13 +1,13 @@
 """Adaptive clustering (ACT, Zheng et al. 2020): similar queries share one attention result.
 
 It has no parameters and replaces the attention of a trained network. Queries of equal hash codes
-are a cluster; its mean query attends, and what it reads is copied to the members. Keys of a cluster
+are a cluster; its mean query attends, and the result is copied to the members. Keys of a cluster
 are replaced by mean key and value, and the logarithm of their number is added to the logit, which
-is as if each had attended with the mean.
+is the same as attending to so many copies of the mean.
 
-With `most` the number of clusters is bounded and all shapes are static, as graphs need it. Clusters
-beyond the bound are merged with their neighbours; `seen` counts how often. Hashing is in float32
-always.
+With `most` the number of clusters is bounded and all shapes are static, as exported graphs require.
+Clusters beyond the bound are merged with their neighbours; `seen` counts how often. Hashing is in
+float32 always.
 
 Shape suffixes: B batch, H heads, G = B * H, N queries, M keys, E width of a head, C clusters.
 """
@@ -34,10 +34,10 @@ ROUNDS = 24
 
 @dataclass(slots=True)
 class Seen:
-    """What was clustered since the start."""
+    """Statistics of all clusterings since the start."""
 
     groups: int = 0
-    """Clusterings: one an image, head and call."""
+    """Clusterings: one for each image, head and call."""
     clusters: int = 0
     """Clusters of all of them, before any were merged."""
     vectors: int = 0
@@ -75,7 +75,7 @@ class Seen:
 
 
 class ActAttention(Attention):
-    """Attention of clusters."""
+    """Attention of clusters of similar queries, keys or both."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class ActAttention(Attention):
     def attend(
         self, q_BHNE: Tensor, k_BHME: Tensor, v_BHME: Tensor, pad_BM: Tensor | None = None
     ) -> Tensor:
-        """Attend as clusters; of queries that are padding what they read means nothing."""
+        """Attend by clusters; results of queries that are padding are meaningless."""
         B, H, N, E = q_BHNE.shape
         bias = bias_of(pad_BM, q_BHNE)
         if self.clusters != "queries":
@@ -170,7 +170,7 @@ class ActAttention(Attention):
         return emit_copies(graph, _emit_biased(graph, prototypes, k, v, bias), index)
 
     def macs(self, tokens: int, width: int) -> int:
-        """Count 4 N D^2 + N D L + 2 C N D, C being the bound, or what was seen on average."""
+        """Count 4 N D^2 + N D L + 2 C N D, C being the bound, or the mean so far."""
         most = min(self.most, tokens) if self.most is not None else self.seen.share * tokens
         if math.isnan(most):
             raise UserError("clusters of ACT are counted by a bound, or after it has run")

@@ -1,8 +1,8 @@
 """Clusters in exported graphs: static shapes, from operators that every runtime has.
 
 TopK, neighbour inequality and CumSum rank the distinct hash keys; ScatterElements sums members;
-GatherElements copies. Keys are float32 in every precision: half floats do not hold them.
-ONNX's `Unique` would have shapes that depend on values, which TensorRT does not take.
+GatherElements copies. Keys are float32 in every precision: float16 cannot represent them.
+ONNX's `Unique` would have shapes that depend on values, which TensorRT does not support.
 
 Shape suffixes: G groups, N vectors, E their width, C clusters.
 """
@@ -75,7 +75,7 @@ def _one_hot(graph: GraphWriter, index: Value, most: int) -> Value:
 
 
 def emit_copies(graph: GraphWriter, read: Value, index: Value) -> Value:
-    """Write what the members of clusters get, [G, N, E] of [G, C, E]."""
+    """Write the results of clusters, [G, C, E], for their members, [G, N, E]."""
     G, N = index.shape
     E = read.shape[2]
     wide = _widened(graph, index, E)

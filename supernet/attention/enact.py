@@ -1,10 +1,10 @@
-"""Keys and values in windows: ENACT (Savathrakis et al. 2024), and a plain mean to compare it with.
+"""Keys and values of windows: ENACT (Savathrakis et al. 2024), and average pooling to compare with.
 
-Queries stay. ENACT scores tokens by one linear map, turns the scores into the terms of an entropy,
-smooths them along the raster, and weighs the tokens of equal windows by them. The length of a
-window is the mean length of runs of equal curvature: of each image (`per-image`), of the batch
-(`official`, as the authors' code has it), or a calibrated constant, which alone is exportable.
-`PoolAttention` has windows of equal weights.
+Queries are unchanged. ENACT scores tokens by one linear map, turns the scores into the terms of an
+entropy, smooths them in raster order, and averages the tokens of equal windows with these weights.
+The length of a window is the mean length of runs of equal curvature: of each image (`per-image`),
+of the batch (`official`, as the authors' code has it), or a calibrated constant, which alone is
+exportable. `PoolAttention` has windows of equal weights.
 
 Shape suffixes: B batch, N tokens, D channels, W tokens of a window, M windows, H heads.
 """
@@ -31,19 +31,19 @@ Windows = Literal["per-image", "official"]
 
 
 class WindowAttention(Attention, ABC):
-    """Attention over one key and value a window; a subclass says what tokens weigh."""
+    """Attention over one key and value per window; a subclass defines the weights of tokens."""
 
     window: int | None = None
     """Tokens of a window, where it is fixed."""
 
     @abstractmethod
     def weigh(self, k_ND: Tensor) -> Tensor:
-        """Return what the tokens of an image's whole windows weigh, [M, W]; rows add up to 1."""
+        """Return the weights of tokens in an image's whole windows, [M, W]; rows add up to 1."""
 
     def condense(
         self, k_BMD: Tensor, v_BMD: Tensor, pad_BM: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return what windows hold; those of an image are of its valid tokens alone."""
+        """Return weighted sums over windows; those of an image are of its valid tokens alone."""
         keys, values = [], []
         for image in range(len(k_BMD)):
             k_ND, v_ND = k_BMD[image], v_BMD[image]
@@ -70,10 +70,10 @@ class WindowAttention(Attention, ABC):
 
 
 class PoolAttention(WindowAttention):
-    """Attention over means of windows."""
+    """Attention over the means of windows: average pooling."""
 
     def __init__(self, window: int) -> None:
-        """Fix the tokens of a window."""
+        """Use windows of so many tokens."""
         super().__init__()
         if window < 1:
             raise UserError(f"windows of {window} tokens: at least 1 needed")
@@ -85,7 +85,7 @@ class PoolAttention(WindowAttention):
         return k_ND.new_full((len(k_ND) // window, window), 1 / window)
 
     def emit_condense(self, graph: GraphWriter, k: Value, v: Value) -> tuple[Value, Value]:
-        """Write both means."""
+        """Write the means of keys and values."""
         _, N, _ = k.shape
         window = min(self._fixed(), N)
         weights = graph.const(np.full((1, N // window, 1, window), 1 / window, dtype=np.float32))
@@ -94,7 +94,7 @@ class PoolAttention(WindowAttention):
 
 
 class EnactAttention(WindowAttention):
-    """Attention over windows weighed by entropy; it adds D + 1 parameters."""
+    """Attention over windows weighted by entropy; it adds D + 1 parameters."""
 
     taps: Tensor
 
@@ -106,7 +106,7 @@ class EnactAttention(WindowAttention):
         sigma: float = 3.0,
         scale: Literal["paper", "official"] = "paper",
     ) -> None:
-        """Make the scoring map; `official` scale leaves logits unscaled and divides by E after."""
+        """Build the scoring layer; the `official` scale divides by E after the softmax."""
         super().__init__()
         if isinstance(windows, int) and windows < 1:
             raise UserError(f"windows of {windows} tokens: at least 1 needed")
@@ -127,7 +127,7 @@ class EnactAttention(WindowAttention):
     def condense(
         self, k_BMD: Tensor, v_BMD: Tensor, pad_BM: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return what windows hold; in the official form of one length, and of padding too."""
+        """Return weighted sums over windows; officially of one length, padding included."""
         if self.windows != "official":
             return super().condense(k_BMD, v_BMD, pad_BM)
         terms = [self._terms(k_ND) for k_ND in k_BMD]
@@ -149,7 +149,7 @@ class EnactAttention(WindowAttention):
         return read / E if self.scale == "official" else read
 
     def _terms(self, k_ND: Tensor) -> Tensor:
-        # Terms of N tokens differ by less than half floats can tell.
+        # Terms of N tokens differ by less than the resolution of float16.
         with torch.autocast(k_ND.device.type, enabled=False):
             logits_N = self.score(k_ND.to(self.score.weight.dtype)).squeeze(-1)
             return smoothed(entropy(logits_N), self.taps)
@@ -171,7 +171,7 @@ class EnactAttention(WindowAttention):
         return first, first if v is k else emit_weighted(graph, v, weights)
 
     def emit_weights(self, graph: GraphWriter, logits: Value) -> Value:
-        """Write what tokens of logits [B, N, 1] weigh, [B, M, 1, W]; in full precision."""
+        """Write the weights [B, M, 1, W] of tokens of logits [B, N, 1], in full precision."""
         B, N, _ = logits.shape
         row = graph.reshape(logits, B, 1, N)
         chance = graph.add(graph.unary("Softmax", row, axis=-1), graph.scalar(FLOOR))

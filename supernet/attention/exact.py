@@ -1,8 +1,8 @@
-"""All queries against all keys: the attention that the others are measured by, and their interface.
+"""Attention of all queries to all keys: the reference of the other cores, and their interface.
 
-An attention layer is a host (projections, position encoding, heads) around a core. The core meets
-keys and values twice: `condense` before they are projected, `attend` after. Queries come scaled by
-E ** -0.5. A core may add parameters; it never changes those of its host.
+An attention layer is a host (projections, position encoding, heads) around a core. The core works
+on keys and values twice: `condense` before they are projected, `attend` after. Queries are scaled
+by E ** -0.5 before. A core may add parameters; it never changes those of its host.
 
 Shape suffixes: B batch, N queries, M keys, H heads, E width of a head, D = H * E, G = B * H.
 """
@@ -19,18 +19,18 @@ class Attention(nn.Module):
     """Softmax attention over all keys."""
 
     dropout = 0.0
-    """Of attention weights, while training."""
+    """Dropout rate of attention weights, while training."""
 
     def condense(
         self, k_BMD: Tensor, v_BMD: Tensor, pad_BM: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the inputs of the key and value projections, and which of them are padding."""
+        """Return the inputs of the key and value projections, and the mask of padding."""
         return k_BMD, v_BMD, pad_BM
 
     def attend(
         self, q_BHNE: Tensor, k_BHME: Tensor, v_BHME: Tensor, pad_BM: Tensor | None = None
     ) -> Tensor:
-        """Return what every query reads, [B, H, N, E]; the width of values may be another."""
+        """Return the result of every query, [B, H, N, E]; values may have another width."""
         return attend(
             q_BHNE, k_BHME, v_BHME, bias_of(pad_BM, q_BHNE), self.dropout if self.training else 0.0
         )
@@ -56,7 +56,7 @@ def attend(
 
 
 def bias_of(pad_BM: Tensor | None, like: Tensor) -> Tensor | None:
-    """Return what keeps queries from padding, [B, 1, 1, M].
+    """Return the bias that keeps queries from padding, [B, 1, 1, M].
 
     It is finite: where all is padding all keys have equal weight, instead of giving NaN.
     """

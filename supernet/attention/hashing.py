@@ -4,10 +4,11 @@
 Zheng et al. 2020, Eq. 5). Vectors of equal codes are one cluster.
 
 Two forms: a dynamic one that compares codes as they are, and a static one for graphs, whose number
-of clusters is bounded. There the codes, modulo 64, are weighed into one whole number below 2^23,
-which float32 holds exactly; the numbers are sorted, and neighbours that differ begin a cluster.
+of clusters is bounded. There a weighted sum of the codes, modulo 64, is one whole number below
+2^23, which float32 holds exactly; the numbers are sorted, and neighbours that differ begin a
+cluster.
 
-Shape suffixes: G groups (batch times heads), N vectors, E their width, L rounds, C clusters.
+Shape suffixes: G groups (batch times heads), N vectors, E their width, L functions, C clusters.
 """
 
 import math
@@ -27,14 +28,14 @@ HASH_BITS = 40
 
 
 class Hash(nn.Module):
-    """Random projections of a seed; those of fewer rounds are the first of those of more."""
+    """L hash functions of a seed; fewer of them are the first of more."""
 
     directions_LE: Tensor
     offsets_L: Tensor
     weights_L: Tensor
 
     def __init__(self, width: int, rounds: int, bucket: float = BUCKET, seed: int = 0) -> None:
-        """Draw them."""
+        """Draw `rounds` hash functions for vectors of a width."""
         super().__init__()
         if not 1 <= rounds <= MAX_ROUNDS:
             raise UserError(f"{rounds} rounds of hashing: 1 to {MAX_ROUNDS} possible")
@@ -69,7 +70,7 @@ class Hash(nn.Module):
 
     @torch.no_grad()
     def keys(self, x_GNE: Tensor) -> Tensor:
-        """Return one whole number below 2^23 for each vector, [G, N]; unlike codes rarely share."""
+        """Return one whole number below 2^23 for each vector, [G, N]; codes rarely collide."""
         return self.codes(x_GNE).remainder(CODES) @ self.weights_L
 
 
@@ -122,7 +123,7 @@ def means(x_GNE: Tensor, index_GN: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def collision_probability(distance: float, bucket: float) -> float:
-    """Return the chance that vectors of a distance share a code in one round.
+    """Return the chance that vectors of a distance share a code of one hash function.
 
     The paper's Eq. 7 with the density of |N(0, 1)|, t = r / c, in closed form:
     1 - 2 Phi(-t) - 2 / (sqrt(2 pi) t) (1 - exp(-t^2 / 2)).

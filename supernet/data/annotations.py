@@ -1,13 +1,13 @@
 """Annotations as plain values: every field is checked and converted once, for all uses.
 
-What is trained on, checked and scored are the same boxes. A number written as text is a number;
-what is no number is reported and skipped. Nothing is skipped silently.
+Training, checks and scoring use the same boxes. A number written as text is a number; any other
+value is reported and its annotation skipped. Nothing is skipped silently.
 """
 
 import math
 import re
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,14 @@ import numpy.typing as npt
 from .masks import mask_box, mask_size
 
 Complain = Callable[[str, str, str], None]
-"""Takes the kind of a problem, where it is, and what is done about it."""
+"""Reports a problem: its kind, where it is, and what is done about it."""
 
 LARGEST_ID = 2**53
 """Larger ids are treated as names: the scorers keep ids as floating-point numbers."""
 DIGITS = re.compile("[+-]?[0-9]+")
 """Other texts that are numbers, such as 1e5 and 10e4, are different names."""
 LEAVES_PX = 1.0
-"""A box that leaves its image by no more is clipped without a word."""
+"""A box that leaves its image by no more is clipped without a report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,32 @@ class Objects:
     of: tuple[slice, ...]
 
 
-def number(value: Any) -> float:
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Boxes as annotated, one column for each property, all of length M."""
+
+    images_M: npt.NDArray[np.int64]
+    """Index of the image."""
+    labels_M: npt.NDArray[np.int64]
+    boxes_M4: npt.NDArray[np.float64]
+    """Corners in pixels, not clipped."""
+    areas_M: npt.NDArray[np.float64]
+    """Areas in square pixels; NaN where none is stated."""
+    crowd_M: npt.NDArray[np.bool_]
+
+    def sorted_by_image(self) -> "_Columns":
+        """Return the boxes image by image, those of one image in the order of the file."""
+        order = np.argsort(self.images_M, kind="stable")
+        return _Columns(
+            self.images_M[order],
+            self.labels_M[order],
+            self.boxes_M4[order],
+            self.areas_M[order],
+            self.crowd_M[order],
+        )
+
+
+def number(value: object) -> float:
     """Return a number, also of text; raise `ValueError` for anything else."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         try:
@@ -53,7 +78,7 @@ def number(value: Any) -> float:
     raise ValueError(value)
 
 
-def whole(value: Any) -> int:
+def whole(value: object) -> int:
     """Return a whole number, also of text or of 3.0; raise `ValueError` for anything else."""
     found = value if type(value) is int else number(value)
     if not abs(found) <= LARGEST_ID or found != int(found):  # NaN is not smaller either
@@ -61,7 +86,7 @@ def whole(value: Any) -> int:
     return int(found)
 
 
-def flag(value: Any) -> bool:
+def flag(value: object) -> bool:
     """Return whether `iscrowd` is set: 0, 1, true, false, the texts of these, or nothing."""
     if value is None or value == "":
         return False
@@ -71,8 +96,8 @@ def flag(value: Any) -> bool:
 
 
 def read_objects(
-    annotations: Sequence[Any],
-    image_of: Mapping[Any, int | None],
+    annotations: Sequence[object],
+    image_of: Mapping[int | str, int | None],
     sizes_hw: npt.NDArray[np.float64],
     files: Sequence[str],
     class_of: Mapping[int, int],
@@ -86,8 +111,9 @@ def read_objects(
     """
     images, labels, crowds = array("q"), array("q"), array("b")
     boxes, areas = array("d"), array("d")
-    for index, item in enumerate(annotations):
+    for index, raw in enumerate(annotations):
         try:
+            item = _mapping(raw)
             key = image_key(item["image_id"])
             category, crowd = whole(item["category_id"]), flag(item.get("iscrowd"))
             x, y, w, h = box_of(item)
@@ -103,7 +129,7 @@ def read_objects(
             detail = f"{[x, y, w, h]}, skipped"
             complain("degenerate box", f"{where} annotations[{index}]", detail)
         elif (place := image_of[key]) is not None and not _fits(item, sizes_hw, place):
-            height, width = mask_size(item["segmentation"])
+            height, width = mask_size(_mapping(item["segmentation"]))
             detail = f"{width}x{height}, its image is not: skipped"
             complain("mask of another size", f"{where} annotations[{index}]", detail)
         elif place is not None:
@@ -112,20 +138,17 @@ def read_objects(
             crowds.append(crowd)
             boxes.extend((x, y, x + w, y + h))
             areas.append(_area(item.get("area")))
-    order = np.argsort(np.asarray(images, np.int64), kind="stable")
-    return _clipped(
-        np.asarray(images, np.int64)[order],
-        np.asarray(labels, np.int64)[order],
-        np.asarray(boxes, np.float64).reshape(-1, 4)[order],
-        np.asarray(areas, np.float64)[order],
-        np.asarray(crowds, np.int8)[order].astype(bool),
-        sizes_hw,
-        files,
-        complain,
+    found = _Columns(
+        np.asarray(images, np.int64),
+        np.asarray(labels, np.int64),
+        np.asarray(boxes, np.float64).reshape(-1, 4),
+        np.asarray(areas, np.float64),
+        np.asarray(crowds, np.int8).astype(bool),
     )
+    return _clipped(found.sorted_by_image(), sizes_hw, files, complain)
 
 
-def image_key(value: Any) -> int | str:
+def image_key(value: object) -> int | str:
     """Return an image id: a number, also of text in plain digits, else the text itself."""
     if isinstance(value, str) and not DIGITS.fullmatch(value.strip()):
         return value
@@ -137,24 +160,28 @@ def image_key(value: Any) -> int | str:
         raise
 
 
-def has_box(item: Mapping[str, Any]) -> bool:
-    """Say whether the box of an annotation is its `bbox`; four zeros beside a mask are none."""
+def has_box(item: Mapping[str, object]) -> bool:
+    """Return whether an annotation states its box; four zeros beside a mask are none."""
     box = item.get("bbox")
     return bool(box) and (not isinstance(box, list) or any(box) or not item.get("segmentation"))
 
 
-def box_of(item: Mapping[str, Any]) -> tuple[float, float, float, float]:
+def box_of(item: Mapping[str, object]) -> tuple[float, float, float, float]:
     """Return x, y, width and height of an annotation: of its mask where it has no `bbox`."""
     if has_box(item):
-        if not isinstance(item["bbox"], list):
-            raise ValueError(item["bbox"])
-        x, y, w, h = item["bbox"]
+        box = item["bbox"]
+        if not isinstance(box, list):
+            raise ValueError(box)
+        x, y, w, h = box
         return number(x), number(y), number(w), number(h)
     segmentation = item["segmentation"]
     if isinstance(segmentation, dict):
         return mask_box(segmentation)
+    if not isinstance(segmentation, Iterable):
+        raise TypeError(segmentation)
     flat = not any(isinstance(part, list) for part in segmentation)
-    polygons = [segmentation] if flat else segmentation  # one polygon may come without its list
+    # One polygon may come without its list.
+    polygons: Iterable[Any] = [segmentation] if flat else segmentation
     points = [number(value) for polygon in polygons for value in polygon]
     if len(points) < 6 or any(len(polygon) % 2 for polygon in polygons):
         raise ValueError(item)
@@ -162,15 +189,23 @@ def box_of(item: Mapping[str, Any]) -> tuple[float, float, float, float]:
     return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
 
-def _fits(item: Mapping[str, Any], sizes_hw: npt.NDArray[np.float64], image: int) -> bool:
-    """Say whether a box is in pixels of its image: it is not if taken of a mask of another size."""
-    if has_box(item) or not isinstance(item["segmentation"], dict):
+def _fits(item: Mapping[str, object], sizes_hw: npt.NDArray[np.float64], image: int) -> bool:
+    """Return whether a box is in pixels of its image, not of a mask of another size."""
+    mask = item.get("segmentation")
+    if has_box(item) or not isinstance(mask, dict):
         return True
-    return mask_size(item["segmentation"]) == tuple(sizes_hw[image])
+    return mask_size(mask) == tuple(sizes_hw[image])
 
 
-def _area(value: Any) -> float:
-    """Return a stated area; NaN, for that of the box, where none is stated."""
+def _mapping(value: object) -> Mapping[str, object]:
+    """Return a JSON object; raise `TypeError` for anything else."""
+    if not isinstance(value, dict):
+        raise TypeError(value)
+    return value
+
+
+def _area(value: object) -> float:
+    """Return a stated area in square pixels; NaN where none is stated."""
     try:
         area = number(value)
     except ValueError:
@@ -179,73 +214,68 @@ def _area(value: Any) -> float:
 
 
 def _clipped(
-    images: npt.NDArray[np.int64],
-    labels: npt.NDArray[np.int64],
-    boxes: npt.NDArray[np.float64],
-    areas: npt.NDArray[np.float64],
-    crowds: npt.NDArray[np.bool_],
-    sizes_hw: npt.NDArray[np.float64],
-    files: Sequence[str],
-    complain: Complain,
+    found: _Columns, sizes_hw: npt.NDArray[np.float64], files: Sequence[str], complain: Complain
 ) -> Objects:
     """Clip boxes to their images; leave out those outside, and the second of two equal ones."""
+    images, boxes = found.images_M, found.boxes_M4
     limits = np.tile(sizes_hw[images][:, ::-1], 2)
     inside = np.clip(boxes, 0, limits).astype(np.float32)
     sides = inside[:, 2:] - inside[:, :2]
     outside = sides.min(axis=1, initial=np.inf) <= 0
     leaves = (np.abs(inside - boxes).max(axis=1, initial=0) > LEAVES_PX) & ~outside
-    again = _repeated(images, labels, crowds, inside) & ~outside
-    for kind, found, what in (
+    again = _repeated(found, inside) & ~outside
+    for kind, which, what in (
         ("box outside the image", outside, "skipped"),
         ("box leaves the image", leaves, "clipped"),
         ("duplicate box", again, "skipped"),
     ):
-        for index in np.flatnonzero(found):
+        for index in np.flatnonzero(which):
             box = [round(float(value), 2) for value in boxes[index]]
             complain(kind, files[images[index]], f"{box}, {what}")
     keep = ~outside & ~again
     own = sides.astype(np.float64).prod(axis=1)
-    areas = np.where(leaves, np.fmin(areas, own), np.where(np.isnan(areas), own, areas))[keep]
+    stated = found.areas_M
+    areas = np.where(leaves, np.fmin(stated, own), np.where(np.isnan(stated), own, stated))
     counts = np.bincount(images[keep], minlength=len(sizes_hw))
     ends = np.cumsum(counts)
     of = tuple(slice(int(end - count), int(end)) for end, count in zip(ends, counts, strict=True))
-    return Objects(inside[keep], labels[keep], areas, crowds[keep], of)
+    return Objects(inside[keep], found.labels_M[keep], areas[keep], found.crowd_M[keep], of)
 
 
-def _repeated(
-    images: npt.NDArray[np.int64],
-    labels: npt.NDArray[np.int64],
-    crowds: npt.NDArray[np.bool_],
-    boxes: npt.NDArray[np.float32],
-) -> npt.NDArray[np.bool_]:
-    """Return which boxes equal an earlier one of the same image and class."""
-    order = np.lexsort((*boxes.T, crowds, labels, images))
-    same = np.zeros(len(order), dtype=bool)
-    for column in (images, labels, crowds, *boxes.T):
+def _repeated(found: _Columns, clipped_M4: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Return which boxes equal, when clipped, an earlier one of the same image and class."""
+    columns = (*clipped_M4.T, found.crowd_M, found.labels_M, found.images_M)
+    order = np.lexsort(columns)
+    same = np.ones(len(order), dtype=bool)
+    same[:1] = False
+    for column in columns:
         ordered = column[order]
-        if column is images:
-            same[1:] = ordered[1:] == ordered[:-1]
-        else:
-            same[1:] &= ordered[1:] == ordered[:-1]
-    found = np.zeros(len(order), dtype=bool)
-    found[order] = same
-    return found
+        same[1:] &= ordered[1:] == ordered[:-1]
+    repeated = np.zeros(len(order), dtype=bool)
+    repeated[order] = same
+    return repeated
 
 
 def look_like_corners(
-    annotations: Sequence[Any], sizes_hw: Mapping[Any, tuple[float, float]], enough: int
+    annotations: Sequence[object],
+    sizes_hw: Mapping[int | str, tuple[float, float]],
+    enough: int,
 ) -> str | None:
-    """Return what is wrong where boxes are corners (x1, y1, x2, y2), not x, y, width and height.
+    """Return an error message where boxes are corners (x1, y1, x2, y2), not x, y, width, height.
 
-    Read as widths, most of them would leave their images; read as corners, none does. Fewer than
+    Read as widths, many of them would leave their images; read as corners, none does. Fewer than
     `enough` boxes are not judged.
     """
     outside = total = 0
-    for item in annotations:
+    for raw in annotations:
         try:
+            item = _mapping(raw)
+            box = item.get("bbox")
             if not has_box(item):
                 continue
-            x, y, w, h = (number(value) for value in item["bbox"])
+            if not isinstance(box, Iterable):
+                raise TypeError(box)
+            x, y, w, h = (number(value) for value in box)
             height, width = sizes_hw[image_key(item["image_id"])]
         except (KeyError, TypeError, ValueError, AttributeError):
             continue

@@ -8,30 +8,26 @@ by a part of a pixel would blur what evaluation sees sharp.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from ..letterbox import PAD_RGB, Image, resized, scale_to_fit
-from .detection_set import Boxes
+from .labelled_image import LabelledImage
 
 MIN_VISIBLE = 0.25
 """A box of which less is left inside the image is dropped."""
 MIN_SIDE_PX = 2.0
 CROP = (384 / 800, 600 / 800)
-"""Sides of DETR's crop, relative to the short side of 800 that it is shown at."""
+"""Smallest and largest side of DETR's crop, relative to a short side of 800 pixels."""
 SHORT_SIDES = (400 / 800, 500 / 800, 600 / 800)
 """Short sides at which DETR crops."""
-
-Kept = npt.NDArray[np.bool_]
-Corners = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
-    """How strongly training pictures are changed."""
+    """How strongly training images are changed."""
 
     flip: float = 0.5
     """Probability of a left-right flip."""
@@ -54,33 +50,27 @@ class AugmentConfig:
     hue: float = 0.0
     """Largest turn around the grey axis, as a share of the circle."""
     mosaic: float = 0.0
-    """Probability that four pictures are shown together."""
+    """Probability that four images are shown together."""
 
 
 def augment(
-    image: Image,
-    boxes_xyxy: Boxes,
+    image: LabelledImage,
     input_hw: tuple[int, int],
     config: AugmentConfig,
     rng: np.random.Generator,
-) -> tuple[Image, Boxes, Kept]:
-    """Return the network input, the boxes in its pixels, and which of the boxes were kept."""
-    whole = image.shape[:2]
-    origin = np.zeros(2)
-    fit = scale_to_fit(whole, input_hw)
+) -> LabelledImage:
+    """Return the network input and the objects that are still visible in it."""
     if config.crop and rng.random() < config.crop:
-        image, origin = _cropped(image, rng)
-        fit = scale_to_fit(image.shape[:2], input_hw)
-    scale = fit * np.exp(rng.uniform(*np.log(np.array(config.scale))))
-    size, factors = _scaled(image, scale)
+        image = _cropped(image, rng)
+    scale = scale_to_fit(image.pixels.shape[:2], input_hw)
+    size = _scaled(image, scale * np.exp(rng.uniform(*np.log(np.array(config.scale)))))
     jitter = rng.uniform(-config.shift, config.shift, 2) * input_hw[::-1]
     jitter *= rng.random() < config.shifted
     offset = np.round(rng.uniform(0, 1, 2) * (np.array(input_hw[::-1]) - size) + jitter)
     canvas = _canvas(input_hw)
-    _paste(canvas, image, size, offset, (0, 0, input_hw[1], input_hw[0]))
-    placed = (boxes_xyxy - np.tile(origin, 2)) * np.tile(factors, 2) + np.tile(offset, 2)
-    area = np.array([*offset, *(offset + size)])
-    return _finish(canvas, [(placed, area)], config, rng)
+    _paste(canvas, image.pixels, size, offset, (0, 0, input_hw[1], input_hw[0]))
+    shown = np.array([*offset, *(offset + size)])
+    return _finish([_placed(canvas, image, size, offset, shown)], config, rng)
 
 
 def largest_scale(
@@ -95,12 +85,12 @@ def largest_scale(
 
 
 def mosaic(
-    pictures: Sequence[tuple[Image, Boxes]],
+    images: Sequence[LabelledImage],
     input_hw: tuple[int, int],
     config: AugmentConfig,
     rng: np.random.Generator,
-) -> tuple[Image, Boxes, Kept]:
-    """Return four pictures around a point as one network input; `kept` is over all their boxes."""
+) -> LabelledImage:
+    """Return four images around a point as one network input, with their visible objects."""
     H, W = input_hw
     zoom = math.exp(rng.uniform(*np.log(np.array(config.scale))))
     middle = (rng.uniform(-0.5, 0.5, 2) * zoom + 0.5) * (W, H)
@@ -108,8 +98,8 @@ def mosaic(
     cut_x, cut_y = (round(float(v)) for v in middle)
     canvas = _canvas(input_hw)
     parts = []
-    for index, (image, boxes) in enumerate(pictures):
-        size, factors = _scaled(image, scale_to_fit(image.shape[:2], input_hw) * zoom)
+    for index, image in enumerate(images):
+        size = _scaled(image, scale_to_fit(image.pixels.shape[:2], input_hw) * zoom)
         right, low = bool(index % 2), index >= 2
         offset = np.array([cut_x, cut_y], dtype=np.float64) - size * (not right, not low)
         region = (
@@ -118,10 +108,9 @@ def mosaic(
             W if right else min(W, cut_x),
             H if low else min(H, cut_y),
         )
-        _paste(canvas, image, size, offset, region)
-        placed = boxes * np.tile(factors, 2) + np.tile(offset, 2)
-        parts.append((placed, np.array(region, dtype=np.float64)))
-    return _finish(canvas, parts, config, rng)
+        _paste(canvas, image.pixels, size, offset, region)
+        parts.append(_placed(canvas, image, size, offset, np.array(region, dtype=np.float64)))
+    return _finish(parts, config, rng)
 
 
 def _canvas(input_hw: tuple[int, int]) -> Image:
@@ -130,27 +119,28 @@ def _canvas(input_hw: tuple[int, int]) -> Image:
     return canvas
 
 
-def _cropped(image: Image, rng: np.random.Generator) -> tuple[Image, npt.NDArray[np.float64]]:
-    """Return a crop as DETR takes it, and its left upper corner."""
-    size = np.array(image.shape[1::-1])
+def _cropped(image: LabelledImage, rng: np.random.Generator) -> LabelledImage:
+    """Return a crop as DETR takes it; boxes may leave it."""
+    size = np.array(image.pixels.shape[1::-1])
     unit = float(size.min()) / rng.choice(SHORT_SIDES)  # pixels that a short side of 800 has here
     low, high = (np.minimum(size, share * unit) for share in CROP)
     sides = np.maximum(1, np.round(rng.uniform(low, high))).astype(int)
     left, top = (int(v) for v in np.floor(rng.uniform(0, 1, 2) * (size - sides + 1)))
-    cut = image[top : top + sides[1], left : left + sides[0]]
-    return cut, np.array([left, top], dtype=np.float64)
+    cut = image.pixels[top : top + sides[1], left : left + sides[0]]
+    corner = np.array([left, top], dtype=np.float64)
+    return LabelledImage(cut, image.boxes_xyxy - np.tile(corner, 2), image.labels)
 
 
-def _scaled(image: Image, scale: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return width and height in whole pixels after scaling, and the exact factor of each."""
-    before = np.array(image.shape[1::-1])
-    size = np.maximum(1, np.round(before * scale)).astype(np.int64)
-    return size, size / before
+def _scaled(image: LabelledImage, scale: float) -> npt.NDArray[np.int64]:
+    """Return width and height in whole pixels after scaling."""
+    before = np.array(image.pixels.shape[1::-1])
+    size: npt.NDArray[np.int64] = np.maximum(1, np.round(before * scale)).astype(np.int64)
+    return size
 
 
 def _paste(
     canvas: Image,
-    image: Image,
+    pixels: Image,
     size: npt.NDArray[np.int64],
     offset: npt.NDArray[np.float64],
     region: tuple[int, int, int, int],
@@ -161,42 +151,60 @@ def _paste(
     x2, y2 = min(left + int(size[0]), region[2]), min(top + int(size[1]), region[3])
     if x2 <= x1 or y2 <= y1:
         return
-    pixels = resized(image, (int(size[1]), int(size[0])))
+    pixels = resized(pixels, (int(size[1]), int(size[0])))
     canvas[y1:y2, x1:x2] = pixels[y1 - top : y2 - top, x1 - left : x2 - left]
 
 
-def _finish(
+def _placed(
     canvas: Image,
-    parts: Sequence[tuple[Corners, Corners]],
-    config: AugmentConfig,
-    rng: np.random.Generator,
-) -> tuple[Image, Boxes, Kept]:
-    """Clip each part's boxes to its area, drop those hardly seen, flip and recolour."""
+    image: LabelledImage,
+    size: npt.NDArray[np.int64],
+    offset: npt.NDArray[np.float64],
+    shown: npt.NDArray[np.float64],
+) -> LabelledImage:
+    """Return the canvas with the objects of a pasted image, clipped to the part that is shown.
+
+    `shown` is x1, y1, x2, y2 on the canvas. Objects that are hardly visible in it are dropped.
+    """
+    factors = size / np.array(image.pixels.shape[1::-1])
+    placed = image.boxes_xyxy * np.tile(factors, 2) + np.tile(offset, 2)
     height, width = canvas.shape[:2]
-    found, kept = [], []
-    for placed, area in parts:
-        limit = np.clip(area, 0, [width, height, width, height])
-        low, high = np.tile(limit[:2], 2), np.tile(limit[2:], 2)
-        clipped = np.clip(placed, low, high)
-        sides = clipped[:, 2:] - clipped[:, :2]
-        before = np.prod(placed[:, 2:] - placed[:, :2], axis=1)
-        found.append(clipped)
-        kept.append(
-            (sides.min(axis=1, initial=np.inf) > MIN_SIDE_PX)
-            & (sides.prod(axis=1) > MIN_VISIBLE * before)
-        )
-    which = np.concatenate(kept)
-    boxes = np.concatenate(found)[which]
+    limit = np.clip(shown, 0, [width, height, width, height])
+    boxes = np.clip(placed, np.tile(limit[:2], 2), np.tile(limit[2:], 2))
+    sides = boxes[:, 2:] - boxes[:, :2]
+    before = np.prod(placed[:, 2:] - placed[:, :2], axis=1)
+    kept = (sides.min(axis=1, initial=np.inf) > MIN_SIDE_PX) & (
+        sides.prod(axis=1) > MIN_VISIBLE * before
+    )
+    return LabelledImage(canvas, boxes[kept], image.labels[kept])
+
+
+def _finish(
+    parts: Sequence[LabelledImage], config: AugmentConfig, rng: np.random.Generator
+) -> LabelledImage:
+    """Join the objects of images on one canvas, flip and recolour it."""
+    image = LabelledImage(
+        parts[0].pixels,
+        np.concatenate([part.boxes_xyxy for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+    )
     for axis, chance in ((1, config.flip), (0, config.flip_vertical)):
         if chance and rng.random() < chance:
-            canvas = np.flip(canvas, axis)
-            near, far = (0, 2) if axis == 1 else (1, 3)
-            boxes[:, [near, far]] = canvas.shape[axis] - boxes[:, [far, near]]
-    return recoloured(np.ascontiguousarray(canvas), config, rng), boxes.astype(np.float32), which
+            image = _flipped(image, axis)
+    pixels = recoloured(np.ascontiguousarray(image.pixels), config, rng)
+    return LabelledImage(pixels, image.boxes_xyxy.astype(np.float32), image.labels)
+
+
+def _flipped(image: LabelledImage, axis: int) -> LabelledImage:
+    """Mirror an image left to right (axis 1) or top to bottom (axis 0)."""
+    near, far = (0, 2) if axis == 1 else (1, 3)
+    boxes = image.boxes_xyxy.copy()
+    boxes[:, [near, far]] = image.pixels.shape[axis] - boxes[:, [far, near]]
+    return LabelledImage(np.flip(image.pixels, axis), boxes, image.labels)
 
 
 def recoloured(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
-    """Change brightness, contrast, saturation and hue by one 3x4 matrix."""
+    """Change brightness, contrast, saturation and hue of pixels by one 3x4 matrix."""
     bright, contrast, saturation = (
         1 + rng.uniform(-strength, strength)
         for strength in (config.brightness, config.contrast, config.saturation)

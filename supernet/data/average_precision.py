@@ -7,12 +7,13 @@ for a thousand classes is more than most machines have.
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from .coco_file import CocoAnnotation, CocoFile, ResultRow
 from .detection_set import DetectionSet
 
 PAIRS = 100_000
@@ -23,10 +24,28 @@ MAX_DETECTIONS = (1, 10, 100)
 AREAS = 4
 """All, small, medium and large."""
 
+Item = TypeVar("Item", CocoAnnotation, ResultRow)
+
+
+class ApResult(TypedDict):
+    """COCO's summary as recorded: shares of 1 with five decimals; None without such objects."""
+
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    ar1: float | None
+    ar10: float | None
+    ar100: float | None
+    images: int
+    ap_by_class: dict[str, float | None]
+
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """COCO's summary, as shares of 1; -1 where there is no such object."""
+    """COCO's summary as scored: shares of 1; -1 where there is no such object."""
 
     ap: float
     ap50: float
@@ -41,22 +60,32 @@ class Metrics:
     ap_by_class: Mapping[str, float] = field(default_factory=dict)
     """Classes of one name are distinguished by their category ids."""
 
-    def rounded(self) -> dict[str, Any]:
-        """Return what a stage records: None where there is no such object."""
-        facts = {key: value for key, value in asdict(self).items() if key != "ap_by_class"}
-        numbers = {k: known(v) if isinstance(v, float) else v for k, v in facts.items()}
-        return numbers | {"ap_by_class": {k: known(v) for k, v in self.ap_by_class.items()}}
+    def rounded(self) -> ApResult:
+        """Return the summary as recorded."""
+        return {
+            "ap": known(self.ap),
+            "ap50": known(self.ap50),
+            "ap75": known(self.ap75),
+            "ap_small": known(self.ap_small),
+            "ap_medium": known(self.ap_medium),
+            "ap_large": known(self.ap_large),
+            "ar1": known(self.ar1),
+            "ar10": known(self.ar10),
+            "ar100": known(self.ar100),
+            "images": self.images,
+            "ap_by_class": {name: known(ap) for name, ap in self.ap_by_class.items()},
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The summary, and the curves behind it."""
+    """COCO's summary, and the precision-recall curves it is computed from."""
 
     metrics: Metrics
     precision_TRK: npt.NDArray[np.float64]
     """Precision at IoU 0.5, 0.55 ... 0.95 and 101 recalls, by class; -1 where it has no objects."""
     by: str
-    """Package that scored."""
+    """Name of the package that scored."""
 
 
 def known(value: float) -> float | None:
@@ -64,7 +93,7 @@ def known(value: float) -> float | None:
     return round(value, 5) if value >= 0 else None
 
 
-def score(rows: Sequence[Mapping[str, Any]], data: DetectionSet) -> Scores:
+def score(rows: Sequence[ResultRow], data: DetectionSet) -> Scores:
     """Score COCO result rows against a split."""
     coco, evaluation, by = _evaluator()
     K = data.num_classes
@@ -129,14 +158,14 @@ def unique_names(data: DetectionSet) -> list[str]:
     ]
 
 
-def _by_category(items: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
-    found: dict[int, list[Mapping[str, Any]]] = {}
+def _by_category(items: Sequence[Item]) -> dict[int, list[Item]]:
+    found: dict[int, list[Item]] = {}
     for item in items:
         found.setdefault(int(item["category_id"]), []).append(item)
     return found
 
 
-def _numbered(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _numbered(rows: Sequence[ResultRow]) -> list[CocoAnnotation]:
     """Return result rows as annotations, numbered from 1."""
     return [
         {**row, "id": index, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
@@ -144,7 +173,8 @@ def _numbered(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _as_coco(coco: Any, truth: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> Any:
+def _as_coco(coco: Any, truth: CocoFile, annotations: Sequence[CocoAnnotation]) -> Any:
+    """Return a set with other annotations as the scorer's class `coco`."""
     made = coco()
     made.dataset = {**truth, "annotations": [dict(item) for item in annotations]}
     made.createIndex()
@@ -152,7 +182,7 @@ def _as_coco(coco: Any, truth: Mapping[str, Any], annotations: Sequence[Mapping[
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float:
-    """Return the mean of what is known; -1 where nothing is."""
+    """Return the mean of the values that are not -1; -1 where there is none."""
     known = values[values > -1]
     return float(known.mean()) if known.size else -1.0
 
@@ -164,6 +194,7 @@ def _mean_known(values: npt.NDArray[np.float64]) -> float:
 
 
 def _evaluator() -> tuple[Any, Any, str]:
+    """Return the scorer's classes of a set and of an evaluation, and its package."""
     try:
         from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-not-found]
     except ImportError:

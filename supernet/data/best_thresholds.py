@@ -2,28 +2,26 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .coco_file import ResultRow
 from .detection_set import DetectionSet
 
 MATCH_IOU = 0.5
 Numbers = npt.NDArray[np.float64]
 
 
-def best_thresholds(
-    rows: Sequence[Mapping[str, Any]], data: DetectionSet
-) -> dict[str, float | None]:
+def best_thresholds(rows: Sequence[ResultRow], data: DetectionSet) -> dict[str, float | None]:
     """Return by class name the lowest score to report, so that F1 on the split is largest.
 
-    Detections are matched as COCO does at IoU 0.5: surest first, each with the free object of its
-    class that it overlaps most; those in a crowd region count neither way. Of equal F1 the highest
-    score is taken. None for a class without objects in the split or of which none was found, and
-    for classes that share a name.
+    Detections are matched as COCO does at IoU 0.5: highest score first, each with the free object
+    of its class that it overlaps most; those in a crowd region are ignored. Of equal F1 the highest
+    score is taken. None for a class without objects in the split or without a correct detection,
+    and for classes that share a name.
     """
-    found: dict[tuple[int, int], list[Mapping[str, Any]]] = defaultdict(list)
+    found: dict[tuple[int, int], list[ResultRow]] = defaultdict(list)
     for row in rows:
         found[int(row["category_id"]), int(row["image_id"])].append(row)
     return {
@@ -33,7 +31,7 @@ def best_thresholds(
 
 
 def _threshold(
-    found: Mapping[tuple[int, int], Sequence[Mapping[str, Any]]], data: DetectionSet, label: int
+    found: Mapping[tuple[int, int], Sequence[ResultRow]], data: DetectionSet, label: int
 ) -> float | None:
     scores: list[float] = []
     hits: list[bool] = []
@@ -59,9 +57,9 @@ def _threshold(
 
 
 def _matched(
-    rows: Sequence[Mapping[str, Any]], truth_M4: Numbers, crowds_C4: Numbers
+    rows: Sequence[ResultRow], truth_M4: Numbers, crowds_C4: Numbers
 ) -> list[tuple[float, bool]]:
-    """Return score and whether an object was found for the detections of one image and class."""
+    """Return score and whether it is a true positive, of the detections of one image and class."""
     free = np.ones(len(truth_M4), dtype=bool)
     matched = []
     for row in sorted(rows, key=lambda row: -float(row["score"])):
@@ -81,7 +79,7 @@ def _matched(
 
 
 def _shared(box: Numbers, others_N4: Numbers) -> Numbers:
-    """Return the area that a box shares with each of others."""
+    """Return the intersection of a box with each of others, in square pixels."""
     low, high = np.maximum(box[:2], others_N4[:, :2]), np.minimum(box[2:], others_N4[:, 2:])
     area_N: Numbers = np.maximum(high - low, 0).prod(1)
     return area_N

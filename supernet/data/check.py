@@ -10,11 +10,11 @@ from ..progress import Progress
 from .detection_set import DetectionSet, Problem, Record, check_trainable
 
 AT_ONCE = 256
-"""Images handed to the threads together."""
+"""Images that are queued for the threads together."""
 
 
 def image_problems(data: DetectionSet) -> list[Problem]:
-    """Decode every image, on all cores (OpenCV decodes without Python's lock)."""
+    """Decode every image, on all cores (OpenCV releases the GIL); return what is wrong."""
     found: list[Problem] = []
     with Progress(f"check {data.split}", len(data.records)) as bar:
         for problem in _checked(data.records):
@@ -38,7 +38,7 @@ def _problem(record: Record) -> Problem | None:
             "image cannot be decoded", str(record.path), why_unread(record.path) or "remove it"
         )
     stated, real = (record.height, record.width), image.shape[:2]
-    # As it is to be seen, or as it is stored: EXIF orientation may turn it.
+    # The stated size may be that after EXIF rotation, or that of the stored pixels.
     stored = read_image(record.path, turned=False) if stated != real else image
     if stored is not None and stored.shape[:2] == stated:
         return None

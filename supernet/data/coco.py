@@ -2,17 +2,16 @@
 
 The official naming (`train2017`) is understood too, and sets in YOLO format (`yolo.py`).
 Nothing is skipped silently: every problem is kept with its place, for `heat data check` and for the
-log of each run. Boxes are read once (`supernet.annotations`): the records that are trained on are
-those that AP is computed with.
+log of each run. Boxes are read once (`annotations.py`): AP is computed with the records that are
+trained on.
 """
 
 import gc
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,12 +25,13 @@ from .annotations import (
     read_objects,
     whole,
 )
+from .coco_file import RawCoco
 from .detection_set import Crowd, DetectionSet, Problem, Record
 from .image_files import MAX_PIXELS, image_size
 from .yolo import read_yolo, yolo_file, yolo_splits
 
 MIN_BOXES_TO_JUDGE = 8
-"""Fewer boxes say nothing about their convention."""
+"""With fewer boxes their convention is not judged."""
 
 
 def splits_of(root: Path) -> tuple[str, ...]:
@@ -51,7 +51,7 @@ def splits_of(root: Path) -> tuple[str, ...]:
 
 
 def find_split(root: Path, split: str) -> str | None:
-    """Return the split as named on disk; None where it is not.
+    """Return the name on disk of a split; None where there is none.
 
     `train` also finds `train2017`, and `val` finds `valid`.
     """
@@ -62,7 +62,7 @@ def find_split(root: Path, split: str) -> str | None:
 
 
 def resolve_split(root: Path, split: str) -> str:
-    """Return the split as named on disk; raise `DataError` where it is not."""
+    """Return the name on disk of a split; raise `DataError` where there is none."""
     name = find_split(root, split)
     if name is None:
         raise DataError(f"{root} has no split {split!r}: it has {', '.join(splits_of(root))}")
@@ -88,8 +88,10 @@ def load_split(root: Path, split: str) -> DetectionSet:
 
 
 def _assemble(
-    raw: dict[str, Any], root: Path, split: str, path: Path, problems: list[Problem]
+    raw: RawCoco, root: Path, split: str, path: Path, problems: list[Problem]
 ) -> DetectionSet:
+    """Return the set of the values that can be used; the others are added to `problems`."""
+
     def complain(kind: str, where: str, detail: str) -> None:
         problems.append(Problem(kind, where, detail))
 
@@ -99,18 +101,18 @@ def _assemble(
         chosen = [id for id, other in zip(ids, names, strict=True) if other == name]
         complain("two classes of one name", path.name, f"{name}: category ids {chosen}, kept apart")
     keys, files, sizes_hw, first_of = _images(raw, root / split, path, complain)
-    image_of: dict[Any, int | None] = dict.fromkeys(keys)
+    image_of: dict[int | str, int | None] = dict.fromkeys(keys)
     present = [index for index, size in enumerate(sizes_hw) if size is not None]
     image_of |= {keys[index]: place for place, index in enumerate(present)}
     image_of |= {keys[again]: image_of[keys[first]] for again, first in first_of.items()}
     if not present:
         raise DataError(_nothing(raw, root / split, path, problems))
     known = {keys[index]: sizes_hw[index] or (0, 0) for index in present}
-    corners = look_like_corners(raw["annotations"], known, MIN_BOXES_TO_JUDGE)
+    corners = look_like_corners(raw.annotations, known, MIN_BOXES_TO_JUDGE)
     if corners:
         raise DataError(f"{path}: {corners}")
     objects = read_objects(
-        raw["annotations"],
+        raw.annotations,
         image_of,
         np.array([sizes_hw[index] for index in present], dtype=np.float64),
         [files[index] for index in present],
@@ -132,7 +134,7 @@ def _records(
     sizes_hw: Sequence[tuple[int, int]],
     objects: Objects,
 ) -> Iterator[Record]:
-    """Yield the record of each image; crowds are kept apart from what is trained on."""
+    """Yield the record of each image; crowd regions are kept apart from its objects."""
     facts = zip(image_ids, paths, sizes_hw, objects.of, strict=True)
     for image_id, path, (height, width), part in facts:
         boxes, labels = objects.boxes_M4[part], objects.labels_M[part]
@@ -148,12 +150,12 @@ def _records(
         yield Record(image_id, path, height, width, boxes, labels, areas, crowds)
 
 
-def _categories(raw: dict[str, Any], path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _categories(raw: RawCoco, path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Return category ids, sorted, and the names of the classes."""
     try:
-        pairs = [(whole(item["id"]), _name(item["name"], path)) for item in raw["categories"]]
+        pairs = [(whole(item["id"]), _name(item["name"], path)) for item in raw.categories]
     except (ValueError, TypeError):
-        shown = [item["id"] for item in raw["categories"]]
+        shown = [item["id"] for item in raw.categories]
         raise DataError(f"{path}: category ids must be whole numbers, found {shown}") from None
     pairs.sort()
     ids = tuple(id for id, _ in pairs)
@@ -162,7 +164,7 @@ def _categories(raw: dict[str, Any], path: Path) -> tuple[tuple[int, ...], tuple
     return ids, tuple(name for _, name in pairs)
 
 
-def _name(value: Any, path: Path) -> str:
+def _name(value: object, path: Path) -> str:
     """Return the name of a class; a number is its text."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -172,7 +174,7 @@ def _name(value: Any, path: Path) -> str:
 
 
 def _images(
-    raw: dict[str, Any], folder: Path, path: Path, complain: Complain
+    raw: RawCoco, folder: Path, path: Path, complain: Complain
 ) -> tuple[list[int | str], list[str], list[tuple[int, int] | None], dict[int, int]]:
     """Return ids, files and (height, width) of the images; no size for those left out.
 
@@ -184,7 +186,7 @@ def _images(
     firsts: dict[str, int] = {}
     first_of: dict[int, int] = {}
     start = str(folder)
-    for index, image in enumerate(raw["images"]):
+    for index, image in enumerate(raw.images):
         try:
             keys.append(image_key(image["id"]))
         except (ValueError, TypeError):
@@ -201,7 +203,7 @@ def _images(
         first = firsts.setdefault(os.path.normpath(file), index)
         size = _stated(image)
         if first != index:
-            same = size in (None, _stated(raw["images"][first]))
+            same = size in (None, _stated(raw.images[first]))
             if same:
                 first_of[index] = first
             what = "its boxes are added to the first" if same else "of another size, skipped"
@@ -221,8 +223,8 @@ def _images(
     return keys, files, sizes, first_of
 
 
-def _stated(image: dict[str, Any]) -> tuple[int, int] | None:
-    """Return the height and width that an annotation file states, where they can be."""
+def _stated(image: Mapping[str, object]) -> tuple[int, int] | None:
+    """Return the height and width that an annotation file states; None where they are no sizes."""
     try:
         height, width = whole(image["height"]), whole(image["width"])
     except (KeyError, ValueError):
@@ -230,19 +232,20 @@ def _stated(image: dict[str, Any]) -> tuple[int, int] | None:
     return (height, width) if height > 0 and width > 0 else None
 
 
-def _nothing(raw: dict[str, Any], folder: Path, path: Path, problems: list[Problem]) -> str:
+def _nothing(raw: RawCoco, folder: Path, path: Path, problems: list[Problem]) -> str:
     """Return why a split has no usable image."""
-    if not raw["images"]:
+    if not raw.images:
         if problems:
             return (
                 f"{path}: none of the images of {folder.name} can be used, first: "
                 f"{problems[0].kind} {problems[0].where}"
             )
         return f"{path}: no images for {folder.name}"
-    return f"{path}: none of its {len(raw['images'])} images is in {folder}"
+    return f"{path}: none of its {len(raw.images)} images is in {folder}"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> RawCoco:
+    """Read an instances file; raise `DataError` where lists or keys that are needed are missing."""
     try:
         raw = json.loads(path.read_bytes(), object_hook=_lean)
     except OSError as error:
@@ -260,10 +263,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         for index, item in enumerate(raw[key]):
             if not isinstance(item, dict) or any(name not in item for name in needed):
                 raise DataError(f"{path}: {key}[{index}] lacks one of {', '.join(needed)}")
-    return raw  # type: ignore[no-any-return]
+    return RawCoco(raw["images"], raw["annotations"], raw["categories"])
 
 
-def _lean(item: dict[str, Any]) -> dict[str, Any]:
+def _lean(item: dict[str, object]) -> dict[str, object]:
     """Drop the polygons of an annotation with a box: they take most of the memory."""
     if "segmentation" in item and has_box(item):
         del item["segmentation"]
@@ -272,7 +275,7 @@ def _lean(item: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Read without looking for cycles: millions of values are made, and none is in a cycle."""
+    """Pause garbage collection: of the millions of values that are made none is in a cycle."""
     was = gc.isenabled()
     gc.disable()
     try:

@@ -3,15 +3,16 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
+from .coco_file import CocoAnnotation, CocoFile, to_bbox
 
 Boxes = npt.NDArray[np.float32]
 
@@ -79,18 +80,17 @@ class DetectionSet:
         return sum(len(record.crowds) for record in self.records)
 
     @property
-    def ground_truth(self) -> dict[str, Any]:
-        """Images and annotations in the shape of COCO's file, numbered anew from 1."""
-        annotations: list[dict[str, Any]] = []
+    def ground_truth(self) -> CocoFile:
+        """Images and annotations as a COCO file, annotations numbered anew from 1."""
+        annotations: list[CocoAnnotation] = []
         for record in self.records:
             for box, label, area, crowd in _objects(record):
-                x0, y0, x1, y1 = (float(side) for side in box)
                 annotations.append(
                     {
                         "id": len(annotations) + 1,  # the scorers take id 0 for no match
                         "image_id": record.image_id,
                         "category_id": self.category_ids[label],
-                        "bbox": [x0, y0, x1 - x0, y1 - y0],
+                        "bbox": to_bbox(box),
                         "area": area,
                         "iscrowd": int(crowd),
                     }
@@ -110,9 +110,9 @@ class DetectionSet:
 
     @property
     def digest(self) -> str:
-        """Hash of the image list and of all annotations: another one is other data.
+        """Hash of the image list and of all annotations.
 
-        Files go by their path within the set and their size in bytes, so a set may be moved.
+        Files enter by their path within the set and their size in bytes, so a set may be moved.
         """
         found = hashlib.sha256(json.dumps([self.split, self.names, self.category_ids]).encode())
         start = os.path.join(self.root.absolute(), "")  # noqa: PTH118
@@ -192,7 +192,7 @@ def check_trainable(data: DetectionSet) -> None:
         )
 
 
-def _objects(record: Record) -> list[tuple[Any, int, float, bool]]:
+def _objects(record: Record) -> list[tuple[Iterable[float], int, float, bool]]:
     """Return box, label, area and whether it is a crowd, of everything in an image."""
     areas = record.areas_px
     if areas is None:

@@ -1,8 +1,7 @@
-"""Runs anything that turns an image into boxes on a split, and scores what it found."""
+"""Runs a detector on a split and scores its detections."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +9,12 @@ import torch
 
 from ..boxes import iou_matrix
 from ..errors import DataError
-from ..letterbox import Image, read_image
+from ..letterbox import Image
 from ..progress import Progress
 from .average_precision import Metrics, score
+from .coco_file import ResultRow, to_bbox
 from .detection_set import DetectionSet, Record
+from .labelled_image import load_image
 
 Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]
 """Boxes xyxy in pixels of the stored image [n, 4], scores [n], class indices [n]."""
@@ -26,36 +27,28 @@ def evaluate(detect: Detect, data: DetectionSet, *, progress: bool = True) -> Me
     return score_rows(found_rows(detect, data, progress=progress), data)
 
 
-def found_rows(
-    detect: Detect, data: DetectionSet, *, progress: bool = True
-) -> list[dict[str, object]]:
+def found_rows(detect: Detect, data: DetectionSet, *, progress: bool = True) -> list[ResultRow]:
     """Run `detect` on every image of a split and return COCO result rows."""
-    rows: list[dict[str, object]] = []
+    rows: list[ResultRow] = []
     with Progress("eval", len(data.records)) if progress else contextlib.nullcontext() as bar:
         for record in data.records:
-            image = read_image(record.path, (record.height, record.width))
-            if image is None:
-                raise DataError(f"cannot decode {record.path}: see heat data check")
-            rows += result_rows(record, detect(image), data)
+            rows += result_rows(record, detect(load_image(record).pixels), data)
             if bar is not None:
                 bar.advance()
     return rows
 
 
-def result_rows(record: Record, found: Found, data: DetectionSet) -> list[dict[str, object]]:
-    """Return what was found on an image as COCO result rows."""
-    rows: list[dict[str, object]] = []
-    for box, sureness, label in zip(*found, strict=True):
-        x0, y0, x1, y1 = (float(side) for side in box)
-        rows.append(
-            {
-                "image_id": record.image_id,
-                "category_id": data.category_ids[int(label)],
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "score": float(sureness),
-            }
-        )
-    return rows
+def result_rows(record: Record, found: Found, data: DetectionSet) -> list[ResultRow]:
+    """Return the detections of an image as COCO result rows."""
+    return [
+        {
+            "image_id": record.image_id,
+            "category_id": data.category_ids[int(label)],
+            "bbox": to_bbox(box),
+            "score": float(confidence),
+        }
+        for box, confidence, label in zip(*found, strict=True)
+    ]
 
 
 def check_names(names: Sequence[str], data: DetectionSet) -> None:
@@ -67,22 +60,22 @@ def check_names(names: Sequence[str], data: DetectionSet) -> None:
         )
 
 
-def score_rows(rows: list[dict[str, object]], data: DetectionSet) -> Metrics:
+def score_rows(rows: Sequence[ResultRow], data: DetectionSet) -> Metrics:
     """Score COCO result rows against a split."""
     return score(rows, data).metrics
 
 
 def confusion_matrix(
-    rows: Sequence[Mapping[str, Any]], data: DetectionSet, *, iou: float = 0.5, score: float = 0.25
+    rows: Sequence[ResultRow], data: DetectionSet, *, iou: float = 0.5, score: float = 0.25
 ) -> npt.NDArray[np.int64]:
-    """Return counts [K + 1, K + 1], truth by row, found by column; the last of each is nothing.
+    """Return counts [K + 1, K + 1]: true class by row, detected by column, the last is background.
 
-    Detections of at least `score` take the free object they overlap most, by at least `iou`,
-    surest first, whatever their classes. Crowds are left out.
+    Detections of at least `score` are matched with the free object they overlap most, by at least
+    `iou`, highest score first, whatever their classes. Crowd regions are left out.
     """
     K = data.num_classes
     counts = np.zeros((K + 1, K + 1), dtype=np.int64)
-    by_image: dict[int, list[Mapping[str, Any]]] = {}
+    by_image: dict[int, list[ResultRow]] = {}
     for row in sorted(rows, key=lambda row: -float(row["score"])):
         if row["score"] >= score:
             by_image.setdefault(int(row["image_id"]), []).append(row)

@@ -17,7 +17,7 @@ SUFFIXES = frozenset(
 )
 """Files that `letterbox.read_image` decodes."""
 TURNED = (5, 6, 7, 8)
-"""EXIF orientations in which height and width change places."""
+"""EXIF orientations in which height and width are swapped."""
 MAX_PIXELS = 2**30
 """More are not decoded by OpenCV, so not read here either."""
 ORIENTATION, TIFF_WIDTH, TIFF_HEIGHT = 0x0112, 256, 257
@@ -42,7 +42,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def content_digest(paths: Iterable[Path]) -> str:
-    """Return a hash of what files hold, in their order; one that cannot be read counts as empty."""
+    """Return a hash of the contents of files, in order; one that cannot be read counts as empty."""
     found = hashlib.sha256()
     for path in paths:
         content = b""
@@ -53,7 +53,7 @@ def content_digest(paths: Iterable[Path]) -> str:
 
 
 def image_size(path: Path) -> tuple[int, int] | None:
-    """Return height and width of an image as it is to be seen, from its head; None for others."""
+    """Return height and width after EXIF rotation, from the file's header; None if unreadable."""
     try:
         with _large_ones_too(), Image.open(path) as image:
             orientation = image.getexif().get(ORIENTATION, 1)
@@ -61,7 +61,7 @@ def image_size(path: Path) -> tuple[int, int] | None:
             tags = getattr(image, "tag_v2", None)  # of a TIFF; Pillow turns its size itself or not
             if tags is not None:
                 width, height = int(tags[TIFF_WIDTH]), int(tags[TIFF_HEIGHT])
-    except Exception:  # a broken head raises anything, by format
+    except Exception:  # a broken header raises anything, by format
         return None
     if not 0 < width * height <= MAX_PIXELS:
         return None
@@ -70,7 +70,7 @@ def image_size(path: Path) -> tuple[int, int] | None:
 
 @contextmanager
 def _large_ones_too() -> Iterator[None]:
-    """Let Pillow read the head of an image that it would not decode; `MAX_PIXELS` is the limit."""
+    """Let Pillow read the header of an image that it would not decode; `MAX_PIXELS` limits it."""
     with _heads:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:

@@ -5,27 +5,26 @@ of lengths, or a text in pycocotools' own coding. Decoded here, and not there: i
 the end of a text that was cut short.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from operator import index
-from typing import Any
 
 BITS = 5
-"""Payload bits of a character; the sixth says that another one follows."""
+"""Payload bits of a character; the sixth is set where another one follows."""
 MORE, SIGN = 1 << BITS, 1 << (BITS - 1)
 FIRST = 48
 """Code of the character whose bits are all 0."""
 
 
-def mask_box(mask: Mapping[str, Any]) -> tuple[float, float, float, float]:
+def mask_box(mask: Mapping[str, object]) -> tuple[float, float, float, float]:
     """Return x, y, width and height of a mask, zeros for an empty one.
 
-    Raises `ValueError`, `KeyError` or `TypeError` for what is no mask: runs that are negative, or
-    that do not add up to its size.
+    `mask` is as the annotation file has it, unchecked: raises `ValueError`, `KeyError` or
+    `TypeError` for other values, and for runs that are negative or do not add up to its size.
     """
     height, width = mask_size(mask)
     counts = mask["counts"]
-    runs = decoded(counts) if isinstance(counts, str) else [index(count) for count in counts]
+    runs = decoded(counts) if isinstance(counts, str) else _integers(counts)
     if min(runs, default=0) < 0 or sum(runs) != height * width:
         raise ValueError(mask["size"])
     low, high = [width, height], [0, 0]
@@ -34,7 +33,7 @@ def mask_box(mask: Mapping[str, Any]) -> tuple[float, float, float, float]:
         if start == end:
             continue
         (first, top), (last, bottom) = divmod(start, height), divmod(end - 1, height)
-        if first != last:  # it goes on in the next column
+        if first != last:  # it continues in the next column
             top, bottom = 0, height - 1
         low = [min(low[0], first), min(low[1], top)]
         high = [max(high[0], last + 1), max(high[1], bottom + 1)]
@@ -43,12 +42,18 @@ def mask_box(mask: Mapping[str, Any]) -> tuple[float, float, float, float]:
     return float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1])
 
 
-def mask_size(mask: Mapping[str, Any]) -> tuple[int, int]:
-    """Return height and width of a mask."""
-    height, width = (index(side) for side in mask["size"])
+def mask_size(mask: Mapping[str, object]) -> tuple[int, int]:
+    """Return height and width of a mask in pixels; raises as `mask_box`."""
+    height, width = _integers(mask["size"])
     if height < 1 or width < 1:
         raise ValueError(mask["size"])
     return height, width
+
+
+def _integers(values: object) -> list[int]:
+    if not isinstance(values, Iterable):
+        raise TypeError(values)
+    return [index(value) for value in values]
 
 
 def decoded(text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Memory that scoring a split takes, reported beforehand where it is much of what is free."""
+"""Memory that scoring a split takes; a warning where it is much of the free memory."""
 
 import sys
 from contextlib import suppress
@@ -8,9 +8,9 @@ from .average_precision import MAX_DETECTIONS, group_size
 from .detection_set import DetectionSet
 
 ROW_BYTES = 460
-"""Memory of an object that was found, as a result row."""
+"""Memory of a detection, as a result row."""
 SCORED_BYTES = 3900
-"""What pycocotools takes at most for each object of the classes that it scores at once.
+"""Memory of pycocotools at most, for each detection of the classes that it scores at once.
 
 Measured with 1,000 images of 100 objects: 1,842 bytes in one class, 3,831 in fifty.
 """
@@ -21,7 +21,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def expected_mb(images: int, classes: int) -> float:
-    """Return the memory that scoring takes at most, in MiB, with 100 objects found in each image.
+    """Return the memory that scoring takes at most, in MiB, with 100 detections in each image.
 
     Classes are scored in groups, so that their number does not count.
     """
@@ -31,7 +31,7 @@ def expected_mb(images: int, classes: int) -> float:
 
 
 def free_mb() -> float | None:
-    """Return the memory that is free for this process, in MiB; None where nothing tells."""
+    """Return the memory that is free for this process, in MiB; None where it is not known."""
     found: list[float] = []
     with suppress(OSError, ValueError, IndexError):
         text = MEMINFO.read_text(encoding="utf-8")
@@ -46,7 +46,7 @@ def free_mb() -> float | None:
 
 
 def warn_of_memory(data: DetectionSet) -> None:
-    """Print what scoring a split may take, where that is much of what is free."""
+    """Print the memory that scoring a split may take, where it is much of the free memory."""
     needed, free = expected_mb(len(data.records), data.num_classes), free_mb()
     if free is not None and needed > MUCH * free:
         print(

@@ -3,16 +3,16 @@
 A line is `class x y w h`, the centre and the sides as shares of the image, with or without a
 confidence and a track id at its end. Where `data.yaml` has a `kpt_shape`, keypoints follow and are
 left out; elsewhere longer lines are polygons, of which the box is taken (`yolo_lines.py`). The
-result has the shape of COCO's annotation file.
+result is the lists of a COCO file.
 """
 
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from .annotations import Complain, number
+from .coco_file import CocoAnnotation, CocoCategory, CocoImage, RawCoco
 from .image_files import image_size
 from .yolo_lines import SLACK, Box, Doubt, LineReader
 from .yolo_yaml import Head, decode, read_head
@@ -24,7 +24,7 @@ LABELS_OF = {
     "img": "labels",
     "jpegimages": "labels",
 }
-"""Folders of images, and what those of their labels are called."""
+"""Names of image folders, and of the label folders that belong to them."""
 
 
 def yolo_file(root: Path) -> Path | None:
@@ -40,11 +40,11 @@ def yolo_splits(path: Path) -> tuple[str, ...]:
     return tuple(read_head(path).splits)
 
 
-def read_yolo(path: Path, split: str, complain: Complain) -> dict[str, Any]:
-    """Return a split in the shape of COCO's file; image files are absolute paths."""
+def read_yolo(path: Path, split: str, complain: Complain) -> RawCoco:
+    """Return a split as the lists of a COCO file; image files are absolute paths."""
     head = read_head(path)
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    images: list[CocoImage] = []
+    annotations: list[CocoAnnotation] = []
     labels, lines = _Labels(), LineReader(head.keypoint_values)
     doubts: list[tuple[int, tuple[int, int], int, Doubt, str]] = []
     seen: set[str] = set()
@@ -87,16 +87,18 @@ def read_yolo(path: Path, split: str, complain: Complain) -> dict[str, Any]:
             split,
             f"none of its {len(images)} images has a label file, looked for in {places}",
         )
-    categories = [{"id": index, "name": name} for index, name in enumerate(head.names)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    categories: list[CocoCategory] = [
+        {"id": index, "name": name} for index, name in enumerate(head.names)
+    ]
+    return RawCoco(images, annotations, categories)
 
 
 class _Labels:
-    """Finds the label files of images: in the folder of labels, else beside the image."""
+    """Finds the label files of images: in the label folder, else beside the image."""
 
     def __init__(self) -> None:
         self.found = 0
-        """Images that had one."""
+        """Images that have a label file."""
         self._places: dict[Path, list[Path]] = {}
 
     def of(self, image: Path) -> Path | None:
@@ -124,7 +126,7 @@ class _Labels:
 
 
 def _label_folders(name: str) -> list[str]:
-    """Return what the folder of labels may be called beside a folder of images."""
+    """Return the names that the label folder of a folder of images may have."""
     known = LABELS_OF.get(name.lower())
     if known is None:
         return []
@@ -136,7 +138,7 @@ def _boxes(
     file: Path, head: Head, lines: LineReader, complain: Complain
 ) -> Iterator[tuple[int, Box | Doubt, str]]:
     """Yield class, box and place of each usable line."""
-    # A label is digits: whatever the coding of a comment may be, they are read.
+    # Labels are digits: they can be read whatever the encoding of a comment is.
     text = decode(file.read_bytes(), file, errors="replace")
     for line_number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -161,8 +163,8 @@ def _boxes(
             yield int(category), read, where
 
 
-def _absolute(box: Box, size_hw: tuple[int, int], image_id: int, category: int) -> dict[str, Any]:
-    """Return an annotation as COCO has it."""
+def _absolute(box: Box, size_hw: tuple[int, int], image_id: int, category: int) -> CocoAnnotation:
+    """Return a box as a COCO annotation."""
     (x, y, w, h), (height, width) = box, size_hw
     bbox = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
     return {"image_id": image_id, "category_id": category, "bbox": bbox}

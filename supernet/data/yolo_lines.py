@@ -1,8 +1,8 @@
-"""What the numbers of a YOLO label line are: a box, a polygon, keypoints, or one of two things.
+"""How the numbers of a YOLO label line are read: as a box, a polygon, keypoints, or ambiguous.
 
 After the class, by their count: 4 are a box, 5 a box with its confidence or its track id, 6 a box
 with both or a triangle, more a polygon, an odd count one with a confidence, or one that has lost a
-number. What a line leaves open the other lines of the set decide; where they do not, it is broken.
+number. An ambiguous line is decided by the other lines of the set; where they do not, it is broken.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Doubt:
 
 
 class LineReader:
-    """Reads the lines of a set, and keeps what those that are in no doubt say of the others."""
+    """Reads the lines of a set, and collects evidence from the unambiguous ones for the others."""
 
     def __init__(self, keypoint_values: int) -> None:
         """Take how many numbers of keypoints follow a box; 0 for sets without keypoints."""
@@ -62,7 +62,7 @@ class LineReader:
         return _around(values)
 
     def settle(self, doubt: Doubt) -> Box | None:
-        """Return, after all lines of the set, the box of a line in doubt; None if it stays so."""
+        """Return, after all lines of the set, the box of an ambiguous line; None if it stays so."""
         if doubt.triangle is None:
             return None if self._bare else doubt.box
         if self._tracks == self._polygons:
@@ -71,7 +71,7 @@ class LineReader:
 
 
 def _is_tail(values: Sequence[float]) -> bool:
-    """Say whether numbers can be a confidence, a track id, or both."""
+    """Return whether numbers can be a confidence, a track id, or both."""
     if len(values) == 2:
         return 0 <= values[0] <= 1 and _is_count(values[1])
     return not values or (len(values) == 1 and (0 <= values[0] <= 1 or _is_count(values[0])))

@@ -1,6 +1,6 @@
-"""Reads `data.yaml`: class names as written, and the image files that each split names."""
+"""Reads `data.yaml`: class names as written, and the image files of each split."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,13 +12,13 @@ from .annotations import whole
 from .image_files import list_images
 
 NOTHING = ("", "~", "null", "Null", "NULL")
-"""What YAML writes for no value."""
+"""How YAML writes that there is no value."""
 SPLITS = ("train", "val", "valid", "test")
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a `data.yaml` says."""
+    """The content of a `data.yaml`."""
 
     path: Path
     """The file itself, absolute."""
@@ -52,19 +52,19 @@ class Head:
     def _place(self, item: str) -> Path:
         """Return where a split lies: below `path:`, if that exists here, or below the file itself.
 
-        Exported sets say `../train/images` although the folder is beside `data.yaml`.
+        Exported sets have `../train/images` although the folder is beside `data.yaml`.
         """
         texts = (item, _slashes(item), _slashes(item).removeprefix("../"))
         places = [base / text for base in self._bases() for text in texts]
         return next((place for place in places if place.exists()), places[0])
 
     def _listed(self, file: Path) -> list[Path]:
-        """Return the images that a list names, relative to it or to the set, or elsewhere before.
+        """Return the images of a list file, whose paths are relative to it or to the set.
 
-        A folder in a list stands for its images.
+        A folder in a list means all its images.
 
         Lists often hold absolute paths of the machine that wrote them: the longest end of such a
-        path that exists here is taken. A file that is nowhere keeps the path as written.
+        path that exists here is taken. A file that does not exist keeps the path as written.
         """
         bases = list(dict.fromkeys((file.parent, *self._bases())))
         # Bytes that are no UTF-8 are bytes of a file name.
@@ -163,7 +163,7 @@ def _decoded(path: Path, errors: str = "strict") -> str:
 
 
 def _unquoted(line: str) -> str:
-    """Return a line of a list without blanks and quotes around it."""
+    """Return a line of a list without surrounding blanks and quotes."""
     text = line.strip()
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
     return text[1:-1].strip() if quoted else text
@@ -173,7 +173,7 @@ def _slashes(text: str) -> str:
     return text.replace("\\", "/")
 
 
-def _names(raw: dict[str, Any], path: Path) -> tuple[str, ...]:
+def _names(raw: Mapping[str, object], path: Path) -> tuple[str, ...]:
     names = raw["names"]
     if isinstance(names, dict):
         try:
@@ -201,8 +201,9 @@ def _names(raw: dict[str, Any], path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _keypoint_values(raw: dict[str, Any], path: Path) -> int:
-    shape = raw.get("kpt_shape")
+def _keypoint_values(raw: Mapping[str, object], path: Path) -> int:
+    """Return how many numbers of keypoints follow a box; 0 where `kpt_shape` is not stated."""
+    shape: Any = raw.get("kpt_shape")
     if shape is None or shape in NOTHING:
         return 0
     try:

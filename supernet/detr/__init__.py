@@ -1,4 +1,4 @@
-"""DETR's family: the host, SAM-DETR, their losses and decoding, and MTKD."""
+"""DETR's family: DETR, SAM-DETR and their decoding; losses and MTKD are in `supernet.train`."""
 
 from .detr import Detr, Host
 from .family import DetrArchitecture

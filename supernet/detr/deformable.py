@@ -1,7 +1,7 @@
-"""Deformable attention (Zhu et al. 2021): a token reads a few points of every map, near itself.
+"""Deformable attention (Zhu et al. 2021): tokens attend to a few points of every map.
 
-Where, and how much of each, is a linear layer's word. Cost grows with the tokens, not with their
-square, so that maps of small cells can be tokens too.
+A linear layer predicts offsets and weights of the points. The cost is linear in the number of
+tokens, so that maps of small strides can be tokens too.
 
 Shape suffixes: B batch, N tokens of all maps, D channels, H heads, E = D / H, L maps, P points.
 """
@@ -22,10 +22,10 @@ POINTS = 4
 
 
 class DeformableAttention(nn.Module):
-    """Attention to four points of each map; at first they lie in rows, away from the token."""
+    """Attention to four points of each map, initially in rows that lead away from the token."""
 
     def __init__(self, width: int, heads: int, levels: int) -> None:
-        """Make the projections."""
+        """Build the projections of offsets, weights, values and results."""
         super().__init__()
         self.heads, self.levels = heads, levels
         self.sampling_offsets = nn.Linear(width, heads * levels * POINTS * 2)
@@ -35,7 +35,7 @@ class DeformableAttention(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Begin: a direction for each head, a distance in cells for each point, all alike."""
+        """Initialise: a direction for each head, a distance for each point, equal weights."""
         for layer in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -79,7 +79,7 @@ class DeformableAttention(nn.Module):
         places_NL2: Tensor,
         maps: Sequence[tuple[int, int]],
     ) -> Value:
-        """Write it for one image without padding: q and x [1, N, D]."""
+        """Write `forward` for one image without padding: q and x [1, N, D]."""
         _, N, D = q.shape
         H, L, E = self.heads, self.levels, D // self.heads
         value = graph.swap(emit_heads(graph, graph.linear(x, self.value_proj), H))
@@ -102,16 +102,16 @@ class DeformableAttention(nn.Module):
 
 
 class DeformableLayer(FeedForward):
-    """A layer of the encoder."""
+    """An encoder layer: deformable attention and feed-forward."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, levels: int) -> None:
-        """Make the layer."""
+        """Build attention, feed-forward and norms."""
         super().__init__(width, hidden, dropout)
         self.self_attn = DeformableAttention(width, heads, levels)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, tokens: Tokens, places_BNL2: Tensor) -> Tensor:
-        """Run it."""
+        """Return the tokens [B, N, D] after the layer."""
         x_BND = tokens.x_BND
         read = self.self_attn(x_BND + tokens.pos_BND, tokens, places_BNL2)
         x_BND = self.norm1(x_BND + self.dropout(read))
@@ -125,7 +125,7 @@ class DeformableLayer(FeedForward):
         places_NL2: Tensor,
         maps: Sequence[tuple[int, int]],
     ) -> Value:
-        """Write it."""
+        """Write the layer for one image."""
         read = self.self_attn.emit(graph, graph.add(x, pos), x, places_NL2, maps)
         x = graph.layer_norm(graph.add(x, read), self.norm1)
         return graph.layer_norm(graph.add(x, self.emit_feed(graph, x)), self.norm2)

@@ -1,14 +1,14 @@
 """DETR (Carion et al. 2020): backbone, encoder, object queries, decoder; no anchors, no NMS.
 
 Keys are those of the authors' checkpoints, so that their files load strictly. A pretrained one has
-`class_embed` rows for COCO's ids up to 90 and for nothing: 92.
+`class_embed` rows for COCO's ids 0 to 90 and for no object: 92.
 
 Shape suffixes: B batch, h and w cells, N = h * w tokens, Q queries, K classes, S decoder layers.
 """
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -30,9 +30,6 @@ from .set_decode import SetDecode
 from .tokens import Tokens
 from .transformer import Decoder, Encoder, Mlp
 
-InTraining = Callable[["Host", Tensor, Tensor | None], tuple[Tensor, ...]]
-"""What a host's forward pass takes and returns."""
-
 
 class Host(nn.Module, ABC):
     """Backbone, projection and encoder: what DETR and SAM-DETR share."""
@@ -41,7 +38,7 @@ class Host(nn.Module, ABC):
     """Subtracted from counts of cells in position encodings."""
 
     def __init__(self, architecture: DetrArchitecture) -> None:
-        """Build it; subclasses add `transformer.decoder` and heads."""
+        """Build the common part; subclasses add `transformer.decoder` and heads."""
         super().__init__()
         a = self.architecture = architecture
         resnet = ResNet(a.depth, a.base, dilation=a.dc5, frozen=a.frozen)
@@ -50,22 +47,29 @@ class Host(nn.Module, ABC):
         hidden = a.encoder_hidden or a.hidden
         encoder = Encoder(a.width, a.heads, hidden, a.dropout, a.cores())
         self.transformer = nn.ModuleDict({"encoder": encoder})
-        self.in_training: InTraining | None = None
-        """Takes the place of the forward pass while training (see `mtkd`)."""
         self.decode = SetDecode(a.num_classes, a.input_size, focal=a.family == "sam-detr")
 
     @property
+    def heatdetr(self) -> None:
+        """None: it is not a HeatDETR."""
+
+    @property
+    def detr(self) -> Self:
+        """The network itself."""
+        return self
+
+    @property
     def body(self) -> ResNet:
-        """The backbone."""
+        """The ResNet of the backbone."""
         return self.backbone[0]["body"]  # type: ignore[index,no-any-return]
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder."""
+        """The encoder of the transformer."""
         return self.transformer["encoder"]  # type: ignore[return-value]
 
     def projection(self, channels: int) -> nn.Module:
-        """Return what makes tokens of a map's cells."""
+        """Return a projection of a map of so many channels to the width of tokens."""
         a = self.architecture
         conv = nn.Conv2d(channels, a.width, 1)
         if not a.group_norm:
@@ -73,7 +77,7 @@ class Host(nn.Module, ABC):
         return nn.Sequential(conv, nn.GroupNorm(min(32, a.width), a.width))
 
     def tokens(self, image_BHW3: Tensor, pad_BHW: Tensor | None = None) -> Tokens:
-        """Return the tokens of uint8 images; `pad` marks pixels that are not of the image."""
+        """Return the tokens of uint8 images; `pad` marks padding pixels."""
         x = self.input_proj(self.body(Preprocess()(image_BHW3)))
         return self.tokens_of(x, pad_BHW)
 
@@ -88,7 +92,7 @@ class Host(nn.Module, ABC):
         return Tokens(x_BDhw.flatten(2).transpose(1, 2), pos.flatten(1, 2), flat, ((h, w),))
 
     def encoded(self, tokens: Tokens) -> Tokens:
-        """Run the encoder."""
+        """Return the tokens after the encoder."""
         memory = self.encoder(tokens.x_BND, tokens.pos_BND, tokens.pad_BN)
         return replace(tokens, x_BND=memory)
 
@@ -97,12 +101,7 @@ class Host(nn.Module, ABC):
         """Return class logits [S, B, Q, K] and boxes cxcywh in shares [S, B, Q, 4] by layer."""
 
     def forward(self, image_BHW3: Tensor, pad_BHW: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return logits and boxes: of all layers while training, else of the last, [B, Q, ...].
-
-        A network with `in_training` returns what that does while training.
-        """
-        if self.training and self.in_training is not None:
-            return self.in_training(self, image_BHW3, pad_BHW)
+        """Return logits and boxes: of all layers while training, else of the last, [B, Q, ...]."""
         logits, boxes = self.decoded(self.encoded(self.tokens(image_BHW3, pad_BHW)))
         return (logits, boxes) if self.training else (logits[-1], boxes[-1])
 
@@ -112,6 +111,24 @@ class Host(nn.Module, ABC):
 
     def set_drop_path(self, rate: float) -> None:
         """Do nothing: these networks have dropout instead."""
+
+    def class_rows(self) -> Mapping[str, tuple[int, int]]:
+        """Return the tensors whose first axis are classes: (1 group of K rows, further rows)."""
+        others = 0 if self.decode.focal else 1  # the last row is "no object"
+        keys = [key for key in self.state_dict() if key.startswith("class_embed.")]
+        return dict.fromkeys(keys, (1, others))
+
+    def check_format(self, precision: str, *, raw: bool, dynamic_batch: bool) -> None:
+        """Raise `UserError` for any format but f32 (bf16 in OpenVINO), one image, decoded."""
+        if raw or dynamic_batch or precision not in ("f32", "bf16"):
+            raise UserError(
+                f"{self.architecture.name}: the family of DETR is exported in f32, one image at a "
+                "time, decoding included"
+            )
+
+    def record_clusters(self, bounds: Sequence[int]) -> None:
+        """Keep the bounds on ACT's clusters, by layer, in the architecture."""
+        self.architecture = self.architecture.with_(clusters=tuple(bounds))
 
     def deployed(self) -> Self:
         """Return a copy in evaluation mode."""
@@ -180,10 +197,10 @@ class Host(nn.Module, ABC):
 
 
 class Detr(Host):
-    """The whole of it."""
+    """DETR with learned object queries and heads shared by the decoder layers."""
 
     def __init__(self, architecture: DetrArchitecture) -> None:
-        """Build it."""
+        """Build a network with fresh weights."""
         super().__init__(architecture)
         a = architecture
         self.transformer["decoder"] = Decoder(
@@ -198,11 +215,11 @@ class Detr(Host):
 
     @property
     def decoder(self) -> Decoder:
-        """The decoder."""
+        """The decoder of the transformer."""
         return self.transformer["decoder"]  # type: ignore[return-value]
 
     def decoded(self, memory: Tokens) -> tuple[Tensor, Tensor]:
-        """Return class logits [S, B, Q, K + 1] and boxes [S, B, Q, 4]; the last class is none."""
+        """Return class logits [S, B, Q, K + 1] and boxes [S, B, Q, 4]; the last is no object."""
         query = self.query_embed.weight.expand(len(memory.x_BND), -1, -1)
         x_SBQD = self.decoder(query, memory.x_BND, memory.pos_BND, memory.pad_BN)
         return self.class_embed(x_SBQD), self.bbox_embed(x_SBQD).sigmoid()

@@ -1,32 +1,31 @@
-"""The frozen description of a DETR or SAM-DETR, as `Architecture` is that of a HeatDETR."""
+"""The frozen description of a DETR or SAM-DETR, like `Architecture` for a HeatDETR."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from ..attention import ActAttention, Attention, EnactAttention, PoolAttention
 from ..attention.act import ROUNDS
 from ..errors import UserError
+from ..graph.description import Description
 from .resnet import BLOCKS
 
 Family = Literal["detr", "sam-detr"]
 EncoderAttention = Literal["exact", "act", "enact", "pool"]
 
-FORMAT_VERSION = 1
-"""History of the description: 1, the first."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DetrArchitecture:
-    """What a network of the family consists of; the defaults are DETR with a ResNet-50."""
+class DetrArchitecture(Description):
+    """Sizes and options of a network of the family; the defaults are DETR with a ResNet-50."""
+
+    invalid: ClassVar[str] = "describes no network of DETR's family"
 
     family: Family = "detr"
     """detr (Carion et al. 2020), or sam-detr (Zhang et al. 2022)."""
     name: str = "detr-r50"
     """A label for people."""
     num_classes: int = 91
-    """Classes; DETR adds one for nothing. COCO's published checkpoints count ids up to 90."""
+    """Classes; DETR adds one for no object. Published checkpoints have COCO's ids up to 90."""
     input_size: tuple[int, int] = (800, 1344)
     """Height and width of the network input in pixels, multiples of 32."""
     depth: int = 50
@@ -47,9 +46,9 @@ class DetrArchitecture:
     encoder_hidden: int | None = None
     """Those of the encoder, where they are others."""
     levels: int = 1
-    """Maps that become tokens: 1, or 3 (strides 8, 16 and 32): multi-scale SAM-DETR."""
+    """Feature maps that become tokens: 1, or 3 (strides 8, 16 and 32): multi-scale SAM-DETR."""
     queries: int = 100
-    """Objects that are looked for."""
+    """Object queries: most detections of an image."""
     dropout: float = 0.1
     group_norm: bool = False
     """Normalise after the input projection: SAM-DETR's 12-epoch models."""
@@ -58,14 +57,14 @@ class DetrArchitecture:
     attention: EncoderAttention = "exact"
     """Core of the encoder's self-attention."""
     rounds: int = ROUNDS
-    """Rounds of ACT's hash, L."""
+    """Hash functions of ACT, L."""
     clusters: int | tuple[int, ...] | None = None
-    """ACT's bound of clusters, of all layers or of each, which exported graphs need."""
+    """Most clusters of ACT, of all layers or of each; exported graphs need it."""
     window: int | None = None
-    """Tokens of a window of ENACT and pool; ENACT without finds its own."""
+    """Tokens of a window of ENACT and pool; without it ENACT chooses one for each image."""
 
     def __post_init__(self) -> None:
-        """Refuse what no network can be."""
+        """Refuse sizes and options that no network can have."""
         if self.family not in ("detr", "sam-detr"):
             raise UserError(f"family {self.family!r}: detr or sam-detr needed")
         if self.depth not in BLOCKS:
@@ -99,7 +98,7 @@ class DetrArchitecture:
 
     @property
     def stride(self) -> int:
-        """Pixels of a cell's side, in the coarsest map."""
+        """Stride of the coarsest map, in pixels."""
         return 16 if self.dc5 else 32
 
     @property
@@ -135,52 +134,19 @@ class DetrArchitecture:
             return PoolAttention(self.window)
         return Attention()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the values of `architecture.json`."""
-        return {"format": FORMAT_VERSION, **asdict(self)}
-
-    def to_json(self) -> str:
-        """Return the text of `architecture.json`, as a checkpoint carries it too."""
-        return json.dumps(self.to_dict(), indent=1) + "\n"
-
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str = "architecture.json") -> Self:
-        """Read what `to_dict` gave; raise `UserError` naming what is wrong."""
-        try:
-            values = dict(values)
-            version = values.pop("format")
-            if version != FORMAT_VERSION:
-                raise UserError(f"{source}: format {version}, this HEAT reads {FORMAT_VERSION}")
-            values["input_size"] = tuple(values["input_size"])
-            if isinstance(values["clusters"], list):
-                values["clusters"] = tuple(values["clusters"])
-            return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{source} describes no network of DETR's family ({error})") from None
-
-    @classmethod
-    def from_json(cls, text: str, source: str = "architecture.json") -> Self:
-        """Read a text; raise `UserError` naming what is wrong."""
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{source} describes no network of DETR's family ({error})") from None
-        return cls.from_dict(values, source)
-
-    def with_(self, **changes: Any) -> Self:
-        """Return a copy with some fields replaced."""
-        return replace(self, **changes)
+    def restore_tuples(cls, fields: dict[str, Any]) -> None:
+        """Replace the lists of JSON by tuples; `KeyError` where one is absent."""
+        fields["input_size"] = tuple(fields["input_size"])
+        if isinstance(fields["clusters"], list):
+            fields["clusters"] = tuple(fields["clusters"])
 
 
-def _small(family: Family, **more: Any) -> DetrArchitecture:
-    """Return a network that a CPU trains from scratch."""
-    values: dict[str, Any] = {
-        "input_size": (320, 320), "depth": 18, "base": 32, "frozen": False, "dc5": True,
-        "width": 128, "heads": 4, "encoder_layers": 3, "decoder_layers": 3, "hidden": 512,
-        "dropout": 0.0,
-    }  # fmt: skip
-    return DetrArchitecture(family=family, name=f"{family}-s", **{**values, **more})
-
+SMALL = DetrArchitecture(
+    name="detr-s", input_size=(320, 320), depth=18, base=32, frozen=False, dc5=True, width=128,
+    heads=4, encoder_layers=3, decoder_layers=3, hidden=512, dropout=0.0,
+)  # fmt: skip
+"""A network that a CPU trains from scratch."""
 
 FAMILY: Mapping[str, DetrArchitecture] = {
     architecture.name: architecture
@@ -199,8 +165,8 @@ FAMILY: Mapping[str, DetrArchitecture] = {
             levels=3,
             encoder_hidden=1024,
         ),
-        _small("detr"),
-        _small("sam-detr", group_norm=True),
+        SMALL,
+        SMALL.with_(family="sam-detr", name="sam-detr-s", group_norm=True),
     )
 }
 """Networks by name: those of the papers, and small ones of our own."""

@@ -78,7 +78,7 @@ def _renamed(key: str) -> str:
 
 
 def _body(key: str) -> str:
-    """Return the key of a ResNet's part."""
+    """Return the key of a part of the ResNet."""
     kinds = {"conv": "convolution", "bn": "normalization", "0": "convolution", "1": "normalization"}
     stem = re.fullmatch(r"(conv|bn)1\.(\w+)", key)
     if stem:
@@ -95,7 +95,7 @@ class HostedAttention(nn.Module):
     """Self-attention of a transformers encoder, its projections kept, around a core."""
 
     def __init__(self, theirs: nn.Module, core: Attention) -> None:
-        """Take the projections of theirs."""
+        """Take over the projections of their attention layer."""
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj = (
             theirs.get_submodule(f"{letter}_proj") for letter in "qkv"
@@ -112,7 +112,7 @@ class HostedAttention(nn.Module):
         position_embeddings: Tensor | None = None,
         **_: object,
     ) -> tuple[Tensor, None]:
-        """Attend as theirs would, to [B, N, D]."""
+        """Return what their layer returns: results [B, N, D], and None for the weights."""
         keys = hidden_states
         if position_embeddings is not None:
             keys = hidden_states + position_embeddings
@@ -126,10 +126,10 @@ class HostedAttention(nn.Module):
 
 
 def padding_of(mask: Tensor | None) -> Tensor | None:
-    """Return which keys are padding, [B, N], by a mask of any of transformers' kinds.
+    """Return which keys are padding, [B, N], from a mask of any of transformers' kinds.
 
-    Those of four axes are alike in every head and query; whole numbers and truth say what is valid,
-    floats are added to logits.
+    Masks of four axes are equal in every head and query. Integer and boolean masks mark valid keys,
+    those of floats are added to logits.
     """
     if mask is None:
         return None

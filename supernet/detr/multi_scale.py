@@ -1,9 +1,9 @@
-"""Multi-scale SAM-DETR (Zhang et al. 2022): maps of three sizes of cells are tokens.
+"""Multi-scale SAM-DETR (Zhang et al. 2022): the cells of maps of three strides are tokens.
 
 The encoder's attention is deformable and its feed-forward layers are 1,024 wide, and the decoder's
-layers read one map each, from coarse to fine. The paper has no details: this is the arrangement
-whose parameters are, to the digit, those of its log (54,972,298). Which map a layer reads has no
-parameters, and is ours: two layers each.
+layers attend to one map each, from coarse to fine. The paper has no details: this arrangement has
+exactly the number of parameters of its log (54,972,298). The map of each layer, which has no
+parameters, is our choice: two layers each.
 
 Shape suffixes: B batch, N tokens of all maps, L maps.
 """
@@ -25,10 +25,10 @@ from .tokens import Tokens
 
 
 class MultiScaleSamDetr(SamDetr):
-    """The whole of it."""
+    """SAM-DETR over maps of strides 8, 16 and 32, with a deformable encoder."""
 
     def __init__(self, architecture: DetrArchitecture) -> None:
-        """Build it: a projection for each map, and an encoder of deformable attention."""
+        """Build a projection for each map, and an encoder of deformable attention."""
         super().__init__(architecture)
         a = architecture
         finer = [self.projection(channels) for channels in self.body.widths[-a.levels : -1]]
@@ -43,7 +43,7 @@ class MultiScaleSamDetr(SamDetr):
 
     @property
     def encoder_layers(self) -> nn.ModuleList:
-        """Layers of the encoder."""
+        """The encoder layers."""
         return self.transformer.get_submodule("encoder.layers")  # type: ignore[return-value]
 
     def tokens(self, image_BHW3: Tensor, pad_BHW: Tensor | None = None) -> Tokens:
@@ -58,7 +58,7 @@ class MultiScaleSamDetr(SamDetr):
         )
 
     def encoded(self, tokens: Tokens) -> Tokens:
-        """Run the encoder; it alone sees which map a token is of."""
+        """Return the tokens after the encoder; only it gets the embedding of each token's map."""
         ratios = [valid_ratio(part) for part in tokens.by_map()]
         places = places_of(tokens.maps, torch.stack(ratios, 1))
         level = torch.repeat_interleave(

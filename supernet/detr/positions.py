@@ -20,7 +20,7 @@ def sine(places: Tensor, channels: int) -> Tensor:
 
 
 def of_map(pad_Bhw: Tensor, channels: int, offset: float = 0.0) -> Tensor:
-    """Encode the cells of maps, counted over those that are no padding, [B, h, w, D].
+    """Encode the cells of maps, counted without padding, [B, h, w, D].
 
     Places go to 2 pi at the last valid cell; `offset` is subtracted from the count (SAM-DETR: .5).
     """

@@ -45,8 +45,8 @@ def load_published(
 
 
 def check_keys(path: Path, weights: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Name what is missing, left over, or of another shape."""
-    said = []
+    """Raise `CheckpointError` naming keys that are missing, left over, or of another shape."""
+    wrong = []
     for what, keys in (
         ("missing", own.keys() - weights.keys()),
         ("left over", weights.keys() - own.keys()),
@@ -57,8 +57,8 @@ def check_keys(path: Path, weights: dict[str, Tensor], own: dict[str, Tensor]) -
     ):
         if keys:
             first = ", ".join(sorted(keys)[:3])
-            said.append(f"{len(keys)} {what} ({first}{' ...' if len(keys) > 3 else ''})")
-    if said:
+            wrong.append(f"{len(keys)} {what} ({first}{' ...' if len(keys) > 3 else ''})")
+    if wrong:
         raise CheckpointError(
-            f"{path} does not fit: keys {'; '.join(said)}: another --architecture?"
+            f"{path} does not fit: keys {'; '.join(wrong)}: another --architecture?"
         )

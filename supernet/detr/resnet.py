@@ -20,7 +20,7 @@ BLOCKS: Mapping[int, tuple[int, int, int, int]] = {18: (2, 2, 2, 2), 50: (3, 4, 
 
 
 class FrozenNorm(nn.Module):
-    """BatchNorm whose four vectors are constants."""
+    """BatchNorm whose weight, bias, mean and variance are constants."""
 
     weight: Tensor
     bias: Tensor
@@ -37,7 +37,7 @@ class FrozenNorm(nn.Module):
             self.register_buffer(name, torch.zeros(channels))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Scale and shift."""
+        """Return the normalised map."""
         factor = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * factor
         return x_BCHW * factor[:, None, None] + shift[:, None, None]
@@ -70,7 +70,7 @@ class Block(nn.Module):
     def __init__(
         self, d_in: int, d: int, *, bottleneck: bool, stride: int, dilation: int, frozen: bool
     ) -> None:
-        """Make its layers, and a projection of the skip where shapes differ."""
+        """Build its layers, and a projection of the skip where shapes differ."""
         super().__init__()
         d_out = 4 * d if bottleneck else d
         if bottleneck:
@@ -93,7 +93,7 @@ class Block(nn.Module):
         return [*layers, (self.conv3, self.bn3)] if self.bottleneck else layers
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Run the block."""
+        """Return ReLU(branch + skip)."""
         y, layers = x_BCHW, self._layers()
         for number, (conv, norm) in enumerate(layers, 1):
             y = norm(conv(y))
@@ -103,7 +103,7 @@ class Block(nn.Module):
         return (y + skip).relu()
 
     def emit(self, graph: GraphWriter, x: Value) -> Value:
-        """Write the block."""
+        """Write the folded convolutions and the sum."""
         y, layers = x, self._layers()
         for number, (conv, norm) in enumerate(layers, 1):
             y = emit_conv_norm(graph, y, conv, norm)
@@ -115,12 +115,12 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images to maps."""
+    """Maps of four stages of an image."""
 
     def __init__(
         self, depth: int = 50, base: int = 64, *, dilation: bool = False, frozen: bool = True
     ) -> None:
-        """Make four stages of widths base, 2 base, 4 base, 8 base (times 4 with bottlenecks)."""
+        """Build four stages of widths base, 2 base, 4 base, 8 base (times 4 with bottlenecks)."""
         super().__init__()
         bottleneck = depth >= 50
         self.conv1, self.bn1 = nn.Conv2d(3, base, 7, 2, 3, bias=False), _norm(base, frozen)

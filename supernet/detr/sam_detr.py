@@ -21,12 +21,12 @@ PRIOR = 0.01
 
 
 class SamDetr(Host):
-    """The whole of it."""
+    """SAM-DETR: every decoder layer aligns queries with tokens and refines their boxes."""
 
     offset = 0.5
 
     def __init__(self, architecture: DetrArchitecture) -> None:
-        """Build it; boxes start spread over the image."""
+        """Build a network with fresh weights; boxes start spread over the image."""
         super().__init__(architecture)
         a = architecture
         layers = [
@@ -51,11 +51,11 @@ class SamDetr(Host):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """Layers of the decoder."""
+        """The decoder layers."""
         return self.transformer.get_submodule("decoder.layers")  # type: ignore[return-value]
 
     def map_of(self, number: int) -> int:
-        """Return which map a layer of the decoder reads: with several, from coarse to fine."""
+        """Return the map that a decoder layer attends to: with several, from coarse to fine."""
         a = self.architecture
         return a.levels - 1 - number * a.levels // a.decoder_layers
 

@@ -41,7 +41,7 @@ def cut(memory: Tokens, boxes_BQ4: Tensor, ratio_B2: Tensor) -> Tensor:
 
 
 def sample(regions: Tensor, points_GH2: Tensor) -> Tensor:
-    """Return what lies at points of -1 to 1 in regions [G, D, 7, 7], as [G, H, D]."""
+    """Return samples at points of -1 to 1 in regions [G, D, 7, 7], as [G, H, D]."""
     found = F.grid_sample(regions, points_GH2[:, :, None], align_corners=False)
     return found[..., 0].transpose(1, 2)
 
@@ -65,10 +65,10 @@ def emit_cut(graph: GraphWriter, memory: Value, boxes: Value, cells: tuple[int, 
 
 
 def emit_sample(graph: GraphWriter, image: Value, grid: Value) -> Value:
-    """Write what lies at points of -1 to 1 [B, R, S, 2] of maps [B, D, h, w], as [B, D, R, S]."""
+    """Write samples at points of -1 to 1 [B, R, S, 2] of maps [B, D, h, w], as [B, D, R, S]."""
     B, D, _, _ = image.shape
     shape = (B, D, grid.shape[1], grid.shape[2])
-    # "linear" is what opset 20 calls bilinear.
+    # Before opset 20 bilinear sampling is called "linear".
     return graph.op(
         "GridSample", [image, grid], shape, mode="linear", padding_mode="zeros", align_corners=0
     )

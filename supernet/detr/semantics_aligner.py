@@ -1,7 +1,7 @@
-"""SAM-DETR's decoder layer (Zhang et al. 2022): queries meet tokens in the tokens' own terms.
+"""SAM-DETR's decoder layer (Zhang et al. 2022): queries are aligned with the tokens' features.
 
-Each query's box is cut from the encoder's map; the most telling point for every head is sampled
-from it, and what lies there becomes the query of the cross-attention. The paper calls this SAM,
+Each query's box is cut from the encoder's map; the most informative point for every head is
+sampled from it, and the sample becomes the query of the cross-attention. The paper calls this SAM,
 which here is HeatDETR's Semantic-Augmented Module.
 
 Shape suffixes: B batch, Q queries, N tokens, D channels, H heads, R = 7 cells of a region's side.
@@ -26,7 +26,7 @@ class AddedAttention(nn.Module):
     """Self-attention of queries with projections of its own for contents and for positions."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
-        """Make the projections."""
+        """Build the projections."""
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.q_content, self.q_position = nn.Linear(width, width), nn.Linear(width, width)
@@ -34,7 +34,7 @@ class AddedAttention(nn.Module):
         self.v, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x_BQD: Tensor, position_BQD: Tensor) -> Tensor:
-        """Attend."""
+        """Return the results of the queries, [B, Q, D]."""
         B, Q, D = x_BQD.shape
         E = D // self.heads
         q = self.q_content(x_BQD) + self.q_position(position_BQD)
@@ -46,7 +46,7 @@ class AddedAttention(nn.Module):
         return self.out_proj(read.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def emit(self, graph: GraphWriter, x: Value, position: Value) -> Value:
-        """Write it."""
+        """Write the attention for one image."""
         q = graph.add(graph.linear(x, self.q_content), graph.linear(position, self.q_position))
         k = graph.add(graph.linear(x, self.k_content), graph.linear(position, self.k_position))
         E = x.shape[-1] // self.heads
@@ -64,7 +64,7 @@ class PointAttention(nn.Module):
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
-        """Make the projections."""
+        """Build the projections."""
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.q_content, self.q_position = nn.Linear(width, width), nn.Linear(width, width)
@@ -94,7 +94,7 @@ class PointAttention(nn.Module):
         pos: Value,
         bias: Value | None,
     ) -> Value:
-        """Write it: contents and positions [1, Q, H, D], bias [H, Q, N]."""
+        """Write the attention: contents and positions [1, Q, H, D], bias [H, Q, N]."""
         q = graph.add(
             graph.linear(content, self.q_content), graph.linear(position, self.q_position)
         )
@@ -116,7 +116,7 @@ class AlignerLayer(FeedForward):
     def __init__(
         self, width: int, heads: int, hidden: int, dropout: float, *, smca: bool = False
     ) -> None:
-        """Make it; with `smca` points have scales too, which modulate the cross-attention."""
+        """Build it; with `smca` points have scales too, which modulate the cross-attention."""
         super().__init__(width, hidden, dropout)
         self.heads, self.smca = heads, smca
         self.self_attn = AddedAttention(width, heads, dropout)
@@ -130,7 +130,10 @@ class AlignerLayer(FeedForward):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
 
     def forward(self, x_BQD: Tensor, boxes_BQ4: Tensor, memory: Tokens, ratio_B2: Tensor) -> Tensor:
-        """Run it; boxes are cxcywh as shares of the valid image, `ratio` is that of the map."""
+        """Return the queries [B, Q, D] after the layer.
+
+        Boxes are cxcywh as shares of the valid image; `ratio` is the valid share of the map.
+        """
         B, Q, D = x_BQD.shape
         H = self.heads
         position = of_points(boxes_BQ4[..., :2], D)
@@ -160,7 +163,7 @@ class AlignerLayer(FeedForward):
         pos: Value,
         cells: tuple[int, int],
     ) -> Value:
-        """Write it for one image without padding: x [1, Q, D], boxes [1, Q, 4]."""
+        """Write the layer for one image without padding: x [1, Q, D], boxes [1, Q, 4]."""
         _, Q, D = x.shape
         H = self.heads
         centre, sides = graph.split(boxes, 2, (2, 2))

@@ -1,10 +1,10 @@
 """Sets of queries to detections: no anchors, no NMS.
 
-DETR's queries each say one object, of their likeliest class. SAM-DETR's best pairs of query and
-class are taken. Shape suffixes: B batch, Q queries, K classes.
+Each query of DETR is one detection, of its likeliest class. Of SAM-DETR the pairs of query and
+class with the highest scores are taken. Shape suffixes: B batch, Q queries, K classes.
 """
 
-from typing import Any
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
@@ -15,11 +15,21 @@ from ..graph.nodes import Value
 from ..graph.writer import GraphWriter
 
 
+class SetRule(TypedDict):
+    """All that decoding needs, for programs without HEAT."""
+
+    kind: Literal["set"]
+    focal: bool
+    """Whether scores are sigmoids, not a softmax with a class for no object."""
+    keep: int
+    """Most detections of an image."""
+
+
 class SetDecode(nn.Module):
     """Logits and boxes to detections in pixels, best first, at most 100."""
 
     def __init__(self, num_classes: int, image_size: tuple[int, int], *, focal: bool) -> None:
-        """Fix the image (height, width) that boxes are clipped to."""
+        """Decode boxes of an image of (height, width), to which they are clipped."""
         super().__init__()
         self.num_classes, self.image_size, self.focal = num_classes, image_size, focal
 
@@ -40,8 +50,8 @@ class SetDecode(nn.Module):
         limit = boxes_BQ4.new_tensor([width, height] * 2)
         return torch.minimum((cxcywh_to_xyxy(boxes_BQ4) * limit).clamp_min(0), limit)
 
-    def select(self, scores_QK: Tensor, boxes_Q4: Tensor, nms_iou: float = 0.0) -> Detections:
-        """Return the detections of one image; nothing is suppressed, whatever `nms_iou`."""
+    def select(self, scores_QK: Tensor, boxes_Q4: Tensor) -> Detections:
+        """Return the detections of one image, best first; nothing is suppressed."""
         if self.focal:
             flat = scores_QK.flatten()
             scores, index = flat.topk(min(KEEP, len(flat)))
@@ -52,7 +62,7 @@ class SetDecode(nn.Module):
             labels = classes[rows]
         return Detections(boxes_Q4[rows], scores, labels)
 
-    def rule(self) -> dict[str, Any]:
+    def rule(self) -> SetRule:
         """Return all that decoding needs, for programs without HEAT."""
         return {"kind": "set", "focal": self.focal, "keep": KEEP}
 
@@ -64,7 +74,7 @@ class SetDecode(nn.Module):
         return graph.slice(every, 2, 0, logits.shape[2] - 1)
 
     def emit(self, graph: GraphWriter, scores: Value, boxes: Value) -> tuple[Value, Value, Value]:
-        """Write it for one image: boxes [n, 4], scores [n], labels [n], n always the same."""
+        """Write decoding of one image: boxes [n, 4], scores [n], labels [n], n always the same."""
         scores, boxes = graph.full(scores), graph.full(boxes)
         with graph.full_precision():
             _, Q, K = scores.shape

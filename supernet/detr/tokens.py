@@ -1,4 +1,4 @@
-"""The tokens of an image: what an encoder takes and gives.
+"""The tokens of images: the input and output of encoders.
 
 Shape suffixes: B batch, N tokens, D channels.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What an encoder takes, or gives: the cells of a map, or of several, one after another."""
+    """Input or output of an encoder: the cells of a map, or of several, one after another."""
 
     x_BND: Tensor
     pos_BND: Tensor
@@ -28,11 +28,11 @@ class Tokens:
 
     @property
     def sizes(self) -> list[int]:
-        """Tokens of each map."""
+        """Number of tokens of each map."""
         return [h * w for h, w in self.maps]
 
     def by_map(self) -> list["Tokens"]:
-        """Return those of each map."""
+        """Return the tokens of each map alone."""
         found, first = [], 0
         for cells, size in zip(self.maps, self.sizes, strict=True):
             own = slice(first, first + size)

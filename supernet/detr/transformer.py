@@ -18,12 +18,12 @@ from ..graph.writer import GraphWriter
 
 
 class MultiheadAttention(nn.Module):
-    """Projections of torch's layout (`in_proj` rows are q, k, v) around a core."""
+    """Projections in torch's layout (`in_proj` rows are q, k, v) around an attention core."""
 
     def __init__(
         self, width: int, heads: int, core: Attention | None = None, dropout: float = 0.0
     ) -> None:
-        """Make the projections."""
+        """Build the projections."""
         super().__init__()
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
@@ -37,7 +37,7 @@ class MultiheadAttention(nn.Module):
     def forward(
         self, q_BND: Tensor, k_BMD: Tensor, v_BMD: Tensor, pad_BM: Tensor | None = None
     ) -> Tensor:
-        """Attend; the inputs are those of the projections."""
+        """Return the results of the queries; all inputs are before their projections."""
         D = q_BND.shape[-1]
         k_BMD, v_BMD, pad_BM = self.core.condense(k_BMD, v_BMD, pad_BM)
         q, k, v = (
@@ -57,7 +57,7 @@ class MultiheadAttention(nn.Module):
         return x_BND.view(B, N, self.heads, D // self.heads).transpose(1, 2)
 
     def emit(self, graph: GraphWriter, q: Value, k: Value, v: Value) -> Value:
-        """Write it for [B, N, D] without padding."""
+        """Write `forward` for [B, N, D] without padding."""
         E = q.shape[-1] // self.heads
         k, v = self.core.emit_condense(graph, k, v)
         parts = []
@@ -89,17 +89,17 @@ class FeedForward(nn.Module):
     """The layers `linear1`, `linear2` of a transformer layer, as a base that adds them."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
-        """Make both."""
+        """Build both layers."""
         super().__init__()
         self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
     def feed(self, x: Tensor) -> Tensor:
-        """Apply them."""
+        """Return `linear2(relu(linear1(x)))`, with dropout between."""
         return self.linear2(self.dropout(self.linear1(x).relu()))  # type: ignore[no-any-return]
 
     def emit_feed(self, graph: GraphWriter, x: Value) -> Value:
-        """Write them."""
+        """Write the layers."""
         return graph.linear(graph.unary("Relu", graph.linear(x, self.linear1)), self.linear2)
 
 
@@ -107,20 +107,20 @@ class EncoderLayer(FeedForward):
     """Self-attention of the tokens."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, core: Attention):
-        """Make the layer."""
+        """Build attention, feed-forward and norms."""
         super().__init__(width, hidden, dropout)
         self.self_attn = MultiheadAttention(width, heads, core, dropout)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, x_BND: Tensor, pos_BND: Tensor, pad_BN: Tensor | None) -> Tensor:
-        """Run it."""
+        """Return the input after the layer, of the same shape."""
         keys = x_BND + pos_BND
         read = self.self_attn(keys, keys, x_BND, pad_BN)
         x_BND = self.norm1(x_BND + self.dropout(read))
         return self.norm2(x_BND + self.dropout(self.feed(x_BND)))  # type: ignore[no-any-return]
 
     def emit(self, graph: GraphWriter, x: Value, pos: Value) -> Value:
-        """Write it."""
+        """Write the layer."""
         keys = graph.add(x, pos)
         x = graph.layer_norm(graph.add(x, self.self_attn.emit(graph, keys, keys, x)), self.norm1)
         return graph.layer_norm(graph.add(x, self.emit_feed(graph, x)), self.norm2)
@@ -130,7 +130,7 @@ class DecoderLayer(FeedForward):
     """Self-attention of the object queries, then attention to the tokens."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
-        """Make the layer."""
+        """Build attention, feed-forward and norms."""
         super().__init__(width, hidden, dropout)
         self.self_attn = MultiheadAttention(width, heads, dropout=dropout)
         self.multihead_attn = MultiheadAttention(width, heads, dropout=dropout)
@@ -144,7 +144,7 @@ class DecoderLayer(FeedForward):
         pos_BND: Tensor,
         pad_BN: Tensor | None,
     ) -> Tensor:
-        """Run it."""
+        """Return the input after the layer, of the same shape."""
         own = x_BQD + query_BQD
         x_BQD = self.norm1(x_BQD + self.dropout(self.self_attn(own, own, x_BQD)))
         read = self.multihead_attn(x_BQD + query_BQD, memory_BND + pos_BND, memory_BND, pad_BN)
@@ -152,7 +152,7 @@ class DecoderLayer(FeedForward):
         return self.norm3(x_BQD + self.dropout(self.feed(x_BQD)))  # type: ignore[no-any-return]
 
     def emit(self, graph: GraphWriter, x: Value, query: Value, keys: Value, memory: Value) -> Value:
-        """Write it; `keys` are memory and positions together."""
+        """Write the layer; `keys` are the sum of memory and positions."""
         own = graph.add(x, query)
         x = graph.layer_norm(graph.add(x, self.self_attn.emit(graph, own, own, x)), self.norm1)
         read = self.multihead_attn.emit(graph, graph.add(x, query), keys, memory)
@@ -166,20 +166,20 @@ class Encoder(nn.Module):
     def __init__(
         self, width: int, heads: int, hidden: int, dropout: float, cores: Sequence[Attention]
     ) -> None:
-        """Make a layer around each core."""
+        """Build a layer around each core."""
         super().__init__()
         self.layers = nn.ModuleList(
             EncoderLayer(width, heads, hidden, dropout, core) for core in cores
         )
 
     def forward(self, x_BND: Tensor, pos_BND: Tensor, pad_BN: Tensor | None) -> Tensor:
-        """Run them."""
+        """Return the tokens [B, N, D] after the last layer."""
         for layer in self.layers:
             x_BND = layer(x_BND, pos_BND, pad_BN)
         return x_BND
 
     def emit(self, graph: GraphWriter, x: Value, pos: Value) -> Value:
-        """Write them."""
+        """Write the layers."""
         for layer in self.layers:
             assert isinstance(layer, EncoderLayer)
             x = layer.emit(graph, x, pos)
@@ -190,7 +190,7 @@ class Decoder(nn.Module):
     """A stack of decoder layers, whose results share a last norm."""
 
     def __init__(self, layers: int, width: int, heads: int, hidden: int, dropout: float) -> None:
-        """Make them."""
+        """Build the layers and the last norm."""
         super().__init__()
         self.layers = nn.ModuleList(
             DecoderLayer(width, heads, hidden, dropout) for _ in range(layers)
@@ -226,12 +226,12 @@ class Mlp(nn.Module):
     """Linear layers with ReLU between them."""
 
     def __init__(self, *widths: int) -> None:
-        """Make a layer between each two widths."""
+        """Build a layer between each two widths."""
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply them."""
+        """Return the output of the last layer, without ReLU."""
         for number, layer in enumerate(self.layers, 1):
             x = layer(x)
             if number < len(self.layers):
@@ -239,7 +239,7 @@ class Mlp(nn.Module):
         return x
 
     def emit(self, graph: GraphWriter, x: Value) -> Value:
-        """Write them."""
+        """Write the layers."""
         for number, layer in enumerate(self.layers, 1):
             assert isinstance(layer, nn.Linear)
             x = graph.linear(x, layer)

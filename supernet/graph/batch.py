@@ -1,4 +1,4 @@
-"""Makes a graph's batch size free: what differs between two batch sizes is the batch."""
+"""Makes a graph's batch size free: dimensions that differ between two batch sizes are the batch."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from ..errors import HeatError
 from .nodes import Array
 
 SIZES = (2, 3)
-"""Batch sizes that are compared; that of one image has a simpler graph."""
+"""Batch sizes that are compared; the graph of a single image is simpler."""
 
 
 def free_batch(two: onnx.ModelProto, three: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,4 +1,4 @@
-"""Folding: what trains becomes what is deployed, batch normalisation within convolutions."""
+"""Folding: training forms become deployed forms, batch normalisation part of convolutions."""
 
 import copy
 from typing import Protocol, TypeVar, runtime_checkable
@@ -45,7 +45,7 @@ def split_conv(conv: nn.Module, count: int) -> list[nn.Conv2d]:
     parts = []
     for weight, bias in zip(conv.weight.chunk(count), conv.bias.chunk(count), strict=True):
         part = conv_from(weight, bias, conv.stride[0], conv.groups)
-        # What is known of one by its name is known of all.
+        # Ranges of the whole convolution, looked up by its name, hold for its parts.
         part.heat_name = str(getattr(conv, "heat_name", ""))  # type: ignore[assignment]
         parts.append(part)
     return parts

@@ -44,7 +44,7 @@ class NodeWriter:
     """Collects nodes and constants, then makes a checked `ModelProto`."""
 
     def __init__(self, style: GraphStyle | None = None, name: str = "heat") -> None:
-        """Start an empty graph, in f32 and the usual opset by default."""
+        """Start an empty graph, in f32 and the default opset unless `style` is given."""
         self.style = style or GraphStyle()
         self._name = name
         self._in_full = not self.half

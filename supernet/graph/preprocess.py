@@ -18,7 +18,7 @@ class Preprocess(nn.Module):
     """uint8 RGB images [B, H, W, 3] to normalised maps [B, 3, H, W]."""
 
     def forward(self, image_BHW3: Tensor) -> Tensor:
-        """Normalise."""
+        """Return (image / 255 - mean) / std, channels first."""
         mean = torch.tensor(MEAN_RGB, device=image_BHW3.device)
         inverse_std = 1.0 / torch.tensor(STD_RGB, device=image_BHW3.device)
         return ((image_BHW3.float() - mean) * inverse_std).permute(0, 3, 1, 2).contiguous()

@@ -24,7 +24,7 @@ CHANNELS_LAST = frozenset({"openvino"})
 """Runtimes that are faster where tokens keep their channels innermost; ONNX Runtime is slower."""
 
 NO_SCATTER_ADD = frozenset({"tensorrt"})
-"""Runtimes that cannot add up what they scatter."""
+"""Runtimes that cannot add up scattered rows."""
 
 ACTIVATION_RANGE = 4.0
 """Largest activation of an int8 graph that was not calibrated: for timing only."""
@@ -54,22 +54,22 @@ class Uncalibrated:
     """Whether outputs are quantized again."""
 
     def limit(self, name: str) -> float | None:
-        """Return a range that means nothing."""
+        """Return the same range for every convolution."""
         return ACTIVATION_RANGE
 
     def output_limit(self, name: str) -> float | None:
-        """Return it of the output, if that is quantized."""
+        """Return the same range, if outputs are quantized."""
         return ACTIVATION_RANGE if self.outputs else None
 
     @property
     def integer_bias(self) -> bool:
-        """Quantize biases where outputs are."""
+        """Whether biases are quantized: where outputs are."""
         return self.outputs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphStyle:
-    """How a graph is written; `of` gives the style that suits a runtime."""
+    """How a graph is written; `of` returns the style for a runtime."""
 
     precision: Precision = "f32"
     ranges: Ranges = field(default_factory=Uncalibrated)
@@ -77,10 +77,10 @@ class GraphStyle:
     opset: int | None = None
     """ONNX opset; the usual one of the precision by default."""
     channels_last: bool = False
-    """Where maps become tokens, these keep their channels innermost, as runtimes that compute
-    convolutions channels last have them in memory."""
+    """Whether tokens keep their channels innermost, as maps are in memory in runtimes that compute
+    convolutions channels last."""
     scatter_add: bool = True
-    """Without it sums of scattered rows are matrix products."""
+    """Whether the runtime adds up scattered rows; else these sums are matrix products."""
 
     def __post_init__(self) -> None:
         """Refuse an opset that the precision does not have."""

@@ -1,12 +1,12 @@
-"""Writes the layers of a deployed network as ONNX nodes, in the form each operator asks for.
+"""Writes the layers of a deployed network as ONNX nodes.
 
 The same writer makes the whole detector and every entry of a latency table, so what is timed is
-what is deployed. There is no tracing: a node appears because an operator's `emit` asked for it.
+what is deployed. There is no tracing: an operator's `emit` appends every node.
 Shapes are static and known while writing.
 
 In precision int8 every convolution's input and weight pass through QuantizeLinear and
 DequantizeLinear (symmetric, weights per output channel), which runtimes fuse into int8 kernels;
-the style's `Ranges` say over which range, and which convolutions are left alone. In f16 and bf16
+the style's `Ranges` give the ranges, and which convolutions stay in floating point. In f16 and bf16
 the tensors themselves have that type, except where an operator asks for full precision:
 normalisation of the image, norms of channel-wise attention, decoding.
 """
@@ -24,10 +24,10 @@ from .style import OPSET, GraphStyle
 
 
 class GraphWriter(NodeWriter):
-    """Appends layers."""
+    """Appends layers to a graph."""
 
     def __init__(self, style: GraphStyle | None = None, name: str = "heat") -> None:
-        """Start an empty graph, in f32 and the usual opset by default."""
+        """Start an empty graph, in f32 and the default opset unless `style` is given."""
         super().__init__(style, name)
         self._quantized: dict[tuple[str, float], Value] = {}
 
@@ -103,7 +103,7 @@ class GraphWriter(NodeWriter):
         return self.op("DequantizeLinear", inputs, whole.shape, axis=0)
 
     def _fake_quantized(self, x: Value, limit: float) -> Value:
-        """Append QuantizeLinear, once a value and range, and DequantizeLinear.
+        """Append QuantizeLinear, once for each value and range, and DequantizeLinear.
 
         Every reader has a DequantizeLinear of its own: runtimes fuse none that is shared.
         """

@@ -1,1 +1,1 @@
-"""HeatDETR: its architecture, operators, supernet, and what is cut out of it."""
+"""HeatDETR: its architecture, operators, supernet, and networks cut out of it."""

@@ -5,42 +5,42 @@ latency tables and that is counted for MACs and parameters: a network cannot con
 that the table does not price.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from ..atomic import write_text
 from ..errors import UserError
+from ..graph.description import Description
 from .operators import OPERATORS
 from .operators.entries import Entry, map_sizes
 
 GlobalBlock = Literal["cw", "oa", "act", "enact", "pool"]
-"""Channel-wise attention, or original self-attention, in S4, SAM_4, SCM and TCM; or what takes the
-place of the latter: ACT's clusters, ENACT's windows, plain means of windows."""
+"""The block of S4, SAM_4, SCM and TCM: channel-wise attention, original self-attention, or its
+cheaper variants: ACT's clusters, ENACT's windows, average pooling over windows."""
 
 GLOBAL_KINDS: tuple[GlobalBlock, ...] = get_args(GlobalBlock)
 CONDENSED = tuple(kind for kind in GLOBAL_KINDS if OPERATORS[kind].weights_of == "oa")
-"""Forms of original self-attention that do less; they take its weights."""
+"""Cheaper variants of original self-attention, with the same weights."""
 
 HeadKind = Literal["nms", "one-to-one"]
-"""How detections are picked: class-wise NMS (the paper), or the best alone, of a head that was
-trained to say each object once."""
+"""How detections are selected: class-wise NMS (the paper), or by score alone, of a head that was
+trained to predict each object once."""
 
 WIDTH_STEP = 32
 """Head width; every stage width is a multiple of it (spec section 1)."""
 
 LOCAL_OPERATORS = {operator.letter: op for op, operator in OPERATORS.items() if operator.letter}
-"""Letters of a local block string, and the operators they stand for."""
-
-FORMAT_VERSION = 1
-"""History of `architecture.json`: 1, the first."""
+"""Operators by their letters in local block strings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Architecture:
+class Architecture(Description):
     """Widths, local blocks and options of one detector (spec sections 1, 2 and 5)."""
+
+    invalid: ClassVar[str] = "is no architecture file"
+    family: ClassVar[Literal["heatdetr"]] = "heatdetr"
 
     name: str = "custom"
     """A label for people; two networks that differ in name only are the same network."""
@@ -49,7 +49,7 @@ class Architecture:
     blocks: tuple[str, str, str, str]
     """Local block strings B1..B4 over R (RepCNN), W (WMSA_bn), S (SWMSA_bn)."""
     global_block: GlobalBlock = "cw"
-    """The block of S4, SAM_4, SCM and TCM: cw for CPUs, oa for large GPUs, or less than oa."""
+    """The block of S4, SAM_4, SCM and TCM: cw for CPUs, oa or cheaper for large GPUs."""
     token_sparsity: float = 0.0
     """Share of tokens that `oa` passes unchanged (the paper's rho, <= 0.18 there)."""
     act_clusters: float = 0.25
@@ -67,9 +67,9 @@ class Architecture:
     anchor_offset: float = 0.0
     """Anchor centre within its cell, in cells: 0 is the corner (ancestors), 0.5 the middle."""
     output_stride: int = 32
-    """Pixels between the cells that objects are found in: 32 (the paper), or 16 for small ones."""
+    """Stride of the head's maps: 32 (the paper), or 16 for small objects."""
     head: HeadKind = "nms"
-    """What the deployed graph ends with."""
+    """The last step of the deployed graph."""
     input_size: tuple[int, int] = (448, 448)
     """Height and width of the network input in pixels, multiples of 32."""
 
@@ -167,42 +167,17 @@ class Architecture:
         put("tcm_t1", f"t1_{g4}", last, d4, d4, **{name: named[name] for name in t1.parameters})
         for index in range(self.t2_blocks):
             put_global(f"tcm_t2_{index}", g4, last, d4)
-        shape: dict[str, Any] = {"classes": self.num_classes, "anchors": self.num_anchors}
+        shape = {"classes": self.num_classes, "anchors": self.num_anchors}
         outputs = self.num_anchors * (self.num_classes + 5)
         put("head", "head", last, d4, outputs, **shape)
         put("decode", "decode" if self.head == "nms" else "top_k", last, outputs, 6, **shape)
         return out
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the values of `architecture.json`."""
-        return {"format": FORMAT_VERSION, **asdict(self)}
-
-    def to_json(self) -> str:
-        """Return the text of `architecture.json`, as a checkpoint carries it too."""
-        return json.dumps(self.to_dict(), indent=1) + "\n"
-
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str = "architecture.json") -> Self:
-        """Read what `to_dict` gave; raise `UserError` naming what is wrong."""
-        try:
-            values = dict(values)
-            version = values.pop("format")
-            if version != FORMAT_VERSION:
-                raise UserError(f"{source}: format {version}, this HEAT reads {FORMAT_VERSION}")
-            for key in ("widths", "blocks", "anchor_sizes", "input_size"):
-                values[key] = tuple(values[key])
-            return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{source} is no architecture file ({error})") from None
-
-    @classmethod
-    def from_json(cls, text: str, source: str = "architecture.json") -> Self:
-        """Read a text; raise `UserError` naming what is wrong."""
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{source} is no architecture file ({error})") from None
-        return cls.from_dict(values, source)
+    def restore_tuples(cls, fields: dict[str, Any]) -> None:
+        """Replace the lists of JSON by tuples; `KeyError` where one is absent."""
+        for key in ("widths", "blocks", "anchor_sizes", "input_size"):
+            fields[key] = tuple(fields[key])
 
     def save(self, path: Path) -> None:
         """Write `architecture.json` atomically."""
@@ -215,10 +190,6 @@ class Architecture:
             return cls.from_json(path.read_text(encoding="utf-8"), str(path))
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-    def with_(self, **changes: Any) -> Self:
-        """Return a copy with some fields replaced."""
-        return replace(self, **changes)
 
     def with_stride(self, output_stride: int) -> Self:
         """Return a copy with another output stride and as many anchors, the smallest one cell."""

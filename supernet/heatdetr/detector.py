@@ -5,8 +5,8 @@ with a `GraphWriter` it is the exported graph; its parts are exactly the entries
 table. Strides are 8, 16, 32, 64.
 """
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self, cast
 
 import onnx
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ..graph.writer import GraphWriter
 from .architecture import Architecture
 from .operators import OPERATORS, Unit
 from .operators.decode import Decode
+from .operators.head import Head
 from .operators.window import WindowBlock
 from .place import Place
 
@@ -53,12 +54,21 @@ class Detector(nn.Module):
         if architecture.head == "one-to-one":
             head = architecture.entries()["head"]
             self.many = OPERATORS["head"].build(head)
-            """A head with many answers to an object, which only training needs."""
+            """One-to-many head, which only training needs."""
 
     @property
     def decode(self) -> Decode:
         """The decoding rule of this network."""
         return cast(Decode, self.units["decode"])
+
+    @property
+    def heatdetr(self) -> "Detector":
+        """The network itself."""
+        return self
+
+    @property
+    def detr(self) -> None:
+        """None: it is not of DETR's family."""
 
     def wire_backbone(self, call: Call, image: Any) -> tuple[Any, Any, Any, Any]:
         """Connect the units from the raw image to l1, l2, p3 and l4, at strides 8, 16, 32, 64."""
@@ -139,7 +149,22 @@ class Detector(nn.Module):
             if isinstance(unit, WindowBlock):
                 unit.drop_path.rate = rate * index / max(1, len(local) - 1)
 
-    def deployed(self) -> "Detector":
+    def class_rows(self) -> Mapping[str, tuple[int, int]]:
+        """Return the tensors whose first axis are classes: (G groups of K rows, further rows)."""
+        return {
+            f"{name}.cls.{part}": (module.num_anchors, 0)
+            for name, module in self.named_modules()
+            if isinstance(module, Head)
+            for part in ("weight", "bias")
+        }
+
+    def check_format(self, precision: str, *, raw: bool, dynamic_batch: bool) -> None:
+        """Do nothing: a HeatDETR is deployed in every format."""
+
+    def record_clusters(self, bounds: Sequence[int]) -> None:
+        """Do nothing: the bound is part of the architecture already (`act_clusters`)."""
+
+    def deployed(self) -> Self:
         """Return a folded copy in evaluation mode."""
         return fold(self)
 
@@ -162,7 +187,7 @@ class Detector(nn.Module):
         network = self.deployed()
         for name, module in network.units.named_modules():
             if isinstance(module, nn.Conv2d):
-                module.heat_name = name  # a copy of it, with a factor folded in, has it too
+                module.heat_name = name  # kept by copies with a factor folded in
         graph = GraphWriter(style)
 
         exposed: list[tuple[str, Value, str]] = []

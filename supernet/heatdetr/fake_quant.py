@@ -1,4 +1,4 @@
-"""INT8 simulated in torch: what a network loses when weights and inputs are quantized to 8 bits."""
+"""INT8 simulated in torch: weights and inputs of convolutions are quantized to 8 bits."""
 
 from collections.abc import Iterable
 
@@ -9,8 +9,8 @@ from .detector import Detector
 from .quantization import LEVELS, Quantization, calibrate, convolutions
 
 
-class _Rounded(nn.Module):
-    """A convolution whose weights and inputs are rounded to 8 bits."""
+class _Quantized(nn.Module):
+    """A convolution whose weights and inputs are quantized to 8 bits."""
 
     def __init__(self, layer: nn.Conv2d, limit: float, output_limit: float | None) -> None:
         super().__init__()
@@ -22,11 +22,11 @@ class _Rounded(nn.Module):
         self.output_step = None if output_limit is None else output_limit / LEVELS
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(_rounded(x, self.step))
-        return y if self.output_step is None else _rounded(y, self.output_step)
+        y: Tensor = self.layer(_quantized(x, self.step))
+        return y if self.output_step is None else _quantized(y, self.output_step)
 
 
-def _rounded(x: Tensor, step: float) -> Tensor:
+def _quantized(x: Tensor, step: float) -> Tensor:
     return (x / step).round().clamp(-LEVELS - 1, LEVELS) * step
 
 
@@ -34,9 +34,9 @@ def _rounded(x: Tensor, step: float) -> Tensor:
 def simulate_int8(
     network: Detector, image_batches: Iterable[Tensor], plan: Quantization | None = None
 ) -> Detector:
-    """Return a folded copy that rounds as `heat export --precision int8` does.
+    """Return a folded copy that quantizes as `heat export --precision int8` does.
 
-    Without a plan all convolutions are rounded, over their ranges on `image_batches`, uint8
+    Without a plan all convolutions are quantized, over their ranges on `image_batches`, uint8
     [B, H, W, 3].
     """
     copy = network.deployed()
@@ -48,6 +48,6 @@ def simulate_int8(
             setattr(
                 copy.units.get_submodule(path),
                 last,
-                _Rounded(layer, limit, plan.output_limit(name)),
+                _Quantized(layer, limit, plan.output_limit(name)),
             )
     return copy

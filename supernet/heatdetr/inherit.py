@@ -1,7 +1,7 @@
 """Cuts the weights of a thinned network out of a supernet (spec section 10).
 
 One index set for the residual stream of a stage serves all its blocks, the convolution that
-enters it, its SAM, and everything that leaves it. The channels that matter least go first.
+enters it, its SAM, and everything that leaves it. The least important channels are removed first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,16 +20,16 @@ from .place import Place, local_name
 from .supernet import CANDIDATES, GlobalMixture, Mixture, Supernet
 
 Positions = tuple[tuple[int, ...], ...]
-"""For each stage, the supernet positions that live on, in order."""
+"""For each stage, the supernet positions that are kept, in order."""
 
 
 @torch.no_grad()
 def inherit(supernet: Supernet, architecture: Architecture, positions: Positions) -> Detector:
     """Return a detector of `architecture` with the supernet's weights.
 
-    `positions` says which supernet position each local block comes from. Raises
+    `positions` gives the supernet position of each local block. Raises
     `CheckpointError` where the architecture is no part of the supernet. Running statistics are
-    those of the mixture: recalibrate before reading any accuracy.
+    those of the mixture: recalibrate before measuring any accuracy.
     """
     _check(supernet, architecture, positions)
     source = _flatten(supernet, architecture, positions)
@@ -84,7 +84,7 @@ def _check(supernet: Supernet, architecture: Architecture, positions: Positions)
 
 
 def may_replace(architecture: Architecture, template: Architecture) -> bool:
-    """Whether an architecture's global block takes the weights of a template's as they are."""
+    """Return whether an architecture's global block takes the weights of a template's unchanged."""
     return template.global_block == "oa" and architecture.global_block in CONDENSED
 
 
@@ -109,7 +109,7 @@ def _flatten(
 def _stream_scores(
     source: Mapping[str, nn.Module], architecture: Architecture, stage: int
 ) -> Tensor:
-    """Return what each channel of a stage's residual stream is worth: the sum of |gamma|."""
+    """Return the importance of each channel of a stage's residual stream: the sum of |gamma|."""
     scores: list[Tensor] = []
     entries = architecture.entries()
     for name, unit in source.items():

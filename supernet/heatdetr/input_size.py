@@ -1,9 +1,9 @@
-"""The size of the network input, as users write it."""
+"""Parses the size of the network input."""
 
 from ..errors import UserError
 
 MAX_SIDE = 8192
-"""Pixels; more is taken for a mistake in writing, not for a size that is meant."""
+"""Largest side in pixels; a larger one is taken for a typing error."""
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -20,7 +20,7 @@ PATTERNS: tuple[tuple[Part, str], ...] = (
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """Where an entry is."""
+    """The part and the stage of an entry."""
 
     part: Part
     """`neck` is all that follows the stages and SAM; `global` is the global block of a stage."""

@@ -1,7 +1,7 @@
 """Post-training INT8: which convolutions are quantized, and over which ranges.
 
 Weights are symmetric with a scale for each output channel; inputs are symmetric with one scale,
-whose range is read from images and clipped where that lessens the mean squared error.
+whose range is found on images and clipped where that lowers the mean squared error.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +21,7 @@ CLIPS = tuple(share / 32 for share in range(8, 33))
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What the input of a convolution was seen to be."""
+    """The range of a convolution's input, found on images."""
 
     limit: float
     """Magnitude that becomes 127; larger ones are clipped."""
@@ -79,7 +79,7 @@ def calibrate(
     """Return the ranges of all convolutions' inputs on images, uint8 [B, H, W, 3].
 
     `network` is folded. Two passes: the largest magnitudes, then histograms up to them. With
-    `outputs` those are rounded too.
+    `outputs` those are quantized too.
     """
     images = list(batches)
     layers = convolutions(network)

@@ -6,8 +6,8 @@ Shape suffix: C candidates of a position, in the order of `CANDIDATES`.
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, cast
+from dataclasses import dataclass
+from typing import Any, Literal, Self, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,16 @@ Noise = Literal["gumbel", "uniform"]
 """Gumbel noise, or the paper's literal U(0, 1)."""
 
 
+class SpaceRecord(TypedDict):
+    """A search space as JSON."""
+
+    template: dict[str, object]
+    """The architecture whose widths are the largest."""
+    positions: tuple[int, int, int, int]
+    """A list when read back."""
+    global_choice: bool
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchSpace:
     """Largest widths and most positions of each stage; everything else is the template's."""
@@ -43,10 +53,10 @@ class SearchSpace:
 
     @property
     def widths(self) -> tuple[int, int, int, int]:
-        """D_max."""
+        """Largest width of each stage, D_max."""
         return self.template.widths
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> SpaceRecord:
         """Return the space as JSON values."""
         return {
             "template": self.template.to_dict(),
@@ -97,14 +107,14 @@ class SearchConfig:
     tau_end: float = 0.1
     """Softmax temperature in the last epoch."""
     logit_learning_rate: float = 1e-3
-    """Adam step of the logits; the paper's weights and logits share one optimiser step."""
+    """Learning rate of the logits; in the paper they share the optimiser step of the weights."""
     frozen_share: float = 0.1
     """Share of the epochs in which the logits stay at zero."""
     straight_through: bool = False
-    """Run one drawn operator a position (hard forward, soft gradient): less memory."""
+    """Run one sampled operator per position (hard forward, soft gradient): less memory."""
 
     def __post_init__(self) -> None:
-        """Refuse a step of the logits that cannot train."""
+        """Refuse a learning rate that cannot train."""
         if not 0 <= self.logit_learning_rate < math.inf:
             raise UserError(
                 f"--logit-learning-rate {self.logit_learning_rate}: a number of 0 or more needed"
@@ -127,7 +137,7 @@ class Mixture(nn.Module):
     """One position: `x <- sum_n p_n op_n(x)`, p = softmax((r + eps) / tau)."""
 
     def __init__(self, width: int) -> None:
-        """Make all operators and zero logits."""
+        """Build all operators, with logits of zero."""
         super().__init__()
         entry = Entry("", 0, width, width, 0, 0)
         self.operators = nn.ModuleList(
@@ -248,7 +258,3 @@ class Supernet(Detector):
         if self.space.global_choice:
             found["global"] = tuple(self.global_r.tolist())
         return found
-
-    def facts(self) -> dict[str, Any]:
-        """Return the search settings for the checkpoint header."""
-        return {"search": asdict(self.config)}

@@ -38,7 +38,7 @@ class Aligned:
     boxes_P: Tensor
     """The box of each."""
     targets_P: Tensor
-    """What the score of that box's class shall become."""
+    """Target of the score of that box's class."""
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def align(
     top: int,
     reach: float,
 ) -> Aligned:
-    """Return the best `top` anchors of each box; an anchor wanted twice goes to the better hit."""
+    """Return the best `top` anchors of each box; an anchor of two boxes goes to the higher IoU."""
     boxes_N4, labels_N = target.boxes_xyxy, target.labels
     if len(boxes_N4) == 0:
         empty = labels_N.new_zeros(0)
@@ -112,13 +112,13 @@ def aligned_loss(
 def training_loss(
     outputs: Sequence[Tensor], targets: Sequence[GroundTruth], decode: Decode, assign: Assign
 ) -> Loss:
-    """Return the loss of a network's outputs: of one head, or, in training, of both."""
+    """Return the loss of a network's outputs: of one head, or of both heads in training."""
     maps = [x.float() for x in outputs]
-    if len(maps) == 4:
-        one = aligned_loss(maps[0], maps[1], targets, decode, top=1)
-        many = aligned_loss(maps[2], maps[3], targets, decode)
-        return Loss(one.classes + many.classes, one.boxes + many.boxes, one.positives)
-    if not decode.nms:
-        return aligned_loss(maps[0], maps[1], targets, decode, top=1)
-    loss = aligned_loss if assign == "aligned" else detection_loss
-    return loss(maps[0], maps[1], targets, decode)
+    if decode.nms:
+        loss = aligned_loss if assign == "aligned" else detection_loss
+        return loss(maps[0], maps[1], targets, decode)
+    one = aligned_loss(maps[0], maps[1], targets, decode, top=1)
+    if len(maps) == 2:  # the one-to-many head runs in training mode only
+        return one
+    many = aligned_loss(maps[2], maps[3], targets, decode)
+    return Loss(one.classes + many.classes, one.boxes + many.boxes, one.positives)

@@ -1,4 +1,4 @@
-"""Whether the epochs that a training has left fit into the time that it may take."""
+"""Whether the remaining epochs of a training fit into its time budget."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from statistics import median
 from time import monotonic
 
 STEPS = 50
-"""Steps at the end whose median time counts: the load of a machine changes."""
+"""Last steps, over whose times the median is taken: the load of a machine changes."""
 GAPS = 5
-"""The same of the times between epochs, in which files are written."""
+"""The same for the times between epochs, in which files are written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a training may take."""
+    """The time that a training may take."""
 
     seconds: float
-    """From its start, or from where it is resumed."""
+    """From its start, or from when it is resumed."""
     fewest_epochs: int = 1
     """Epochs that are trained in any case."""
 
@@ -25,22 +25,24 @@ class Deadline:
     """Times the steps of a training."""
 
     def __init__(self, budget: Budget, steps_an_epoch: int) -> None:
-        """Start the budget."""
+        """Start the clock."""
         self.budget, self.steps_an_epoch = budget, steps_an_epoch
         self._end = monotonic() + budget.seconds
+        self._reported = False
+        """Whether it was reported that even the fewest epochs end late."""
         self._last: float | None = None
         self._steps: deque[float] = deque(maxlen=STEPS)
         self._gaps: deque[float] = deque(maxlen=GAPS)
 
     def start_epoch(self) -> None:
-        """Count the time since the last step as what lies between two epochs."""
+        """Count the time since the last step as a gap between two epochs."""
         now = monotonic()
         if self._last is not None:
             self._gaps.append(now - self._last)
         self._last = now
 
     def step(self) -> None:
-        """Count a step as done."""
+        """Record the time of the step that ends now."""
         now = monotonic()
         assert self._last is not None
         self._steps.append(now - self._last)
@@ -48,7 +50,7 @@ class Deadline:
 
     @property
     def left_s(self) -> float:
-        """Seconds that are left."""
+        """Seconds until the end of the budget."""
         return self._end - monotonic()
 
     @property
@@ -58,7 +60,7 @@ class Deadline:
 
     @property
     def epoch_s(self) -> float:
-        """Seconds that an epoch takes."""
+        """Seconds of an epoch, with the gap after it."""
         return self.step_s * self.steps_an_epoch + (median(self._gaps) if self._gaps else 0.0)
 
     def fitting(self, done: int, epochs: int) -> int:
@@ -76,6 +78,13 @@ class Deadline:
         if not self._steps:
             return 0.0
         return max(0.0, (epochs - done) * self.epoch_s - self.left_s)
+
+    def worth_reporting(self, done: int, before: int, after: int) -> bool:
+        """Return whether to report a plan of `after` epochs: once, unless it is a shorter one."""
+        if after == before and (self._reported or self.late_s(done, before) < 1):
+            return False
+        self._reported = True
+        return True
 
     def describe(self, done: int, before: int, after: int) -> str:
         """Return the line that is printed where `before` epochs in all do not fit."""

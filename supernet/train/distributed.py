@@ -1,4 +1,4 @@
-"""Several processes under `torchrun`: who am I, and what do all of us agree on."""
+"""Several processes under `torchrun`: the rank of this one, and values that all share."""
 
 import os
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ class Group:
         return self.rank == 0
 
     def all_agree(self, mine: bool) -> bool:
-        """Return whether every process says yes."""
+        """Return whether `mine` is true in every process."""
         if self.world == 1:
             return mine
         flag = torch.tensor(float(mine), device=self.device)
@@ -41,7 +41,7 @@ class Group:
         return bool(flag)
 
     def leaders(self, value: int) -> int:
-        """Return the number that the process that leads has."""
+        """Return the value of the leading process, rank 0."""
         if self.world == 1:
             return value
         shared = torch.tensor(value, device=self.device)

@@ -1,19 +1,20 @@
 """When a training stops early: after a number of epochs without a higher AP."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from ..checkpoint import EpochRow
 
 
-def best_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
+def best_epoch(history: Sequence[EpochRow]) -> int | None:
     """Return the epoch of the highest AP, the first of equal ones; None where none has any."""
     best = _best(history)
     return None if best is None else int(best["epoch"])
 
 
-def epochs_without_gain(history: Sequence[Mapping[str, Any]]) -> int:
+def epochs_without_gain(history: Sequence[EpochRow]) -> int:
     """Return the epochs from the best one to the last that has an AP; 0 while no AP is above 0.
 
-    The first scores of a training are often 0, which is no best to count from.
+    The first scores of a training are often 0: patience does not start there.
     """
     best = _best(history)
     if best is None or best["ap"] <= 0:
@@ -21,7 +22,7 @@ def epochs_without_gain(history: Sequence[Mapping[str, Any]]) -> int:
     return max(int(row["epoch"]) for row in history if "ap" in row) - int(best["epoch"])
 
 
-def stop_line(history: Sequence[Mapping[str, Any]], planned: int) -> str:
+def stop_line(history: Sequence[EpochRow], planned: int) -> str:
     """Return the line that is printed where a training stopped early after `history`."""
     best = _best(history)
     assert best is not None
@@ -32,6 +33,6 @@ def stop_line(history: Sequence[Mapping[str, Any]], planned: int) -> str:
     )
 
 
-def _best(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def _best(history: Sequence[EpochRow]) -> EpochRow | None:
     scored = [row for row in history if row.get("ap", -1) >= 0]
     return max(scored, key=lambda row: float(row["ap"])) if scored else None

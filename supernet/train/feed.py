@@ -1,7 +1,7 @@
 """Feeds training: worker processes decode, augment and collate while the network computes.
 
-What a sample becomes follows from (seed, epoch, image) alone, so neither the number of workers nor
-of training processes changes it, and a resumed run sees what an uninterrupted one would.
+A sample depends on (seed, epoch, image) alone, so neither the number of workers nor of training
+processes changes it, and a resumed run sees the same samples as an uninterrupted one.
 """
 
 import os
@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.augment import augment, largest_scale, mosaic
-from ..data.detection_set import Boxes, DetectionSet, Record
+from ..data.detection_set import DetectionSet, Record
 from ..data.ground_truth import GroundTruth
+from ..data.labelled_image import LabelledImage, load_image
 from ..errors import DataError, HeatError
-from ..letterbox import Image, read_image
 from .distributed import Group
 from .recipes import TrainConfig
 
@@ -29,11 +29,11 @@ Key = tuple[int, int]
 Batch = tuple[Tensor, list[GroundTruth]]
 
 Weights = npt.NDArray[np.float64]
-"""How often each image is drawn; they add up to 1."""
+"""Probability of each image to be drawn next, [images]."""
 
 MAX_WORKERS = 8
 WORTH_A_PROCESS = 2000
-"""Samples of a run; starting a process takes as long as making some hundred."""
+"""Runs of fewer samples start no worker: that takes as long as making some hundred samples."""
 SHRINK = {8: 0.3, 4: 0.4, 2: 0.5}
 """Images are decoded so many times smaller where they are then shown at this scale at most.
 
@@ -41,22 +41,22 @@ Two resizes in a row average more than one does: by 10 % of the noise at these l
 the second scale is 0.95.
 """
 RARE = 0.1
-"""Classes in a smaller share of the pictures are drawn more often, if asked to."""
+"""Classes in a smaller share of the images are drawn more often, if asked to."""
 
 
 class Keyed(Dataset[Any], ABC):
-    """Training samples by their keys."""
+    """A source of training samples, each made from its key alone."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
 
     @abstractmethod
     def sample(self, epoch: int, index: int) -> tuple[Tensor, Any]:
         """Return one augmented image, uint8 [H, W, 3], and its target."""
 
     def __getitems__(self, keys: Sequence[Key]) -> tuple[Tensor, list[Any]] | str:
-        """Return a batch: uint8 images [B, H, W, 3] and targets; or what is wrong, in words."""
+        """Return a batch: uint8 images [B, H, W, 3] and targets; or an error message."""
         try:
             samples = [self.sample(*key) for key in keys]
         except DataError as error:
@@ -65,46 +65,40 @@ class Keyed(Dataset[Any], ABC):
 
 
 class Samples(Keyed):
-    """Augmented pictures of a detection set, with their boxes."""
+    """Augmented images of a detection set, with their objects."""
 
     def __init__(
         self, records: Sequence[Record], input_hw: tuple[int, int], config: TrainConfig
     ) -> None:
-        """Keep what is needed to make any sample."""
+        """Take images to augment as `config.augment` has it, for the network input `input_hw`."""
         self.records, self.input_hw, self.config = records, input_hw, config
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.records)
 
     def sample(self, epoch: int, index: int) -> tuple[Tensor, GroundTruth]:
-        """Return one augmented sample."""
+        """Return one augmented image, alone or in a mosaic with three others, and its objects."""
         config = self.config
         rng = np.random.default_rng([config.seed, epoch, index])
         together = config.augment.mosaic and epoch < config.epochs - config.plain_epochs
         if together and rng.random() < config.augment.mosaic:
             chosen = [index, *map(int, rng.integers(0, len(self.records), 3))]
-            pictures = [self.picture(i) for i in chosen]
-            pixels, boxes, kept = mosaic(pictures, self.input_hw, config.augment, rng)
+            images = [self.load(i) for i in chosen]
+            image = mosaic(images, self.input_hw, config.augment, rng)
         else:
-            chosen = [index]
-            pixels, boxes, kept = augment(*self.picture(index), self.input_hw, config.augment, rng)
-        labels = np.concatenate([self.records[i].labels for i in chosen])[kept]
-        return torch.from_numpy(pixels), GroundTruth(
-            torch.from_numpy(boxes), torch.from_numpy(labels)
+            image = augment(self.load(index), self.input_hw, config.augment, rng)
+        return torch.from_numpy(image.pixels), GroundTruth(
+            torch.from_numpy(image.boxes_xyxy), torch.from_numpy(image.labels)
         )
 
-    def picture(self, index: int) -> tuple[Image, Boxes]:
-        """Return an image, a large one decoded smaller, and its boxes in its pixels."""
+    def load(self, index: int) -> LabelledImage:
+        """Return an image before augmentation, a large one decoded smaller."""
         record = self.records[index]
         size = record.height, record.width
         most = largest_scale(size, self.input_hw, self.config.augment)
         shrink = next((f for f, limit in SHRINK.items() if most * f <= limit), 1)
-        image = read_image(record.path, size, shrink)
-        if image is None:
-            raise DataError(f"cannot decode {record.path}: see heat data check, or remove it")
-        ratio = np.array(image.shape[1::-1]) / (record.width, record.height)
-        return image, record.boxes_xyxy * np.tile(ratio, 2).astype(np.float32)
+        return load_image(record, shrink)
 
 
 class Batches(Sampler[list[Key]]):
@@ -119,7 +113,7 @@ class Batches(Sampler[list[Key]]):
         skip: int,
         weights: Weights | None = None,
     ) -> None:
-        """Name the epochs; the first `skip` batches of the first of them are left out."""
+        """Take the epochs to cover, the first of them without its first `skip` batches."""
         self.config, self.epochs, self.group, self.skip = config, epochs, group, skip
         self.num_images, self.weights = num_images, weights
 
@@ -144,7 +138,7 @@ class Batches(Sampler[list[Key]]):
 def rare_first(data: DetectionSet) -> Weights:
     """Return each image's share of the draws: `max over its classes of sqrt(RARE / f)`, >= 1.
 
-    f is the share of pictures in which a class occurs (repeat factor sampling, LVIS).
+    f is the share of images in which a class occurs (repeat factor sampling, LVIS).
     """
     classes = [np.unique(record.labels) for record in data.records]
     seen = np.zeros(data.num_classes)
@@ -171,7 +165,7 @@ def default_workers(group: Group, samples: int) -> int:
     if samples < WORTH_A_PROCESS:
         return 0
     if group.device.type == "cpu":
-        return 1  # the cores are the network's
+        return 1  # the network needs the other cores
     return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // group.world - 1))
 
 

@@ -1,4 +1,4 @@
-"""Memory of a training: how much was in use, and which batch would have fitted."""
+"""Memory of a training: its peak, and the batch size that fits."""
 
 import resource
 import sys

@@ -1,8 +1,8 @@
 """Multi-task knowledge distillation for ACT (Zheng et al. 2020, section 3.4).
 
-The exact encoder learns its task; the clustered one, which has the same weights, learns to place
-boxes where the exact one does: `L = L_task(exact) + |B_act - stop(B_exact)|`, slot by slot. Both
-run from one pass of the backbone. Afterwards one checkpoint serves every number of rounds.
+The exact encoder learns its task; the clustered one, which has the same weights, learns to predict
+the boxes of the exact one: `L = L_task(exact) + |B_act - stop(B_exact)|`, query by query. Both run
+from one pass of the backbone. Afterwards one checkpoint serves every number of hash functions.
 
 Shape suffixes: S decoder layers, B batch, Q queries.
 """
@@ -10,10 +10,9 @@ Shape suffixes: S decoder layers, B batch, Q queries.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attention import ActAttention, Attention
 from ..attention.act import ROUNDS
@@ -25,12 +24,12 @@ Output = tuple[Tensor, Tensor]
 """Logits [S, B, Q, K] and boxes [S, B, Q, 4]."""
 
 SMOOTH = 1e-3
-"""Distance, in shares of the image, below which the norm is rounded off to have a gradient of 0."""
+"""Distance, in shares of the image, below which the norm is smoothed: its gradient tends to 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Branches:
-    """What both encoders lead to."""
+    """The outputs of both encoders."""
 
     exact: Output
     clustered: Output
@@ -38,7 +37,7 @@ class Branches:
 
 @contextmanager
 def attending(network: Host, cores: Sequence[Attention]) -> Iterator[None]:
-    """Let the encoder's layers attend by other cores in this block."""
+    """Give the encoder's layers other attention cores within a `with` block."""
     layers = [layer for layer in network.encoder.layers if isinstance(layer, EncoderLayer)]
     before = [layer.self_attn.core for layer in layers]
     for layer, core in zip(layers, cores, strict=True):
@@ -59,7 +58,7 @@ def act_cores(
     most: int | None = None,
     seed: int = 0,
 ) -> list[Attention]:
-    """Return cores of ACT for all layers of an encoder, on its device; the hash is of a seed."""
+    """Return ACT cores for all layers of an encoder, on its device, with hashes of one seed."""
     a = network.architecture
     device = next(network.parameters()).device
     return [
@@ -68,25 +67,25 @@ def act_cores(
     ]
 
 
-def teach(network: Host, cores: Sequence[Attention]) -> None:
-    """Let a network return both branches while training: logits and boxes, exact, then clustered.
+class Mtkd(nn.Module):
+    """Runs a host with both encoders; the host itself, whose weights are trained, is unchanged."""
 
-    `cores` are those of the clustered one, a core for each layer of the encoder.
-    """
-    network.in_training = partial(_in_training, tuple(cores))
+    def __init__(self, host: Host, cores: Sequence[Attention]) -> None:
+        """Take the cores of the clustered encoder, one for each layer."""
+        super().__init__()
+        self.host, self.cores = host, nn.ModuleList(cores)
 
-
-def _in_training(
-    cores: Sequence[Attention], network: Host, image_BHW3: Tensor, pad_BHW: Tensor | None
-) -> tuple[Tensor, ...]:
-    branches = both_branches(network, cores, image_BHW3, pad_BHW)
-    return (*branches.exact, *branches.clustered)
+    def forward(self, image_BHW3: Tensor) -> tuple[Tensor, ...]:
+        """Return logits and boxes of the exact encoder, then of the clustered one."""
+        cores = [core for core in self.cores if isinstance(core, Attention)]
+        branches = both_branches(self.host, cores, image_BHW3)
+        return (*branches.exact, *branches.clustered)
 
 
 def both_branches(
     network: Host, cores: Sequence[Attention], image_BHW3: Tensor, pad_BHW: Tensor | None = None
 ) -> Branches:
-    """Run the backbone once, and what follows twice: exactly, and by `cores`.
+    """Run the backbone once, and encoder and decoder twice: with exact attention, and `cores`.
 
     Dropout is the same in both.
     """
@@ -100,7 +99,7 @@ def both_branches(
 
 
 def distance(branches: Branches, *, layers: slice = slice(-1, None)) -> Tensor:
-    """Return `|B_act - B_exact|` over all query slots of an image, by default of the last layer.
+    """Return `|B_act - B_exact|` over all queries of an image, by default of the last layer.
 
     The mean over images and layers. No gradient reaches the exact branch.
     """

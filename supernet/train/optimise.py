@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -22,33 +22,45 @@ STEPS: dict[str, tuple[float, ...]] = {
 """Where the stepped schedules divide the learning rate by ten, as shares of the epochs."""
 
 
-def parameter_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Split parameters into decayed matrices, undecayed vectors, and selection logits.
+class ParameterGroup(TypedDict):
+    """Parameters of one weight decay and learning rate, for a torch optimiser."""
 
-    In DETR's family linear maps decay too, and the backbone has a rate of its own.
+    params: list[nn.Parameter]
+    weight_decay: float
+    peak: float
+    """Learning rate before the schedule's factor."""
+
+
+def parameter_groups(network: nn.Module, config: TrainConfig) -> list[ParameterGroup]:
+    """Split the parameters of a HeatDETR into decayed convolutions and undecayed vectors.
+
+    The selection logits of a supernet are left out: see `logit_group`.
     """
-    if isinstance(network, Host):
-        return _by_part(network, config)
-    decayed, plain, logits = [], [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
-        if name.rpartition(".")[2] in ("r", "global_r"):
-            logits.append(parameter)
-        elif parameter.ndim == 4:
-            decayed.append(parameter)
-        else:
-            plain.append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay, "peak": config.learning_rate},
-        {"params": plain, "weight_decay": 0.0, "peak": config.learning_rate},
+        if not _is_logit(name):
+            (decayed if parameter.ndim == 4 else plain).append(parameter)
+    peak = config.learning_rate
+    return [
+        {"params": decayed, "weight_decay": config.weight_decay, "peak": peak},
+        {"params": plain, "weight_decay": 0.0, "peak": peak},
     ]
-    if isinstance(network, Supernet):
-        peak = network.config.logit_learning_rate
-        groups.append({"params": logits, "weight_decay": 0.0, "peak": peak})
-    return groups
 
 
-def _by_part(network: Host, config: TrainConfig) -> list[dict[str, Any]]:
-    groups = []
+def logit_group(network: Supernet) -> ParameterGroup:
+    """Return the selection logits of a supernet, which have a learning rate of their own."""
+    logits = [parameter for name, parameter in network.named_parameters() if _is_logit(name)]
+    return {"params": logits, "weight_decay": 0.0, "peak": network.config.logit_learning_rate}
+
+
+def _is_logit(name: str) -> bool:
+    return name.rpartition(".")[2] in ("r", "global_r")
+
+
+def parameter_groups_of_detr(network: Host, config: TrainConfig) -> list[ParameterGroup]:
+    """Split the parameters of a DETR: linear maps decay too, the backbone has its own rate."""
+    groups: list[ParameterGroup] = []
     for backbone, peak in (
         (False, config.learning_rate),
         (True, config.learning_rate * config.backbone_rate),
@@ -76,7 +88,7 @@ def rate_factor(step: float, steps: int, config: TrainConfig) -> float:
 
 
 def autocast_type(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """Return the type that matrix products are computed in; None leaves them in float32.
+    """Return the type of autocast; None for none, which computes in float32.
 
     `auto` is bfloat16 where the device computes it, else float16 on CUDA and float32 on a CPU.
     """
@@ -96,13 +108,13 @@ class Averaged:
     """Exponential moving average of a network's weights and statistics."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        """Start from the network's present weights."""
+        """Start from a copy of the network's weights."""
         self.decay = decay
         self.weights = {key: value.detach().clone() for key, value in network.state_dict().items()}
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Follow the network; the decay ramps up over the first steps."""
+        """Move the averages towards the network; the decay ramps up over the first steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for key, value in network.state_dict().items():
             if value.dtype.is_floating_point:

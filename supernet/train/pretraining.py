@@ -1,6 +1,6 @@
 """Pretraining of a backbone by image classification, and loading its weights.
 
-Pictures lie in folders named by their class: `train/<class>/*.jpg`, `val/<class>/*.jpg`. The
+Images are in folders named by their class: `train/<class>/*.jpg`, `val/<class>/*.jpg`. The
 backbone is the network from the stem to the last stage, with the SAM between the stages.
 """
 
@@ -24,25 +24,26 @@ from ..errors import CheckpointError, DataError
 from ..heatdetr.architecture import LOCAL_OPERATORS, Architecture
 from ..heatdetr.detector import Detector
 from ..heatdetr.place import Place
-from ..heatdetr.supernet import CANDIDATES, GLOBAL_BLOCKS, GlobalMixture, Mixture, Supernet
+from ..heatdetr.supernet import CANDIDATES, GLOBAL_BLOCKS, GlobalMixture, Mixture
 from ..letterbox import Image, letterbox, read_image, resized
 from .distributed import Group
 from .feed import Keyed, feed_keyed
+from .optimise import ParameterGroup, parameter_groups
 from .recipes import TrainConfig
-from .task import Batch
+from .task import Batch, Traces
 from .transfer import Taken, taken
 
 SMOOTHING = 0.1
 """Label smoothing, as Swin's recipe has it."""
 AREA = (0.25, 1.0)
-"""Share of the image that a training crop shows."""
+"""Area of a training crop, as a share of the image."""
 RATIO = (3 / 4, 4 / 3)
 """Width over height of a crop."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """The pictures of a split and their classes."""
+class ImageFolders:
+    """The images of a split and their classes."""
 
     root: Path
     split: str
@@ -60,11 +61,11 @@ class Pictures:
         return hashlib.sha256(json.dumps([self.names, files]).encode()).hexdigest()
 
 
-def load_pictures(root: Path, split: str, names: Sequence[str] | None = None) -> Pictures:
-    """Find the pictures of a split; its classes must be those of `names`, if given."""
+def load_image_folders(root: Path, split: str, names: Sequence[str] | None = None) -> ImageFolders:
+    """Find the images of a split; its classes must be those of `names`, if given."""
     folder = root / split
     if not folder.is_dir():
-        raise DataError(f"no folder {folder}: pictures are looked for in {folder}/<class>/")
+        raise DataError(f"no folder {folder}: images are expected in {folder}/<class>/")
     found = tuple(
         sorted(
             place.name
@@ -74,7 +75,7 @@ def load_pictures(root: Path, split: str, names: Sequence[str] | None = None) ->
     )
     if names is not None and not set(found) <= set(names):
         strange = sorted(set(found) - set(names))[0]
-        raise DataError(f"{folder} has a class {strange!r} that training has not")
+        raise DataError(f"{folder} has a class {strange!r} that the training split does not have")
     names = tuple(names or found)
     if len(names) < 2:
         raise DataError(f"{folder} has {len(names)} class folders: at least 2 needed")
@@ -84,15 +85,15 @@ def load_pictures(root: Path, split: str, names: Sequence[str] | None = None) ->
         paths += found_here
         labels += [label] * len(found_here)
     if not paths:
-        raise DataError(f"{folder}: no pictures in its {len(names)} class folders")
-    return Pictures(root, split, names, tuple(paths), tuple(labels))
+        raise DataError(f"{folder}: no images in its {len(names)} class folders")
+    return ImageFolders(root, split, names, tuple(paths), tuple(labels))
 
 
 class Classifier(nn.Module):
     """A detector's backbone, the mean of its last map, and one linear layer."""
 
     def __init__(self, architecture: Architecture, num_classes: int) -> None:
-        """Make the backbone and the layer."""
+        """Build a detector and remove all units that follow the backbone."""
         super().__init__()
         self.trunk = Detector(architecture)
         used: list[str] = []
@@ -116,34 +117,39 @@ class Classifier(nn.Module):
 
 
 class ClassifyTask:
-    """Pictures and their classes, for a `Classifier`."""
+    """Classification of images by a `Classifier`."""
 
     kind: Kind = "backbone"
 
-    def __init__(self, network: Classifier, pictures: Pictures) -> None:
-        """Keep both."""
-        self.pictures, self.size = pictures, network.trunk.architecture.input_size
+    def __init__(self, network: Classifier, images: ImageFolders) -> None:
+        """Train `network` on `images`, whose classes it has."""
+        self.network = self.model = network
+        self.images, self.size = images, network.trunk.architecture.input_size
         self.description = network.trunk.architecture.to_json()
-        self.names, self.num_images = pictures.names, len(pictures.paths)
-        self.digest = pictures.digest
+        self.names, self.num_images = images.names, len(images.paths)
+        self.digest = images.digest
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """Return data, split and number of images."""
-        of = self.pictures
+        of = self.images
         return {"data": of.root.name, "split": of.split, "images": self.num_images}
 
-    def traces(self) -> dict[str, Any]:
-        """Keep nothing."""
+    def traces(self) -> Traces:
+        """Return nothing: only supernets have traces."""
         return {}
 
     def start_epoch(self, epoch: float, epochs: int) -> None:
-        """Do nothing."""
+        """Do nothing: only supernets change from epoch to epoch."""
+
+    def parameter_groups(self, config: TrainConfig) -> list[ParameterGroup]:
+        """Return decayed convolutions and undecayed vectors."""
+        return parameter_groups(self.network, config)
 
     def feed(
         self, config: TrainConfig, epochs: range, group: Group, workers: int, skip: int
     ) -> Iterator[Batch]:
-        """Yield cropped, flipped and recoloured pictures."""
-        source: Keyed = Crops(self.pictures, self.size, config)
+        """Yield cropped, flipped and recoloured images."""
+        source: Keyed = Crops(self.images, self.size, config)
         yield from feed_keyed(source, config, epochs, group=group, workers=workers, skip=skip)
 
     def loss(
@@ -155,22 +161,22 @@ class ClassifyTask:
 
 
 class Crops(Keyed):
-    """Training pictures by their keys."""
+    """Random crops of the images of a split."""
 
-    def __init__(self, pictures: Pictures, size: tuple[int, int], config: TrainConfig) -> None:
-        """Keep what is needed to make any sample."""
-        self.pictures, self.size, self.config = pictures, size, config
+    def __init__(self, images: ImageFolders, size: tuple[int, int], config: TrainConfig) -> None:
+        """Take images to crop to `size`, augmented as `config.augment` has it."""
+        self.images, self.size, self.config = images, size, config
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
-        return len(self.pictures.paths)
+        """Return the number of images."""
+        return len(self.images.paths)
 
     def sample(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        """Return one image and its class."""
+        """Return one crop, uint8 [H, W, 3], and its class."""
         rng = np.random.default_rng([self.config.seed, epoch, index])
-        image = _read(self.pictures.paths[index])
+        image = _read(self.images.paths[index])
         pixels = random_crop(image, self.size, self.config.augment, rng)
-        return torch.from_numpy(pixels), torch.tensor(self.pictures.labels[index])
+        return torch.from_numpy(pixels), torch.tensor(self.images.labels[index])
 
 
 def random_crop(
@@ -191,17 +197,17 @@ def random_crop(
 
 
 @torch.inference_mode()
-def accuracy(network: Classifier, pictures: Pictures) -> dict[str, float]:
+def accuracy(network: Classifier, images: ImageFolders) -> dict[str, float]:
     """Return top-1 and top-5 accuracy, as shares."""
     top1 = top5 = 0
     size = network.trunk.architecture.input_size
-    for path, label in zip(pictures.paths, pictures.labels, strict=True):
+    for path, label in zip(images.paths, images.labels, strict=True):
         pixels = torch.from_numpy(letterbox(_read(path), size)[0])[None]
         (logits,) = network(pixels)
         order = logits[0].topk(min(5, logits.shape[1])).indices.tolist()
         top1 += order[0] == label
         top5 += label in order
-    return {"top1": top1 / len(pictures.paths), "top5": top5 / len(pictures.paths)}
+    return {"top1": top1 / len(images.paths), "top5": top5 / len(images.paths)}
 
 
 def _read(path: Path) -> Image:
@@ -245,8 +251,8 @@ def load_backbone(path: Path, network: Detector) -> Taken:
 
 
 def _place_in(network: Detector, source: Architecture, place: str) -> str:
-    """Return the place of a backbone's unit in a network."""
-    if not isinstance(network, Supernet) or place not in network.units:
+    """Return where a network has a backbone's unit: in a supernet within a mixture."""
+    if place not in network.units:
         return place
     unit = network.units[place]
     if isinstance(unit, Mixture):

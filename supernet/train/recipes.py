@@ -31,15 +31,15 @@ class TrainConfig:
     epochs: int = 36
     """Passes over the training split."""
     batch_size: int = 8
-    """Images per pass, over all processes."""
+    """Images of a batch, over all processes."""
     accumulate: int = 1
-    """Passes whose gradients make one step."""
+    """Batches whose gradients are summed for one step."""
     learning_rate: float = 1e-3
-    """Peak AdamW step; the paper's 1e-4 is for pretrained backbones."""
+    """Peak learning rate of AdamW; the paper's 1e-4 is for pretrained backbones."""
     backbone_rate: float = 1.0
-    """Step of the backbone, as a share of the others'; in DETR's family only."""
+    """Learning rate of the backbone, as a share of the others'; in DETR's family only."""
     weight_decay: float = 0.05
-    """Decay of matrices; BN, bias tables, temperatures and logits have none."""
+    """Weight decay of matrices; BN, bias tables, temperatures and logits have none."""
     schedule: Schedule = "cosine"
     """cosine, or the paper's stepped 1x / 3x."""
     warmup_steps: int = 100
@@ -53,11 +53,11 @@ class TrainConfig:
     precision: Precision = "auto"
     """f32, autocast to bf16 or f16 (CUDA only), or auto: bf16 where it is computed."""
     assign: Assign = "uniform"
-    """Which anchors answer for a box."""
+    """Which anchors are assigned to a box."""
     plain_epochs: int = 0
-    """Last epochs, in which pictures are no longer shown four together."""
+    """Last epochs, which have no mosaics."""
     balanced: bool = False
-    """Draw pictures of rare classes more often (repeat factors, Gupta et al. 2019)."""
+    """Draw images of rare classes more often (repeat factors, Gupta et al. 2019)."""
     seed: int = 0
     """Seed of initialisation, order and augmentation."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -78,8 +78,8 @@ class TrainConfig:
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"--ema-decay {self.ema_decay}: 0 <= decay < 1 needed")
 
-    def lasting(self) -> dict[str, Any]:
-        """Return what must stay the same when a run goes on: all but its length."""
+    def lasting(self) -> dict[str, object]:
+        """Return the settings that must stay the same when a run is resumed: all but its length."""
         length = ("epochs", "plain_epochs")
         return {key: value for key, value in asdict(self).items() if key not in length}
 
@@ -119,7 +119,7 @@ PRETRAIN = TrainConfig(
     drop_path=0.2,
     augment=AugmentConfig(saturation=0.4, hue=0.02),
 )
-"""Swin's classification recipe; its step of 1e-3 at 1024 images, by the root of the batch."""
+"""Swin's classification recipe; its rate of 1e-3 for 1024 images, scaled by the batch's root."""
 FOR_DETR = TrainConfig(
     epochs=300,
     batch_size=16,
@@ -149,7 +149,7 @@ RECIPES: Mapping[str, TrainConfig] = {
 
 
 def recipe(name: str, **changes: Any) -> TrainConfig:
-    """Return a recipe with some settings replaced; those that are None stand.
+    """Return a recipe with some settings replaced, those that are not None.
 
     `plain_epochs` never covers more than a third of a run.
     """
@@ -160,5 +160,5 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
 
 
 def changed(config: TrainConfig, **changes: Any) -> TrainConfig:
-    """Return settings with some replaced; those that are None stand."""
+    """Return settings with some replaced, those that are not None."""
     return replace(config, **{key: value for key, value in changes.items() if value is not None})

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
-from torch import nn
 
 from ..atomic import write_bytes, write_text
-from ..checkpoint import CheckpointInfo, save_checkpoint
+from ..checkpoint import CheckpointInfo, EpochRow, save_checkpoint
 from ..errors import CheckpointError, UserError
 from .early_stop import best_epoch, epochs_without_gain
 from .optimise import Averaged
@@ -29,20 +28,35 @@ DIFFERENT = {
     "what": "another architecture",
     "start": "other weights to start from",
 }
-"""What differs, by the part of a fingerprint."""
+"""Words for the keys of `Fingerprint`, for messages."""
+
+
+class Fingerprint(TypedDict):
+    """What must be the same for a run to be resumed."""
+
+    config: dict[str, object]
+    """JSON of the settings, without the number of epochs."""
+    names: list[str]
+    """Classes."""
+    images: int
+    data: str
+    """Hash of the images and their annotations."""
+    what: str
+    """JSON of the architecture or the search space."""
+    start: dict[str, str]
+    """Hashes of the files that the network's weights come from."""
 
 
 class RunFiles:
-    """The files of one training run, and where it stands."""
+    """The files of one training run, and how far it has come."""
 
     def __init__(
         self,
         folder: Path,
-        network: nn.Module,
+        task: Task,
+        config: TrainConfig,
         optimizer: torch.optim.Optimizer,
         average: Averaged,
-        config: TrainConfig,
-        task: Task,
         *,
         start: Mapping[str, str] | None = None,
         writes: bool = True,
@@ -51,7 +65,7 @@ class RunFiles:
         """Name the files in `folder`; nothing is read or written yet.
 
         `start` gives digests of the files that the network's weights come from.
-        Of several processes all keep count of epochs and steps, and one `writes`.
+        Of several processes all count epochs and steps, and one `writes`.
         """
         self.writes = writes
         self.checkpoint = folder / "weights.safetensors"
@@ -60,7 +74,7 @@ class RunFiles:
         self.state = folder / "state.pt"
         self.metrics = folder / "metrics.csv"
         self.events = folder / "events.jsonl"
-        self.network, self.optimizer, self.average = network, optimizer, average
+        self.network, self.optimizer, self.average = task.network, optimizer, average
         self.config, self.task = config, task
         self.start = dict(start or {})
         self.board = _board(folder) if tensorboard and writes else None
@@ -71,21 +85,22 @@ class RunFiles:
         self.sums: dict[str, float] = {}
         """Sums of the losses of those steps, where they were finite."""
         self.counted = 0
-        """Passes in those sums."""
+        """Batches in those sums."""
         self.skipped = 0
+        """Steps without a finite loss, of the whole run."""
         self.threads: int | None = None
-        """Threads that the next step is computed with; None where nothing recorded it."""
+        """Threads of the next step; None where nothing was recorded."""
         self.schedule = Schedule.of(config.epochs)
         self.stopped: int | None = None
         """Epoch after which training stopped early."""
-        self.history: list[dict[str, Any]] = []
+        self.history: list[EpochRow] = []
 
     @property
     def finished(self) -> bool:
         """Whether no epoch is left to train."""
         return self.stopped is not None or self.epoch >= self.schedule.epochs
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> Fingerprint:
         """Return what must be the same for a run to be resumed."""
         return {
             "config": json.loads(json.dumps(self.config.lasting())),
@@ -97,7 +112,7 @@ class RunFiles:
         }
 
     def finish(self, epoch: int, facts: dict[str, float], patience: int | None = None) -> None:
-        """Count an epoch, and write the averaged weights and the state after it.
+        """Record that `epoch` epochs are done, and write averaged weights, state and curves.
 
         With `patience` the run is finished where AP has not risen for so many epochs.
         """
@@ -105,7 +120,7 @@ class RunFiles:
         if not self.writes:
             return
         row = {"epoch": epoch, **facts}
-        self.history.append({**row, **self.task.traces()})
+        self.history.append(cast(EpochRow, {**row, **self.task.traces()}))
         if patience is not None and epoch < self.schedule.epochs:
             self.stopped = epoch if epochs_without_gain(self.history) >= patience else None
         self._save_weights(self.checkpoint)
@@ -121,7 +136,7 @@ class RunFiles:
                 self.board.add_scalar(key, value, epoch)
 
     def shorten(self, epochs: int, **facts: float) -> None:
-        """Plan fewer epochs in all; `facts` of why are logged."""
+        """Plan fewer epochs in all; `facts`, the reason, are logged."""
         before = self.schedule.epochs
         self.schedule = self.schedule.shortened(self.epoch, epochs)
         rounded = {key: round(value, 3) for key, value in facts.items()}
@@ -146,7 +161,7 @@ class RunFiles:
             raise UserError(f"cannot write {self.events}: {error.strerror}") from None
 
     def save_state(self) -> None:
-        """Write what is needed to go on from here."""
+        """Write what is needed to resume from here."""
         if not self.writes:
             return
         state = {
@@ -170,9 +185,10 @@ class RunFiles:
         write_bytes(self.state, buffer.getvalue())
 
     def load(self, *, resume: bool, restart: bool, patience: int | None = None) -> None:
-        """Take up the run that is in the folder, if it is to be used.
+        """Continue from the state in the folder, if there is one and no restart is asked for.
 
-        One that stopped early is finished, unless it is resumed with a larger `patience`.
+        A run that stopped early is finished, unless it is resumed with a larger `patience`.
+        Raises `CheckpointError` where the state is of another run.
         """
         if restart or not self.state.exists():
             if self.writes:
@@ -195,7 +211,7 @@ class RunFiles:
                 "--restart replaces it, another --out keeps it"
             )
         fingerprint.setdefault("start", own["start"])  # older versions did not record it
-        different = [DIFFERENT[key] for key in own if fingerprint.get(key) != own[key]]
+        different = [DIFFERENT[key] for key, value in own.items() if fingerprint.get(key) != value]
         if different:
             raise CheckpointError(
                 f"{self.state} belongs to other settings, data or architecture "
@@ -208,7 +224,7 @@ class RunFiles:
         epochs = self.schedule.epochs
         if state["epoch"] > epochs:
             raise CheckpointError(
-                f"{self.state} stands at epoch {state['epoch']}, past --epochs {epochs}: --restart "
+                f"{self.state} is at epoch {state['epoch']}, past --epochs {epochs}: --restart "
                 "begins again"
             )
         stopped = state.get("stopped")
@@ -217,7 +233,7 @@ class RunFiles:
             stopped = None
         if not resume and stopped is None and state["epoch"] < epochs:
             raise CheckpointError(
-                f"{self.state} stands at epoch {state['epoch']} of {epochs}: --resume goes on, "
+                f"{self.state} is at epoch {state['epoch']} of {epochs}: --resume goes on, "
                 "--restart begins again"
             )
         self.network.load_state_dict(state["network"])

@@ -1,10 +1,10 @@
-"""How a training run is carried out, and what it reports when it is finished."""
+"""How a training run is carried out, and its result."""
 
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ..errors import UserError
 from .deadline import Budget
@@ -20,12 +20,12 @@ def most_workers() -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Running:
-    """How a run is carried out: nothing here is meant to change what is learnt from an epoch."""
+    """How a run is carried out: nothing here is meant to change the weights after an epoch."""
 
     resume: bool = False
-    """Go on with an unfinished run, or one that is to become longer."""
+    """Continue an unfinished run, or one of fewer epochs."""
     restart: bool = False
-    """Begin again, replacing what was trained before."""
+    """Start again, replacing the previous run."""
     workers: int | None = None
     """Processes that load images; see `feed.default_workers` for how many by default."""
     threads: int | None = None
@@ -36,16 +36,16 @@ class Running:
     tensorboard: bool = False
     """Write event files for TensorBoard too."""
     judge: Judge | None = None
-    """Scores the averaged weights now and then."""
+    """Scores the averaged weights every `judge_every` epochs."""
     judge_every: int = 10
-    """Epochs between two scores, the last epoch always has one; 0 for none."""
+    """Epochs between two scores; the last epoch always has one. 0 for none."""
     patience: int | None = None
     """Epochs without a higher AP after which training stops; None trains all epochs."""
     budget: Budget | None = None
-    """Time in which it is to end: fewer epochs are trained where steps are slower than planned."""
+    """Time it may take: fewer epochs are trained where steps are slower than planned."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can be carried out with."""
+        """Refuse options that no run can have."""
         if self.workers is not None and self.workers < 0:
             raise UserError(f"--workers {self.workers}: 0 or more processes")
         if self.workers is not None and self.workers > most_workers():
@@ -63,9 +63,22 @@ class Running:
             )
 
 
+class TrainFacts(TypedDict):
+    """The record of a training run in `run.json`."""
+
+    checkpoint: str
+    epochs: int
+    planned_epochs: int
+    shortened_after: list[int]
+    stopped_early: bool
+    images_per_second: float
+    seconds: float
+    skipped_steps: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """What a finished training run reports."""
+    """The result of a finished training run."""
 
     checkpoint: Path
     epochs: int
@@ -73,19 +86,20 @@ class TrainResult:
     planned_epochs: int
     """Epochs that were asked for."""
     shortened_after: list[int]
-    """Epochs after which fewer were planned, because the others did not fit into the budget."""
+    """Epochs after which fewer were planned, because the rest did not fit into the budget."""
     stopped_early: bool
-    """Whether AP no longer rose before the planned epochs were over."""
+    """Whether it ended before the planned epochs because AP no longer rose."""
     images_per_second: float
     seconds: float
     skipped_steps: int
-    stood: bool
+    """Steps without a finite loss."""
+    finished_before: bool
     """The run was finished before; nothing was trained."""
     leads: bool = True
     """Whether this process, of several, is the one that writes."""
 
-    def facts(self) -> dict[str, Any]:
-        """Return what a stage records of the run."""
+    def facts(self) -> TrainFacts:
+        """Return the record of a stage."""
         return {
             "checkpoint": str(self.checkpoint),
             "epochs": self.epochs,

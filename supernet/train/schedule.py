@@ -1,7 +1,7 @@
-"""Which part of the planned schedule each epoch trains, where a training is shortened on its way.
+"""Maps trained epochs to epochs of the planned schedule, where a training is shortened on the way.
 
-Learning rate, temperature of a supernet and mosaic follow the plan. A training that is to end
-sooner goes through the rest of the plan faster: nothing jumps, and the plan's end is reached.
+Learning rate, temperature of a supernet and mosaic follow the plan. A training that is shortened
+goes through the rest of the plan faster: nothing jumps, and the plan's end is reached.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from .recipes import TrainConfig
 
 Knot = tuple[float, float]
-"""Epochs trained, and epochs of the plan that they have gone through."""
+"""Epochs trained, and the epochs of the plan that they correspond to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Schedule:
 
     @classmethod
     def of(cls, epochs: int) -> Self:
-        """Return that of a training that is not shortened."""
+        """Return the schedule of a training that is not shortened."""
         return cls(((0.0, 0.0), (float(epochs), float(epochs))))
 
     @classmethod
@@ -33,7 +33,7 @@ class Schedule:
         return cls(tuple((float(trained), float(plan)) for trained, plan in knots))
 
     def to_list(self) -> list[list[float]]:
-        """Return what a run's state keeps."""
+        """Return the knots as JSON values."""
         return [list(knot) for knot in self.knots]
 
     @property
@@ -52,20 +52,20 @@ class Schedule:
         return [round(trained) for trained, _ in self.knots[1:-1]]
 
     def at(self, epochs: float) -> float:
-        """Return how much of the plan so many epochs go through; the same where nothing is cut."""
+        """Return the epochs of the plan after trained epochs; equal if not shortened."""
         if self.epochs == self.planned:
             return epochs
         trained, plan = zip(*self.knots, strict=True)
         return float(np.interp(epochs, trained, plan))
 
     def step(self, step: int, steps_an_epoch: int) -> float:
-        """Return the step of the plan, counted from 0, that a step ends with."""
+        """Return the step of the plan, counted from 0, at the end of a step."""
         if self.epochs == self.planned:
             return step
         return self.at((step + 1) / steps_an_epoch) * steps_an_epoch - 1
 
     def epoch(self, epoch: int) -> float:
-        """Return the epoch of the plan, counted from 0, that an epoch ends with."""
+        """Return the epoch of the plan, counted from 0, at the end of an epoch."""
         return self.at(epoch + 1) - 1
 
     def shortened(self, trained: int, epochs: int) -> Self:
@@ -75,7 +75,7 @@ class Schedule:
         return type(self)((*before, (float(trained), self.at(trained)), end))
 
     def config(self, config: TrainConfig) -> TrainConfig:
-        """Return planned settings with the epochs that are trained, and those without mosaic."""
+        """Return the settings with the epochs to train, and how many of them have no mosaic."""
         start = self.planned - config.plain_epochs
         plain = sum(self.at(epoch) >= start for epoch in range(self.epochs))
         return replace(config, epochs=self.epochs, plain_epochs=plain)

@@ -1,6 +1,6 @@
 """Set prediction losses: each object is matched with one query, in every decoder layer.
 
-DETR (Carion et al. 2020, Eqs. 1 and 2) has a softmax with a class for nothing, SAM-DETR sigmoids
+DETR (Carion et al. 2020, Eqs. 1 and 2) has a softmax with a class for no object, SAM-DETR sigmoids
 with focal loss. Matching is the Hungarian algorithm, by scipy.
 
 Shape suffixes: S decoder layers, B batch, Q queries, K classes, N objects, P pairs.
@@ -22,16 +22,16 @@ from .uniform import FOCAL_ALPHA, FOCAL_GAMMA, focal_loss
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SetWeights:
-    """What the parts of costs and losses count."""
+    """Weights of the terms of matching costs and losses."""
 
     classes: float
     l1: float = 5.0
     giou: float = 2.0
     class_cost: float
     focal: bool
-    """Sigmoids with focal loss, instead of a softmax with a class for nothing."""
+    """Sigmoids with focal loss, instead of a softmax with a class for no object."""
     nothing: float = 0.1
-    """What queries without object count in a softmax's loss."""
+    """Weight of queries without an object in a softmax's loss."""
 
 
 DETR = SetWeights(classes=1.0, class_cost=1.0, focal=False)
@@ -57,7 +57,7 @@ def match_sets(
     cost = cost + weights.l1 * torch.cdist(boxes_Q4.float(), wanted_N4, p=1)
     corners, wanted = cxcywh_to_xyxy(boxes_Q4.float()), cxcywh_to_xyxy(wanted_N4)
     cost = cost - weights.giou * giou_pairs(corners[:, None], wanted[None])
-    # A network that computes NaN is told of by its loss, not here.
+    # Where the network computes NaN its loss is not finite, which is handled there.
     queries, objects = linear_sum_assignment(cost.nan_to_num(1e6, 1e6, -1e6).cpu().numpy())
     pairs = torch.from_numpy(np.stack([queries, objects])).to(logits.device)
     return pairs[0], pairs[1]
@@ -105,7 +105,7 @@ def set_loss(
 
 
 def class_loss(logits_BQK: Tensor, labels_BQ: Tensor, objects: int, weights: SetWeights) -> Tensor:
-    """Return the loss of the classes; a label of -1 stands for nothing."""
+    """Return the loss of the classes; a label of -1 is no object."""
     K = logits_BQK.shape[-1]
     if weights.focal:
         one_hot = F.one_hot(labels_BQ.clamp_min(0), K).to(logits_BQK)

@@ -21,7 +21,6 @@ class Stepper:
 
     def __init__(
         self,
-        network: nn.Module,
         task: Task,
         config: TrainConfig,
         optimizer: torch.optim.Optimizer,
@@ -29,22 +28,27 @@ class Stepper:
         *,
         compiled: bool = False,
     ) -> None:
-        """Wrap the network for the group, and choose what products are computed in."""
-        self.network, self.task, self.config = network, task, config
+        """Wrap the task's model for the group, and choose the type of autocast."""
+        self.task, self.config = task, config
         self.optimizer, self.group = optimizer, group
-        self.model = group.wrap(network)
+        self.bad_steps = 0
+        """Last steps, in a row, without a finite loss."""
+        self.model = group.wrap(task.model)
         if compiled:
             self.model = torch.compile(self.model)  # type: ignore[assignment]
         self.type = autocast_type(config.precision, group.device)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=self.type is torch.float16)
 
     def step(self, parts: Sequence[Batch]) -> dict[str, float] | None:
-        """Take one step on some batches; None, changing nothing, if a loss is not finite.
+        """Take one step on some batches, and return the sums of their losses by term.
 
-        All processes take it or none does. Raises `HeatError` where memory does not suffice.
+        None, changing nothing, if a loss is not finite; all processes take the step or none does.
+        Raises `HeatError` where memory does not suffice.
         """
         try:
-            return self._step(parts)
+            losses = self._step(parts)
+            self.bad_steps = self.bad_steps + 1 if losses is None else 0
+            return losses
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -58,7 +62,7 @@ class Stepper:
         raise HeatError(what_fits(gradients, asked, len(images), self.group.world))
 
     def _step(self, parts: Sequence[Batch]) -> dict[str, float] | None:
-        network = self.network
+        network = self.task.network
         statistics = [buffer.clone() for buffer in network.buffers()]
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
@@ -83,7 +87,7 @@ class Stepper:
             self.scaler.update()
         if not fine:
             for buffer, before in zip(network.buffers(), statistics, strict=True):
-                buffer.copy_(before)  # the forward pass may have spoilt BatchNorm's
+                buffer.copy_(before)  # the forward pass may have made BatchNorm's not finite
             return None
         return sums
 
@@ -94,7 +98,7 @@ class Stepper:
         return self.task.loss(outputs, targets, self.config)
 
     def _alone(self) -> AbstractContextManager[None]:
-        """Keep gradients to oneself until the last batch of a step."""
+        """Do not average gradients over the processes before the last batch of a step."""
         if isinstance(self.model, DistributedDataParallel):
             return self.model.no_sync()
         return nullcontext()

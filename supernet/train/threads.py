@@ -1,12 +1,12 @@
-"""How many threads a training on a CPU uses: one fewer for every core that others keep busy.
+"""The number of threads of a training on a CPU: one fewer for every core that others keep busy.
 
 Two threads wait for each other at every operator, so one busy process on one of two cores costs
 them far more than its share of time: a step of nano that takes 0.18 s alone takes 21 s beside a
 loop that runs in another session; one thread takes 0.26 s alone and 0.27 s beside it
 (`benchmarks/beside.py`).
 
-The number changes the order of sums, so a run records it whenever it changes, and goes on with the
-recorded one when it is resumed.
+The number changes the order of sums, so a run records it whenever it changes, and is
+resumed with the recorded one.
 """
 
 import math
@@ -59,7 +59,7 @@ class OtherLoad:
         return time.monotonic() - self._last[0]
 
     def look(self) -> float:
-        """Return the cores that others kept busy since the last look; 0 where none can tell."""
+        """Return the cores that others kept busy since the last look; 0 where this is unknown."""
         before, self._last = self._last, _counters()
         wall, busy, own = (new - old for new, old in zip(self._last, before, strict=True))
         return max(0.0, busy - own) / max(wall, 1e-9)
@@ -78,7 +78,7 @@ class ThreadPlan:
         """Looks in a row that allowed fewer threads, and more."""
 
     def start(self, recorded: int | None) -> None:
-        """Take up the number that a resumed run recorded, or choose one."""
+        """Use the number that a resumed run recorded, or choose one."""
         if not self.adapts:
             return
         if recorded is None:
@@ -88,9 +88,9 @@ class ThreadPlan:
         self._use(min(recorded, self.cores))
 
     def changed(self) -> bool:
-        """Plan again if it is time to; return whether the number of threads is another now.
+        """Plan again if it is time to; return whether the number of threads has changed.
 
-        One look changes nothing, so that what comes and goes does not either.
+        A single look changes nothing, so that short loads do not either.
         """
         wait_s = CONFIRM_S if self._busy else PLAN_EVERY_S
         if not self.adapts or self._watch.seconds < wait_s:
@@ -111,7 +111,7 @@ class ThreadPlan:
         torch.set_num_threads(threads)
 
     def __str__(self) -> str:
-        """Return what a log line says."""
+        """Return the text of a log line."""
         return f"{self.now} of {self.cores} (others keep {self.other_load:.1f} cores busy)"
 
 

@@ -1,7 +1,7 @@
-"""Starts a network from the weights of another: what fits by name and shape is taken.
+"""Starts a network from the weights of another: tensors of equal name and shape are copied.
 
 Class outputs are matched by class name, so that a network for other classes, or for the same in
-another order, keeps what it knows of those that both have.
+another order, keeps the outputs of the classes that both have.
 
 Suffixes: G groups of class rows, K classes.
 """
@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,18 +18,26 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..checkpoint import read_info, read_state_dict
-from ..detr.detr import Host
 from ..errors import CheckpointError
-from ..heatdetr.operators.head import Head
 from ..network import Network
 
 SHOWN = 3
-"""Names that a line shows of each kind."""
+"""Most names of each kind in a log line."""
+
+
+class TakenFacts(TypedDict):
+    """The fields of `Taken`, as a stage records them."""
+
+    used: int
+    other_shape: list[str]
+    missing: list[str]
+    left_over: list[str]
+    new_classes: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What became of the weights that a network starts from."""
+    """Which weights of another network were copied into one."""
 
     used: int
     """Tensors of the network that were set."""
@@ -38,17 +46,17 @@ class Taken:
     missing: tuple[str, ...]
     """Tensors of the network that the source does not have."""
     left_over: tuple[str, ...]
-    """Tensors of the source that the network has no place for."""
+    """Tensors of the source that the network does not have."""
     new_classes: tuple[str, ...] = ()
-    """Classes whose outputs start anew."""
+    """Classes whose outputs keep their initial weights."""
 
     @property
     def complete(self) -> bool:
-        """Whether nothing of the network starts anew."""
+        """Whether every weight of the network was set."""
         return not (self.other_shape or self.missing or self.new_classes)
 
-    def facts(self) -> dict[str, Any]:
-        """Return what a stage records."""
+    def facts(self) -> TakenFacts:
+        """Return the record of a stage."""
         return {
             "used": self.used,
             "other_shape": list(self.other_shape),
@@ -58,7 +66,7 @@ class Taken:
         }
 
     def __str__(self) -> str:
-        """Return what a log line says."""
+        """Return the text of a log line."""
         parts = [f"{self.used} tensors taken"]
         for what, names in (
             ("of another shape", self.other_shape),
@@ -82,7 +90,7 @@ class Source(NamedTuple):
 
 
 class ClassRows(NamedTuple):
-    """How the first axis of a tensor is made of classes: G times K rows, then some of no class."""
+    """The first axis of a tensor of class outputs: G groups of K rows, then rows of no class."""
 
     groups: int
     others: int
@@ -129,12 +137,13 @@ def read_source(path: Path) -> Source:
 
 @torch.no_grad()
 def take_weights(source: Source, network: Network, names: Sequence[str]) -> Taken:
-    """Copy what fits by name and shape into a network whose classes are `names`.
+    """Copy tensors of equal name and shape into a network whose classes are `names`.
 
     Of class outputs those rows are copied whose class the source has too; where it records no
     names, all or none. Raises `CheckpointError` where nothing fits.
     """
-    own, classes = network.state_dict(), class_rows(network)
+    own = network.state_dict()
+    classes = {key: ClassRows(*rows) for key, rows in network.class_rows().items()}
     pairs = _same_classes(names, source.names)
     used: set[str] = set()
     other_shape: set[str] = set()
@@ -166,7 +175,7 @@ def taken(
     left: Sequence[str],
     new_classes: Sequence[str] = (),
 ) -> Taken:
-    """Return the report on what was taken of a file; refuse one of which nothing fits."""
+    """Return which tensors of a file were copied; refuse a file of which nothing fits."""
     if not any(own[key].is_floating_point() for key in used):
         raise CheckpointError(
             f"{path} fits in nothing: its tensors have other names or shapes "
@@ -178,20 +187,6 @@ def taken(
         len(used), tuple(sorted(other_shape)), tuple(missing), tuple(sorted(left)),
         tuple(new_classes),
     )  # fmt: skip
-
-
-def class_rows(network: Network) -> dict[str, ClassRows]:
-    """Return the tensors of a network whose first axis is made of classes."""
-    if isinstance(network, Host):
-        others = 0 if network.decode.focal else 1  # the last row is "no object"
-        keys = [key for key in network.state_dict() if key.startswith("class_embed.")]
-        return dict.fromkeys(keys, ClassRows(1, others))
-    return {
-        f"{name}.cls.{part}": ClassRows(module.num_anchors, 0)
-        for name, module in network.named_modules()
-        if isinstance(module, Head)
-        for part in ("weight", "bias")
-    }
 
 
 def _same_classes(
@@ -235,7 +230,7 @@ def _new(
     classes: Mapping[str, ClassRows],
     used: set[str],
 ) -> list[str]:
-    """Return the classes whose outputs start anew."""
+    """Return the classes whose outputs keep their initial weights."""
     if not set(classes) <= used:
         return list(names)
     known = range(len(names)) if pairs is None else [index for index, _ in pairs]

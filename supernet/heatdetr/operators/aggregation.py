@@ -37,7 +37,7 @@ class Fuse(nn.Module):
     """SAM's joint: `up(coarse) + ConvBN3x3(fine)`."""
 
     def __init__(self, d_fine: int, d: int) -> None:
-        """Make the alignment convolution."""
+        """Build the convolution of the fine map."""
         super().__init__()
         self.align = ConvBN(d_fine, d, 3)
 
@@ -56,7 +56,7 @@ class Lateral(nn.Module):
     """1x1 projection to SCM's width, after a pool where the map is twice too fine."""
 
     def __init__(self, d_in: int, d_out: int, pool: bool) -> None:
-        """Make the projection."""
+        """Build the projection."""
         super().__init__()
         self.pool = pool
         self.conv = ConvBN(d_in, d_out)
@@ -74,13 +74,13 @@ class PoolFFN(nn.Module):
     """SCM's step: `i + FFN(i) + other`, with `i` pooled first where needed (Eq. 5)."""
 
     def __init__(self, d: int, pool: bool) -> None:
-        """Make the FFN."""
+        """Build the FFN."""
         super().__init__()
         self.pool = pool
         self.ffn = FeedForward(d)
 
     def forward(self, x_BDHW: Tensor, other: Tensor) -> Tensor:
-        """Apply the step."""
+        """Return the sum, at the size of `other`."""
         x = avgpool(x_BDHW) if self.pool else x_BDHW
         return x + self.ffn(x) + other  # type: ignore[no-any-return]
 
@@ -106,7 +106,7 @@ class TaskSplit(nn.Module):
     """TCM's first half: widen to 2C, T1's global blocks, split into classes and regression."""
 
     def __init__(self, d: int, blocks: int, block: Callable[[int], nn.Module]) -> None:
-        """Make the widening and the blocks of width 2d."""
+        """Build the widening and the blocks of width 2d."""
         super().__init__()
         self.widen = ConvBN(d, 2 * d)
         self.act = Gelu()

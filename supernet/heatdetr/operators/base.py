@@ -1,4 +1,4 @@
-"""What the operator table holds for each operator: its module, its cost, its deployed form."""
+"""A row of the operator table: an operator's module, its costs, its deployed form."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -41,10 +41,10 @@ def no_scales(unit: Any) -> Sequence[Tensor]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Operator:
-    """One row of the operator table: all that the rest of HEAT knows about an operator."""
+    """One row of the operator table: all that the rest of HEAT uses of an operator."""
 
     build: Callable[[Entry], nn.Module]
-    """Make the training-form module of an entry."""
+    """Builds the training-form module of an entry."""
     macs: Callable[[Entry], Macs]
     """Multiply-adds for one image, in closed form."""
     params: Callable[[Entry], int]
@@ -54,7 +54,7 @@ class Operator:
     outputs: Callable[[Entry], tuple[Shape, ...]]
     """Shapes of the outputs."""
     parameters: tuple[str, ...] = ()
-    """Fields of its entries besides the sizes: two at most, as a table has columns for."""
+    """Fields of its entries besides the sizes: two at most, as many as a table has columns."""
     keeps_map: bool = False
     """Whether the output can be the input of the same operator again: probes repeat it in a row."""
     hidden: int = 0
@@ -66,7 +66,7 @@ class Operator:
     reduction: str = ""
     """The thinning move that takes it away from a local position."""
     weights_of: str = ""
-    """Another operator whose weights this one takes as they are."""
+    """Another operator whose weights this one takes unchanged."""
     inherit: Callable[[Any, Any, Streams], None] | None = None
     """Copies the weights of a wide unit into a narrow one (old, new); None where there are none."""
     scales: Callable[[Any], Sequence[Tensor]] = no_scales
@@ -84,5 +84,5 @@ def no_macs(entry: Entry) -> Macs:
 
 
 def no_params(entry: Entry) -> int:
-    """Count nothing."""
+    """Count nothing: the entry has no weights."""
     return 0

@@ -1,8 +1,8 @@
-"""Self-attention that does less: ACT, ENACT and means of windows in HeatDETR's global blocks.
+"""Cheaper self-attention: ACT, ENACT and average pooling over windows in HeatDETR's global blocks.
 
 Weights are those of `OriginalBlock`, whose place they take, after training too; ENACT adds a
-scoring map of D + 1. Windows hold projected keys and values while training; the deployed form
-projects what windows hold, which is the same and less work.
+scoring map of D + 1. In training projected keys and values are averaged over windows; the deployed
+form projects the averages, which gives the same result with less work.
 
 Shape suffixes: B batch, D channels, N heads, E = 32 channels of a head, T tokens, M windows.
 """
@@ -37,7 +37,7 @@ def bound_of(tokens: int, share: float) -> int:
 
 
 class CondensedBlock(OriginalBlock):
-    """What the three have in common: tokens in, tokens out."""
+    """The common part: maps become tokens, and tokens maps."""
 
     def _tokens(self, graph: GraphWriter, x: Value) -> Value:
         """Write a map [B, D, H, W] as [B * N, H * W, E]."""
@@ -58,10 +58,10 @@ class CondensedBlock(OriginalBlock):
 
 
 class ActBlock(CondensedBlock):
-    """Queries of equal hash codes attend as one; at most a share of the tokens are clusters."""
+    """Queries of equal hash codes share one attention result; clusters are bounded."""
 
     def __init__(self, d: int, share: float = CLUSTERS) -> None:
-        """Make the block; nothing of the hash is learned."""
+        """Build the block; the hash is not learned."""
         super().__init__(d)
         self.share = share
         self.core = ActAttention(HEAD, ROUNDS)
@@ -82,7 +82,7 @@ class ActBlock(CondensedBlock):
 
 
 class WindowedBlock(CondensedBlock):
-    """Queries attend to what windows of tokens hold."""
+    """Queries attend to one key and value per window of tokens."""
 
     core: WindowAttention
 
@@ -123,21 +123,21 @@ class WindowedBlock(CondensedBlock):
 
 
 class EnactBlock(WindowedBlock):
-    """Windows weighed by entropy."""
+    """Windows weighted by entropy (ENACT)."""
 
     core: EnactAttention
 
     def __init__(self, d: int, window: int = WINDOW) -> None:
-        """Make the block."""
+        """Build the block."""
         super().__init__(d)
         self.core = EnactAttention(d, window)
 
 
 class PoolBlock(WindowedBlock):
-    """Plain means of windows."""
+    """Average pooling over windows."""
 
     def __init__(self, d: int, window: int = WINDOW) -> None:
-        """Make the block."""
+        """Build the block."""
         super().__init__(d)
         self.core = PoolAttention(window)
 

@@ -18,7 +18,7 @@ class ConvBN(nn.Module):
     def __init__(
         self, d_in: int, d_out: int, kernel: int = 1, stride: int = 1, groups: int = 1
     ) -> None:
-        """Make the layer; 1x1 kernels start from a truncated normal of 0.02."""
+        """Build the layer; 1x1 kernels start from a truncated normal of 0.02."""
         super().__init__()
         self.conv = nn.Conv2d(d_in, d_out, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(d_out)
@@ -28,7 +28,7 @@ class ConvBN(nn.Module):
             nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Convolve and normalise."""
+        """Return `bn(conv(x))`."""
         return self.bn(self.conv(x_BCHW))  # type: ignore[no-any-return]
 
     def zero_init(self) -> "ConvBN":
@@ -46,7 +46,7 @@ class Gelu(nn.GELU):
     """Exact GELU."""
 
     def emit(self, graph: GraphWriter, x: Value) -> Value:
-        """Write it as the opset allows."""
+        """Write Gelu, as one node where the opset has it."""
         return graph.gelu(x)
 
 
@@ -54,7 +54,7 @@ class FeedForward(nn.Module):
     """ConvBN1x1(D -> 4D), GELU, ConvBN1x1(4D -> D); the caller adds the skip."""
 
     def __init__(self, d: int) -> None:
-        """Make the branch; it starts at zero."""
+        """Build the branch; it starts at zero."""
         super().__init__()
         self.fc1 = ConvBN(d, 4 * d)
         self.act = Gelu()
@@ -78,7 +78,7 @@ class DropPath(nn.Module):
     """Stochastic depth: drops a whole residual branch per image while training."""
 
     def __init__(self, rate: float = 0.0) -> None:
-        """Make it with a drop probability, which training may change."""
+        """Start with a drop probability, which training may change."""
         super().__init__()
         self.rate = rate
 

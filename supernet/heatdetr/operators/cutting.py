@@ -1,4 +1,4 @@
-"""Copies weights of a wide unit into a narrow one: which channels stay, and which heads.
+"""Copies weights of a wide unit into a narrow one: which channels and heads are kept.
 
 Every unit of a stage reads and writes the stage's residual stream, so that one index set of its
 channels serves them all.
@@ -16,7 +16,7 @@ from .convbn import ConvBN, FeedForward
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """Indices of the channels that stay, in ascending order."""
+    """Indices of the channels that are kept, in ascending order."""
 
     own: Tensor
     """Those of the stream that the unit writes to."""
@@ -76,7 +76,7 @@ def copy_linear(old: nn.Conv2d, new: nn.Conv2d, columns: Tensor) -> None:
 
 
 def copy_ffn(old: FeedForward, new: FeedForward, stream: Tensor) -> None:
-    """Copy a feed-forward branch: hidden channels leave by the product of their norms."""
+    """Copy a feed-forward branch: hidden channels are ranked by the product of their norms."""
     fan_in = old.fc1.conv.weight.abs().sum((1, 2, 3))
     fan_out = old.fc2.conv.weight.abs().sum((0, 2, 3))
     hidden = top(fan_in * old.fc1.bn.weight.abs() * fan_out, new.fc1.bn.num_features)
@@ -92,9 +92,9 @@ def copy_attention(
     value: int,
     rows: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Copy a block; return the heads that stay.
+    """Copy a block; return the heads that are kept.
 
-    Whole heads leave, by the L1 norm of their columns of `proj`; `value` is their number of
+    Whole heads are removed, by the L1 norm of their columns of `proj`; `value` is their number of
     channels there, `rows` gives the outputs of `qkv` that belong to some heads.
     """
     columns = old.proj.conv.weight.abs().sum((0, 2, 3)).view(old.heads, value).sum(1)

@@ -1,6 +1,6 @@
 """Anchors, box decoding, and class-wise NMS: from head maps to boxes in pixels (spec section 5).
 
-A one-to-one head says each object once: there the best are taken as they are, without NMS.
+A one-to-one head predicts each object once: its best candidates are the detections, without NMS.
 
 One rule in two forms: `Decode.forward` in torch for training and evaluation, `Decode.emit` inside
 the exported graph. Anchors are ordered anchor-major: index `a * h * w + cell`.
@@ -8,7 +8,7 @@ Shape suffixes: B batch, A anchors per cell, K classes, L = h * w cells, M = A *
 """
 
 import math
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -36,6 +36,26 @@ def make_anchors(h: int, w: int, sizes: tuple[int, ...], offset: float, stride: 
     return np.concatenate(rows).astype(np.float32)
 
 
+class AnchorRule(TypedDict):
+    """All that decoding needs, for programs without HEAT."""
+
+    stride: int
+    anchor_sizes: list[int]
+    """Sides of the square anchors, pixels of the network input."""
+    anchor_offset: float
+    """Place of an anchor in its cell, as a share of the stride."""
+    max_shift_px: float
+    max_log_growth: float
+    score_threshold: float
+    """Candidates of lower scores are dropped before NMS."""
+    pre_nms: int
+    """Most candidates of NMS."""
+    nms_iou: float | None
+    """None for a one-to-one head, which has no NMS."""
+    keep: int
+    """Most detections of an image."""
+
+
 class Decode(nn.Module):
     """Head maps to detections."""
 
@@ -49,13 +69,13 @@ class Decode(nn.Module):
         stride: int = 32,
         nms: bool = True,
     ) -> None:
-        """Fix the anchors and the image (height, width) that boxes are clipped to."""
+        """Decode by anchors of these sizes in an image of (height, width)."""
         super().__init__()
         self.stride, self.nms = stride, nms
         self.sizes, self.num_classes, self.offset = sizes, num_classes, offset
         self.image_size = image_size
         self.most = PRE_NMS if nms else KEEP
-        """Candidates that are looked at."""
+        """Most candidates, by score."""
 
     def anchors(self, h: int, w: int) -> Array:
         """Return the anchors (cx, cy, side), [M, 3]."""
@@ -97,7 +117,7 @@ class Decode(nn.Module):
         limit = torch.tensor([width, height] * 2, dtype=torch.float32, device=deltas_BA4hw.device)
         return torch.minimum(self.boxes(deltas_BA4hw).clamp_min(0), limit)
 
-    def select(self, scores_AKL: Tensor, boxes_M4: Tensor, nms_iou: float = NMS_IOU) -> Detections:
+    def select(self, scores_AKL: Tensor, boxes_M4: Tensor) -> Detections:
         """Return the detections among scores [A, K, L] and clipped boxes [M, 4] of one image."""
         _, K, L = scores_AKL.shape
         flat = scores_AKL.flatten()
@@ -110,10 +130,10 @@ class Decode(nn.Module):
         if not self.nms:
             return Detections(boxes, scores, labels)
         shifted = boxes + labels[:, None] * self._class_offset()
-        kept = nms(shifted, nms_iou, KEEP)
+        kept = nms(shifted, NMS_IOU, KEEP)
         return Detections(boxes[kept], scores[kept], labels[kept])
 
-    def rule(self) -> dict[str, Any]:
+    def rule(self) -> AnchorRule:
         """Return all that decoding needs, for programs without HEAT."""
         return {
             "stride": self.stride,
@@ -139,7 +159,7 @@ class Decode(nn.Module):
         Without NMS n is 100 always.
 
         `padded` outputs have fixed shapes, [B, 100, 4], [B, 100] and [B, 100], and a score of 0
-        where nothing is: for batches, and for runtimes without NMS.
+        in rows without a detection: for batches, and for runtimes without NMS.
         """
         scores, deltas = graph.full(scores), graph.full(deltas)
         with graph.full_precision():

@@ -24,7 +24,7 @@ class Head(nn.Module):
     """
 
     def __init__(self, d: int, num_anchors: int, num_classes: int) -> None:
-        """Make the three convolutions."""
+        """Build the three convolutions."""
         super().__init__()
         self.num_anchors, self.num_classes = num_anchors, num_classes
         self.cls = nn.Conv2d(d, num_anchors * num_classes, 3, padding=1)
@@ -48,7 +48,7 @@ class Head(nn.Module):
         return c + o - normaliser, deltas
 
     def emit(self, graph: GraphWriter, t_cls: Value, t_reg: Value) -> tuple[Value, Value]:
-        """Write the convolutions; scores leave as sigmoid(c) * sigmoid(o) [A, K, hw].
+        """Write the convolutions; scores are sigmoid(c) * sigmoid(o) [A, K, hw].
 
         Of a batch both results have it as their first axis.
         """

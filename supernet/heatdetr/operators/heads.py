@@ -1,4 +1,4 @@
-"""Maps by heads and back, with channels innermost in memory as training keeps them.
+"""Splits maps into heads and joins them, with channels innermost in memory as in training.
 
 A gradient that comes back in another layout than its map makes BatchNorm several times slower.
 Shape suffixes: B batch, C/D channels, H height, W width, N heads, T tokens, E channels of a head.
@@ -16,6 +16,6 @@ def heads_of(qkv_BCHW: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def map_of(x_BNTE: Tensor, like_BDHW: Tensor) -> Tensor:
-    """Return what was read by heads as a map of the shape of another."""
+    """Return attention results by heads as a map of the shape of another."""
     B, _, H, W = like_BDHW.shape
     return x_BNTE.transpose(1, 2).reshape(B, H, W, -1).permute(0, 3, 1, 2)

@@ -36,7 +36,7 @@ class OriginalBlock(nn.Module):
     """
 
     def __init__(self, d: int, sparsity: float = 0.0) -> None:
-        """Make the block; it starts as the identity."""
+        """Build the block; it starts as the identity."""
         super().__init__()
         self.heads = d // HEAD
         self.sparsity = sparsity
@@ -71,7 +71,7 @@ class OriginalBlock(nn.Module):
         return q * HEAD**-0.5, k, v
 
     def _finish(self, x_BDHW: Tensor, mixed_BNTE: Tensor) -> Tensor:
-        """Project what was read, add it, and feed forward."""
+        """Project the attention result, add it, and feed forward."""
         projected = self.proj(F.hardswish(map_of(mixed_BNTE, x_BDHW)))
         x_BDHW = x_BDHW + self.drop_path(projected)
         return x_BDHW + self.drop_path(self.ffn(x_BDHW))  # type: ignore[no-any-return]
@@ -110,7 +110,7 @@ class OriginalBlock(nn.Module):
         return self._emit_finish(graph, x, mixed)
 
     def _emit_finish(self, graph: GraphWriter, x: Value, mixed: Value) -> Value:
-        """Write projection, skip and FFN for what was read, a map."""
+        """Write projection, skip and FFN of the attention result, a map."""
         x = graph.add(x, graph.conv(graph.unary("HardSwish", mixed), self.proj))
         return graph.add(x, self.ffn.emit(graph, x))
 
@@ -137,7 +137,7 @@ def params_of(d: int, sparsity: float = 0.0) -> int:
 
 
 def inherit(old: OriginalBlock, new: OriginalBlock, streams: Streams) -> None:
-    """Copy a block of a wide network into a narrow one; heads leave whole."""
+    """Copy a block of a wide network into a narrow one; whole heads are removed."""
     copy_attention(old, new, streams.own, value=HEAD, rows=rows_by_part(old, HEAD))
     if old.score is not None:
         assert new.score is not None

@@ -17,14 +17,14 @@ class RepCNN(nn.Module):
     """`ReLU(BN(conv3x3(x)) + BN(conv1x1(x)) + BN(x))`, width and stride kept."""
 
     def __init__(self, d: int) -> None:
-        """Make the three branches."""
+        """Build the three branches."""
         super().__init__()
         self.conv3 = ConvBN(d, d, 3)
         self.conv1 = ConvBN(d, d, 1)
         self.identity = nn.BatchNorm2d(d)
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
-        """Sum the branches."""
+        """Return the ReLU of the sum of the branches."""
         return F.relu(self.conv3(x_BDHW) + self.conv1(x_BDHW) + self.identity(x_BDHW))
 
     def fold(self) -> nn.Module:
@@ -42,12 +42,12 @@ class ConvRelu(nn.Module):
     """A folded convolution and ReLU."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        """Wrap the convolution."""
+        """Take the folded convolution."""
         super().__init__()
         self.conv = conv
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
-        """Convolve and clip."""
+        """Return `relu(conv(x))`."""
         return F.relu(self.conv(x_BDHW))
 
     def emit(self, graph: GraphWriter, x: Value) -> Value:
@@ -59,12 +59,12 @@ class RepCNNUnit(nn.Module):
     """RepCNN as a table entry."""
 
     def __init__(self, d: int) -> None:
-        """Make the block."""
+        """Build the block."""
         super().__init__()
         self.block: nn.Module = RepCNN(d)
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
-        """Apply the block."""
+        """Return the map after the block."""
         return self.block(x_BDHW)  # type: ignore[no-any-return]
 
     def emit(self, graph: GraphWriter, x: Value) -> Value:

@@ -21,7 +21,7 @@ def survivors(
 
     `best` are scores [B, n], best first, `corners` x0, y0, x1, y1, [B, n] each.
 
-    A box falls where a better survivor overlaps it too much. Starting from all, every round
+    A box is suppressed where a better survivor overlaps it too much. Starting from all, every round
     settles the boxes one step further down such chains; the rounds are enough for chains as
     long as `ROUNDS`, and what is then not settled is kept.
     """
@@ -48,7 +48,7 @@ def survivors(
     )
     falls, alive = graph.working(falls), candidates
     for _ in range(ROUNDS):
-        with graph.own_precision():  # ones and noughts: no precision loses them
+        with graph.own_precision():  # ones and zeros are exact in every precision
             better_ones = graph.matmul(graph.working(alive), falls)
         free = graph.binary("Less", graph.full(better_ones), graph.scalar(0.5))
         alive = graph.binary("Mul", candidates, as_float(graph, free))

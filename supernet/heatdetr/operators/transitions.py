@@ -18,7 +18,7 @@ class Stem(nn.Module):
     """Three 3x3 convolutions of stride 2, ReLU after the first two: image to stride 8."""
 
     def __init__(self, d: int) -> None:
-        """Make the stem for stage width d."""
+        """Build the stem for stage width d."""
         super().__init__()
         self.conv1 = ConvBN(3, d // 2, 3, 2)
         self.conv2 = ConvBN(d // 2, d, 3, 2)
@@ -40,7 +40,7 @@ class Down(nn.Module):
     """ConvBN3x3 of stride 2."""
 
     def __init__(self, d_in: int, d_out: int) -> None:
-        """Make the convolution."""
+        """Build the convolution."""
         super().__init__()
         self.conv = ConvBN(d_in, d_out, 3, 2)
 

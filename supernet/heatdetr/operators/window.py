@@ -94,7 +94,7 @@ class WindowBlock(nn.Module):
     """Window attention and FFN, each with a skip."""
 
     def __init__(self, d: int, shifted: bool) -> None:
-        """Make the block; it starts as the identity."""
+        """Build the block; it starts as the identity."""
         super().__init__()
         self.heads = d // VALUE
         self.shifted = shifted

@@ -1,0 +1,139 @@
+"""The keys of `card.json`: what a bundle is, how it decodes, and how it was checked.
+
+Needs Python's own library only; every bundle's `detect.py` carries this file's text.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NotRequired, TypedDict
+
+
+class InputFacts(TypedDict):
+    """The network's input and how an image is fitted into it."""
+
+    height: int
+    width: int
+    layout: str
+    dtype: str
+    colour: str
+    resize: str
+    pad_rgb: list[int]
+    normalisation: str
+
+
+class DecodeRule(TypedDict):
+    """How detections are decoded from a network's outputs (spec section 5).
+
+    HeatDETR has all keys but `kind` and `focal`, the family of DETR only these two and `keep`.
+    """
+
+    keep: int
+    """Most detections of an image."""
+    stride: NotRequired[int]
+    anchor_sizes: NotRequired[list[int]]
+    """Sides of the square anchors, pixels of the network input."""
+    anchor_offset: NotRequired[float]
+    """Place of an anchor in its cell, as a share of the stride."""
+    max_shift_px: NotRequired[float]
+    max_log_growth: NotRequired[float]
+    score_threshold: NotRequired[float]
+    """Candidates of lower scores are dropped before NMS."""
+    pre_nms: NotRequired[int]
+    """Most candidates of NMS."""
+    nms_iou: NotRequired[float | None]
+    """None for a one-to-one head, which has no NMS."""
+    kind: NotRequired[Literal["set"]]
+    focal: NotRequired[bool]
+    """Whether scores are sigmoids, not a softmax with a class for nothing."""
+
+
+class AccuracyCheck(TypedDict):
+    """AP of torch and of the artefact on the same images, in points of 100."""
+
+    torch_ap: float
+    ap: float
+    drop: float
+
+
+class Thresholds(TypedDict):
+    """The lowest score reported of each class, by its name, and how it was found."""
+
+    thresholds: dict[str, float | None]
+    thresholds_are: str
+
+
+class Judged(TypedDict):
+    """What was found on labelled images; without them `accuracy_check` is None and all there is."""
+
+    accuracy_check: AccuracyCheck | None
+    thresholds: NotRequired[dict[str, float | None]]
+    thresholds_are: NotRequired[str]
+
+
+class Facts(TypedDict, total=False):
+    """What HEAT's commands state of the training, the thinning, the device and the accuracy."""
+
+    heat: str
+    """Version of HEAT."""
+    spinning: str
+    """How ONNX Runtime's threads wait: brief, always or never."""
+    pinning: bool
+    device: str | None
+    """None, as is `device_model`, for an engine that was built for another machine."""
+    device_model: str | None
+    trained: bool
+    training: Mapping[str, object] | None
+    ranked_by: str | None
+    target_fps: float | None
+    """None, as are the predictions, where no thinning was for this network on this device."""
+    predicted_fps: float | None
+    held_out_error: float | None
+    thinned_for: Mapping[str, object] | None
+    clusters: Mapping[str, object] | None
+    """Of ACT: the bounds on its clusters and how many clusterings exceeded them."""
+    calibration: Mapping[str, object] | None
+    """Of INT8: number and hash of the images."""
+    accuracy: Mapping[str, object]
+    """AP on a split; added to the card by `heat eval`."""
+
+
+class Card(Facts, Judged):
+    """The whole of `card.json`."""
+
+    format: int
+    model: str
+    """Name of the model's file in the bundle."""
+    model_format: str
+    runtime: str
+    runtime_version: str
+    precision: str
+    executed: dict[str, int]
+    """Number of heavy nodes that the runtime executes in each precision."""
+    threads: int
+    names: list[str]
+    """Classes, in the order of the network's outputs."""
+    input: InputFacts
+    raw: bool
+    """The graph ends at the head's maps: `detect.py` decodes them."""
+    padded: bool
+    """The outputs have fixed shapes."""
+    dynamic_batch: bool
+    engine: Mapping[str, object] | None
+    """The sidecar of a TensorRT engine."""
+    outputs: dict[str, str]
+    """Type, shape and meaning of each output, by name."""
+    decode: DecodeRule
+    architecture: Mapping[str, object]
+    macs: int
+    params: int
+    parity: Mapping[str, object]
+    """Largest differences from torch."""
+    in_floating_point: list[str] | None
+    """Entries that INT8 keeps in floating point."""
+    measured_ms: float | None
+    """None, as are the other times, where this machine cannot execute the model."""
+    measured_fps: float | None
+    p50_ms: float | None
+    p95_ms: float | None
+    date: str
+    files: dict[str, str]
+    """SHA-256 of the other files of the bundle, by name."""

@@ -1,0 +1,88 @@
+"""Checks whether detections are a result that greedy NMS may give on known candidates.
+
+Where candidates have nearly equal scores, a difference far below the tolerances changes which of
+two overlapping boxes NMS keeps, and every later decision with it: two correct results may share
+few boxes. Both are correct if each box is a candidate, none overlaps another of its class too
+much, and each candidate that is missing is suppressed by a kept box that scores as high.
+"""
+
+import torch
+from torch import Tensor
+
+from supernet.boxes import KEEP, iou_matrix
+from supernet.heatdetr.operators.decode import NMS_IOU, PRE_NMS, SCORE_THRESHOLD
+
+NEAR_IOU = 1e-3
+"""Of two boxes whose IoU is this close to NMS's threshold, one or both may be kept."""
+
+
+def violations(
+    scores_AKL: Tensor,
+    boxes_M4: Tensor,
+    found: tuple[Tensor, Tensor, Tensor],
+    *,
+    least_score: float,
+    score_tolerance: float,
+    box_tolerance_px: float,
+) -> int:
+    """Count what greedy NMS on these candidates cannot give.
+
+    Args:
+        scores_AKL: Scores of all candidates: anchors, classes, positions.
+        boxes_M4: Their boxes xyxy in pixels, clipped to the image, M = A x L.
+        found: Boxes [n, 4], scores [n] and labels [n] of the result.
+        least_score: Only candidates and detections of at least this score are checked.
+        score_tolerance: Difference of scores that counts as equal.
+        box_tolerance_px: Difference of coordinates that counts as equal.
+    """
+    boxes, scores, labels = found
+    flat = scores_AKL.flatten()
+    last = max(SCORE_THRESHOLD, float(flat.topk(min(PRE_NMS, flat.numel())).values[-1]))
+    full = float(scores.min()) if len(scores) >= KEEP else -1.0
+    wrong = num_covered = 0
+    for label in range(scores_AKL.shape[1]):
+        candidates = scores_AKL[:, label].flatten()
+        mine = labels == label
+        kept, kept_scores = boxes[mine], scores[mine]
+        wrong += _not_candidates(
+            kept[kept_scores >= least_score],
+            kept_scores[kept_scores >= least_score],
+            boxes_M4,
+            torch.where(candidates >= last - score_tolerance, candidates, -1.0),
+            score_tolerance,
+            box_tolerance_px,
+        )
+        if len(kept) > 1:
+            overlap = iou_matrix(kept, kept).triu(diagonal=1)
+            wrong += int((overlap > NMS_IOU + NEAR_IOU).sum())
+        eligible = candidates >= max(least_score, last - score_tolerance)
+        if not bool(eligible.any()):
+            continue
+        near = (boxes_M4[eligible][:, None] - kept[None]).abs().amax(-1) <= box_tolerance_px
+        covers = near | (iou_matrix(boxes_M4[eligible], kept) >= NMS_IOU - NEAR_IOU)
+        as_good = kept_scores[None] >= candidates[eligible][:, None] - score_tolerance
+        covered = (covers & as_good).any(1)
+        due = candidates[eligible] >= max(last, full) + score_tolerance
+        wrong += int((due & ~covered).sum())
+        num_covered += int(covered.sum())
+    if len(scores) < KEEP:
+        # Of more equal candidates than take part any may: so many at least are accounted for.
+        num_due = min(PRE_NMS, int((flat >= max(least_score, last)).sum()))
+        wrong = max(wrong, num_due - num_covered)
+    return wrong
+
+
+def _not_candidates(
+    boxes: Tensor,
+    scores: Tensor,
+    boxes_M4: Tensor,
+    candidates_M: Tensor,
+    score_tolerance: float,
+    box_tolerance_px: float,
+) -> int:
+    """Count detections that are no candidate of their class."""
+    if not len(boxes):
+        return 0
+    same_box = (boxes[:, None] - boxes_M4[None]).abs().amax(-1) <= box_tolerance_px
+    same_score = (scores[:, None] - candidates_M[None]).abs() <= score_tolerance
+    return int((~(same_box & same_score).any(1)).sum())

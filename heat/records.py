@@ -1,0 +1,104 @@
+"""What the stages record in `run.json`, as far as later commands read it, and what commands print.
+
+A stage records all that its command prints. The types here name the keys that are read back; the
+others are for people and programs outside.
+"""
+
+from collections.abc import Mapping
+from typing import NotRequired, TypedDict
+
+Result = Mapping[str, object]
+"""What a command prints as its last line: JSON values."""
+
+
+class OnDevice(TypedDict):
+    """Where and how a network is to run, of a profile or a thinning."""
+
+    requested: str
+    """Name of the device file that was asked for."""
+    device: str
+    """Name under which the device was measured."""
+    runtime: str
+    precision: str
+    threads: int
+    spinning: NotRequired[str]
+    pinning: NotRequired[bool]
+    """Absent in records of version 0.1.0, as is `spinning`."""
+    here: bool
+    """Whether the device is this machine."""
+    source: str
+    """Of the latency table: measured or estimated."""
+    table: str
+    """Path of the latency table."""
+    space: Mapping[str, object]
+    """The search space, for `SearchSpace.from_dict`."""
+
+
+class Trained(TypedDict):
+    """A training of the supernet or of a detector, or published weights."""
+
+    data: str
+    """Absolute path of the data set."""
+    space: NotRequired[Mapping[str, object]]
+    """Of a supernet: the search space."""
+
+
+class Asked(TypedDict):
+    """The options of a `heat build`; it is continued with the same ones only."""
+
+    data: str
+    target_fps: float
+    device: str
+    runtime: str
+    threads: int
+    precision: str
+    minutes: float
+    asked_space: str | None
+    asked_size: list[int] | None
+    output_stride: int
+    head: str
+
+
+class BuildPlan(Asked):
+    """What `heat build` chose for its options and its minutes."""
+
+    space: Mapping[str, object]
+    input_size: list[int]
+    supernet_epochs: int
+
+
+class SupernetPlan(TypedDict):
+    """Epochs of a build's supernet, fixed when it is first started."""
+
+    epochs: int
+    space: Mapping[str, object]
+
+
+class TrainPlan(TypedDict):
+    """Epochs of a build's final training, fixed when it is first started."""
+
+    epochs: int
+    architecture: Mapping[str, object]
+
+
+Stages = TypedDict(
+    "Stages",
+    {
+        "profile": OnDevice,
+        "pretrain": Result,
+        "supernet": Trained,
+        "thin": OnDevice,
+        "train": Trained,
+        "eval": Result,
+        "export-onnx": Result,
+        "export-openvino": Result,
+        "export-tensorrt": Result,
+        "fleet": Result,
+        "plan": BuildPlan,
+        "supernet-plan": SupernetPlan,
+        "train-plan": TrainPlan,
+        "build": Result,
+    },
+    total=False,
+)
+"""The finished stages of a workspace, by name; each also has the time when it `finished`."""
