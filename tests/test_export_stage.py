@@ -20,7 +20,8 @@ from deploy.parity import compare
 from deploy.quantize import quantize
 from heat.spaces import search_space
 from heat.stages.build import _finished
-from heat.stages.export import Wish, _facts, _promised
+from heat.stages.export import Wish, _facts
+from heat.stages.promise import is_about
 from heat.stages.report import write_report
 from heat.thinning.candidates import Candidate, open_search
 from heat.thinning.judging import judge_of, pixels_digest
@@ -105,13 +106,13 @@ def test_a_gpus_prediction_is_held_against_the_gpu(thinned: Path) -> None:
         need_thinned(workspace), runtime="onnxruntime", precision="f32", threads=1, model=card.model
     )
     architecture = Architecture.load(workspace.architecture)
-    assert _promised(workspace, record, architecture, target, form) == record
-    assert _promised(workspace, record, architecture, replace(target, gpu=None), form) is None
+    assert is_about(workspace, record, architecture, target, form)
+    assert not is_about(workspace, record, architecture, replace(target, gpu=None), form)
     assert _facts(target, form, record, None, record)["device_model"] == card.model
     other = architecture.with_(head="one-to-one")
-    assert _promised(workspace, record, other, target, form) is None
+    assert not is_about(workspace, record, other, target, form)
     classes = architecture.with_(num_classes=architecture.num_classes + 1)
-    assert _promised(workspace, record, classes, target, form) == record
+    assert is_about(workspace, record, classes, target, form)
 
 
 def test_a_searched_global_block_is_used_on_a_gpu(tmp_path: Path) -> None:

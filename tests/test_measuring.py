@@ -118,7 +118,6 @@ def test_what_all_jobs_have_in_common_is_taken_out() -> None:
     assert found["c"].spread > 0.5 and found["c"].min_ms == 4.0
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("runtime", "precision"),
     [("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "int8"), ("torch", "f32")],

@@ -10,37 +10,27 @@ from typing import Literal, cast
 import numpy as np
 
 from deploy.build_engine import plan_engine
-from deploy.edge.bench import Speed
 from deploy.edge.card import Facts
 from deploy.export import Exported, export_bundle
 from deploy.form import Form, Format
 from deploy.quantize import CALIBRATION_IMAGES
 from deploy.serving import layout_of, serving_name, write_serving
 from latency_tables.devices import Target
-from latency_tables.probe.timings import NetworkResult
-from latency_tables.store import conditions_of
-from latency_tables.table import LatencyTable
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import PromiseError, UserError
 from supernet.graph.style import Precision
-from supernet.heatdetr.architecture import Architecture
 from supernet.letterbox import Image, letterbox
-from supernet.network import AnyArchitecture
 
 from ..records import Result
-from ..tables import recorded_table
 from ..thinning.judging import images_of, judge_of, pixels_digest, quantized
-from ..thinning.measuring import measure_bundle, warn_if_slower
 from ..thinning.thinned import Thinned, find_thinned
 from ..workspace import Workspace
 from .clusters import bound_clusters, check_attention
-from .network import Change, Which, as_it_is, is_thinned, load_network
+from .network import Change, Which, as_it_is, load_network
 from .profile import warn
+from .promise import Promise, model_of, promise_of
 
 Quantizer = Literal["heat", "nncf"]
-MAX_MEASUREMENTS = 3
-RATIO_BOUNDS = (0.9, 1.1)
-"""Allowed measured / predicted frame rate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,25 +100,16 @@ def export(
     warn(target)
     network, names, training = load_network(workspace, change, wish.network)
     thinned = find_thinned(workspace)
-    size = network.architecture.input_size
     parity_images = images_of(data, images)
     clusters = bound_clusters(network, parity_images)
-    samples: list[Image] = []
+    pixels: list[Image] = []
     if (wish.precision or target.precision) == "int8":
         if data is None and images is None:
             raise UserError("INT8 is calibrated on images: give --data or --images")
-        samples = parity_images
-        if calibration:
-            samples = images_of(calibration, None, CALIBRATION_IMAGES)
-    pixels = [letterbox(image, size)[0] for image in samples]
+        samples = images_of(calibration, None, CALIBRATION_IMAGES) if calibration else parity_images
+        pixels = [letterbox(image, network.architecture.input_size)[0] for image in samples]
     form = wish.form(target, pixels, workspace.root / "tensorrt-timings.cache")
-    promised = _promised(workspace, thinned, network.architecture, target, form)
-    table = _table_of(workspace, promised, target) if promised is not None else None
-    if table is None:
-        promised = None
-    predicted = promised.predicted_fps if promised is not None else None
-    target_fps = promised.target_fps if promised is not None else None
-    setting = replace(target.setting, runtime=form.runtime, precision=form.precision)
+    promise = promise_of(workspace, thinned, network.architecture, target, form)
     judge = judge_of(data, names) if data is not None and training is not None else None
     plan = None
     check_attention(network, form)
@@ -136,24 +117,11 @@ def export(
         assert network.heatdetr is not None, "check_attention refuses INT8 of DETR's family"
         plan = quantized(network.heatdetr, form, pixels, judge, wish.max_ap_drop)
     facts: Facts = {
-        **_facts(target, form, thinned, training, promised),
+        **_facts(target, form, thinned, training, promise.thinned),
         "clusters": clusters,
         "calibration": {"images": len(pixels), "sha256": pixels_digest(pixels)} if pixels else None,
     }
-    broken = ""
-
-    def measure(model: Path) -> Speed:
-        nonlocal broken
-        results: list[NetworkResult] = []
-        for attempt in range(MAX_MEASUREMENTS):
-            speed = measure_bundle(model, network.architecture, setting, table, results)
-            warn_if_slower(speed)
-            broken = broken_promises(speed.fps, predicted, target_fps)
-            if not broken:
-                break
-            print(f"warning: measurement {attempt + 1}: {broken}", file=sys.stderr)
-        return speed
-
+    setting = replace(target.setting, runtime=form.runtime, precision=form.precision)
     done = export_bundle(
         network,
         workspace.bundle(form.format),
@@ -164,7 +132,7 @@ def export(
         plan=plan,
         judge=judge,
         max_ap_drop=wish.max_ap_drop,
-        measure=measure,
+        measure=lambda model: promise.measure(model, network.architecture, setting),
     )
     _print_warnings(form, done, thinned, training)
     served = None
@@ -175,6 +143,22 @@ def export(
     result = {
         "bundle": str(done.folder),
         "serving": str(served) if served else None,
+        **_reported(form, done, promise),
+        "engine": done.card["engine"],
+        "trained": training is not None,
+        "threads": target.threads,
+        "runtime": done.card["runtime"],
+    }
+    workspace.record(f"export-{form.format}", result)
+    if promise.broken:
+        raise PromiseError(f"{promise.broken}; the bundle in {done.folder} states so", result)
+    return result
+
+
+def _reported(form: Form, done: Exported, promise: Promise) -> Result:
+    """Return what was checked, predicted and measured of a bundle."""
+    speed, predicted = done.speed, promise.predicted_fps
+    return {
         "format": form.format,
         "precision": done.card["precision"],
         "executed": done.card["executed"],
@@ -186,20 +170,12 @@ def export(
         "parity_images": done.parity.images,
         "parity_matched": done.parity.matched,
         "predicted_fps": predicted,
-        "target_fps": target_fps,
-        "measured_fps": round(done.speed.fps, 3) if done.speed else None,
-        "measured_fps_best": _fps(done.speed.best_ms) if done.speed else None,
-        "measured_fps_now": _fps(done.speed.p50_ms) if done.speed else None,
-        "ratio": round(done.speed.fps / predicted, 4) if done.speed and predicted else None,
-        "engine": done.card["engine"],
-        "trained": training is not None,
-        "threads": target.threads,
-        "runtime": done.card["runtime"],
+        "target_fps": promise.target_fps,
+        "measured_fps": round(speed.fps, 3) if speed else None,
+        "measured_fps_best": _fps(speed.best_ms) if speed else None,
+        "measured_fps_now": _fps(speed.p50_ms) if speed else None,
+        "ratio": round(speed.fps / predicted, 4) if speed and predicted else None,
     }
-    workspace.record(f"export-{form.format}", result)
-    if broken:
-        raise PromiseError(f"{broken}; the bundle in {done.folder} states so", result)
-    return result
 
 
 def _facts(
@@ -209,7 +185,7 @@ def _facts(
     training: Result | None,
     promised: Thinned | None,
 ) -> Facts:
-    """Return what the card states of training and promises; `promised` as `_promised`."""
+    """Return what the card states of training and promises; `promised` as in `Promise.thinned`."""
     from supernet.version import __version__
 
     return {
@@ -217,7 +193,7 @@ def _facts(
         "spinning": target.spinning,
         "pinning": target.pinning,
         "device": target.name if form.runs_here else None,
-        "device_model": _model(target) if form.runs_here else None,
+        "device_model": model_of(target) if form.runs_here else None,
         "trained": training is not None,
         "training": training,
         "ranked_by": thinned.ranked_by if thinned is not None else None,
@@ -263,61 +239,3 @@ def _thinned_for(thinned: Thinned) -> Result:
         "source": thinned.source,
         "measured_there": thinned.here,
     }
-
-
-def broken_promises(fps: float, predicted: float | None, target_fps: float | None) -> str:
-    """Return which promise a measured frame rate breaks, or an empty string."""
-    if target_fps is not None and fps < target_fps:
-        return f"{fps:.2f} FPS measured, target {target_fps:g}: run heat thin again"
-    if predicted is not None and not RATIO_BOUNDS[0] <= fps / predicted <= RATIO_BOUNDS[1]:
-        return (
-            f"{fps:.2f} FPS measured, {predicted:.2f} predicted (ratio {fps / predicted:.3f}, "
-            f"allowed {RATIO_BOUNDS[0]} to {RATIO_BOUNDS[1]}): run heat thin again"
-        )
-    return ""
-
-
-def _model(target: Target) -> str:
-    """Return the model of what executes: the GPU's where there is one, as in latency tables."""
-    return target.gpu.model if target.gpu is not None else target.detected.model
-
-
-def _table_of(workspace: Workspace, thinned: Thinned, target: Target) -> LatencyTable | None:
-    """Return the table that was thinned by; None, and a warning, where it is not of this machine.
-
-    Another version of the runtime, or other cores, would pass for a slow state of the same machine.
-    """
-    table = recorded_table(workspace, thinned.table)
-    here = conditions_of(target, table.conditions.input_size)
-    different = replace(here, device=table.conditions.device).differences(table.conditions)
-    if not different:
-        return table
-    print(
-        f"warning: the table that was thinned by is of other conditions ({different}): its "
-        "prediction is not compared; heat thin measures anew",
-        file=sys.stderr,
-    )
-    return None
-
-
-def _promised(
-    workspace: Workspace,
-    thinned: Thinned | None,
-    architecture: AnyArchitecture,
-    target: Target,
-    form: Form,
-) -> Thinned | None:
-    """Return the thinning's result if its prediction is about this network and how it is run."""
-    if (
-        thinned is not None
-        and architecture.family == "heatdetr"
-        and not (form.raw or form.dynamic_batch)
-        and form.runs_here
-        and (thinned.runtime, thinned.threads) == (form.runtime, target.threads)
-        and thinned.precision == form.precision
-        and thinned.model == _model(target)
-        and workspace.architecture.exists()
-        and is_thinned(architecture, Architecture.load(workspace.architecture))
-    ):
-        return thinned
-    return None
