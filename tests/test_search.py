@@ -158,6 +158,15 @@ def test_out_of_reach_is_said_and_the_floor_was_measured() -> None:
     assert found.state.widths == (32, 32, 32, 32)
 
 
+@pytest.mark.parametrize(("above", "out_of_reach"), [(1.005, False), (1.1, True)])
+def test_a_floor_within_the_error_of_measuring_is_not_out_of_reach(
+    above: float, out_of_reach: bool
+) -> None:
+    """The smallest network runs at 71.43 FPS: a target just above may still be kept."""
+    found = settle(chain_of(), [goal(Limits(target_fps=above * 1000.0 / 14.0))])
+    assert found.broken and found.at_floor == out_of_reach
+
+
 def test_a_floor_that_only_the_table_claims_is_not_believed() -> None:
     """Every network is predicted six times too slow; the smallest is measured, and corrects it."""
     found = settle(chain_of(), [goal(Limits(target_fps=24.0), wrong_by=6.0)])

@@ -8,7 +8,7 @@ is the floor.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .limits import Cost, Limits, Pricer
 from .moves import Move, State
@@ -20,6 +20,8 @@ STEADY = 0.0125
 """Share by which a measurement repeats; a network this near an edge is taken only at the end."""
 PATIENCE = 5
 """Measurements after which half of that is enough: on a disturbed machine they repeat no better."""
+SURE_SDS = 2.0
+"""Standard deviations by which the smallest network must miss a target that is out of reach."""
 MAX_MEASUREMENTS = 12
 MAX_MARGIN = 0.1
 """Largest share that a table's error may add to a target that cannot be measured."""
@@ -60,6 +62,8 @@ class Settled:
     """What was measured on each device, None where it is not at hand."""
     broken: list[str] = field(default_factory=list)
     """Limits that are not kept, as measured, or as predicted where nothing could be."""
+    surely_broken: bool = False
+    """Whether a limit is broken by more than the uncertainty of the measurement."""
     at_floor: bool = False
     """The limits are out of reach: this is the smallest network of the space, and it breaks them.
 
@@ -86,7 +90,7 @@ def settle(chain: Chain, goals: Sequence[Goal]) -> Settled:
             return found
         _measure(found, goals)
         tried[found.state] = found
-        if smallest and found.broken:
+        if smallest and found.surely_broken:
             found.at_floor, floor = True, found
         if best is None or _better(found, best):
             best = found
@@ -183,8 +187,10 @@ def _measure(found: Settled, goals: Sequence[Goal]) -> None:
         predicted = goal.predict(found.state)
         measured = goal.measure(found.state) if goal.measure else None
         found.measured.append(measured)
-        found.broken += goal.limits.broken(measured or predicted)
-        load = max(load, goal.limits.load(measured or predicted))
+        cost = measured or predicted
+        found.broken += goal.limits.broken(cost)
+        found.surely_broken |= bool(goal.limits.broken(_at_best(cost)))
+        load = max(load, goal.limits.load(cost))
         if measured is not None:
             goal.prices.correct(found.state, measured)
             print(
@@ -193,6 +199,12 @@ def _measure(found: Settled, goals: Sequence[Goal]) -> None:
                 file=sys.stderr,
             )
     found.speedup = 1.0 / load
+
+
+def _at_best(cost: Cost) -> Cost:
+    """Return a cost whose speed is higher by as much as its measurement may be wrong."""
+    room = 1 + max(STEADY, SURE_SDS * cost.sd)
+    return replace(cost, fps=cost.fps * room, p50_ms=cost.p50_ms / room, p95_ms=cost.p95_ms / room)
 
 
 def _better(found: Settled, best: Settled) -> bool:
