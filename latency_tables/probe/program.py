@@ -42,7 +42,6 @@ class Pack:
     """The zip archive that the probe runs from, with the manifest and the models."""
 
     def __init__(self, path: Path) -> None:
-        """Open the archive and read its manifest."""
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)

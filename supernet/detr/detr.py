@@ -200,7 +200,6 @@ class Detr(Host):
     """DETR with learned object queries and heads shared by the decoder layers."""
 
     def __init__(self, architecture: DetrArchitecture) -> None:
-        """Build a network with fresh weights."""
         super().__init__(architecture)
         a = architecture
         self.transformer["decoder"] = Decoder(

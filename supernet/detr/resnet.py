@@ -29,7 +29,6 @@ class FrozenNorm(nn.Module):
     eps = 1e-5
 
     def __init__(self, channels: int) -> None:
-        """Start as the identity."""
         super().__init__()
         for name in ("weight", "running_var"):
             self.register_buffer(name, torch.ones(channels))

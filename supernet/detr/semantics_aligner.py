@@ -26,7 +26,6 @@ class AddedAttention(nn.Module):
     """Self-attention of queries with projections of its own for contents and for positions."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
-        """Build the projections."""
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.q_content, self.q_position = nn.Linear(width, width), nn.Linear(width, width)
@@ -64,7 +63,6 @@ class PointAttention(nn.Module):
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
-        """Build the projections."""
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.q_content, self.q_position = nn.Linear(width, width), nn.Linear(width, width)

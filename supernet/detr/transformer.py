@@ -23,7 +23,6 @@ class MultiheadAttention(nn.Module):
     def __init__(
         self, width: int, heads: int, core: Attention | None = None, dropout: float = 0.0
     ) -> None:
-        """Build the projections."""
         super().__init__()
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
@@ -89,7 +88,6 @@ class FeedForward(nn.Module):
     """The layers `linear1`, `linear2` of a transformer layer, as a base that adds them."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
-        """Build both layers."""
         super().__init__()
         self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
@@ -166,7 +164,6 @@ class Encoder(nn.Module):
     def __init__(
         self, width: int, heads: int, hidden: int, dropout: float, cores: Sequence[Attention]
     ) -> None:
-        """Build a layer around each core."""
         super().__init__()
         self.layers = nn.ModuleList(
             EncoderLayer(width, heads, hidden, dropout, core) for core in cores
@@ -190,7 +187,6 @@ class Decoder(nn.Module):
     """A stack of decoder layers, whose results share a last norm."""
 
     def __init__(self, layers: int, width: int, heads: int, hidden: int, dropout: float) -> None:
-        """Build the layers and the last norm."""
         super().__init__()
         self.layers = nn.ModuleList(
             DecoderLayer(width, heads, hidden, dropout) for _ in range(layers)
@@ -226,7 +222,6 @@ class Mlp(nn.Module):
     """Linear layers with ReLU between them."""
 
     def __init__(self, *widths: int) -> None:
-        """Build a layer between each two widths."""
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 

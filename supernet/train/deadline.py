@@ -25,7 +25,6 @@ class Deadline:
     """Times the steps of a training."""
 
     def __init__(self, budget: Budget, steps_an_epoch: int) -> None:
-        """Start the clock."""
         self.budget, self.steps_an_epoch = budget, steps_an_epoch
         self._end = monotonic() + budget.seconds
         self._reported = False

@@ -50,7 +50,6 @@ class OtherLoad:
     """Watches how many of the cores this process may use are kept busy by others."""
 
     def __init__(self) -> None:
-        """Start to watch."""
         self._last = _counters()
 
     @property

@@ -37,7 +37,6 @@ class Fuse(nn.Module):
     """SAM's joint: `up(coarse) + ConvBN3x3(fine)`."""
 
     def __init__(self, d_fine: int, d: int) -> None:
-        """Build the convolution of the fine map."""
         super().__init__()
         self.align = ConvBN(d_fine, d, 3)
 
@@ -56,7 +55,6 @@ class Lateral(nn.Module):
     """1x1 projection to SCM's width, after a pool where the map is twice too fine."""
 
     def __init__(self, d_in: int, d_out: int, pool: bool) -> None:
-        """Build the projection."""
         super().__init__()
         self.pool = pool
         self.conv = ConvBN(d_in, d_out)
@@ -74,7 +72,6 @@ class PoolFFN(nn.Module):
     """SCM's step: `i + FFN(i) + other`, with `i` pooled first where needed (Eq. 5)."""
 
     def __init__(self, d: int, pool: bool) -> None:
-        """Build the FFN."""
         super().__init__()
         self.pool = pool
         self.ffn = FeedForward(d)
@@ -106,7 +103,6 @@ class TaskSplit(nn.Module):
     """TCM's first half: widen to 2C, T1's global blocks, split into classes and regression."""
 
     def __init__(self, d: int, blocks: int, block: Callable[[int], nn.Module]) -> None:
-        """Build the widening and the blocks of width 2d."""
         super().__init__()
         self.widen = ConvBN(d, 2 * d)
         self.act = Gelu()

@@ -128,7 +128,6 @@ class EnactBlock(WindowedBlock):
     core: EnactAttention
 
     def __init__(self, d: int, window: int = WINDOW) -> None:
-        """Build the block."""
         super().__init__(d)
         self.core = EnactAttention(d, window)
 
@@ -137,7 +136,6 @@ class PoolBlock(WindowedBlock):
     """Average pooling over windows."""
 
     def __init__(self, d: int, window: int = WINDOW) -> None:
-        """Build the block."""
         super().__init__(d)
         self.core = PoolAttention(window)
 

@@ -24,7 +24,6 @@ class Head(nn.Module):
     """
 
     def __init__(self, d: int, num_anchors: int, num_classes: int) -> None:
-        """Build the three convolutions."""
         super().__init__()
         self.num_anchors, self.num_classes = num_anchors, num_classes
         self.cls = nn.Conv2d(d, num_anchors * num_classes, 3, padding=1)

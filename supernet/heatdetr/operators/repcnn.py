@@ -17,7 +17,6 @@ class RepCNN(nn.Module):
     """`ReLU(BN(conv3x3(x)) + BN(conv1x1(x)) + BN(x))`, width and stride kept."""
 
     def __init__(self, d: int) -> None:
-        """Build the three branches."""
         super().__init__()
         self.conv3 = ConvBN(d, d, 3)
         self.conv1 = ConvBN(d, d, 1)
@@ -42,7 +41,6 @@ class ConvRelu(nn.Module):
     """A folded convolution and ReLU."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        """Take the folded convolution."""
         super().__init__()
         self.conv = conv
 
@@ -59,7 +57,6 @@ class RepCNNUnit(nn.Module):
     """RepCNN as a table entry."""
 
     def __init__(self, d: int) -> None:
-        """Build the block."""
         super().__init__()
         self.block: nn.Module = RepCNN(d)
 

@@ -18,7 +18,6 @@ class Stem(nn.Module):
     """Three 3x3 convolutions of stride 2, ReLU after the first two: image to stride 8."""
 
     def __init__(self, d: int) -> None:
-        """Build the stem for stage width d."""
         super().__init__()
         self.conv1 = ConvBN(3, d // 2, 3, 2)
         self.conv2 = ConvBN(d // 2, d, 3, 2)
@@ -40,7 +39,6 @@ class Down(nn.Module):
     """ConvBN3x3 of stride 2."""
 
     def __init__(self, d_in: int, d_out: int) -> None:
-        """Build the convolution."""
         super().__init__()
         self.conv = ConvBN(d_in, d_out, 3, 2)
 
