@@ -9,7 +9,7 @@ PROCESSES ?= 2
 
 .PHONY: demo test check format clean
 
-demo: $(VENV)/.installed  ## the whole pipeline on drawn shapes, to a target FPS on this CPU
+demo: $(VENV)/.installed  ## the whole pipeline on synthetic shapes, to a target FPS on this CPU
 	@test -d $(DEMO)/shapes || $(BIN)/heat data shapes $(DEMO)/shapes > /dev/null
 	$(BIN)/heat build --data $(DEMO)/shapes --target-fps 100 --threads 1 --minutes 5 \
 		--out $(DEMO)/run > $(DEMO)/result.json
