@@ -1,4 +1,4 @@
-"""AP curves of DETR, SAM-DETR and their ACT and ENACT variants, trained from scratch alike.
+"""AP curves of DETR, SAM-DETR and their ACT and ENACT variants, all trained from scratch.
 
     python benchmarks/detr_family.py --data DIR --work DIR --epochs 60 --name bccd
 

@@ -1,4 +1,4 @@
-"""Latency and AP of INT8: a trained network in f32 and INT8, timed in turns, scored alike.
+"""Latency and AP of INT8: a trained network in f32 and INT8, in turns and by one evaluator.
 
     heat train --data DIR --architecture medium --input-size 448x448 --out RUN
     python benchmarks/int8.py --run RUN --data DIR --runtime openvino --name medium-bccd

@@ -1,4 +1,4 @@
-"""Predicted latency of a network on a device, for search, prediction, checks and report alike.
+"""Predicted latency of a network on a device, for search, prediction, checks and report.
 
 A machine's speed varies. A table keeps the states that the machine was in while it was measured
 (`LatencyTable.history`), and a network's latency has a distribution over them: each family of

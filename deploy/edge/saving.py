@@ -111,7 +111,7 @@ def outputs_of(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 def recordings_of(sources: Sequence[str], folder: Path) -> dict[str, Path]:
-    """Return a path for each video's recording, without suffix, no two alike."""
+    """Return a path for each video's recording, without suffix, all different."""
     files = [Path(source) for source in sources if not is_live(source)]
     check_folder(folder, files)
     taken = {os.path.realpath(path) for path in files}

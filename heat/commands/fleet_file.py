@@ -9,7 +9,7 @@ from supernet.errors import DeviceError, TableError, UserError
 from supernet.heatdetr.input_size import parse_size
 
 from ..thinning.ceiling import refuse_impossible
-from ..thinning.limits import Limits, Percentile
+from ..thinning.limits import DEFAULT_PERCENTILE, Limits, Percentile
 from ..workspace import Workspace
 from .candidates import find_candidates, precisions
 from .options import RuntimeName
@@ -97,7 +97,7 @@ def _limits(values: MemberTable) -> Limits:
     return Limits(
         target_fps=values.get("target_fps"),
         max_latency_ms=values.get("max_latency_ms"),
-        percentile=values.get("percentile", "p50"),
+        percentile=values.get("percentile", DEFAULT_PERCENTILE),
         max_memory_mb=values.get("max_memory_mb"),
         max_size_mb=values.get("max_size_mb"),
     )

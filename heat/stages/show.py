@@ -66,12 +66,12 @@ def show_device(workspace: Workspace, device: str) -> Result:
             f"no table of {device} in {workspace.tables}: heat profile makes one; this machine's "
             f"tables are called {slug}"
         )
-    pictures: list[str] = []
+    figures: list[str] = []
     stacks: dict[str, dict[str, float]] = {}
     for path, table in tables.items():
         show_blocks(table)
         picture = workspace.root / "pictures" / f"{path.stem}.svg"
-        pictures.append(str(draw_table(table, picture)))
+        figures.append(str(draw_table(table, picture)))
     if device == detect_cpu().slug or _is_here(device):
         settings = {table.conditions.setting for table in tables.values() if not table.estimated}
         for setting in sorted(settings, key=str):
@@ -80,11 +80,11 @@ def show_device(workspace: Workspace, device: str) -> Result:
             show_stacks(ms, name)
             picture = workspace.root / "pictures" / f"{device}-{name}-figure2.svg"
             title = f"{detect_cpu().model}, {name}: width 192, 28x28"
-            pictures.append(str(draw_stacks(ms, title, picture)))
+            figures.append(str(draw_stacks(ms, title, picture)))
             stacks[name] = {stack: round(1000 / time, 1) for stack, time in ms.items()}
-    for file in pictures:
+    for file in figures:
         print(f"figure: {file}", file=sys.stderr)
-    return {"device": device, "pictures": pictures, "stacks": stacks}
+    return {"device": device, "pictures": figures, "stacks": stacks}
 
 
 def _is_here(device: str) -> bool:

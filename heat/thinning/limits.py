@@ -15,6 +15,7 @@ from supernet.heatdetr.supernet import SearchSpace
 from .moves import Logits, State
 
 Percentile = Literal["p50", "p95"]
+DEFAULT_PERCENTILE: Percentile = "p50"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Limits:
     """Frames per second, batch 1."""
     max_latency_ms: float | None = None
     """Milliseconds at `percentile`, batch 1."""
-    percentile: Percentile = "p50"
+    percentile: Percentile = DEFAULT_PERCENTILE
     max_memory_mb: float | None = None
     """Peak resident memory of the process that runs it, MiB."""
     max_size_mb: float | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .machine import Disturbance
 from .measure import Round, Timing
-from .records import BatchRecord, NetworkRecord, RoundRecord, TimingRecord
+from .records import BatchRecord, Measured, NetworkRecord, RoundRecord, TimingRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +59,7 @@ def batch_to_json(result: BatchResult) -> BatchRecord:
 
 def batch_from_json(record: BatchRecord) -> BatchResult:
     """Read the result of `batch_to_json`."""
-    return BatchResult(
-        timings_from_json(record["timings"]),
-        timings_from_json(record["references"]),
-        _rounds_from_json(record["rounds"]),
-        Disturbance(**record["disturbance"]),
-        record["load_s"],
-        record["time_s"],
-    )
+    return BatchResult(timings_from_json(record["timings"]), *_shared_from_json(record))
 
 
 def network_to_json(result: NetworkResult) -> NetworkRecord:
@@ -83,14 +76,7 @@ def network_to_json(result: NetworkResult) -> NetworkRecord:
 
 def network_from_json(record: NetworkRecord) -> NetworkResult:
     """Read the result of `network_to_json`."""
-    return NetworkResult(
-        Timing(**record["timing"]),
-        timings_from_json(record["references"]),
-        _rounds_from_json(record["rounds"]),
-        Disturbance(**record["disturbance"]),
-        record["load_s"],
-        record["time_s"],
-    )
+    return NetworkResult(Timing(**record["timing"]), *_shared_from_json(record))
 
 
 def timings_to_json(timings: Mapping[str, Timing]) -> dict[str, TimingRecord]:
@@ -107,5 +93,13 @@ def _rounds_to_json(rounds: Sequence[Round]) -> list[RoundRecord]:
     return [(seen.seconds, dict(seen.reference_ms)) for seen in rounds]
 
 
-def _rounds_from_json(rounds: Sequence[RoundRecord]) -> tuple[Round, ...]:
-    return tuple(Round(seconds, reference_ms) for seconds, reference_ms in rounds)
+def _shared_from_json(
+    record: Measured,
+) -> tuple[dict[str, Timing], tuple[Round, ...], Disturbance, float, float]:
+    return (
+        timings_from_json(record["references"]),
+        tuple(Round(seconds, reference_ms) for seconds, reference_ms in record["rounds"]),
+        Disturbance(**record["disturbance"]),
+        record["load_s"],
+        record["time_s"],
+    )
