@@ -1,17 +1,22 @@
 """How wrong are estimated tables? Estimates this machine from its specifications and compares.
 
     python benchmarks/estimate_error.py --tables DIR [DIR ...] [--write]
+    python benchmarks/estimate_error.py --published [--write]
 
 DIR hold measured tables of this machine (benchmarks/latency_sum.py --complete --tables DIR makes
 them). Each table is estimated three times: with efficiencies fitted on itself (how well a roofline
 can fit at best), on all other tables (another runtime, precision, size or thread count), and on
 those of other runtimes only. Then few-shot correction: the estimate from the others, corrected by
 10 measured rows. With --write the efficiencies that HEAT ships are fitted on all tables and saved
-with these errors, and the estimated tables are written. The last line is one JSON object.
+with these errors, and the estimated tables are written. With --published the shipped efficiencies
+are kept: only the corrections by published times (`latency_tables/published.py`) are computed, and
+with --write the tables of those devices are written. The last line is one JSON object.
 """
 
 import argparse
+import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +24,26 @@ import numpy as np
 from result import tell
 
 from heat.spaces import search_space
-from latency_tables.devices import Figures, declared, find_device
-from latency_tables.estimate import (
-    Efficiencies,
-    corrected,
-    entry_errors,
-    estimated_table,
-    spread_entries,
-)
+from latency_tables.device_file import Figures, find_device
+from latency_tables.devices import declared
+from latency_tables.estimate import corrected, entry_errors, estimated_table, spread_entries
 from latency_tables.networks import random_architecture
 from latency_tables.plan import space_entries
+from latency_tables.published import correction_for, roofline_ms
+from latency_tables.roofline import Efficiencies
 from latency_tables.store import SHIPPED
 from latency_tables.table import LatencyTable
-from latency_tables.table_file import read_table
-from supernet.heatdetr.architecture import preset
+from latency_tables.table_file import read_table, write_table
 
 RESULT = Path(__file__).parent / "results" / "estimate-error.json"
 FEW = 10
 SHIPPED_DEVICES = ("v100", "gtx-1080ti", "cpu-i7", "cpu-i7-dual")
-PAPER_V100_FPS = {"tiny": 25.2, "small": 24.3, "medium": 23.5, "large": 20.5}
-"""The paper's Table 3, 800x1333, batch 1."""
+PUBLISHED_SETTINGS = (
+    ("v100", "torch", "f32"),
+    ("v100", "tensorrt", "f16"),
+    ("gtx-1080ti", "tensorrt", "f32"),
+)
+"""Device, runtime and precision for which whole networks were timed by others."""
 
 
 def estimate_like(table: LatencyTable, figures: Figures, fitted: Efficiencies) -> LatencyTable:
@@ -85,17 +90,28 @@ def few_shot(estimate: LatencyTable, table: LatencyTable) -> dict[str, float]:
     return judge(better, table)
 
 
-def paper_check(efficiencies: Efficiencies) -> dict[str, Any]:
-    """Estimate the paper's four networks on its V100 and compare with its frame rates."""
-    target = declared("v100", precision="f32")
+def published_checks(efficiencies: Efficiencies) -> dict[str, Any]:
+    """Return how published times correct the estimates, and predict each other."""
     found = {}
-    for name, paper in PAPER_V100_FPS.items():
-        network = preset(name, input_size=(800, 1344), global_block="oa")
-        entries = network.entries().values()
-        table = estimated_table(target, (800, 1344), entries, efficiencies)
-        fps = 1000.0 / table.predict_ms(network)
-        found[name] = {"paper_fps": paper, "estimated_fps": round(fps, 1)}
+    for device, runtime, precision in PUBLISHED_SETTINGS:
+        target = declared(device, runtime=runtime, precision=precision)
+        assert target.device.figures is not None
+        plain = {
+            point.network: round(roofline_ms(point, target.device.figures, efficiencies), 3)
+            for point in target.device.published
+            if point.precision == precision
+        }
+        correction = correction_for(target, target.device.figures, efficiencies)
+        found[f"{device} {runtime} {precision}"] = {"uncorrected_ms": plain, **correction.facts()}
     return found
+
+
+def write_estimates(efficiencies: Efficiencies, devices: Iterable[str]) -> None:
+    """Write the estimated tables that HEAT ships."""
+    space = search_space("large", input_size=(448, 448), num_classes=80)
+    every = space_entries(space.template, space.widths, oa=True)
+    for name in sorted(devices):
+        write_table(estimated_table(declared(name), (448, 448), every, efficiencies), SHIPPED)
 
 
 def main() -> None:
@@ -103,7 +119,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", type=Path, nargs="+", default=[SHIPPED])
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--published", action="store_true")
     options = parser.parse_args()
+    if options.published:
+        shipped = Efficiencies.load()
+        result = {**json.loads(RESULT.read_text()), "published": published_checks(shipped)}
+        if options.write:
+            write_estimates(shipped, {device for device, _, _ in PUBLISHED_SETTINGS})
+        tell(result, RESULT if options.write else None)
+        return
     paths = [path for folder in options.tables for path in sorted(folder.glob("*.csv"))]
     tables = [table for table in map(read_table, paths) if not table.estimated]
     known = []
@@ -144,30 +168,22 @@ def main() -> None:
         )
     }
     efficiencies = Efficiencies.fit(known)
-    paper = paper_check(efficiencies)
-    ratios = [check["estimated_fps"] / check["paper_fps"] for check in paper.values()]
     error = {
         "other_setting": summary["fitted_on_others"]["network_median"],
         "other_runtime": summary["fitted_on_other_runtimes"]["network_median"],
         "few_shot_10": summary["few_shot_other_runtimes"]["network_median"],
         "note": "median error of whole networks, this machine's tables estimated from others of "
         "the same machine; no second machine was at hand, so the error on another is not known",
-        "v100_fps_over_paper": [round(min(ratios), 2), round(max(ratios), 2)],
-        "v100_note": "estimated f32 FPS of the paper's four networks over the FPS it states, which "
-        "were measured in PyTorch",
     }
     shipped = Efficiencies(efficiencies.coefficients, efficiencies.fitted_on, error)
     result = {
         "summary": summary,
         "tables": found,
-        "paper_v100": paper,
+        "published": published_checks(efficiencies),
     }
     if options.write:
         shipped.save()
-        space = search_space("large", input_size=(448, 448), num_classes=80)
-        every = space_entries(space.template, space.widths, oa=True)
-        for name in SHIPPED_DEVICES:
-            estimated_table(declared(name), (448, 448), every, shipped).save(SHIPPED)
+        write_estimates(shipped, SHIPPED_DEVICES)
     tell(result, RESULT if options.write else None)
 
 

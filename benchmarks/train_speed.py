@@ -5,7 +5,8 @@
 
 Runs in the peers' environment (see `peers.py`). A step is forward pass, matching, loss, backward
 pass and AdamW of all weights (transformers freezes the backbone, for pretrained ones), on the same
-images; turns alternate between the networks, and medians count. Both use the autocast that `heat
+images; turns alternate between the networks, and medians count. Peak memory on a GPU includes the
+weights of both. Both use the autocast that `heat
 train --precision auto` chooses; with --precision f32 neither does. Loading is measured separately:
 augmented images per second of one worker process, over the network's. The last line is one JSON
 object; with --name it goes to benchmarks/results/train-speed/.
@@ -99,10 +100,15 @@ def main() -> None:
         optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
         steps[entrant] = stepper(optimizer, partial(loss, network), device, dtype)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
+    peak_mib: dict[str, int] = {}
     for turn in range(options.steps + 1):
         for entrant, step in steps.items():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
             start = time.perf_counter()
             step()
+            if device.type == "cuda":
+                peak_mib[entrant] = round(torch.cuda.max_memory_allocated() / 2**20)
             if turn:  # the first step allocates and compiles
                 seconds[entrant].append(time.perf_counter() - start)
     rates = {name: options.batch_size / statistics.median(times) for name, times in seconds.items()}
@@ -113,6 +119,7 @@ def main() -> None:
         "ratio": round(statistics.median(b / a for a, b in zip(first, second, strict=True)), 3),
         "loaded_images_per_second": round(supply, 1),
         "loading_over_training": round(supply / rates[name], 2),
+        "peak_memory_mib": peak_mib,
         "batch_size": options.batch_size,
         "height": size[0],
         "width": size[1],

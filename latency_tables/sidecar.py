@@ -19,8 +19,6 @@ class EstimateErrors(TypedDict, total=False):
     few_shot_10: float | None
     """The latter, corrected by ten measured rows."""
     note: str
-    v100_fps_over_paper: Sequence[float]
-    v100_note: str
 
 
 class EstimateFacts(TypedDict):
@@ -33,6 +31,25 @@ class EstimateFacts(TypedDict):
     error: EstimateErrors
     not_fitted: dict[str, str]
     """Operators without coefficients of their own, and those whose coefficients were used."""
+    published: NotRequired["PublishedFacts | None"]
+    """Correction by networks that others have timed on the device; None where there are none."""
+
+
+class PublishedFacts(TypedDict):
+    """A `Correction`."""
+
+    factor: float
+    overhead_ms: float
+    """Of a frame, in the rows of `preprocess`."""
+    overhead_of_these_points_ms: float
+    runtime: str
+    """Runtime that the points were timed in, not the one that is estimated."""
+    precision: str
+    points: dict[str, float]
+    """Published milliseconds by network."""
+    leave_one_out: dict[str, float]
+    """Of each point, predicted by the others: predicted / published - 1."""
+    sources: list[str]
 
 
 class Facts(TypedDict, total=False):

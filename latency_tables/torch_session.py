@@ -3,20 +3,22 @@
 Only in a process of HEAT itself: models are modules, not files.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploy.edge.session import Array, Feeds, WallClock
+from deploy.edge.session import Array, Feeds, WallClock, frames_of
 from supernet.boxes import Detections
+from supernet.errors import UserError
 from supernet.heatdetr.operators.decode import Decode
 
+from .cuda_graph import CudaGraph, Recorded, Recorder
 from .probe.setting import Setting
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-CAPTURE_WARMUPS = 3
 
 
 class TorchSession(WallClock):
@@ -25,8 +27,17 @@ class TorchSession(WallClock):
     Decoding is run after the CUDA graph, because its output's size depends on the values.
     """
 
-    def __init__(self, module: Any, setting: Setting) -> None:
-        """Move the module to the setting's device and convert it to its precision."""
+    def __init__(self, module: Any, setting: Setting, record: Recorder | None = None) -> None:
+        """Move the module to the setting's device and convert it to its precision.
+
+        With `record` it is run as recorded work, as it always is on a GPU. Raises `UserError` for a
+        precision that torch has no type for.
+        """
+        if setting.precision not in DTYPES:
+            raise UserError(
+                f"torch runs {', '.join(DTYPES)}, not {setting.precision}: another --precision, or "
+                "another --runtime"
+            )
         self._device = torch.device(setting.device)
         self._dtype = DTYPES[setting.precision]
         torch.set_num_threads(setting.threads)
@@ -37,9 +48,9 @@ class TorchSession(WallClock):
         self._units: nn.ModuleDict = module.units.eval().to(self._device, self._dtype)
         decodes = [unit for unit in self._units.values() if isinstance(unit, Decode)]
         self._decode = decodes[0] if decodes else None
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._inputs: list[Tensor] = []
-        self._outputs: list[Any] = []
+        self._record = CudaGraph if self._device.type == "cuda" else record
+        self._recorded: Recorded | None = None
+        self._places: dict[str, Tensor] = {}
 
     def _call(self, name: str, *values: Any) -> Any:
         if name == "decode":
@@ -48,35 +59,27 @@ class TorchSession(WallClock):
         return self._units[name](*cast)
 
     @torch.inference_mode()
-    def _forward(self, inputs: list[Tensor]) -> list[Any]:
+    def _forward(self, inputs: Sequence[Tensor]) -> list[Any]:
         results = self._net.wire(self._call, *inputs)
         return list(results) if isinstance(results, tuple | list) else [results]
 
-    def _capture(self, inputs: list[Tensor]) -> None:
-        """Record the forward pass as a CUDA graph."""
-        self._inputs = inputs
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(CAPTURE_WARMUPS):
-                self._forward(inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._outputs = self._forward(inputs)
+    @torch.inference_mode()
+    def _ready(self, feeds: Feeds) -> Recorded | None:
+        """Return the recorded work; None where the module is run as it is."""
+        if self._recorded is None and self._record is not None:
+            inputs = [_tensor(array).to(self._device, copy=True) for array in feeds.values()]
+            self._recorded = self._record(self._forward, inputs)
+            self._places = dict(zip(feeds, inputs, strict=True))
+        return self._recorded
 
-    def _execute(self, feeds: Feeds) -> list[Any]:
-        arrays = [torch.from_numpy(np.ascontiguousarray(x)) for x in feeds.values()]
-        if self._device.type == "cuda":
-            if self._graph is None:
-                self._capture([x.to(self._device) for x in arrays])
-            assert self._graph is not None
-            for place, x in zip(self._inputs, arrays, strict=True):
-                place.copy_(x)
-            self._graph.replay()
-            outputs = self._outputs
-        else:
-            outputs = self._forward(arrays)
+    @torch.inference_mode()
+    def _replay(self, recorded: Recorded, feeds: Feeds) -> list[Any]:
+        """Copy inputs to where the recorded work reads them, and run it."""
+        for name, array in feeds.items():
+            self._places[name].copy_(_tensor(array))
+        return self._decoded(recorded.replay())
+
+    def _decoded(self, outputs: list[Any]) -> list[Any]:
         if self._decode is None:
             return outputs
         logits, deltas = (x.float() for x in outputs)
@@ -85,27 +88,36 @@ class TorchSession(WallClock):
 
     def run(self, inputs: Feeds) -> list[Array]:
         """Execute once; outputs as numpy arrays."""
-        outputs = self._execute(inputs)
+        recorded = self._ready(inputs)
+        if recorded is None:
+            outputs = self._decoded(self._forward([_tensor(array) for array in inputs.values()]))
+        else:
+            outputs = self._replay(recorded, inputs)
         return [x.float().cpu().numpy() if x.is_floating_point() else x.cpu().numpy()
                 for x in outputs]  # fmt: skip
 
     def timed(self, inputs: Feeds) -> float:
-        """Execute once and return milliseconds; on a GPU by CUDA events, input copies included."""
+        """Execute once and return milliseconds; on a GPU by CUDA events, copies of images included.
+
+        Feature maps are on the GPU already, as they were in the last `run`.
+        """
         if self._device.type != "cuda":
             return super().timed(inputs)
+        recorded = self._ready(inputs)
+        assert recorded is not None
         start, end = (
             torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             for _ in range(2)
         )
         start.record()
-        self._execute(inputs)
+        self._replay(recorded, frames_of(inputs))
         end.record()
         end.synchronize()
         return float(start.elapsed_time(end))
 
     def close(self) -> None:
-        """Drop the CUDA graph and its tensors: torch frees them with the last reference."""
-        self._graph, self._inputs, self._outputs = None, [], []
+        """Drop the recorded work and its tensors: torch frees them with the last reference."""
+        self._recorded, self._places = None, {}
 
     def executed(self, inputs: Feeds) -> dict[str, int]:
         """Return the number of convolutions with weights of each precision."""
@@ -116,3 +128,7 @@ class TorchSession(WallClock):
                 name = names[module.weight.dtype]
                 found[name] = found.get(name, 0) + 1
         return found
+
+
+def _tensor(array: Array) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))

@@ -10,8 +10,9 @@ import pytest
 from heat.stages import doctor
 from heat.stages.doctor import Finding, examine, graphics, processor, show, telemetry
 from heat.workspace import Workspace
-from latency_tables import devices
-from latency_tables.devices import find_device, load_devices, resolve
+from latency_tables import device_file
+from latency_tables.device_file import find_device, load_devices
+from latency_tables.devices import resolve
 from latency_tables.probe.machine import Detected, Gpu, detect_cpu
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable, Row
@@ -118,7 +119,7 @@ def test_a_table_named_after_a_device_file_is_of_this_machine(
     )
     other = replace(mine, name="your-box", pattern="^no such model$")
     known = {**load_devices(), "my-box": mine, "your-box": other}
-    for module in (doctor, devices):
+    for module in (doctor, device_file):
         monkeypatch.setattr(module, "load_devices", lambda: known)
     here = conditions_of(resolve("my-box", runtime="onnxruntime", threads=1), (128, 192))
     assert here.device == "my-box"

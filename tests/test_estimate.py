@@ -5,21 +5,16 @@ from pathlib import Path
 import pytest
 
 from heat.stages.estimate import leave_one_out
-from latency_tables.devices import Figures, declared, find_device
-from latency_tables.estimate import (
-    Efficiencies,
-    corrected,
-    entry_errors,
-    estimated_table,
-    ideal_parts,
-    node_count,
-    spread_entries,
-)
+from latency_tables.device_file import Figures, find_device, load_device
+from latency_tables.devices import declared
+from latency_tables.estimate import corrected, entry_errors, estimated_table, spread_entries
 from latency_tables.plan import space_entries
+from latency_tables.published import correction_for
+from latency_tables.roofline import Efficiencies, ideal_parts, node_count
 from latency_tables.store import SHIPPED
 from latency_tables.table_file import read_table, write_table
 from supernet.errors import DeviceError, TableError
-from supernet.heatdetr.architecture import GLOBAL_KINDS, Architecture, GlobalBlock, HeadKind
+from supernet.heatdetr.architecture import GLOBAL_KINDS, Architecture, GlobalBlock, HeadKind, preset
 from supernet.heatdetr.operators.entries import Entry
 from tests.command_line import run
 
@@ -88,6 +83,59 @@ def test_few_measured_rows_correct_an_estimate() -> None:
     assert on < off
     with pytest.raises(TableError, match="no measured row"):
         corrected(guess, {})
+
+
+def test_the_papers_frame_rates_predict_each_other() -> None:
+    """Table 2: 25.2, 24.3, 23.5 and 20.5 FPS, DETR-R50 24, on a V100 in torch."""
+    target = declared("v100", runtime="torch", precision="f32")
+    assert target.device.figures is not None
+    found = correction_for(target, target.device.figures, Efficiencies.load())
+    assert len(found.points) == 5 and max(map(abs, found.errors)) < 0.05
+    assert 0.5 < found.factor < 2 and 15 < found.overhead_ms < 35
+    network = preset("large", input_size=(800, 1344), global_block="oa")
+    entries = network.entries().values()
+    table = estimated_table(target, (800, 1344), entries, Efficiencies.load())
+    assert 1000 / table.predict_ms(network) == pytest.approx(20.5, rel=0.03)
+    facts = table.facts["estimate"]["published"]
+    assert facts is not None and "Table 2" in facts["sources"][0] and len(facts["points"]) == 5
+
+
+def test_another_runtimes_overhead_is_not_taken_over() -> None:
+    """Published times of torch say how fast the GPU computes, not what TensorRT costs a frame."""
+    efficiencies = Efficiencies.load()
+    torch_f32 = declared("v100", runtime="torch", precision="f32")
+    trt_f32 = declared("v100", runtime="tensorrt", precision="f32")
+    trt_f16 = declared("v100")
+    figures_v100 = torch_f32.device.figures
+    assert figures_v100 is not None
+    own, other, half = (
+        correction_for(target, figures_v100, efficiencies)
+        for target in (torch_f32, trt_f32, trt_f16)
+    )
+    assert other.factor == own.factor and other.overhead_ms == 0 < own.overhead_ms
+    assert {point.runtime for point in half.points} == {"tensorrt"}
+    nothing = correction_for(declared("cpu-i7"), figures(), efficiencies)
+    assert (nothing.factor, nothing.overhead_ms, nothing.facts()) == (1.0, 0.0, None)
+    frame, conv = Entry("preprocess", 1, 3, 3, 8, 8), Entry("repcnn", 8, 32, 32, 8, 8)
+    assert own.ms(frame, 1.0) == own.factor + own.overhead_ms and own.ms(conv, 1.0) == own.factor
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("fps = 3", "unknown key 'fps'"), ("", "source missing"), ("source = 'x'", None)],
+)
+def test_published_times_of_a_device_file(line: str, message: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "box.toml"
+    path.write_text(
+        "title='x'\nkind='cpu'\nruntime='onnxruntime'\nprecision='f32'\n"
+        f"[[published]]\nnetwork='n'\nms=1.0\nruntime='torch'\nprecision='f32'\n{line}\n"
+    )
+    if message is None:
+        (point,) = load_device(path).published
+        assert (point.network, point.ms, point.batch) == ("n", 1.0, 1)
+        return
+    with pytest.raises(DeviceError, match=message):
+        load_device(path)
 
 
 def test_a_device_without_figures_cannot_be_estimated() -> None:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from latency_tables.costs import entry_bytes, size_mb, working_set_mb
-from latency_tables.devices import declared, load_device, load_devices, name_of, resolve
+from latency_tables.device_file import load_device, load_devices
+from latency_tables.devices import declared, name_of, resolve
 from latency_tables.meter import FRESH_COMMAND, DeviceMeter
 from latency_tables.models import ProbeNet, random_network, randomise, write, write_network
 from latency_tables.networks import random_architecture, reference_architecture

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deploy.whole_folder import tidy
@@ -155,6 +156,9 @@ def test_onnxruntime_on_cuda_is_timed_with_the_upload(monkeypatch: pytest.Monkey
         def bind_cpu_input(self, name: str, array: Any) -> None:
             events.append("upload")
 
+        def bind_ortvalue_input(self, name: str, value: str) -> None:
+            assert (name, value) == ("x0", "cuda")
+
         def bind_output(self, name: str, device: str) -> None:
             pass
 
@@ -178,10 +182,22 @@ def test_onnxruntime_on_cuda_is_timed_with_the_upload(monkeypatch: pytest.Monkey
             events.append("end")
             return 1.0
 
+    class OrtValue:
+        @staticmethod
+        def ortvalue_from_numpy(array: Any, device: str, index: int) -> str:
+            events.append("before")
+            return device
+
+    class Ort:
+        pass
+
+    Ort.OrtValue = OrtValue  # type: ignore[attr-defined]
     session = object.__new__(OnnxRuntimeCudaSession)
     session._session, session._cuda = Session(), Cuda()  # type: ignore[assignment]
-    assert session.timed({"image": None}) == 1.0
-    assert events == ["start", "upload", "run", "end"]
+    session._ort = Ort
+    image, features = np.zeros(2, np.uint8), np.zeros(2, np.float32)
+    assert session.timed({"image": image, "x0": features}) == 1.0
+    assert events == ["before", "start", "upload", "run", "end"]
 
 
 def test_a_session_gives_its_device_memory_back() -> None:

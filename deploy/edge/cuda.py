@@ -5,8 +5,10 @@ Not tested on a GPU: none was available.
 
 import ctypes
 import ctypes.util
+import importlib.util
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from supernet.errors import DeviceError
@@ -31,7 +33,7 @@ class Cuda:
     @staticmethod
     def _load() -> Any:
         found = ctypes.util.find_library("cudart")
-        for name in (*LIBRARIES, *([found] if found else [])):
+        for name in (*LIBRARIES, *([found] if found else []), *_in_packages()):
             try:
                 return ctypes.CDLL(name)
             except OSError:
@@ -120,3 +122,11 @@ class Cuda:
             with suppress(DeviceError):
                 self._do("cudaStreamDestroy", self.stream)
         self.stream = ctypes.c_void_p()
+
+
+def _in_packages() -> list[str]:
+    """Return the CUDA runtime libraries that NVIDIA's Python packages hold, newest first."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    found = (path for folder in folders for path in Path(folder).glob("*/lib/libcudart.so.*"))
+    return sorted(map(str, found), reverse=True)

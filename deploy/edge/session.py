@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol, Self
 
+import numpy as np
 import numpy.typing as npt
 
 from supernet.errors import UserError
@@ -34,6 +35,15 @@ Array = npt.NDArray[Any]
 """Numbers of any type."""
 Feeds = Mapping[str, Array]
 """Inputs of a model by name."""
+
+
+def frames_of(inputs: Feeds) -> Feeds:
+    """Return the inputs that a deployed network is given anew for each frame: the images, uint8.
+
+    The others are feature maps of a probe, which in a network come from the operator before: a
+    runtime on a GPU is timed with them on the device already.
+    """
+    return {name: array for name, array in inputs.items() if array.dtype == np.uint8}
 
 
 class Session(Protocol):

@@ -38,7 +38,7 @@ def describe(what: str = "medium", /, *, input_size: Size = None) -> Result:
 def devices() -> Result:
     """List the devices HEAT knows, and what this machine is."""
     from deploy.edge.session import installed_runtimes
-    from latency_tables.devices import load_devices
+    from latency_tables.device_file import load_devices
     from latency_tables.probe.machine import detect_cpu, detect_gpus
 
     from ..views.tables import list_devices
@@ -59,7 +59,7 @@ def doctor(*, device: DeviceName | None = None, out: Out = DEFAULT) -> Result:
 
     Exits with 2 where something does not work; with --device also what that device needs.
     """
-    from latency_tables.devices import find_device
+    from latency_tables.device_file import find_device
     from supernet.errors import UserError
 
     from ..stages.doctor import examine, show

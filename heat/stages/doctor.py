@@ -23,7 +23,8 @@ from rich.text import Text
 
 from deploy.edge.runtimes import open_session
 from deploy.edge.session import installed_runtimes
-from latency_tables.devices import Device, load_devices, resolve
+from latency_tables.device_file import Device, load_devices
+from latency_tables.devices import resolve
 from latency_tables.probe.machine import (
     Detected,
     Gpu,

@@ -7,18 +7,13 @@ import time
 from pathlib import Path
 
 from latency_tables.devices import Target, resolve
-from latency_tables.estimate import (
-    Efficiencies,
-    corrected,
-    entry_errors,
-    estimated_table,
-    spread_entries,
-)
+from latency_tables.estimate import corrected, entry_errors, estimated_table, spread_entries
 from latency_tables.meter import DeviceMeter
 from latency_tables.pack import probe_version, table_from_results, write_pack
 from latency_tables.plan import Checks, batches_of, space_entries
 from latency_tables.profile import absorb
 from latency_tables.remote import Host
+from latency_tables.roofline import Efficiencies
 from latency_tables.store import empty_table
 from latency_tables.table import LatencyTable
 from supernet.errors import DeviceError
@@ -50,6 +45,7 @@ def estimate_table(
             f"warning: {op} is on no measured table: estimated by the coefficients of {nearest}",
             file=sys.stderr,
         )
+    _say_published(table)
     errors: dict[str, float | None] = {"estimate_error": efficiencies.error.get("other_setting")}
     if few_shot:
         chosen = spread_entries(entries, few_shot)
@@ -72,6 +68,21 @@ def estimate_table(
     with table_lock(workspace, table.conditions):
         done = record(workspace, target, space, table, time.monotonic() - started)
     return workspace.record("profile", {**done, **errors})
+
+
+def _say_published(table: LatencyTable) -> None:
+    """Say which published times corrected the estimate, and how well they agree."""
+    facts = table.facts["estimate"].get("published")
+    if not facts:
+        return
+    worst = max(abs(error) for error in facts["leave_one_out"].values())
+    other = "" if facts["runtime"] == table.conditions.runtime else ", another runtime"
+    print(
+        f"corrected by {len(facts['points'])} networks timed there by others "
+        f"({facts['runtime']} {facts['precision']}{other}): {', '.join(facts['points'])}; each "
+        f"predicted by the rest within {100 * worst:.0f} %",
+        file=sys.stderr,
+    )
 
 
 def _measure(

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from latency_tables.compare import AGREE, compare
-from latency_tables.devices import load_devices
+from latency_tables.device_file import load_devices
 from latency_tables.probe.lock import only_one
 from latency_tables.probe.machine import detect_cpu
 from latency_tables.probe.setting import Setting

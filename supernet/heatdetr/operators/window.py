@@ -83,11 +83,10 @@ def _windows(map_HW: Array) -> Array:
 @lru_cache(maxsize=1)
 def relative_index() -> Tensor:
     """Return the index (dy + 6) * 13 + (dx + 6) into the bias table, [T query, T key]."""
-    axis = torch.arange(WINDOW)
-    y, x = (grid.flatten() for grid in torch.meshgrid(axis, axis, indexing="ij"))
+    y, x = (grid.ravel() for grid in np.indices((WINDOW, WINDOW)))
     dy = y[:, None] - y[None, :] + WINDOW - 1
     dx = x[:, None] - x[None, :] + WINDOW - 1
-    return dy * (2 * WINDOW - 1) + dx
+    return torch.from_numpy(dy * (2 * WINDOW - 1) + dx)  # on the CPU, wherever modules are built
 
 
 class WindowBlock(nn.Module):
@@ -103,6 +102,10 @@ class WindowBlock(nn.Module):
         self.proj = ConvBN(d, d).zero_init()
         self.ffn = FeedForward(d)
         self.drop_path = DropPath()
+        # A CUDA graph holds no copies from the host: index and masks stay on the device.
+        self.index: Tensor
+        self.register_buffer("index", relative_index(), persistent=False)
+        self._masks: dict[object, Tensor] = {}
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
         """Attend in windows, project, feed forward."""
@@ -112,8 +115,20 @@ class WindowBlock(nn.Module):
 
     def position_bias(self) -> Tensor:
         """Return the relative position bias per head."""
-        index = relative_index().to(self.bias.device)
-        return self.bias[index].permute(2, 0, 1)
+        return self.bias[self.index].permute(2, 0, 1)
+
+    def mask(self, height: int, width: int, shift: int, like: Tensor) -> Tensor | None:
+        """Return the additive mask [G, 1, T, T] with the dtype of `like`, on its device."""
+        mask_GTT = attention_mask(height, width, shift)
+        if mask_GTT is None:
+            return None
+        if torch.compiler.is_compiling():
+            return torch.from_numpy(mask_GTT).to(like)[:, None]
+        key = (height, width, shift, like.dtype, like.device)
+        if key not in self._masks:
+            with torch.inference_mode(False):  # it may be used in training later
+                self._masks[key] = torch.from_numpy(mask_GTT).to(like.device, like.dtype)[:, None]
+        return self._masks[key]
 
     def attend(self, qkv_BCHW: Tensor) -> Tensor:
         """Return the attended values [B, D, H, W] of the projected map."""
@@ -130,9 +145,9 @@ class WindowBlock(nn.Module):
         x = x.reshape(B, rows * columns, N, TOKENS, HEAD)
         q, k, v = torch.split(x, [KEY, KEY, VALUE], 4)
         scores = (q * KEY**-0.5) @ k.transpose(3, 4) + self.position_bias()
-        mask = attention_mask(H, W, shift)
-        if mask is not None:
-            scores = scores + torch.from_numpy(mask).to(scores)[:, None]
+        mask_G1TT = self.mask(H, W, shift, scores)
+        if mask_G1TT is not None:
+            scores = scores + mask_G1TT
         out = scores.softmax(-1) @ v
         out = out.view(B, rows, columns, N, WINDOW, WINDOW, VALUE).permute(0, 1, 4, 2, 5, 3, 6)
         out = out.reshape(B, tall, wide, N * VALUE)
