@@ -7,6 +7,7 @@ megabytes; dense kernels take the same time for any values.
 
 import hashlib
 import json
+import math
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -29,12 +30,14 @@ from supernet.heatdetr.supernet import SearchSpace
 from supernet.progress import Progress
 
 from .conditions import Conditions
-from .devices import Target, find_device, name_of
+from .device_file import find_device
+from .devices import Target, name_of
 from .meter import entries_taken, network_taken
 from .models import write, write_network
 from .plan import Checks, batches_of, space_entries
 from .probe import batch, fresh, lock, machine, measure, program, records, setting, timings
 from .probe.machine import Detected, Gpu
+from .probe.measure import Timing
 from .probe.program import RESULTS_FORMAT, read_results
 from .probe.records import Header, Manifest, Plan, Record
 from .probe.setting import Model, Setting, Shapes, key_of
@@ -173,7 +176,7 @@ def read_plan(path: Path) -> Plan:
 
 def _head(found: Sequence[Record], path: Path) -> Header:
     head = found[0] if found else None
-    if head is None or "probe" not in head:
+    if head is None or "probe" not in head or "results_format" not in head or "plan" not in head:
         raise TableError(f"{path} holds no results: run the probe again")
     if head["results_format"] != RESULTS_FORMAT or head["probe"] != probe_version():
         raise TableError(
@@ -186,11 +189,20 @@ def _head(found: Sequence[Record], path: Path) -> Header:
 def table_from_results(path: Path) -> LatencyTable:
     """Return the table of a probe's results file.
 
-    Raises `TableError` where the file is incomplete, or was made by another version of the probe;
-    `DeviceError` where the runtime executed another precision than the plan's.
+    Raises `TableError` where the file is incomplete or damaged, or was made by another version of
+    the probe; `DeviceError` where the runtime executed another precision than the plan's.
     """
     found = read_results(path)
     head = _head(found, path)
+    try:
+        return _table(path, head, found)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+        raise TableError(
+            f"{path} is damaged ({type(error).__name__}: {str(error)[:100]}): run the probe again"
+        ) from None
+
+
+def _table(path: Path, head: Header, found: Sequence[Record]) -> LatencyTable:
     plan = head["plan"]
     asked = Setting(**head["setting"])
     if head["executed"] != asked.precision:
@@ -207,18 +219,29 @@ def table_from_results(path: Path) -> LatencyTable:
             f"{path} holds {len(results)} of {len(batches)} batches and {len(whole)} of "
             f"{len(networks)} networks: start the probe again, it goes on"
         )
+    for result in results.values():
+        _check([*result.timings.values(), *result.references.values()])
     facts: Facts = {"detected": head["machine"], "gpus": head["gpus"]}
     table = LatencyTable(conditions_from(head), facts=facts)
     for index, entries in enumerate(batches):
         absorb(table, entries_taken(entries, results[index]))
     for network, record in zip(networks, whole, strict=True):
-        absorb(table, network_taken(network, network_from_json(record)))
+        timed = network_from_json(record)
+        _check([timed.timing, *timed.references.values()])
+        absorb(table, network_taken(network, timed))
     space = SearchSpace.from_dict(plan["space"], str(path))
     table.refit(space_entries(space.template, space.widths, oa=True) if networks else ())
     peaks = [record["peak_mb"] for record in whole if "peak_mb" in record]
     if peaks:
         set_memory(table, networks, peaks)
     return table
+
+
+def _check(timings: Iterable[Timing]) -> None:
+    """Raise `ValueError` for a time that none can be."""
+    for timing in timings:
+        if not (math.isfinite(timing.ms) and timing.ms > 0 and math.isfinite(timing.interval)):
+            raise ValueError(f"a time of {timing.ms} ms, uncertain by {timing.interval}")
 
 
 def conditions_from(head: Header) -> Conditions:

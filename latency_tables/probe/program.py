@@ -69,7 +69,10 @@ def read_results(path: Path) -> list[Record]:
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         lines = text.splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        found = [json.loads(line) for line in lines if line.endswith("\n")]
+        if not all(isinstance(record, dict) for record in found):
+            raise ValueError("a line is no record")
+        return found
     except (OSError, ValueError):
         raise TableError(f"{path} is no results file: run the probe again") from None
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 from ..atomic import write_text
 from ..errors import UserError
 from ..graph.description import Description
+from .input_size import MAX_SIDE
 from .operators import OPERATORS
 from .operators.entries import Entry, map_sizes
 
@@ -30,6 +31,8 @@ trained to predict each object once."""
 
 WIDTH_STEP = 32
 """Head width; every stage width is a multiple of it (spec section 1)."""
+MAX_WIDTH, MAX_BLOCKS, MAX_CLASSES = 4096, 1000, 1_000_000
+"""More is taken for a damaged file: to build such a network would take all memory."""
 
 LOCAL_OPERATORS = {operator.letter: op for op, operator in OPERATORS.items() if operator.letter}
 """Operators by their letters in local block strings."""
@@ -106,6 +109,15 @@ class Architecture(Description):
             raise UserError(
                 f"--input-size {height}x{width}: height and width must be multiples of 32"
             )
+        for what, found, most in (
+            ("a width", max(self.widths), MAX_WIDTH),
+            ("a side of the input", max(self.input_size), MAX_SIDE),
+            ("blocks", max(self.t1_blocks, self.t2_blocks, *map(len, self.blocks)), MAX_BLOCKS),
+            ("anchor sizes", len(self.anchor_sizes), MAX_BLOCKS),
+            ("classes", self.num_classes, MAX_CLASSES),
+        ):
+            if found > most:
+                raise UserError(f"{what}: {found}, at most {most} can be")
 
     @property
     def num_anchors(self) -> int:

@@ -1,0 +1,389 @@
+"""Broken files for every reader: valid ones, mutated at random but repeatably.
+
+A reader returns a value or raises a `HeatError` of one line; anything else is a finding. Used by
+`test_fuzzing.py` for some thousand cases, and by `benchmarks/fuzz.py` for as many as asked for.
+"""
+
+import contextlib
+import io
+import json
+import math
+import random
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import cv2
+import numpy as np
+
+from deploy.edge.detect import read_card
+from heat.commands.fleet_file import read_fleet
+from heat.thinning.source import load_supernet
+from heat.workspace import Workspace
+from latency_tables.device_file import load_device
+from latency_tables.devices import declared
+from latency_tables.estimate import estimated_table
+from latency_tables.pack import probe_version, table_from_results
+from latency_tables.plan import space_entries
+from latency_tables.probe.setting import REFERENCES, Setting
+from latency_tables.roofline import Efficiencies
+from latency_tables.table_file import read_table, write_table
+from latency_tables.terms import terms
+from supernet.checkpoint import CheckpointInfo, read_info, save_checkpoint
+from supernet.data.coco import load_split
+from supernet.data.shapes import make_shapes
+from supernet.errors import HeatError
+from supernet.graph.style import FORMS_VERSION
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.supernet import SearchSpace
+from supernet.letterbox import read_image
+from supernet.network import read_architecture
+from supernet.train.transfer import read_source
+
+LONGEST_S = 10
+"""Seconds after which a reader hangs."""
+
+STRANGE: tuple[Any, ...] = (
+    None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, -0.0, 0.5, 1e308, math.inf, -math.inf,
+    math.nan, "", " ", "a", "-1", "1e400", "\x00", "\ud800", "../..", "/etc/passwd", "x" * 5000,
+    [], [None], [[]], [[[]]], {}, {"": None}, {"a": {"b": []}},
+)  # fmt: skip
+"""Values that stand where others are expected."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A reader and the valid files that it is fuzzed with."""
+
+    read: Callable[[Path], object]
+    """Given the folder of a case."""
+    write: Callable[[Path], None]
+    """Writes a valid case into an empty folder."""
+    files: tuple[str, ...]
+    """Which of its files are mutated."""
+
+
+def small() -> Architecture:
+    return Architecture(
+        widths=(32, 32, 32, 32), blocks=("R", "S", "W", "R"), t1_blocks=1, t2_blocks=1,
+        num_classes=4, input_size=(64, 96),
+    )  # fmt: skip
+
+
+def write_coco(folder: Path) -> None:
+    make_shapes(folder, train=2, val=1)
+
+
+def write_yolo(folder: Path) -> None:
+    make_shapes(folder, train=2, val=1, labels="yolo")
+
+
+def write_image(suffix: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        ok, data = cv2.imencode(f".{suffix}", pixels)
+        assert ok
+        (folder / f"image.{suffix}").write_bytes(data.tobytes())
+
+    return write
+
+
+def write_estimate(folder: Path) -> None:
+    template = small()
+    entries = space_entries(template, template.widths, oa=False)
+    target = declared("cpu-i7")
+    write_table(estimated_table(target, (64, 96), entries, Efficiencies.load()), folder)
+    for suffix in (".csv", ".json"):
+        (found,) = folder.glob(f"*{suffix}")
+        found.rename(folder / f"table{suffix}")
+
+
+def write_checkpoint(folder: Path) -> None:
+    network = Detector(small())
+    info = CheckpointInfo(
+        kind="detector",
+        description=network.architecture.to_json(),
+        names=("a", "b", "c", "d"),
+        epoch=1,
+        epochs=1,
+        facts={"history": []},
+    )
+    save_checkpoint(folder / "weights.safetensors", network.state_dict(), info)
+
+
+def write_text(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(text, encoding="utf-8") and None
+
+
+FLEET = """
+[camera]
+device = "cpu"
+runtime = "onnxruntime"
+precision = "f32"
+threads = 1
+target_fps = 24
+input_size = "448x448"
+
+[box]
+device = "cpu-i7"
+max_latency_ms = 40.0
+at = "p95"
+"""
+DEVICE = """
+title = "a box"
+kind = "cpu"
+pattern = "Box"
+runtime = "onnxruntime"
+precision = "f32"
+
+[figures]
+source = "none"
+peak_gflops = { f32 = 100.0 }
+bandwidth_gbs = 10.0
+cache_mb = 1.0
+cache_gbs = 20.0
+launch_us = 5.0
+cores = 2
+
+[[published]]
+network = "n"
+ms = 1.0
+runtime = "torch"
+precision = "f32"
+source = "none"
+gmacs = 1.0
+maps_m = 1.0
+weights_m = 1.0
+nodes = 1
+"""
+
+
+def write_results(folder: Path) -> None:
+    """Write the results of a probe as it does; the times are made up."""
+    template = small()
+    space = SearchSpace(template=template, positions=(1, 1, 1, 1))
+    entries = sorted(template.entries().values())[:4]
+    timing = {"ms": 1.0, "min_ms": 0.9, "p95_ms": 1.1, "spread": 0.1, "n": 12, "interval": 0.02}
+    measured = {
+        "references": dict.fromkeys(REFERENCES, timing),
+        "rounds": [[0.1, dict.fromkeys(REFERENCES, 1.0)]] * 3,
+        "disturbance": {"other_load": 0.0, "stolen": 0.0, "throttled": 0, "slowdown": 0.0},
+        "load_s": 0.1,
+        "time_s": 0.1,
+    }
+    setting = Setting(runtime="onnxruntime", precision="f32", threads=1).to_json()
+    plan = {
+        "device": "cpu", "setting": setting, "size": [64, 96], "forms": FORMS_VERSION,
+        "entries": [[asdict(entry) for entry in entries]], "networks": [template.to_dict()],
+        "checks": {}, "space": space.to_dict(),
+    }  # fmt: skip
+    head = {
+        "results_format": 2, "pack": "p", "probe": probe_version(), "plan": plan,
+        "setting": setting, "gpus": [], "runtime_version": "1", "executed": "f32",
+        "machine": {"model": "m", "cores": 1, "quota": None, "governor": "unknown", "flags": [],
+                    "memory_mb": 1},
+    }  # fmt: skip
+    keys = {probe.key for entry in entries for probe in terms(entry)}
+    batch = {"batch": 0, "timings": dict.fromkeys(sorted(keys), timing), **measured}
+    network = {"network": "network0", "timing": timing, "peak_mb": 50.0, **measured}
+    lines = "".join(json.dumps(record) + "\n" for record in (head, batch, network))
+    (folder / "results.jsonl").write_text(lines, encoding="utf-8")
+
+
+CARD = {"format": 1, "names": ["a"], "runtime": "onnxruntime", "precision": "f32", "input": {}}
+
+
+def read_run(folder: Path) -> object:
+    workspace = Workspace(folder)
+    return workspace.stages(), load_supernet(workspace)
+
+
+READERS: Mapping[str, Reader] = {
+    "coco": Reader(
+        lambda folder: load_split(folder, "train"), write_coco,
+        ("annotations/instances_train.json",),
+    ),
+    "yolo": Reader(
+        lambda folder: load_split(folder, "train"), write_yolo,
+        ("data.yaml", "labels/train/train_00000.txt"),
+    ),
+    **{
+        f"image {suffix}": Reader(
+            lambda folder, suffix=suffix: read_image(folder / f"image.{suffix}"),
+            write_image(suffix), (f"image.{suffix}",),
+        )
+        for suffix in ("jpg", "png", "bmp", "tiff", "webp")
+    },
+    "architecture": Reader(
+        lambda folder: read_architecture(
+            (folder / "architecture.json").read_text("utf-8", "replace"), "architecture.json"
+        ),
+        lambda folder: small().save(folder / "architecture.json"), ("architecture.json",),
+    ),
+    "table": Reader(
+        lambda folder: read_table(folder / "table.csv"), write_estimate,
+        ("table.csv", "table.json"),
+    ),
+    "checkpoint": Reader(
+        lambda folder: (
+            read_info(folder / "weights.safetensors"), read_source(folder / "weights.safetensors")
+        ),
+        write_checkpoint, ("weights.safetensors",),
+    ),
+    "card": Reader(read_card, write_text("card.json", json.dumps(CARD)), ("card.json",)),
+    "fleet": Reader(
+        lambda folder: read_fleet(folder / "fleet.toml"), write_text("fleet.toml", FLEET),
+        ("fleet.toml",),
+    ),
+    "device": Reader(
+        lambda folder: load_device(folder / "box.toml"), write_text("box.toml", DEVICE),
+        ("box.toml",),
+    ),
+    "probe results": Reader(
+        lambda folder: table_from_results(folder / "results.jsonl"),
+        write_results, ("results.jsonl",),
+    ),
+    "run": Reader(
+        read_run,
+        write_text("run.json", json.dumps({"format": 1, "stages": {"profile": {"seconds": 1}}})),
+        ("run.json",),
+    ),
+}  # fmt: skip
+"""Every reader of files that a user or another machine hands over, by name."""
+
+
+def mutated(data: bytes, chance: random.Random) -> bytes:
+    """Return a file with one to three changes: of its JSON's values, or of its bytes."""
+    for _ in range(chance.randint(1, 3)):
+        data = (_json_changed if chance.random() < 0.6 else _bytes_changed)(data, chance)
+    return data
+
+
+def _json_changed(data: bytes, chance: random.Random) -> bytes:
+    try:
+        lines = data.decode("utf-8").splitlines() or [""]
+        index = chance.randrange(len(lines)) if len(lines) > 1 else 0
+        many = len(lines) > 1 and lines[0].startswith("{") and lines[0].endswith("}")
+        value = json.loads(lines[index] if many else data)
+    except (ValueError, RecursionError):
+        return _bytes_changed(data, chance)
+    places = list(_places(value))
+    if not places:
+        return json.dumps(chance.choice(STRANGE)).encode()
+    holder, key = chance.choice(places)
+    action = chance.random()
+    if action < 0.2:
+        del holder[key]
+    elif action < 0.3 and isinstance(holder, list):
+        holder.append(holder[key])
+    else:
+        holder[key] = chance.choice(STRANGE)
+    try:
+        text = json.dumps(value)
+    except (ValueError, RecursionError):
+        return data
+    if many:
+        lines[index] = text
+        text = "\n".join(lines) + "\n"
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _places(value: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
+    """Yield every holder and key of a JSON value, at most some levels and items deep."""
+    if depth > 6:
+        return
+    keys: list[Any] = []
+    if isinstance(value, dict):
+        keys = list(value)[:40]
+    elif isinstance(value, list):
+        keys = list(range(min(len(value), 12)))
+    for key in keys:
+        yield value, key
+        yield from _places(value[key], depth + 1)
+
+
+def _bytes_changed(data: bytes, chance: random.Random) -> bytes:
+    at = chance.randrange(len(data) + 1)
+    action = chance.randrange(7)
+    if action == 0:
+        return data[:at]
+    if action == 1:
+        return (
+            data[:at]
+            + bytes(chance.randrange(256) for _ in range(chance.randint(1, 8)))
+            + data[at:]
+        )
+    if action == 2:
+        return data[:at] + data[at + chance.randint(1, 16) :]
+    if action == 3 and data:
+        place = min(at, len(data) - 1)
+        return data[:place] + bytes([data[place] ^ (1 << chance.randrange(8))]) + data[place + 1 :]
+    if action == 4:
+        piece = data[at : at + chance.randint(1, 64)]
+        return data[:at] + piece * chance.randint(1, 20) + data[at:]
+    if action == 5:
+        word = chance.choice(
+            [b"-1", b"99999999999999999999", b"nan", b"1e999", b"\xff\xfe", b"{", b"]"]
+        )
+        return data[:at] + word + data[at:]
+    return b"" if chance.random() < 0.2 else data[at:]
+
+
+@contextlib.contextmanager
+def no_longer_than(seconds: int) -> Iterator[None]:
+    """Raise `TimeoutError` where the block takes longer."""
+
+    def hangs(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def finding(reader: Reader, folder: Path) -> str | None:
+    """Read a case, and return what is wrong with how that ends; None where all is well."""
+    try:
+        with (
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+            no_longer_than(LONGEST_S),
+        ):
+            warnings.simplefilter("ignore")
+            reader.read(folder)
+    except HeatError as error:
+        lines = str(error).strip().splitlines()
+        return None if len(lines) == 1 else f"a message of {len(lines)} lines: {lines[:2]}"
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error)[:200]}"
+    return None
+
+
+def cases(
+    name: str, count: int, folder: Path, *, seed: int = 0
+) -> Iterator[tuple[int, str, bytes]]:
+    """Yield the findings of a reader: the number of the case, what is wrong, the mutated file."""
+    reader = READERS[name]
+    reader.write(folder)
+    originals = {file: (folder / file).read_bytes() for file in reader.files}
+    problem = finding(reader, folder)
+    if problem is not None and not problem.startswith("a message"):
+        yield -1, problem, b""
+    for number in range(count):
+        chance = random.Random(f"{seed} {name} {number}")
+        file = chance.choice(reader.files)
+        data = mutated(originals[file], chance)
+        (folder / file).write_bytes(data)
+        problem = finding(reader, folder)
+        (folder / file).write_bytes(originals[file])
+        if problem is not None:
+            yield number, problem, data
