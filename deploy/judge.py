@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from supernet.data.best_thresholds import MATCH_IOU, best_thresholds
+from supernet.data.best_thresholds import best_thresholds
 from supernet.data.coco_file import ResultRow
 from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import Detect, found_rows, score_rows
+from supernet.data.true_positives import MATCH_IOU
 
 from .edge.card import Thresholds
 

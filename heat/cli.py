@@ -41,6 +41,7 @@ app.command(look.devices)
 app.command(look.doctor)
 data_app = App(name="data", help="Look at detection data, or make some.")
 data_app.command(data.check)
+data_app.command(data.cells)
 data_app.command(data.shapes)
 app.command(data_app)
 

@@ -81,6 +81,30 @@ class TrainPlan(TypedDict):
     architecture: Mapping[str, object]
 
 
+class Suspect(TypedDict):
+    """A label that may be wrong: a confident detection that it does not agree with."""
+
+    image: str
+    box_xyxy_px: list[float]
+    found: str | None
+    """Detected class."""
+    score: float
+    label: str | None
+    """Labelled class; None where nothing is labelled."""
+
+
+class Evaluated(TypedDict):
+    """A score on a labelled split; the last five keys are absent in records of version 0.1.0."""
+
+    split: str
+    calibration_error: NotRequired[float | None]
+    missed: NotRequired[dict[str, dict[str, tuple[int, int]]]]
+    """By class and size: objects missed, and all objects."""
+    suspected_labels: NotRequired[list[Suspect]]
+    mistakes_picture: NotRequired[str | None]
+    reliability_picture: NotRequired[str]
+
+
 Stages = TypedDict(
     "Stages",
     {
@@ -89,7 +113,7 @@ Stages = TypedDict(
         "supernet": Trained,
         "thin": OnDevice,
         "train": Trained,
-        "eval": Result,
+        "eval": Evaluated,
         "export-onnx": Result,
         "export-openvino": Result,
         "export-tensorrt": Result,

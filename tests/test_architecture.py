@@ -1,16 +1,20 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from latency_tables.plan import space_entries
+from supernet.boxes import iou_matrix
 from supernet.counting import count_macs, count_params
 from supernet.errors import UserError
+from supernet.heatdetr.anchor_fit import best_iou
 from supernet.heatdetr.architecture import CONDENSED, PRESETS, Architecture, preset
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.input_size import parse_size
 from supernet.heatdetr.operators import OPERATORS
+from supernet.heatdetr.operators.decode import make_anchors
 from supernet.heatdetr.operators.entries import Macs
 
 SPEC_MACS = [
@@ -117,3 +121,16 @@ def test_sizes_are_parsed() -> None:
     for text in ("", "x", "447", "448x", "32x32x32", "-64"):
         with pytest.raises(UserError, match="input-size"):
             parse_size(text)
+
+
+def test_anchors_that_fit_no_box_are_counted() -> None:
+    """Against every anchor, one by one."""
+    network = preset("medium", input_size=(128, 192)).with_stride(16)
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 100, (200, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(2, 90, (200, 2))], 1)
+    anchors = make_anchors(8, 12, network.anchor_sizes, network.anchor_offset, 16)
+    half = anchors[:, 2:] / 2
+    every = torch.from_numpy(np.concatenate([anchors[:, :2] - half, anchors[:, :2] + half], 1))
+    expected = iou_matrix(torch.from_numpy(boxes).float(), every.float()).max(1).values
+    np.testing.assert_allclose(best_iou(boxes, (128, 192), network), expected, atol=1e-5)

@@ -16,7 +16,7 @@ from heat.cli import app
 from heat.records import BuildPlan, OnDevice, SupernetPlan, Trained, TrainPlan
 from heat.views.outputs import is_pack
 from heat.workspace import Workspace
-from latency_tables.devices import load_devices
+from latency_tables.device_file import load_devices
 from latency_tables.probe.machine import detect_cpu
 from latency_tables.table_file import read_table
 from tests.command_line import SMALL, fails, run
@@ -169,7 +169,10 @@ def test_training_to_report(shapes: Path, tmp_path: Path) -> None:
     code, result, errors = run("report", *out)
     assert code == 0, errors
     page = Path(result["report"]).read_text()
-    for part in ("Where the time goes", "The latency table", "Detections", "<svg", "Promise"):
+    for part in (
+        "Where the time goes", "The latency table", "Detections", "<svg", "Promise",
+        "What it gets wrong", "worst images",
+    ):  # fmt: skip
         assert part in page
     assert "http://www.w3.org" in page and 'src="http' not in page
 

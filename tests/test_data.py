@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from supernet.data.augment import AugmentConfig, augment
+from supernet.data.cells import draw as draw_cells
+from supernet.data.cells import make_cells
 from supernet.data.coco import load_split, resolve_split
 from supernet.data.evaluate import evaluate, score_rows
 from supernet.data.labelled_image import LabelledImage
@@ -185,6 +187,35 @@ def test_shapes_are_deterministic(tmp_path: Path) -> None:
         assert a.path.read_bytes() == b.path.read_bytes()
         assert (a.boxes_xyxy == b.boxes_xyxy).all()
     assert one.problems == ()
+
+
+@pytest.mark.parametrize("make", [make_shapes, make_cells])
+def test_drawn_sets_are_the_same_in_both_formats(make: Any, tmp_path: Path) -> None:
+    make(tmp_path / "coco", train=3, val=2)
+    make(tmp_path / "yolo", train=3, val=2, labels="yolo")
+    for split in ("train", "val"):
+        coco, yolo = (load_split(tmp_path / name, split) for name in ("coco", "yolo"))
+        assert coco.names == yolo.names and coco.problems == yolo.problems == ()
+        for a, b in zip(coco.records, yolo.records, strict=True):
+            assert a.path.read_bytes() == b.path.read_bytes()
+            np.testing.assert_allclose(a.boxes_xyxy, b.boxes_xyxy, atol=1e-3)
+            assert (a.labels == b.labels).all()
+
+
+def test_cells_lie_in_their_boxes() -> None:
+    """Each box is tight around something darker than the light around it, and all kinds occur."""
+    rng, seen = np.random.default_rng(0), np.zeros(3, int)
+    for _ in range(20):
+        image = draw_cells(rng)
+        height, width = image.pixels.shape[:2]
+        assert (image.boxes_xyxy >= 0).all() and len(image.boxes_xyxy) > 0
+        assert (image.boxes_xyxy[:, 2:] <= (width, height)).all()
+        light = float(np.quantile(image.pixels[:, :, 1], 0.9))
+        for (x1, y1, x2, y2), label in zip(image.boxes_xyxy.astype(int), image.labels, strict=True):
+            seen[label] += 1
+            assert image.pixels[y1:y2, x1:x2, 1].min() < 0.8 * light
+            assert 6 <= max(x2 - x1, y2 - y1) <= 120
+    assert (seen > 5).all() and seen[0] > seen[1]
 
 
 @pytest.mark.parametrize("name", ["bccd", "aquarium", "coco_tiny"])

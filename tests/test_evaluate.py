@@ -11,7 +11,10 @@ from supernet.data.average_precision import score
 from supernet.data.best_thresholds import best_thresholds
 from supernet.data.detection_set import Crowd, DetectionSet, Record
 from supernet.data.evaluate import confusion_matrix
+from supernet.data.mistakes import missed_by_size, mistakes, suspected_labels
+from supernet.data.reliability import calibration_error, reliability
 from supernet.data.scoring_memory import expected_mb, free_mb, warn_of_memory
+from supernet.data.true_positives import hits_by_class
 from supernet.errors import DataError
 
 BOX = [10.0, 10.0, 50.0, 40.0]
@@ -57,6 +60,40 @@ def test_a_known_answer(tmp_path: Path) -> None:
     assert found.precision_TRK.shape == (10, 101, 2)
     nothing = score([], known(tmp_path)).metrics
     assert nothing.ap == 0 and nothing.ap_by_class == {"cat": 0.0, "dog": 0.0}
+
+
+def test_scores_are_held_against_the_share_that_is_right(tmp_path: Path) -> None:
+    """Five detections in five bins: 0.9, 0.7 and 0.1 are right, 0.8 and 0.6 are not."""
+    bins = reliability(hits_by_class(ROWS, known(tmp_path)))
+    assert [(b.count, b.score, b.precision) for b in bins] == [
+        (1, pytest.approx(score), right)
+        for score, right in ((0.1, 1.0), (0.6, 0.0), (0.7, 1.0), (0.8, 0.0), (0.9, 1.0))
+    ]
+    assert calibration_error(bins) == pytest.approx((0.9 + 0.6 + 0.3 + 0.8 + 0.1) / 5)
+    together = reliability(hits_by_class([*ROWS, row(1, 3, [0.0, 0, 5, 5], 0.65)], known(tmp_path)))
+    assert [b.count for b in together] == [1, 2, 1, 1, 1] and together[1].precision == 0.0
+    assert calibration_error(reliability(hits_by_class([], known(tmp_path)))) is None
+    low = [row(1, 3, BOX, 0.01)]
+    assert reliability(hits_by_class(low, known(tmp_path))) == [], "never reported by a network"
+
+
+def test_mistakes_are_named_and_counted(tmp_path: Path) -> None:
+    """A detection where nothing is, a dog taken for a cat; the second dog label is not found."""
+    data = known(tmp_path)
+    wrong = mistakes(ROWS, data)
+    kinds = [[(m.kind, m.score) for m in image.mistakes] for image in wrong]
+    assert kinds == [[("nothing there", 0.8)], [("wrong class", 0.6)]]
+    assert [image.record.image_id for image in wrong] == [1, 2]
+    assert missed_by_size(wrong, data) == {"cat": {"medium": (0, 2)}, "dog": {"small": (0, 1)}}
+    ((record, suspect),) = suspected_labels(wrong)
+    assert (record.image_id, suspect.found, suspect.truth) == (1, 0, None)
+    nothing = mistakes([], data)
+    assert [image.cost for image in nothing] == [2.0, 1.0], "the image with two objects first"
+    assert missed_by_size(nothing, data)["cat"] == {"medium": (2, 2)}
+    crowd = Crowd((115.0, 45.0, 155.0, 85.0), 0, 1600.0)
+    crowded = replace(data, records=(replace(data.records[0], crowds=(crowd,)), data.records[1]))
+    (left,) = mistakes(ROWS, crowded)
+    assert [mistake.kind for mistake in left.mistakes] == ["wrong class"]
 
 
 def test_a_class_is_reported_from_the_score_of_its_best_f1(tmp_path: Path) -> None:

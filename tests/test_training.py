@@ -1,4 +1,6 @@
+import contextlib
 import csv
+import io
 import json
 import signal
 import subprocess
@@ -24,10 +26,12 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import SearchSpace, Supernet
 from supernet.train.loop import fit
+from supernet.train.not_learning import signs
 from supernet.train.optimise import rate_factor
 from supernet.train.recipes import RECIPES, TrainConfig, recipe
 from supernet.train.run_files import RunFiles
 from supernet.train.running import Running
+from tests.conftest import UNIT
 
 CONFIG = TrainConfig(epochs=2, batch_size=4, precision="f32", warmup_steps=2)
 
@@ -361,3 +365,41 @@ def test_a_full_disk_leaves_the_last_epoch_whole(
     assert read_info(tmp_path / "weights.safetensors").epoch == 1
     found = sorted(path.name for path in tmp_path.iterdir())
     assert found == ["events.jsonl", "metrics.csv", "state.pt", "weights.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([(1.0, 0.5, 0.0), (0.8, 0.4, None), (0.6, 0.3, 0.02)], []),
+        ([(1.0, 0.5, None), (1.0, 0.5, None), (1.0, 0.49, None)], ["the loss has not fallen"]),
+        ([(1.0, 0.0, None), (0.5, 0.0, None), (0.3, 0.0, None)], ["no box was assigned"]),
+        ([(1.0, 0.5, 0.0), (0.5, 0.3, 0.0), (0.3, 0.2, 0.0)], ["AP is 0.0000"]),
+        ([(1.0, 0.5, 0.0), (1.0, 0.5, 0.0), (1.0, 0.5, 0.0)], ["the loss has", "AP is"]),
+    ],
+)
+def test_a_training_that_does_not_learn_is_named(
+    rows: list[tuple[float, float, float | None]], said: list[str]
+) -> None:
+    history = [
+        {"classes": classes, "boxes": boxes} | ({} if ap is None else {"ap": ap})
+        for classes, boxes, ap in rows
+    ]
+    found = signs(history, ("classes", "boxes"), planned_epochs=9)
+    assert len(found) == len(said)
+    assert all(text.startswith(start) for text, start in zip(found, said, strict=True))
+    assert signs(history[:2], ("classes", "boxes"), 9) == []
+    assert signs([*history, history[-1]], ("classes", "boxes"), 9) == [], "said once"
+
+
+def test_a_run_that_does_not_learn_says_so(shapes: Path, tmp_path: Path) -> None:
+    """With a learning rate of next to nothing."""
+    data = load_split(shapes, "train")
+    network = Detector(UNIT.with_(num_classes=data.num_classes, input_size=(96, 128)))
+    still = AugmentConfig(
+        flip=0, scale=(1.0, 1.0), shift=0, shifted=0, brightness=0, contrast=0, saturation=0
+    )
+    config = TrainConfig(epochs=3, learning_rate=1e-12, ema_decay=0.0, augment=still)
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        fit(network, data, config, tmp_path / "run", Running(workers=0))
+    assert "warning: after 3 epochs the loss has not fallen" in errors.getvalue()
+    assert "not learning" in (tmp_path / "run" / "events.jsonl").read_text()

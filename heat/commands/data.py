@@ -1,43 +1,94 @@
-"""Commands about data sets: check, shapes."""
+"""Commands about data sets: check, cells, shapes."""
 
 from pathlib import Path
+from typing import Any, Literal
 
 from ..records import Result
+from .options import OutputStride, Size
 
 
-def check(folder: Path, /) -> Result:
+def check(
+    folder: Path, /, *, input_size: Size = None, output_stride: OutputStride = None
+) -> Result:
     """Print images, boxes, crowds and classes of each split, and what is wrong and where.
 
-    Images without boxes are counted apart: they are trained on as background, and scored.
+    Images without boxes are counted apart: they are trained on as background, and scored. Boxes
+    that no anchor fits are counted at an input size (448x448) and at both output strides, or the
+    one given: many of them ask for a larger input, or for stride 16.
 
     Args:
         folder: Folder in COCO format (annotations/instances_SPLIT.json) or YOLO format (data.yaml).
     """
+    from supernet.heatdetr.input_size import parse_size
+
     from ..views.tables import check_data
 
-    return check_data(folder)
+    asked: dict[str, Any] = {}
+    if input_size is not None:
+        asked["input_size"] = parse_size(input_size)
+    if output_stride is not None:
+        asked["strides"] = (int(output_stride),)
+    return check_data(folder, **asked)
 
 
-def shapes(
-    folder: Path = Path("shapes"), /, *, train: int = 160, val: int = 40, seed: int = 0
+def cells(
+    folder: Path = Path("cells"),
+    /,
+    *,
+    train: int = 160,
+    val: int = 40,
+    seed: int = 0,
+    labels: Literal["coco", "yolo"] = "coco",
 ) -> Result:
-    """Make a small detection set of synthetic shapes.
+    """Draw a small detection set that looks like a real task: cells under a microscope.
 
     Args:
         folder: Where to write it.
         train: Training images.
         val: Validation images.
         seed: The same seed gives the same set.
+        labels: Format of the labels.
+    """
+    from supernet.data.cells import NAMES, make_cells
+
+    _refuse(folder, train, val, seed)
+    make_cells(folder, train=train, val=val, seed=seed, labels=labels)
+    return {"data": str(folder), "train": train, "val": val, "names": list(NAMES)}
+
+
+def shapes(
+    folder: Path = Path("shapes"),
+    /,
+    *,
+    train: int = 160,
+    val: int = 40,
+    seed: int = 0,
+    labels: Literal["coco", "yolo"] = "coco",
+) -> Result:
+    """Draw a small detection set of synthetic shapes.
+
+    Args:
+        folder: Where to write it.
+        train: Training images.
+        val: Validation images.
+        seed: The same seed gives the same set.
+        labels: Format of the labels.
     """
     from supernet.data.shapes import NAMES, make_shapes
+
+    _refuse(folder, train, val, seed)
+    make_shapes(folder, train=train, val=val, seed=seed, labels=labels)
+    return {"data": str(folder), "train": train, "val": val, "names": list(NAMES)}
+
+
+def _refuse(folder: Path, train: int, val: int, seed: int) -> None:
+    """Refuse what cannot be drawn, and a folder that holds a set already."""
     from supernet.errors import UserError
 
     if train < 1 or val < 1:
         raise UserError(f"--train {train} --val {val}: at least 1 image each")
     if seed < 0:
         raise UserError(f"--seed {seed}: 0 or more")
-    for name in ("annotations", "train", "val"):
+    for name in ("annotations", "train", "val", "images", "labels", "data.yaml"):
         if (folder / name).exists():
             raise UserError(f"{folder} already holds {name}: give another folder")
-    make_shapes(folder, train=train, val=val, seed=seed)
-    return {"data": str(folder), "train": train, "val": val, "names": list(NAMES)}

@@ -1,6 +1,7 @@
 """`heat eval`: COCO average precision of a bundle, or of the torch checkpoint."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from deploy.edge.detect import Bundle
@@ -9,14 +10,21 @@ from deploy.gate import torch_detect
 from supernet.data.average_precision import Metrics, score
 from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import Detect, Found, confusion_matrix, found_rows
+from supernet.data.mistakes import missed_by_size, mistakes, suspected_labels
+from supernet.data.reliability import calibration_error, reliability
 from supernet.data.scoring_memory import warn_of_memory
+from supernet.data.true_positives import hits_by_class
 from supernet.errors import UserError
 from supernet.letterbox import Image
 
 from ..records import Result
-from ..views.learning import draw_confusion, draw_precision
+from ..views.learning import draw_confusion, draw_precision, draw_reliability
+from ..views.mistakes import draw_mistakes
 from ..workspace import Workspace
 from .network import Change, Which, as_it_is, load_network
+
+SUSPECTS = 30
+"""Most labels that are listed as perhaps wrong."""
 
 
 def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> Result:
@@ -68,20 +76,42 @@ def _scored(
     warn_of_memory(data)
     rows = found_rows(detect, data)
     scores = score(rows, data)
-    precision, confusion = (
-        workspace.root / "eval" / name for name in ("precision.svg", "confusion.svg")
+    bins = reliability(hits_by_class(rows, data))
+    error = calibration_error(bins)
+    wrong = mistakes(rows, data)
+    precision, confusion, scores_drawn = (
+        workspace.root / "eval" / name
+        for name in ("precision.svg", "confusion.svg", "reliability.svg")
     )
-    result = {
+    result: dict[str, object] = {
         **scores.metrics.rounded(),
         "data": str(data.root),
         "split": data.split,
         "scored": model,
         "runtime": runtime,
         "scored_by": scores.by,
+        "calibration_error": None if error is None else round(error, 4),
+        "reliability": [asdict(each) for each in bins],
+        "missed": missed_by_size(wrong, data),
+        "suspected_labels": [
+            {
+                "image": str(record.path),
+                "box_xyxy_px": [round(value, 1) for value in mistake.box_xyxy],
+                "found": data.names[mistake.found] if mistake.found is not None else None,
+                "score": round(mistake.score, 3),
+                "label": data.names[mistake.truth] if mistake.truth is not None else None,
+            }
+            for record, mistake in suspected_labels(wrong)[:SUSPECTS]
+        ],
         "precision_picture": str(precision),
         "confusion_picture": str(confusion),
+        "reliability_picture": str(scores_drawn),
     }
     workspace.record("eval", result)  # before drawing: the score is what took the time
     draw_precision(scores, data.names, precision)
     draw_confusion(confusion_matrix(rows, data), data.names, confusion)
+    draw_reliability(bins, scores_drawn)
+    picture = draw_mistakes(wrong, data.names, workspace.root / "eval" / "mistakes.jpg")
+    result["mistakes_picture"] = None if picture is None else str(picture)
+    workspace.record("eval", result)
     return scores.metrics, result

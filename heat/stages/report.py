@@ -25,7 +25,7 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.letterbox import read_image
 from supernet.version import __version__
 
-from ..records import Stages
+from ..records import Stages, Suspect
 from ..tables import recorded_table
 from ..thinning.thinned import Thinned, find_thinned
 from ..views.charts import table_figure
@@ -33,6 +33,8 @@ from ..views.learning import LOSSES
 from ..workspace import Workspace
 
 SAMPLES = 6
+MISSED = 15
+"""Most rows of classes and sizes of missed objects."""
 
 Chart = tuple[str, str, str]
 """Title, explanation, SVG."""
@@ -50,6 +52,21 @@ class Part:
     """Height x width of its feature map."""
     ms: float
     """Its share of the predicted latency."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the last `heat eval` found wrong."""
+
+    split: str
+    calibration_error: float | None
+    picture: str
+    """JPEG of the worst images, base64; empty without any."""
+    curve: str
+    """SVG of precision by score."""
+    missed: list[tuple[str, str, int, int]]
+    """Class, size, objects missed, objects; the most missed first."""
+    suspects: list[Suspect]
 
 
 def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
@@ -78,6 +95,7 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
             *_training_chart(workspace),
         ],
         samples=_samples(folders, data),
+        scored=_scored(workspace, stages),
         version=__version__,
     )
     write_text(workspace.report, page)
@@ -202,6 +220,31 @@ def _samples(folders: list[Path], data: DetectionSet | None) -> list[tuple[str, 
             if ok:
                 samples.append((record.path.name, base64.b64encode(encoded.tobytes()).decode()))
     return samples
+
+
+def _scored(workspace: Workspace, stages: Stages) -> Scored | None:
+    """Return what `heat eval` found wrong; None where it was not run, or by an older version."""
+    found = stages.get("eval")
+    if found is None or "missed" not in found:
+        return None
+    picture, curve = (
+        workspace.root / "eval" / name for name in ("mistakes.jpg", "reliability.svg")
+    )
+    drawn = picture.exists() and found.get("mistakes_picture") is not None
+    text = curve.read_text(encoding="utf-8") if curve.exists() else "<svg></svg>"
+    missed = [
+        (name, size, few, every)
+        for name, sizes in found["missed"].items()
+        for size, (few, every) in sizes.items()
+    ]
+    return Scored(
+        split=found["split"],
+        calibration_error=found.get("calibration_error"),
+        picture=base64.b64encode(picture.read_bytes()).decode() if drawn else "",
+        curve=text[text.index("<svg") :],
+        missed=sorted(missed, key=lambda row: -row[2])[:MISSED],
+        suspects=found.get("suspected_labels", []),
+    )
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Any]:

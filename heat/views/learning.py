@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from supernet.atomic import write_bytes
 from supernet.data.average_precision import Scores
 from supernet.data.detection_set import DetectionSet
+from supernet.data.reliability import Bin
 from supernet.letterbox import Image
 from supernet.train.feed import feed
 from supernet.train.recipes import TrainConfig
@@ -100,6 +101,22 @@ def draw_confusion(counts: npt.NDArray[np.int64], names: Sequence[str], path: Pa
             if count:
                 ink = "white" if shares[row, column] > 0.5 else "black"
                 axis.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=7)
+    return save(figure, path)
+
+
+def draw_reliability(bins: Sequence[Bin], path: Path) -> Path:
+    """Draw the precision of detections against their score; on the diagonal scores are shares."""
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], "--", color="#bbb", label="scores that are shares")
+    axis.plot([b.score for b in bins], [b.precision for b in bins], "-o", color="#4c78a8")
+    for each in bins:
+        axis.annotate(
+            str(each.count), (each.score, each.precision), textcoords="offset points",
+            xytext=(5, -10), fontsize=7,
+        )  # fmt: skip
+    axis.set(xlabel="score", ylabel="share that is right (IoU 0.5)", xlim=(0, 1), ylim=(0, 1))
+    axis.legend(loc="upper left", fontsize=8)
     return save(figure, path)
 
 

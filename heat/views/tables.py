@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -11,13 +12,14 @@ from rich.text import Text
 
 from latency_tables.compare import Comparison
 from latency_tables.curves import block_curves
-from latency_tables.devices import Device
+from latency_tables.device_file import Device
 from latency_tables.probe.machine import Detected, Gpu
 from latency_tables.table import LatencyTable
 from supernet.counting import count_macs, count_params
 from supernet.data.check import class_problems, image_problems, training_problems
 from supernet.data.coco import load_split, splits_of
-from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.anchor_fit import FITTING, AnchorFit, anchor_fit
+from supernet.heatdetr.architecture import Architecture, preset
 from supernet.heatdetr.operators import OPERATORS
 
 from ..records import Result
@@ -151,8 +153,10 @@ def list_devices(
     console.print(f"runtimes: {', '.join(installed)}", soft_wrap=True)
 
 
-def check_data(root: Path) -> Result:
-    """Print counts, classes and problems of every split; decode every image."""
+def check_data(
+    root: Path, input_size: tuple[int, int] = (448, 448), strides: Sequence[int] = (32, 16)
+) -> Result:
+    """Print counts, classes, fit of anchors and problems of every split; decode every image."""
     console = terminal()
     splits: dict[str, Result] = {}
     found: list[Result] = []
@@ -178,6 +182,9 @@ def check_data(root: Path) -> Result:
             f"{data.num_crowd} crowd regions, {negative} negative images (nothing in them), "
             f"{empty - negative} images with crowds only"
         )
+        fits = [anchor_fit(data, input_size, preset("medium").with_stride(s)) for s in strides]
+        for fit in fits if counts.any() else ():
+            console.print(_fit_line(fit, input_size), soft_wrap=True)
         for problem in problems:
             kind = Text(problem.kind, "bold")
             console.print(kind + f" at {problem.where}: {problem.detail}", soft_wrap=True)
@@ -188,12 +195,25 @@ def check_data(root: Path) -> Result:
             "without_boxes": empty,
             "negative": negative,
             "names": list(data.names),
+            "anchors": [asdict(fit) for fit in fits],
         }
         found.extend(
             {"split": data.split, "kind": p.kind, "where": p.where, "detail": p.detail}
             for p in problems
         )
     return {"data": str(root), "splits": splits, "problems": found}
+
+
+def _fit_line(fit: AnchorFit, input_size: tuple[int, int]) -> str:
+    """Say how many boxes no anchor fits, and of which size they are."""
+    height, width = input_size
+    sizes = ", ".join(
+        f"{unfit} of {count} {name}" for name, (unfit, count) in fit.unfit_by_size.items() if count
+    )
+    return (
+        f"at {height}x{width}, output stride {fit.stride}: {fit.unfit} of {fit.boxes} boxes "
+        f"({100 * fit.share:.0f} %) have no anchor with IoU >= {FITTING:g} ({sizes})"
+    )
 
 
 def show_blocks(table: LatencyTable) -> None:

@@ -3,15 +3,13 @@
 Discs, squares, triangles and rings in random colours on a noisy background, partly overlapping.
 """
 
-import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from ..atomic import replacing, write_text
 from ..letterbox import Image
-from .coco_file import CocoAnnotation, CocoCategory, CocoFile, CocoImage, to_bbox
+from .generated import LabelFormat, write_set
 from .labelled_image import LabelledImage
 
 NAMES = ("disc", "square", "triangle", "ring")
@@ -19,41 +17,11 @@ SIDE_PX = (192, 256)
 """Height and width of the images."""
 
 
-def make_shapes(root: Path, *, train: int = 160, val: int = 40, seed: int = 0) -> None:
-    """Write `<root>/{train,val}/*.jpg` and COCO annotations; the same seed gives the same set."""
-    for number, (split, count) in enumerate((("train", train), ("val", val))):
-        rng = np.random.default_rng([seed, number])
-        images: list[CocoImage] = []
-        annotations: list[CocoAnnotation] = []
-        for index in range(count):
-            image = draw(rng)
-            file_name = f"{split}_{index:05d}.jpg"
-            image_id = number * 100_000 + index + 1
-            with replacing(root / split / file_name) as temporary:
-                ok, data = cv2.imencode(".jpg", image.pixels[:, :, ::-1])
-                assert ok
-                temporary.write_bytes(data.tobytes())
-            height, width = SIDE_PX
-            images.append(
-                {"id": image_id, "file_name": file_name, "width": width, "height": height}
-            )
-            for box, label in zip(image.boxes_xyxy, image.labels, strict=True):
-                bbox = to_bbox(box)
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": image_id,
-                        "category_id": int(label) + 1,
-                        "bbox": bbox,
-                        "area": bbox[2] * bbox[3],
-                        "iscrowd": 0,
-                    }
-                )
-        categories: list[CocoCategory] = [
-            {"id": index + 1, "name": name} for index, name in enumerate(NAMES)
-        ]
-        file: CocoFile = {"images": images, "annotations": annotations, "categories": categories}
-        write_text(root / "annotations" / f"instances_{split}.json", json.dumps(file))
+def make_shapes(
+    root: Path, *, train: int = 160, val: int = 40, seed: int = 0, labels: LabelFormat = "coco"
+) -> None:
+    """Write a set of shapes (`write_set`)."""
+    write_set(root, draw, NAMES, train=train, val=val, seed=seed, labels=labels)
 
 
 def draw(rng: np.random.Generator) -> LabelledImage:

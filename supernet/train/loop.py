@@ -25,6 +25,7 @@ from .distributed import Group, joined
 from .early_stop import stop_line
 from .feed import batch_starts, default_workers
 from .memory import memory_mb
+from .not_learning import signs
 from .optimise import Averaged, rate_factor
 from .recipes import TrainConfig
 from .run_files import RunFiles
@@ -159,6 +160,7 @@ def _train(loop: Loop, on_epoch: OnEpoch | None) -> TrainResult:
             images += run.task.num_images
             facts = means | _pace(loop, images) | _scores(loop)
             run.finish(run.epoch + 1, facts, loop.running.patience)
+            _say_if_not_learning(loop, means)
             if not group.all_agree(run.stopped is None):  # only the leading process has scores
                 run.stopped = run.epoch
             if on_epoch is not None:
@@ -218,6 +220,15 @@ def train_epoch(loop: Loop, batches: Iterator[Batch], bar: Progress | None) -> d
             run.save_state()
             saved = time.monotonic()
     return {key: value / run.counted for key, value in run.sums.items()}
+
+
+def _say_if_not_learning(loop: Loop, terms: Mapping[str, float]) -> None:
+    """Print and log what shows, after a third of the epochs, that nothing is learnt."""
+    run = loop.run
+    if loop.group.leads:
+        for text in signs(run.history, terms, run.schedule.epochs):
+            print(f"warning: after {run.epoch} epochs {text}", file=sys.stderr, flush=True)
+            run.event("not learning", epoch=run.epoch, sign=text)
 
 
 def _batches(loop: Loop) -> Iterator[Batch]:

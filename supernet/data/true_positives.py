@@ -1,0 +1,78 @@
+"""Which detections of a split are right: matched as COCO does, at IoU 0.5."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .coco_file import ResultRow
+from .detection_set import DetectionSet
+
+MATCH_IOU = 0.5
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """The detections of a class in a split; those in a crowd region are left out."""
+
+    scores: Numbers
+    """[n], in no order."""
+    right: npt.NDArray[np.bool_]
+    """Whether each found an object, [n]."""
+    objects: int
+    """Objects of the class in the split."""
+
+
+def hits_by_class(rows: Sequence[ResultRow], data: DetectionSet) -> list[Hits]:
+    """Return the detections of each class of a split, matched to its objects.
+
+    Highest score first, each with the free object of its class that it overlaps most.
+    """
+    found: dict[tuple[int, int], list[ResultRow]] = defaultdict(list)
+    for row in rows:
+        found[int(row["category_id"]), int(row["image_id"])].append(row)
+    hits = []
+    for label in range(data.num_classes):
+        pairs: list[tuple[float, bool]] = []
+        objects = 0
+        for record in data.records:
+            truth = record.boxes_xyxy[record.labels == label].astype(np.float64)
+            objects += len(truth)
+            own = found.get((data.category_ids[label], record.image_id), ())
+            crowds = [crowd.box_xyxy for crowd in record.crowds if crowd.label == label]
+            pairs += _matched(own, truth, np.reshape(np.array(crowds, np.float64), (-1, 4)))
+        scores, right = zip(*pairs, strict=True) if pairs else ((), ())
+        hits.append(Hits(np.array(scores, np.float64), np.array(right, np.bool_), objects))
+    return hits
+
+
+def _matched(
+    rows: Sequence[ResultRow], truth_M4: Numbers, crowds_C4: Numbers
+) -> list[tuple[float, bool]]:
+    """Return score and whether it is a true positive, of the detections of one image and class."""
+    free = np.ones(len(truth_M4), dtype=bool)
+    matched = []
+    for row in sorted(rows, key=lambda row: -float(row["score"])):
+        x, y, w, h = row["bbox"]
+        box = np.array([x, y, x + w, y + h])
+        shared_M = _shared(box, truth_M4)
+        sides_M2 = truth_M4[:, 2:] - truth_M4[:, :2]
+        iou_M = free * shared_M / np.maximum(w * h + sides_M2.prod(1) - shared_M, 1e-9)
+        best = int(iou_M.argmax()) if len(iou_M) else -1
+        hit = best >= 0 and bool(iou_M[best] >= MATCH_IOU)
+        if hit:
+            free[best] = False
+        elif np.any(_shared(box, crowds_C4) >= MATCH_IOU * max(w * h, 1e-9)):
+            continue
+        matched.append((float(row["score"]), hit))
+    return matched
+
+
+def _shared(box: Numbers, others_N4: Numbers) -> Numbers:
+    """Return the intersection of a box with each of others, in square pixels."""
+    low, high = np.maximum(box[:2], others_N4[:, :2]), np.minimum(box[2:], others_N4[:, 2:])
+    area_N: Numbers = np.maximum(high - low, 0).prod(1)
+    return area_N
