@@ -100,7 +100,6 @@ def test_killed_and_started_again_it_goes_on_with_the_same_result(workspace: Pat
     assert (again["widths"], again["blocks"]) == (expected["widths"], expected["blocks"])
 
 
-@pytest.mark.alone
 def test_a_latency_limit_at_a_percentile(workspace: Path) -> None:
     code, whole, errors = run("thin", "--target-fps", 1, *HERE, "--out", workspace)
     assert code == 0, errors
@@ -233,7 +232,6 @@ def test_logits_that_are_not_finite_are_refused(workspace: Path) -> None:
     assert "not finite" in line and "heat supernet --restart" in line
 
 
-@pytest.mark.alone
 def test_a_reachable_target_is_met_and_not_by_far(workspace: Path) -> None:
     code, whole, errors = run("thin", "--target-fps", 1, *HERE, "--out", workspace)
     assert code == 0, errors
