@@ -7,8 +7,8 @@ probability that two vectors share a code against their distance, by the closed 
 hash functions; the attention error of the encoder's first layer against the number of hashes L and
 bucket width r (the paper's Figure 6); clusters as a share of the tokens by layer and L (Figure 9);
 and the clusters of one head in each layer, painted on an image (Figure 8). Queries are those of
-real images. The last line is one JSON object; with --name all of it goes to
-benchmarks/results/act-figures/NAME/.
+real images. The last line is one JSON object; with --name figures and numbers go to
+benchmarks/results/act-figures/NAME/, the painted image to the workspace: it is not ours to publish.
 """
 
 import argparse
@@ -196,7 +196,7 @@ def main() -> None:
         folder = Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     draw(result, folder)
-    paint(cores, network, data, folder / "clusters.png")
+    paint(cores, network, data, options.work / "clusters.png")
     tell(result, folder / "figures.json")
 
 

@@ -51,6 +51,15 @@ def test_files_that_are_joined_share_no_names() -> None:
                     seen[name] = part.__name__
 
 
+def test_no_photographs_of_data_sets_are_kept() -> None:
+    """They are not ours to publish: figures are vector graphics, reports hold no images."""
+    kept = ROOT / "benchmarks" / "results"
+    images = [p for p in kept.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")]
+    assert [path for path in images if "generated" not in path.parts] == []
+    for path in kept.rglob("*.html"):
+        assert "data:image/" not in path.read_text(encoding="utf-8"), path
+
+
 def test_every_package_is_shipped() -> None:
     """`pyproject.toml` names each folder of modules, or an installed HEAT lacks it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
