@@ -9,11 +9,11 @@ PROCESSES ?= 2
 
 .PHONY: demo test check format clean
 
-demo: $(VENV)/.installed  ## the whole pipeline on synthetic shapes, to a target FPS on this CPU
-	@test -d $(DEMO)/shapes || $(BIN)/heat data shapes $(DEMO)/shapes > /dev/null
-	$(BIN)/heat build --data $(DEMO)/shapes --target-fps 100 --threads 1 --minutes 5 \
+demo: $(VENV)/.installed  ## the whole pipeline on drawn cells, to a target FPS on this CPU
+	@test -d $(DEMO)/cells || $(BIN)/heat data cells $(DEMO)/cells > /dev/null
+	$(BIN)/heat build --data $(DEMO)/cells --target-fps 100 --threads 1 --minutes 5 \
 		--out $(DEMO)/run > $(DEMO)/result.json
-	$(BIN)/heat detect $(DEMO)/run/bundle-onnx $(DEMO)/shapes/val --save $(DEMO)/detections \
+	$(BIN)/heat detect $(DEMO)/run/bundle-onnx $(DEMO)/cells/val --save $(DEMO)/detections \
 		> $(DEMO)/detections.json
 	@echo
 	@echo "bundle:      $(DEMO)/run/bundle-onnx  (python detect.py IMAGE runs it without heat)"

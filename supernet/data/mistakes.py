@@ -4,7 +4,7 @@ Detections are matched whatever their classes, highest score first, each with th
 it overlaps most, by IoU 0.5 at least.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,7 @@ from .detection_set import DetectionSet, Record
 from .true_positives import MATCH_IOU
 
 LEAST_SCORE = 0.25
-"""Detections below it are no mistakes."""
+"""Detections below it are no mistakes, where their class has no threshold of its own."""
 CONFIDENT = 0.7
 """Score from which a mistake may be the label's."""
 SIZES_PX = (("small", 32.0**2), ("medium", 96.0**2), ("large", float("inf")))
@@ -60,13 +60,22 @@ class Mistaken:
         return sum(mistake.cost for mistake in self.mistakes)
 
 
-def mistakes(rows: Sequence[ResultRow], data: DetectionSet) -> list[Mistaken]:
-    """Return the images with mistakes, the costliest first."""
+def mistakes(
+    rows: Sequence[ResultRow],
+    data: DetectionSet,
+    thresholds: Mapping[str, float | None] | None = None,
+) -> list[Mistaken]:
+    """Return the images with mistakes, the costliest first.
+
+    Detections are those of at least the threshold of their class, by its name, or `LEAST_SCORE`.
+    """
+    place = {category: label for label, category in enumerate(data.category_ids)}
+    known = thresholds or {}
+    least = [LEAST_SCORE if (s := known.get(name)) is None else s for name in data.names]
     by_image: dict[int, list[ResultRow]] = {}
     for row in sorted(rows, key=lambda row: -float(row["score"])):
-        if row["score"] >= LEAST_SCORE:
+        if row["score"] >= least[place[int(row["category_id"])]]:
             by_image.setdefault(int(row["image_id"]), []).append(row)
-    place = {category: label for label, category in enumerate(data.category_ids)}
     found = [
         Mistaken(record, _of_image(record, by_image.get(record.image_id, ()), place))
         for record in data.records
