@@ -114,7 +114,10 @@ class Workspace:
                 raise UserError(
                     f"{path}: format {record['format']}, this HEAT reads {FORMAT_VERSION}"
                 )
-            return {**record, "stages": dict(record["stages"])}
+            stages = dict(record["stages"])
+            if not all(isinstance(stage, dict) for stage in stages.values()):
+                raise ValueError("a stage is no record")
+            return {**record, "stages": stages}
         except FileNotFoundError:
             return {"stages": {}}
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -120,8 +120,8 @@ def find_architecture(name: str) -> AnyArchitecture:
         path = Path(name)
         try:
             return read_architecture(path.read_text(encoding="utf-8"), name)
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {path}: {error}") from None
     known: dict[str, AnyArchitecture] = {**PRESETS, **FAMILY}
     if name not in known:
         raise UserError(f"unknown preset {name!r}: one of {', '.join(known)}")

@@ -19,10 +19,16 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
-from deploy.edge.detect import read_card
+from deploy.edge.detect import Bundle, read_card
+from deploy.export import export_bundle
+from deploy.form import Form
+from heat.cli import main
 from heat.commands.fleet_file import read_fleet
+from heat.stages.network import load_network
 from heat.thinning.source import load_supernet
+from heat.thinning.thinned import find_thinned
 from heat.workspace import Workspace
 from latency_tables.device_file import load_device
 from latency_tables.devices import declared
@@ -198,6 +204,36 @@ def write_results(folder: Path) -> None:
 CARD = {"format": 1, "names": ["a"], "runtime": "onnxruntime", "precision": "f32", "input": {}}
 
 
+def write_bundle(folder: Path) -> None:
+    torch.manual_seed(0)
+    image = np.zeros((64, 96, 3), np.uint8)
+    with contextlib.redirect_stderr(io.StringIO()):
+        export_bundle(
+            Detector(small()).eval(), folder / "bundle", Form(format="onnx"),
+            names=["a", "b", "c", "d"], images=[image],
+            facts={"trained": False, "target_fps": None},
+        )  # fmt: skip
+
+
+def read_bundle(folder: Path) -> object:
+    with Bundle(folder / "bundle") as bundle:
+        return bundle.detect(np.zeros((40, 60, 3), np.uint8))
+
+
+def write_thinned(folder: Path) -> None:
+    out = ("--out", str(folder))
+    size = ("--space", "micro", "--input-size", "64x96")
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        main(["profile", "--device", "cpu-i7", "--estimate", *size, *out])
+        main(["thin", "--target-fps", "50", "--trust-table", *out])
+
+
+def read_thinned(folder: Path) -> object:
+    workspace = Workspace(folder)
+    thinned = find_thinned(workspace)
+    return workspace.stages(), thinned, load_network(workspace)
+
+
 def read_run(folder: Path) -> object:
     workspace = Workspace(folder)
     return workspace.stages(), load_supernet(workspace)
@@ -248,6 +284,8 @@ READERS: Mapping[str, Reader] = {
         lambda folder: table_from_results(folder / "results.jsonl"),
         write_results, ("results.jsonl",),
     ),
+    "bundle": Reader(read_bundle, write_bundle, ("bundle/card.json",)),
+    "thinned": Reader(read_thinned, write_thinned, ("run.json", "thin/architecture.json")),
     "run": Reader(
         read_run,
         write_text("run.json", json.dumps({"format": 1, "stages": {"profile": {"seconds": 1}}})),

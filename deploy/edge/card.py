@@ -4,7 +4,10 @@ Needs Python's own library only; every bundle's `detect.py` carries this file's 
 """
 
 from collections.abc import Mapping
-from typing import Literal, NotRequired, TypedDict
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict
+
+from supernet.errors import BundleError
 
 
 class InputFacts(TypedDict):
@@ -137,3 +140,26 @@ class Card(Facts, Judged):
     date: str
     files: dict[str, str]
     """SHA-256 of the other files of the bundle, by name."""
+
+
+NEEDED: Mapping[str, type] = {
+    "model": str, "runtime": str, "precision": str, "threads": int, "names": list, "input": dict,
+    "files": dict,
+}  # fmt: skip
+"""What loading a bundle needs, and its types."""
+
+
+def check_card(card: Mapping[str, Any], path: Path) -> None:
+    """Raise `BundleError` for a card that lacks what loading needs, or that leaves its folder."""
+    damaged = f"{path} is damaged"
+    for key, kind in NEEDED.items():
+        if not isinstance(card.get(key), kind):
+            raise BundleError(f"{damaged} ({key}: {str(card.get(key))[:60]}): export again")
+    sides = [card["input"].get(side) for side in ("height", "width")]
+    if not all(isinstance(side, int) and 0 < side <= 2**15 for side in sides):
+        raise BundleError(f"{damaged} (input of {sides} pixels): export again")
+    if not card["names"] or not all(isinstance(name, str) for name in card["names"]):
+        raise BundleError(f"{damaged} (names: {str(card['names'])[:60]}): export again")
+    for name in (*card["files"], card["model"]):
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+            raise BundleError(f"{damaged} ({name!r} is outside its folder): export again")

@@ -16,7 +16,7 @@ from typing import Any, Self
 from supernet.errors import BundleError, HeatError, UserError, refusal
 from supernet.letterbox import boxes_to_image, letterbox
 
-from .card import Card
+from .card import Card, check_card
 from .found import Found
 from .labels import LABEL_KINDS
 from .pixels import as_pixels
@@ -41,6 +41,7 @@ def read_card(folder: Path) -> Card:
         raise BundleError(f"{path} cannot be read ({error}): export again") from None
     if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
         raise BundleError(f"{path} is not of card format {CARD_FORMAT}: export again")
+    check_card(card, path)
     return card
 
 
@@ -76,13 +77,19 @@ class Bundle:
             folder / self.card["model"],
             self.threads,
             self.card["precision"],
-            spinning={"always": True, "never": False}.get(self.card.get("spinning", "brief")),
+            spinning={"always": True, "never": False}.get(str(self.card.get("spinning"))),
             pinning=bool(self.card.get("pinning", False)),
         )
         self._closed = False
         self._post: Callable[..., list[Array]] = lambda *outputs: list(outputs)
         if self.card.get("raw"):
-            self._post = Postprocess(self.card["decode"], self.input_hw)
+            try:
+                self._post = Postprocess(self.card["decode"], self.input_hw)
+            except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+                raise BundleError(
+                    f"{folder / 'card.json'} is damaged (decode: {type(error).__name__} {error}): "
+                    "export again"
+                ) from None
         elif self.card.get("padded"):
             self._post = unpad
 
@@ -101,7 +108,13 @@ class Bundle:
         marks.append(time.perf_counter())
         outputs = self._session.run({"image": pixels[None]})
         marks.append(time.perf_counter())
-        boxes, scores, labels = self._post(*outputs)
+        try:
+            boxes, scores, labels = self._post(*outputs)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise BundleError(
+                f"{self.folder}: the outputs are not those that its card describes "
+                f"({type(error).__name__}: {str(error)[:80]}): export again"
+            ) from None
         boxes = boxes_to_image(boxes, scale, image.shape[:2])
         marks.append(time.perf_counter())
         before, model, after = (1e3 * (b - a) for a, b in itertools.pairwise(marks))

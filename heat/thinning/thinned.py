@@ -126,8 +126,8 @@ class Thinned:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read a record; one that another version of HEAT wrote is a `UserError`."""
         known = {item.name for item in fields(cls)}
-        found = {name: value for name, value in values.items() if name in known}
         try:
+            found = {name: value for name, value in values.items() if name in known}
             found["space"] = SearchSpace.from_dict(values["space"], "run.json")
             found["devices"] = tuple(OfDevice(**device) for device in values["devices"])
             height, width = values["input_size"]
@@ -135,7 +135,7 @@ class Thinned:
             found["widths"], found["blocks"] = tuple(values["widths"]), tuple(values["blocks"])
             found["positions"] = tuple(tuple(chosen) for chosen in values["positions"])
             return cls(**found)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"run.json holds no result of this version's heat thin ({error}): run {COMMAND}"
             ) from None

@@ -98,12 +98,17 @@ class Architecture(Description):
             raise UserError(f"token sparsity {self.token_sparsity}: 0 <= rho < 1 needed")
         if self.num_classes < 1 or not self.anchor_sizes:
             raise UserError("at least one class and one anchor size needed")
+        counts = (self.t1_blocks, self.t2_blocks, self.num_classes, self.window, *self.input_size)
+        if not all(isinstance(count, int) for count in (*counts, *self.widths)):
+            raise UserError(f"widths, blocks, classes and sizes must be whole numbers: {counts}")
         if self.t1_blocks < 0 or self.t2_blocks < 0:
             raise UserError("t1_blocks and t2_blocks must not be negative")
         if self.output_stride not in (16, 32):
             raise UserError(f"output stride {self.output_stride}: 16 or 32 needed")
         if self.head not in ("nms", "one-to-one"):
             raise UserError(f"head {self.head!r}: nms or one-to-one needed")
+        if len(self.input_size) != 2:
+            raise UserError(f"input size {self.input_size}: height and width needed")
         if any(side < 32 or side % 32 for side in self.input_size):
             height, width = self.input_size
             raise UserError(
@@ -200,8 +205,8 @@ class Architecture(Description):
         """Read `architecture.json`."""
         try:
             return cls.from_json(path.read_text(encoding="utf-8"), str(path))
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {path}: {error}") from None
 
     def with_stride(self, output_stride: int) -> Self:
         """Return a copy with another output stride and as many anchors, the smallest one cell."""
