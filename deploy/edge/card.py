@@ -156,7 +156,7 @@ def check_card(card: Mapping[str, Any], path: Path) -> None:
         if not isinstance(card.get(key), kind):
             raise BundleError(f"{damaged} ({key}: {str(card.get(key))[:60]}): export again")
     sides = [card["input"].get(side) for side in ("height", "width")]
-    if not all(isinstance(side, int) and 0 < side <= 2**15 for side in sides):
+    if not all(type(side) is int and 0 < side <= 2**15 and side % 32 == 0 for side in sides):
         raise BundleError(f"{damaged} (input of {sides} pixels): export again")
     if not card["names"] or not all(isinstance(name, str) for name in card["names"]):
         raise BundleError(f"{damaged} (names: {str(card['names'])[:60]}): export again")

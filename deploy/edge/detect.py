@@ -106,7 +106,7 @@ class Bundle:
         marks = [time.perf_counter()]
         pixels, scale = letterbox(image, self.input_hw)
         marks.append(time.perf_counter())
-        outputs = self._session.run({"image": pixels[None]})
+        outputs = self._run(pixels)
         marks.append(time.perf_counter())
         try:
             boxes, scores, labels = self._post(*outputs)
@@ -120,6 +120,19 @@ class Bundle:
         before, model, after = (1e3 * (b - a) for a, b in itertools.pairwise(marks))
         found = Found(boxes, scores, labels, model, before, after)
         return found if least is None else found.above(least)
+
+    def _run(self, pixels: Array) -> list[Array]:
+        try:
+            return self._session.run({"image": pixels[None]})
+        except HeatError:
+            raise
+        except Exception as error:  # each runtime has errors of its own
+            height, width = self.input_hw
+            reason = " ".join(str(error).split())[:150]
+            raise BundleError(
+                f"{self.folder}: its model does not run on {height}x{width} pixels ({reason}): "
+                "export again"
+            ) from None
 
     def close(self) -> None:
         """Release the model and its memory; a second call does nothing."""
