@@ -201,7 +201,10 @@ def write_results(folder: Path) -> None:
     (folder / "results.jsonl").write_text(lines, encoding="utf-8")
 
 
-CARD = {"format": 1, "names": ["a"], "runtime": "onnxruntime", "precision": "f32", "input": {}}
+CARD = {
+    "format": 1, "names": ["a"], "runtime": "onnxruntime", "precision": "f32", "threads": 1,
+    "model": "model.onnx", "input": {"height": 64, "width": 96}, "files": {},
+}  # fmt: skip
 
 
 def write_bundle(folder: Path) -> None:

@@ -179,6 +179,8 @@ def test_an_engine_that_was_not_run_is_reported_as_not_run(thinned: Path) -> Non
     workspace = Workspace(thinned)
     card = {
         "format": 1, "model_format": "tensorrt", "trained": False, "names": ["a"], "raw": False,
+        "model": "model.engine", "runtime": "tensorrt", "precision": "f16", "threads": 1,
+        "input": {"height": 64, "width": 96}, "files": {},
         "measured_fps": None, "measured_ms": None, "p50_ms": None, "p95_ms": None,
         "target_fps": None, "device_model": None, "macs": 1, "params": 1, "accuracy": None,
         "parity": {"images": 1, "matched": 1, "unmatched": 0, "max_box_px": 0, "max_score": 0},
