@@ -61,15 +61,15 @@ def _alike() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _roughly() -> Iterator[None]:
     """Let this process profile with few networks, and watch and time briefly."""
-    rough = partial(Checks, networks=4, memory=5, budget_s=3.0)
+    rough = partial(Checks, networks=4, memory=5, budget_s=2.0)
     brief = partial(measure_speed, burst_seconds=0.05)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heat.stages.profile, "Checks", rough)
         patch.setattr(heat.thinning.candidates, "Checks", rough)
         patch.setattr(heat.thinning.filling, "WATCH_S", 0.4)
         patch.setattr(heat.thinning.filling, "REWATCH_S", 1.5)
-        patch.setattr(heat.thinning.candidates, "LAZY", Checks(networks=2, memory=0, budget_s=2.0))
-        patch.setattr(heat.thinning.floor, "BUDGET_S", 8.0)
+        patch.setattr(heat.thinning.candidates, "LAZY", Checks(networks=2, memory=0, budget_s=1.5))
+        patch.setattr(heat.thinning.floor, "BUDGET_S", 6.0)
         patch.setattr(heat.thinning.measuring, "WAIT_S", 0.1)
         patch.setattr(deploy.export, "measure_speed", brief)
         yield

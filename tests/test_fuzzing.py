@@ -9,7 +9,7 @@ from deploy.edge.detect import Bundle
 from supernet.errors import BundleError
 from tests.fuzzing import READERS, cases
 
-CASES = 200
+CASES = 180
 """Of each reader; `benchmarks/fuzz.py` runs as many as asked for."""
 
 

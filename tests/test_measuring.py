@@ -43,7 +43,7 @@ TINY = Architecture(
     t1_blocks=1, t2_blocks=1,
 )  # fmt: skip
 LIMITS, POSITIONS = (64, 64, 64, 64), (1, 1, 2, 1)
-FEW = Checks(networks=4, memory=0, budget_s=3.0)
+FEW = Checks(networks=4, memory=0, budget_s=2.0)
 ORT = Setting(runtime="onnxruntime", precision="f32", threads=1)
 
 
