@@ -25,7 +25,7 @@ test: $(VENV)/.installed  ## every check: format, lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -m "$(QUICK) and not alone" --numprocesses $(PROCESSES) --dist loadfile
-	$(BIN)/pytest -m "$(QUICK) and alone"
+	$(BIN)/pytest -m "$(QUICK) and alone" $$(grep -l "mark.alone" tests/test_*.py)
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .
