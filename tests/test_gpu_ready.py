@@ -181,7 +181,7 @@ def test_what_is_done_is_not_done_again(rehearsed: tuple[Path, list[dict[str, An
 
 
 def test_a_failed_stage_stops_no_other(rehearsed: tuple[Path, list[dict[str, Any]]]) -> None:
-    """Its data are missing; what stood before stands, and the reason is said."""
+    """Its data are missing; what was done before is kept, and the reason is said."""
     out, _ = rehearsed
     code, lines, _ = gpu_day(
         "--rehearse", "--again", "--only", "training,here", "--data", "nowhere", "--out", out

@@ -1,4 +1,4 @@
-"""Stage 5: HEAT's presets against DETR-R50, RT-DETR-R18 and D-FINE-N, batch 1, alike for all.
+"""Stage 5: HEAT's presets against DETR-R50, RT-DETR-R18 and D-FINE-N, batch 1, the same for all.
 
 Random weights, no NMS or top-k, channels last. Each entrant in torch as it is (eager), as a CUDA
 graph, and compiled by torch, then a graph; all in turns. Multiply-adds are counted by torch, the
@@ -148,7 +148,7 @@ def flat(outputs: Any) -> list[Tensor]:
 
 
 def paper_order(rows: dict[str, Any], form: str) -> dict[str, Any]:
-    """Return frame rates over DETR-R50's, ours and the paper's, and whether the order is alike."""
+    """Return frame rates over DETR-R50's, ours and the paper's, and whether their order is one."""
     if form not in rows.get("detr-r50", {}):
         return {"missing": "detr-r50"}
     detr = rows["detr-r50"][form]

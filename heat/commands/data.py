@@ -1,5 +1,6 @@
 """Commands about data sets: check, cells, shapes."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,9 +52,7 @@ def cells(
     """
     from supernet.data.cells import NAMES, make_cells
 
-    _refuse(folder, train, val, seed)
-    make_cells(folder, train=train, val=val, seed=seed, labels=labels)
-    return {"data": str(folder), "train": train, "val": val, "names": list(NAMES)}
+    return _draw(make_cells, NAMES, folder, train, val, seed, labels)
 
 
 def shapes(
@@ -76,13 +75,19 @@ def shapes(
     """
     from supernet.data.shapes import NAMES, make_shapes
 
-    _refuse(folder, train, val, seed)
-    make_shapes(folder, train=train, val=val, seed=seed, labels=labels)
-    return {"data": str(folder), "train": train, "val": val, "names": list(NAMES)}
+    return _draw(make_shapes, NAMES, folder, train, val, seed, labels)
 
 
-def _refuse(folder: Path, train: int, val: int, seed: int) -> None:
-    """Refuse what cannot be drawn, and a folder that holds a set already."""
+def _draw(
+    make: Callable[..., None],
+    names: Sequence[str],
+    folder: Path,
+    train: int,
+    val: int,
+    seed: int,
+    labels: str,
+) -> Result:
+    """Draw a set; refuse what cannot be drawn, and a folder that holds a set already."""
     from supernet.errors import UserError
 
     if train < 1 or val < 1:
@@ -92,3 +97,5 @@ def _refuse(folder: Path, train: int, val: int, seed: int) -> None:
     for name in ("annotations", "train", "val", "images", "labels", "data.yaml"):
         if (folder / name).exists():
             raise UserError(f"{folder} already holds {name}: give another folder")
+    make(folder, train=train, val=val, seed=seed, labels=labels)
+    return {"data": str(folder), "train": train, "val": val, "names": list(names)}

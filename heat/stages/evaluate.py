@@ -8,7 +8,7 @@ from deploy.edge.detect import Bundle
 from deploy.export import write_card
 from deploy.gate import torch_detect
 from supernet.data.average_precision import Metrics, score
-from supernet.data.best_thresholds import best_thresholds
+from supernet.data.best_thresholds import thresholds_of
 from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import Detect, Found, confusion_matrix, found_rows
 from supernet.data.mistakes import missed_by_size, mistakes, suspected_labels
@@ -77,9 +77,10 @@ def _scored(
     warn_of_memory(data)
     rows = found_rows(detect, data)
     scores = score(rows, data)
-    bins = reliability(hits_by_class(rows, data))
+    hits = hits_by_class(rows, data)
+    bins = reliability(hits)
     error = calibration_error(bins)
-    wrong = mistakes(rows, data, best_thresholds(rows, data))
+    wrong = mistakes(rows, data, thresholds_of(hits, data.names))
     precision, confusion, scores_drawn = (
         workspace.root / "eval" / name
         for name in ("precision.svg", "confusion.svg", "reliability.svg")

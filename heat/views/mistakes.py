@@ -1,4 +1,4 @@
-"""A picture of the images that a detector gets most wrong."""
+"""A figure of the images that a detector gets most wrong."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from supernet.letterbox import Image, read_image
 SHOWN = 12
 COLUMNS = 3
 TILE_PX = 360
-"""Width of an image in the picture, and its largest height."""
+"""Width of an image in the figure, and its largest height."""
 COLOURS: dict[Kind, tuple[int, int, int]] = {
     "missed": (40, 110, 255),
     "wrong class": (255, 150, 0),

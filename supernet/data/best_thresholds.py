@@ -15,9 +15,14 @@ def best_thresholds(rows: Sequence[ResultRow], data: DetectionSet) -> dict[str, 
     Of equal F1 the highest score is taken. None for a class without objects in the split or without
     a correct detection, and for classes that share a name.
     """
+    return thresholds_of(hits_by_class(rows, data), data.names)
+
+
+def thresholds_of(hits: Sequence[Hits], names: Sequence[str]) -> dict[str, float | None]:
+    """Return the same of detections that are matched already, by class index."""
     return {
-        name: _threshold(hits) if data.names.count(name) == 1 else None
-        for name, hits in zip(data.names, hits_by_class(rows, data), strict=True)
+        name: _threshold(each) if names.count(name) == 1 else None
+        for name, each in zip(names, hits, strict=True)
     }
 
 

@@ -13,14 +13,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .generated import LabelFormat, write_set
+from .generated import LabelFormat, overlap, write_set
 from .labelled_image import LabelledImage
 
 NAMES = ("red cell", "white cell", "platelet")
 SIDE_PX = (240, 320)
 """Height and width of the images."""
 RED_RADIUS_PX = (15.0, 22.0)
-"""Of a whole smear; its cells are alike within a tenth."""
+"""Of a whole smear; its cells differ by a tenth."""
 SHOWN = 0.35
 """Share of an object that must lie in the image for a box."""
 COVERED = 0.6
@@ -76,7 +76,7 @@ def draw(rng: np.random.Generator) -> LabelledImage:
             cell = (red_cell, white_cell, platelet)[label](rng, smear)
             y, x = (int(place) for place in rng.uniform(-0.04, 1.04, 2) * SIDE_PX)
             box = placed(cell, x, y)
-            if box is not None and all(_overlap(box, other) < COVERED for other in boxes):
+            if box is not None and all(overlap(box, other) < COVERED for other in boxes):
                 lay(cell, x, y, light)
                 boxes.append(box)
                 labels.append(label)
@@ -241,11 +241,3 @@ def debris(rng: np.random.Generator, smear: Smear, light: Map) -> None:
         curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
         cv2.polylines(dirt, [curve.round().astype(np.int32)], False, 0.25, 1, cv2.LINE_AA)
     light *= 1 - dirt[:, :, None] * smear.violet_RGB
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """Return the intersection of two boxes xyxy as a share of the smaller one."""
-    w = min(a[2], b[2]) - max(a[0], b[0])
-    h = min(a[3], b[3]) - max(a[1], b[1])
-    smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
-    return max(0.0, w) * max(0.0, h) / smaller

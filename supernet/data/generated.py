@@ -96,3 +96,11 @@ def _yolo_lines(image: LabelledImage) -> str:
         size = (x2 - x1) / width, (y2 - y1) / height
         lines.append(f"{label} " + " ".join(f"{value:.6f}" for value in (*centre, *size)))
     return "".join(f"{line}\n" for line in lines)
+
+
+def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """Return the intersection of two boxes xyxy as a share of the smaller one."""
+    w = min(a[2], b[2]) - max(a[0], b[0])
+    h = min(a[3], b[3]) - max(a[1], b[1])
+    smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
+    return max(0.0, w) * max(0.0, h) / smaller

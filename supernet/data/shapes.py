@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from ..letterbox import Image
-from .generated import LabelFormat, write_set
+from .generated import LabelFormat, overlap, write_set
 from .labelled_image import LabelledImage
 
 NAMES = ("disc", "square", "triangle", "ring")
@@ -36,7 +36,7 @@ def draw(rng: np.random.Generator) -> LabelledImage:
         side = int(rng.integers(24, 90))
         x = int(rng.integers(0, width - side))
         y = int(rng.integers(0, height - side))
-        if any(_overlap((x, y, x + side, y + side), box) > 0.2 for box in boxes):
+        if any(overlap((x, y, x + side, y + side), box) > 0.2 for box in boxes):
             continue
         label = int(rng.integers(len(NAMES)))
         colour = tuple(int(value) for value in (background + rng.integers(70, 150, 3)) % 256)
@@ -57,11 +57,3 @@ def _draw_one(pixels: Image, name: str, x: int, y: int, side: int, colour: tuple
     else:
         corners = np.array([[x, y + side - 1], [x + side - 1, y + side - 1], [x + side // 2, y]])
         cv2.fillPoly(pixels, [corners], colour)
-
-
-def _overlap(a: tuple[int, ...], b: tuple[int, ...]) -> float:
-    """Return the intersection of two boxes xyxy as a share of the smaller one."""
-    w = min(a[2], b[2]) - max(a[0], b[0])
-    h = min(a[3], b[3]) - max(a[1], b[1])
-    smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
-    return max(0, w) * max(0, h) / smaller
