@@ -1,6 +1,7 @@
 """The parts of an optimiser: parameter groups, learning rate, averaged weights, number formats."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -10,6 +11,7 @@ from torch import nn
 from ..detr.detr import Host
 from ..errors import UserError
 from ..heatdetr.supernet import Supernet
+from .muon import MuonAdamW, is_matrix
 from .recipes import Precision, TrainConfig
 
 STEPS: dict[str, tuple[float, ...]] = {
@@ -74,6 +76,26 @@ def parameter_groups_of_detr(network: Host, config: TrainConfig) -> list[Paramet
             chosen = [parameter for parameter in own if (parameter.ndim > 1) == matrices]
             groups.append({"params": chosen, "weight_decay": decay, "peak": peak})
     return groups
+
+
+def make_optimizer(
+    groups: Sequence[ParameterGroup], config: TrainConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """Return the optimiser of a run; Muon's matrices are groups of their own."""
+    if config.optimizer == "adamw":
+        plain = [{**group} for group in groups]
+        return torch.optim.AdamW(plain, lr=config.learning_rate, fused=True)
+    split = [
+        {
+            **group,
+            "params": [weight for weight in group["params"] if is_matrix(weight) == orthogonal],
+            "orthogonal": orthogonal,
+        }
+        for group in groups
+        for orthogonal in (False, True)
+    ]
+    half = autocast_type("auto", device) is torch.bfloat16
+    return MuonAdamW(split, config.learning_rate, torch.bfloat16 if half else torch.float32)
 
 
 def rate_factor(step: float, steps: int, config: TrainConfig) -> float:

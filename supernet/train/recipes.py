@@ -18,6 +18,8 @@ Precision = Literal["auto", "f32", "bf16", "f16"]
 Recipe = Literal["small", "1x", "3x", "detr", "sam-detr", "mtkd"]
 Assign = Literal["uniform", "aligned"]
 """Label assignment: the paper's (`matching.py`), or `aligned.py`."""
+Optimizer = Literal["adamw", "muon"]
+"""AdamW for all parameters, or Muon for convolutions and AdamW for the others (`muon.py`)."""
 
 
 MAX_SEED = 2**32
@@ -34,8 +36,10 @@ class TrainConfig:
     """Images of a batch, over all processes."""
     accumulate: int = 1
     """Batches whose gradients are summed for one step."""
+    optimizer: Optimizer = "adamw"
+    """What updates the weights; both have one scale of learning rates."""
     learning_rate: float = 1e-3
-    """Peak learning rate of AdamW; the paper's 1e-4 is for pretrained backbones."""
+    """Peak learning rate; the paper's 1e-4 is for pretrained backbones."""
     backbone_rate: float = 1.0
     """Learning rate of the backbone, as a share of the others'; in DETR's family only."""
     weight_decay: float = 0.05

@@ -210,7 +210,9 @@ class RunFiles:
                 f"{self.state} was written by a HEAT that did not record what it was trained on: "
                 "--restart replaces it, another --out keeps it"
             )
-        fingerprint.setdefault("start", own["start"])  # older versions did not record it
+        # Older versions did not record these.
+        fingerprint.setdefault("start", own["start"])
+        fingerprint["config"].setdefault("optimizer", "adamw")
         different = [DIFFERENT[key] for key, value in own.items() if fingerprint.get(key) != value]
         if different:
             raise CheckpointError(

@@ -1,0 +1,79 @@
+"""Muon: orthogonal updates of convolutions, AdamW for the rest, exact after loading its state."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from supernet.train.muon import MuonAdamW, is_matrix, orthogonalised
+from supernet.train.optimise import ParameterGroup, make_optimizer
+from supernet.train.recipes import TrainConfig
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        nn.Conv2d(16, 24, 3),
+        nn.BatchNorm2d(24),
+        nn.Conv2d(24, 24, 3, groups=24),
+        nn.Conv2d(24, 4, 1),
+    )
+    return layers.to(memory_format=torch.channels_last)
+
+
+def optimizer(net: nn.Module) -> torch.optim.Optimizer:
+    groups: list[ParameterGroup] = [
+        {"params": list(net.parameters()), "weight_decay": 0.0, "peak": 0.01}
+    ]
+    config = TrainConfig(optimizer="muon", learning_rate=0.01)
+    return make_optimizer(groups, config, torch.device("cpu"))
+
+
+def step(net: nn.Module, optim: torch.optim.Optimizer, seed: int) -> None:
+    x = torch.randn(4, 16, 9, 9, generator=torch.Generator().manual_seed(seed))
+    optim.zero_grad()
+    net(x).square().mean().backward()
+    optim.step()
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 40), (1, 20, 20), (2, 8, 300)])
+def test_singular_values_end_near_one(shape: tuple[int, int, int]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    before, after = torch.linalg.svd(matrices), torch.linalg.svdvals(orthogonalised(matrices))
+    assert after.min() > 0.3 and after.max() < 1.3
+    nearest = before.U @ before.Vh[:, : shape[1]]
+    same = (orthogonalised(matrices) * nearest).sum((1, 2)) / shape[1]
+    assert (same > 0.75).all()  # the same singular vectors
+
+
+def test_only_wide_convolutions_that_mix_channels_are_matrices() -> None:
+    net = network()
+    assert [name for name, p in net.named_parameters() if is_matrix(p)] == ["0.weight"]
+
+
+def test_updates_have_the_size_of_adamws() -> None:
+    net = network()
+    before = copy.deepcopy(net)
+    step(net, optimizer(net), 0)
+    moved = (net[0].weight - before[0].weight).detach()
+    rms = float(moved.square().mean().sqrt())  # type: ignore[operator]
+    assert 0.5 * 0.2 * 0.01 < rms < 1.5 * 0.2 * 0.01
+    # AdamW's first step moves every other weight by the learning rate.
+    other: Tensor = (net[3].weight - before[3].weight).detach().abs()  # type: ignore[operator]
+    torch.testing.assert_close(other, torch.full_like(other, 0.01), rtol=1e-3, atol=1e-5)
+
+
+def test_the_state_continues_where_it_was_saved() -> None:
+    net = network()
+    optim = optimizer(net)
+    step(net, optim, 0)
+    again = copy.deepcopy(net)
+    other = optimizer(again)
+    other.load_state_dict(copy.deepcopy(optim.state_dict()))
+    assert isinstance(other, MuonAdamW)
+    for seed in (1, 2):
+        step(net, optim, seed)
+        step(again, other, seed)
+    for a, b in zip(net.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
