@@ -1,20 +1,22 @@
 """AP against latency of networks trained from scratch on the same data, beside their peers.
 
     python benchmarks/frontier.py --data DIR --work DIR --peers-python peers/bin/python \
-        --input-size 320x320 --epochs 100 --minutes 45 --name bccd
+        --input-size 320x320 --epochs 100 --seeds 3 --name bccd
 
 HEAT's networks are trained by `--recipe small`, peers by their own recipes (`train_peer.py`, in an
 environment of its own), one after another; finished runs are kept, and interrupted ones go on. All
 see the same number of images, unless --minutes ends a peer's training first; the images seen are
-reported. AP is that of the val split after the last epoch, by one evaluator. Latency is that of the
-networks without NMS or top-k, in one interleaved race in ONNX Runtime. The last line is one JSON
-object; with --name it goes to benchmarks/results/frontier-NAME.json, and a figure beside it. Models
-in that file are not trained again: they race with random weights, which have the same latency.
+reported. HEAT, YOLO11n and YOLO26n are trained with --seeds seeds, the slower peers with one. AP is
+that of the val split after the last epoch, by one evaluator. Latency is that of the networks
+without NMS or top-k, in one interleaved race in ONNX Runtime. The last line is one JSON object;
+with --name it goes to benchmarks/results/frontier-NAME.json, and a figure beside it. Runs in that
+file are not trained again: they race with random weights, which have the same latency.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 from dataclasses import asdict
@@ -71,11 +73,23 @@ OURS = {
 """HEAT at four speeds; each is trained at output stride 16."""
 OURS["heat-s-one-to-one"] = OURS["heat-s"].with_(name="heat-s-one-to-one", head="one-to-one")
 PEERS = ("yolo11n", "yolo26n", "rt-detr-r18", "d-fine-n", "detr-r50", "yolos-tiny")
+ONE_SEED = ("rt-detr-r18", "d-fine-n", "detr-r50", "yolos-tiny")
+"""Peers that are trained once: a run takes hours of a core."""
+Run = tuple[str, int]
+"""A model and the seed of its training."""
 
 
-def train_ours(name: str, options: argparse.Namespace) -> dict[str, Any]:
+def folder_of(run: Run, options: argparse.Namespace) -> Path:
+    """Return where a run's files are."""
+    name, seed = run
+    folder: Path = options.work / (f"{name}-{seed}" if seed else name)
+    return folder
+
+
+def train_ours(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """Train one of our networks, or continue it; write its graph and its detections."""
-    folder = options.work / name
+    name, seed = run
+    folder = folder_of(run, options)
     size = parse_size(options.input_size)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "architecture.json"
@@ -83,11 +97,11 @@ def train_ours(name: str, options: argparse.Namespace) -> dict[str, Any]:
     command = [
         sys.executable, "-m", "heat", "train", "--data", options.data, "--architecture", file,
         "--recipe", "small", "--epochs", options.epochs, "--batch-size", options.batch_size,
-        "--eval-every", 10, "--seed", options.seed, "--resume", "--out", folder,
+        "--eval-every", 10, "--seed", seed, "--resume", "--out", folder,
         *options.train,
     ]  # fmt: skip
     if not (folder / "facts.json").exists():
-        run([str(part) for part in command])
+        run_command([str(part) for part in command])
         network = trained(folder)
         data = load_split(options.data, "val")
         (folder / "rows.json").write_text(json.dumps(found_rows(torch_detect(network), data)))
@@ -97,7 +111,7 @@ def train_ours(name: str, options: argparse.Namespace) -> dict[str, Any]:
             "images_seen": stage["images"] * stage["epochs"],
             "seconds": round(stage["images"] * stage["epochs"] / stage["images_per_second"]),
             "batch_size": options.batch_size,
-            "seed": options.seed,
+            "seed": seed,
             "threads": torch.get_num_threads(),
         }
         (folder / "facts.json").write_text(json.dumps(facts))
@@ -118,9 +132,10 @@ def write_raw(network: Detector, path: Path) -> None:
     path.write_bytes(network.to_onnx(raw=True).SerializeToString())
 
 
-def train_peer(name: str, options: argparse.Namespace, *more: str) -> dict[str, Any] | None:
+def train_peer(run: Run, options: argparse.Namespace, *more: str) -> dict[str, Any] | None:
     """Train a peer in its own environment; None where that is not possible."""
-    folder = options.work / name
+    name, seed = run
+    folder = folder_of(run, options)
     if not (folder / "facts.json").exists():
         if options.peers_python is None:
             return None
@@ -128,10 +143,10 @@ def train_peer(name: str, options: argparse.Namespace, *more: str) -> dict[str, 
             options.peers_python, ROOT / "benchmarks" / "train_peer.py", name, "--data",
             options.data.resolve(), "--input-size", options.input_size, "--epochs", options.epochs,
             "--minutes", options.minutes, "--batch-size", options.batch_size,
-            "--seed", options.seed, "--out", folder.resolve(), *more,
+            "--seed", seed, "--out", folder.resolve(), *more,
         ]  # fmt: skip
         try:
-            run([str(part) for part in command], PYTHONPATH=str(ROOT), YOLO_OFFLINE="1")
+            run_command([str(part) for part in command], PYTHONPATH=str(ROOT), YOLO_OFFLINE="1")
         except subprocess.CalledProcessError as error:
             print(f"{name} left out: exit code {error.returncode}", file=sys.stderr)
             return None
@@ -149,14 +164,14 @@ def graph_of(name: str, options: argparse.Namespace, num_classes: int) -> Path:
         description = OURS[name].with_(input_size=size, num_classes=num_classes).with_stride(16)
         write_raw(Detector(description).eval(), path)
     else:
-        train_peer(name, options, "--untrained")
+        train_peer((name, 0), options, "--untrained")
     if not path.exists():
         raise SystemExit(f"{name} cannot be timed here: --peers-python is needed for it")
     return path
 
 
-def recorded(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return the results of models that were trained before, without their latencies."""
+def recorded(options: argparse.Namespace) -> dict[Run, dict[str, Any]]:
+    """Return the results of runs that were trained before, without their latencies."""
     path = RESULTS / f"frontier-{options.name}.json"
     if not options.name or not path.exists():
         return {}
@@ -165,43 +180,56 @@ def recorded(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     if (result["data"], result["height"], result["width"]) != of:
         raise SystemExit(f"{path} is of {result['data']}, or of another size: another --name")
     return {
-        row["model"]: {k: v for k, v in row.items() if k not in ("model", "ms", "gmacs")}
+        (row["model"], row["seed"]): {
+            k: v for k, v in row.items() if k not in ("model", "ms", "gmacs")
+        }
         for row in result["models"]
     }
 
 
-def run(command: list[str], **environment: str) -> None:
+def run_command(command: list[str], **environment: str) -> None:
     """Run a command with its stdout on stderr."""
     print(" ".join(command), file=sys.stderr, flush=True)
     subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, **environment})
 
 
-def scored(name: str, options: argparse.Namespace, data: DetectionSet) -> dict[str, Any]:
+def scored(run: Run, options: argparse.Namespace, data: DetectionSet) -> dict[str, Any]:
     """Return the AP of a trained model's detections."""
-    rows = json.loads((options.work / name / "rows.json").read_text())
+    rows = json.loads((folder_of(run, options) / "rows.json").read_text())
     metrics = asdict(score_rows(rows, data))
     keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
     return {key: round(metrics[key], 4) for key in keys}
 
 
 def draw(models: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Plot AP against milliseconds, ours as a line; hollow markers saw fewer images."""
+    """Plot mean AP against milliseconds, bars from the lowest to the highest seed, ours as a line.
+
+    Hollow markers saw fewer images.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
-    line = sorted((m["ms"], m["ap"]) for m in models if m["model"].startswith("heat-"))
-    axis.plot(*zip(*line, strict=True), marker="o", color="tab:red", label="HEAT")
     most = max(model["images_seen"] for model in models)
-    for model in models:
-        ours = model["model"].startswith("heat-")
-        if not ours:
-            face = "tab:blue" if model["images_seen"] == most else "none"
-            axis.scatter(model["ms"], model["ap"], facecolors=face, edgecolors="tab:blue")
+    line = []
+    for name in dict.fromkeys(model["model"] for model in models):
+        runs = [model for model in models if model["model"] == name]
+        ap = [run["ap"] for run in runs]
+        mean, ms = statistics.mean(ap), runs[0]["ms"]
+        ours = name.startswith("heat-")
+        colour = "tab:red" if ours else "tab:blue"
+        whole = all(run["images_seen"] == most for run in runs)
+        axis.errorbar(
+            ms, mean, yerr=[[mean - min(ap)], [max(ap) - mean]], marker="o", color=colour,
+            markerfacecolor=colour if whole else "none", capsize=3,
+        )  # fmt: skip
         axis.annotate(
-            model["model"], (model["ms"], model["ap"]), xytext=(0, 5) if ours else (0, -12),
+            name, (ms, mean), xytext=(0, 9) if ours else (0, -14),
             textcoords="offset points", ha="center", fontsize=8,
         )  # fmt: skip
+        if ours:
+            line.append((ms, mean))
+    axis.plot(*zip(*sorted(line), strict=True), color="tab:red", label="HEAT")
     axis.set_xscale("log")
     axis.margins(x=0.15, y=0.1)
     axis.set(
@@ -220,7 +248,6 @@ def parser_of(text: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--input-size", default="320x320")
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name")
     parser.add_argument("train", nargs="*", help="more options of heat train, after --")
     return parser
@@ -231,30 +258,34 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--peers-python", help="Python of the peers' environment")
     parser.add_argument("--only", default=",".join((*OURS, *PEERS)))
-    parser.add_argument("--minutes", type=float, default=45.0, help="of a peer's training, at most")
+    parser.add_argument("--minutes", type=float, default=1e9, help="of a peer's training, at most")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each model, from seed 0 on")
     options = parser.parse_args()
     data = load_split(options.data, "val")
     done = recorded(options)
-    for name in options.only.split(","):
-        if name in done:
+    runs = [
+        (name, seed)
+        for seed in range(options.seeds)
+        for name in options.only.split(",")
+        if seed == 0 or name not in ONE_SEED
+    ]
+    for one in runs:
+        if one in done:
             continue
-        facts = train_ours(name, options) if name in OURS else train_peer(name, options)
+        facts = train_ours(one, options) if one[0] in OURS else train_peer(one, options)
         if facts is not None:
-            done[name] = scored(name, options, data) | facts
-    graphs = {name: graph_of(name, options, data.num_classes) for name in done}
+            done[one] = scored(one, options, data) | facts
+    graphs = {name: graph_of(name, options, data.num_classes) for name, _ in done}
     laps = race(
         [Entrant(name=name, model=path, runtime="onnxruntime") for name, path in graphs.items()],
         rounds=options.rounds,
     )
+    latency = {lap.name: round(lap.p50_ms, 3) for lap in laps}
+    gmacs = {name: round(count_macs(path) / 1e9, 3) for name, path in graphs.items()}
     models = [
-        {
-            **done[lap.name],
-            "model": lap.name,
-            "ms": round(lap.p50_ms, 3),
-            "gmacs": round(count_macs(graphs[lap.name]) / 1e9, 3),
-        }
-        for lap in laps
+        {**found, "model": name, "seed": seed, "ms": latency[name], "gmacs": gmacs[name]}
+        for (name, seed), found in done.items()
     ]
     models.sort(key=lambda model: -model["ap"])
     conditions = here("onnxruntime", 1, parse_size(options.input_size))

@@ -31,8 +31,8 @@ def main() -> None:
     data = load_split(options.data, "val")
     heads, graphs = {}, {}
     for head, name in HEADS.items():
-        facts = train_ours(name, options)
-        heads[head] = {"model": name, **scored(name, options, data), **facts, "ms": {}}
+        facts = train_ours((name, 0), options)
+        heads[head] = {"model": name, **scored((name, 0), options, data), **facts, "ms": {}}
         graphs[head] = trained(options.work / name).to_onnx().SerializeToString()
     inputs = []
     for record in data.records:

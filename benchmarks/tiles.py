@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     size = parse_size(options.input_size)
-    facts = train_ours(MODEL, options)
+    facts = train_ours((MODEL, 0), options)
     data = load_split(options.data, "val")
     folder = options.work / MODEL / "bundle"
     export_bundle(
