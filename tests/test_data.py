@@ -179,6 +179,22 @@ def test_augmented_boxes_follow_the_pixels() -> None:
     assert seen > 30
 
 
+@pytest.mark.parametrize("image_hw", [(90, 120), (120, 90), (50, 100)])
+def test_without_augmentation_training_sees_what_evaluation_sees(image_hw: tuple[int, int]) -> None:
+    """The same pixels in the same place, epoch after epoch, and the objects with them."""
+    none = AugmentConfig(
+        flip=0, scale=(1.0, 1.0), shift=0, shifted=0, brightness=0, contrast=0, saturation=0
+    )
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (*image_hw, 3), dtype=np.uint8)
+    boxes = np.array([[10, 20, 40, 45]], dtype=np.float32)
+    expected, scale = letterbox(pixels, (96, 96))
+    for _ in range(3):
+        shown = augment(LabelledImage(pixels, boxes, np.array([1])), (96, 96), none, rng)
+        assert (shown.pixels == expected).all()
+        assert shown.boxes_xyxy == pytest.approx(boxes * scale, abs=0.51)
+
+
 def test_shapes_are_deterministic(tmp_path: Path) -> None:
     for name in ("one", "two"):
         make_shapes(tmp_path / name, train=3, val=2, seed=5)

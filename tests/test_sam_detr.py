@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from supernet.detr import DetrArchitecture
 from supernet.detr.sam_detr import SamDetr
 from supernet.detr.sampling import cut, sample
-from supernet.detr.semantics_aligner import AlignerLayer, nearness
+from supernet.detr.semantics_aligner import AlignerLayer, PointAttention, nearness
 from supernet.detr.tokens import Tokens
 from supernet.graph.writer import GraphWriter
 from tests.toy_detr import SMALL, graph_differs_by, images, shaken, trainable
@@ -112,6 +112,28 @@ def test_s7_no_scales_no_modulation() -> None:
         assert (a - b).abs().max() <= 1e-6
     near = nearness(torch.full((1, 1, 1, 2), 0.5), torch.full((1, 1, 1, 2), 2.0), (2, 2))
     assert near.flatten().tolist() == pytest.approx([-0.25] * 4)
+
+
+@torch.no_grad()
+def test_positions_pass_two_layers_with_relu_and_nothing_else() -> None:
+    """As in the authors' code: queries and keys are the sums, without a further projection."""
+    attention = PointAttention(16, 2, dropout=0.0)
+    content, place = torch.randn(1, 3, 2, 16), torch.randn(1, 3, 2, 16)
+    x, pos = torch.randn(1, 6, 16), torch.randn(1, 6, 16)
+
+    def added(side: str, content: Tensor, place: Tensor) -> Tensor:
+        position = attention.get_submodule(f"{side}_position")
+        first, second = (position.get_submodule(f"layers.{i}") for i in (0, 1))
+        project = attention.get_submodule(f"{side}_content")
+        return project(content) + second(first(place).relu())  # type: ignore[no-any-return]
+
+    logits = torch.einsum("bqhd,bnd->bhqn", added("q", content, place), added("k", x, pos))
+    value = attention.v(x).view(1, 6, 2, 8)
+    read = torch.einsum("bhqn,bnhe->bqhe", (logits / 4).softmax(-1), value)
+    found = attention(content, place, Tokens(x, pos, None, ((2, 3),)), None)
+    assert (found - attention.out_proj(read.flatten(2))).abs().max() <= 1e-5
+    names = {name.split(".")[0] for name, _ in attention.named_parameters()}
+    assert names == {"q_content", "q_position", "k_content", "k_position", "v", "out_proj"}
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

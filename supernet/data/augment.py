@@ -38,7 +38,7 @@ class AugmentConfig:
     shift: float = 0.15
     """Largest shift of the image, as a share of the input side."""
     shifted: float = 1.0
-    """Probability of a shift."""
+    """Probability of a shift; without one the image lies where evaluation places it."""
     crop: float = 0.0
     """Probability of DETR's crop before the zoom."""
     brightness: float = 0.3
@@ -65,8 +65,10 @@ def augment(
     scale = scale_to_fit(image.pixels.shape[:2], input_hw)
     size = _scaled(image, scale * np.exp(rng.uniform(*np.log(np.array(config.scale)))))
     jitter = rng.uniform(-config.shift, config.shift, 2) * input_hw[::-1]
-    jitter *= rng.random() < config.shifted
-    offset = np.round(rng.uniform(0, 1, 2) * (np.array(input_hw[::-1]) - size) + jitter)
+    shifted = rng.random() < config.shifted
+    room = np.array(input_hw[::-1]) - size  # negative where only a part of the image fits
+    offset = rng.uniform(0, 1, 2) * (room if shifted else np.minimum(room, 0))
+    offset = np.round(offset + jitter * shifted)
     canvas = _canvas(input_hw)
     _paste(canvas, image.pixels, size, offset, (0, 0, input_hw[1], input_hw[0]))
     shown = np.array([*offset, *(offset + size)])

@@ -58,25 +58,24 @@ class AddedAttention(nn.Module):
 class PointAttention(nn.Module):
     """Cross-attention of one query vector a head; keys are shared by the heads.
 
-    Contents and positions are projected and added, then projected once more; queries and keys are
-    D wide in every head, values D / H.
+    Contents are projected by a linear layer, positions by two with a ReLU between, as in the
+    authors' code; their sums are queries and keys, D wide in every head. Values are D / H wide.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.q_content, self.q_position = nn.Linear(width, width), nn.Linear(width, width)
-        self.k_content, self.k_position = nn.Linear(width, width), nn.Linear(width, width)
-        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
-        self.out_proj = nn.Linear(width, width)
+        self.q_content, self.q_position = nn.Linear(width, width), Mlp(width, width, width)
+        self.k_content, self.k_position = nn.Linear(width, width), Mlp(width, width, width)
+        self.v, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(
         self, content_BQHD: Tensor, position_BQHD: Tensor, memory: Tokens, bias: Tensor | None
     ) -> Tensor:
         """Attend; `bias` [B, H, Q, N] is added to the logits."""
         B, _, H, D = content_BQHD.shape
-        q = self.q(self.q_content(content_BQHD) + self.q_position(position_BQHD))
-        k = self.k(self.k_content(memory.x_BND) + self.k_position(memory.pos_BND))
+        q = self.q_content(content_BQHD) + self.q_position(position_BQHD)
+        k = self.k_content(memory.x_BND) + self.k_position(memory.pos_BND)
         v = self.v(memory.x_BND).view(B, -1, H, D // H).transpose(1, 2)
         keys = k[:, None].expand(-1, H, -1, -1)
         dropout = self.dropout if self.training else 0.0
@@ -93,14 +92,12 @@ class PointAttention(nn.Module):
         bias: Value | None,
     ) -> Value:
         """Write the attention: contents and positions [1, Q, H, D], bias [H, Q, N]."""
-        q = graph.add(
-            graph.linear(content, self.q_content), graph.linear(position, self.q_position)
-        )
-        k = graph.add(graph.linear(memory, self.k_content), graph.linear(pos, self.k_position))
+        q = graph.add(graph.linear(content, self.q_content), self.q_position.emit(graph, position))
+        k = graph.add(graph.linear(memory, self.k_content), self.k_position.emit(graph, pos))
         _, Q, H, D = content.shape
-        q = graph.binary("Mul", graph.linear(q, self.q), graph.scalar(D**-0.5))
+        q = graph.binary("Mul", q, graph.scalar(D**-0.5))
         q = graph.transpose(graph.reshape(q, Q, H, D), 1, 0, 2)
-        logits = graph.matmul(q, graph.swap(graph.linear(k, self.k)))
+        logits = graph.matmul(q, graph.swap(k))
         if bias is not None:
             logits = graph.add(logits, bias)
         weights = graph.unary("Softmax", logits, axis=-1)
