@@ -15,8 +15,8 @@ Maps = npt.NDArray[np.float16]
 """Features of some images, [B, C, h, w]."""
 
 MAX_STRIDE = 64
-MAX_EXTRA = 16
-"""Most tokens that are no cells: class and register tokens."""
+EXTRA = (0, 1, 2, 4, 5, 8, 9, 16, 17)
+"""Tokens that are no cells: 1 or 2 of the class, 4, 8 or 16 registers."""
 SHAPES = "a map [B, C, h, w] or [B, h, w, C], or tokens [B, N, C]"
 
 
@@ -72,11 +72,10 @@ def feature_map(
 
 def _divides(cells_hw: tuple[int, int], input_hw: tuple[int, int]) -> bool:
     """Return whether cells of one whole stride cover the input, its last part or not."""
+    height, width = input_hw
     return any(
-        all(
-            cells in (side // stride, -(-side // stride))
-            for cells, side in zip(cells_hw, input_hw, strict=True)
-        )
+        cells_hw
+        in ((height // stride, width // stride), (-(-height // stride), -(-width // stride)))
         for stride in range(2, MAX_STRIDE + 1)
     )
 
@@ -84,7 +83,7 @@ def _divides(cells_hw: tuple[int, int], input_hw: tuple[int, int]) -> bool:
 def _tokens(name: str, tokens: int, channels: int, input_hw: tuple[int, int]) -> FeatureMap | None:
     """Return the grid of tokens with the fewest other tokens beside it."""
     grids = {(input_hw[0] // stride, input_hw[1] // stride) for stride in range(4, MAX_STRIDE + 1)}
-    fitting = [(tokens - h * w, (h, w)) for h, w in grids if 0 <= tokens - h * w <= MAX_EXTRA]
+    fitting = [(tokens - h * w, (h, w)) for h, w in grids if tokens - h * w in EXTRA]
     if not fitting or channels < 2:
         return None
     extra, cells_hw = min(fitting)

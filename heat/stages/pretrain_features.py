@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -74,6 +74,8 @@ def pretrain_features(
 ) -> Result:
     """Compute the encoder's features, or take them from the cache, and learn them."""
     with claimed(workspace.pretrain) if first_process() else nullcontext():
+        # OMP_NUM_THREADS, which torch heeds, is for the teacher too.
+        request = replace(request, threads=min(request.threads, torch.get_num_threads()))
         with Worker(open_encoder, request) as worker:
             found: EncoderFacts = worker.ask("facts")
             key = _key(found, caching)

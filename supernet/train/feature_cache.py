@@ -102,7 +102,8 @@ class FeatureCache:
     @property
     def complete(self) -> bool:
         """Whether all features are there."""
-        return bool(self._facts().get("complete"))
+        facts = self._facts()
+        return bool(facts.get("complete")) and self._is_ours(facts)
 
     @cached_property
     def broken(self) -> frozenset[str]:
@@ -137,7 +138,7 @@ class FeatureCache:
     def check(self, *, restart: bool) -> Self:
         """Refuse, or with `restart` remove, features of another teacher or of other images."""
         facts = self._facts()
-        if facts and facts["key"] != json.loads(json.dumps(asdict(self.key))):
+        if facts and not self._is_ours(facts):
             if not restart:
                 theirs = _key(facts["key"])
                 raise UserError(
@@ -175,7 +176,7 @@ class FeatureCache:
                 for maps in teacher.stream(batches):
                     self._check_finite(maps, batches.names.pop(0))
                     for file, values in zip(files, maps, strict=True):
-                        file.write(values.data)
+                        file.write(np.ascontiguousarray(values).data)
                     bar.advance(steps=len(maps[0]))
                 for file in files:
                     file.flush()
@@ -201,6 +202,9 @@ class FeatureCache:
             sizes.append(path.stat().st_size // (2 * c * h * w) if path.exists() else 0)
         return min(self.rows, *sizes)
 
+    def _is_ours(self, facts: dict[str, Any]) -> bool:
+        return bool(facts["key"] == json.loads(json.dumps(asdict(self.key))))
+
     def _files(self) -> list[Path]:
         return [self.folder / f"map-{number}.f16" for number in range(len(self.key.maps))]
 
@@ -223,7 +227,8 @@ class FeatureCache:
 
     def _map(self, number: int) -> npt.NDArray[np.float16]:
         _, c, h, w = self.key.maps[number]
-        return _opened(self._files()[number], (self.rows, c, h, w))
+        path = self._files()[number]
+        return _opened(path, (self.rows, c, h, w), path.stat().st_ino)
 
     def _facts(self) -> dict[str, Any]:
         path = self.folder / "cache.json"
@@ -321,6 +326,6 @@ def _key(facts: dict[str, Any]) -> CacheKey:
 
 
 @lru_cache(maxsize=16)
-def _opened(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float16]:
-    """Return a file's values, mapped once a process."""
+def _opened(path: Path, shape: tuple[int, ...], inode: int) -> npt.NDArray[np.float16]:
+    """Return a file's values, mapped once a process; `inode` changes where it is replaced."""
     return np.memmap(path, dtype=np.float16, mode="r", shape=shape)
