@@ -12,8 +12,9 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from deploy.teachers.encoder import PRESETS, EncoderRequest, Normalisation, open_encoder
+from deploy.teachers.encoder import PRESETS, EncoderRequest, Normalisation
 from deploy.teachers.maps import FeatureMap, feature_map
+from deploy.teachers.open_encoder import open_encoder
 from deploy.teachers.worker import Worker
 from supernet.errors import HeatError, UserError
 

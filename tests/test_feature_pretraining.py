@@ -15,7 +15,8 @@ from supernet.errors import DataError, HeatError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.supernet import SearchSpace, Supernet
 from supernet.train import feature_views
-from supernet.train.feature_cache import CacheKey, FeatureCache, keyed, within
+from supernet.train.feature_cache import FeatureCache
+from supernet.train.feature_key import CacheKey, keyed, within
 from supernet.train.feature_student import FeatureStudent, TeacherMap, lessons, seen_through
 from supernet.train.feature_task import FeatureTask
 from supernet.train.feature_views import FeatureViews, teacher_views
@@ -145,6 +146,9 @@ def test_an_interrupted_computation_goes_on(photos: Path, tmp_path: Path) -> Non
     idle = Means()
     make_cache(tmp_path / "part", photos, views=3, teacher=idle)
     assert idle.batches == 0 and part.usable == whole.usable
+    (part.folder / "map-0.f16").unlink()
+    make_cache(tmp_path / "part", photos, views=3, teacher=idle)
+    assert idle.batches == 3
 
 
 def test_what_a_cache_refuses(

@@ -1,7 +1,6 @@
 """Encoders: networks whose features a backbone learns. They are given images, and return maps."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -89,25 +88,6 @@ class Encoder(Protocol):
 
     def features(self, images_BHW3: Images) -> list[Maps]:
         """Return its features of images of its input size, a map for each of `facts().maps`."""
-
-
-def open_encoder(request: EncoderRequest) -> Encoder:
-    """Load an encoder: an ONNX file, a folder of transformers, or a model of timm.
-
-    Raises `UserError` where there is none, or where its outputs can be no features.
-    """
-    path = Path(request.source)
-    if request.source.startswith("timm:"):
-        from .torch_encoder import TimmEncoder
-
-        return TimmEncoder(request)
-    if path.is_dir():
-        from .torch_encoder import TransformersEncoder
-
-        return TransformersEncoder(request)
-    from .onnx_encoder import OnnxEncoder
-
-    return OnnxEncoder(request)
 
 
 def normalised(images_BHW3: Images, by: Normalisation) -> npt.NDArray[np.float32]:

@@ -9,8 +9,9 @@ from typing import Self
 
 import torch
 
-from deploy.teachers.encoder import EncoderFacts, EncoderRequest, Images, open_encoder
+from deploy.teachers.encoder import EncoderFacts, EncoderRequest, Images
 from deploy.teachers.maps import Maps
+from deploy.teachers.open_encoder import open_encoder
 from deploy.teachers.worker import Worker
 from supernet.checkpoint import read_info
 from supernet.data.unlabelled import UnlabelledImages
@@ -18,7 +19,8 @@ from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.train.claim import claimed
 from supernet.train.distributed import first_process
-from supernet.train.feature_cache import CacheKey, FeatureCache, keyed, within
+from supernet.train.feature_cache import FeatureCache
+from supernet.train.feature_key import CacheKey, keyed, within
 from supernet.train.feature_student import FeatureStudent, TeacherMap
 from supernet.train.feature_task import FeatureTask
 from supernet.train.feature_views import AREA, teacher_views

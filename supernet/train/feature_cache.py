@@ -11,13 +11,11 @@ Files grow row by row, so an interrupted computation goes on where it was.
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import NamedTuple, Protocol, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +25,13 @@ from ..data.unlabelled import FEWEST, UnlabelledImages
 from ..errors import DataError, UserError
 from ..letterbox import PAD_RGB, Image
 from ..progress import Progress
+from .feature_key import CacheKey, KeyRecord
 
 FORMAT_VERSION = 1
 """History of `cache.json`: 1, the first."""
 BATCH = 8
 """Views that the teacher is given together."""
+SMALLEST_STD = 1e-6
 FOR_SCALE = 1024
 """Rows from which means and deviations of channels are taken, at most."""
 Row = npt.NDArray[np.float16]
@@ -46,45 +46,21 @@ class Teacher(Protocol):
         """Yield the maps [B, C, h, w] of each batch."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CacheKey:
-    """Whose features of what are in a cache."""
+class CacheRecord(TypedDict):
+    """`cache.json`."""
 
-    teacher: str
-    """Name."""
-    digest: str
-    """Hash of its weights."""
-    input_hw: tuple[int, int]
-    """Pixels of its input."""
-    normalisation: str
-    maps: tuple[tuple[str, int, int, int], ...]
-    """Name, channels, height and width of each map."""
-    images: str
-    """Hash of the image files."""
-    num_images: int
-    views: int
-    """Views of each image."""
+    format: int
+    complete: bool
+    key: KeyRecord
+    scales: list[tuple[list[float], list[float]]]
+    """Mean and deviation by channel, of each map."""
 
-    @property
-    def bytes_an_image(self) -> int:
-        """Size of all features of an image."""
-        return self.views * sum(2 * c * h * w for _, c, h, w in self.maps)
 
-    def differences(self, other: "CacheKey") -> str:
-        """Return in what another key differs."""
-        found = [
-            words
-            for words, fields in (
-                (f"another teacher ({other.teacher})", ("digest",)),
-                ("other features of it", ("maps",)),
-                ("another --teacher-size", ("input_hw",)),
-                ("another normalisation", ("normalisation",)),
-                ("other images", ("images", "num_images")),
-                ("another number of --views", ("views",)),
-            )
-            if any(getattr(self, field) != getattr(other, field) for field in fields)
-        ]
-        return ", ".join(found)
+class Scale(NamedTuple):
+    """Mean and deviation of each channel of a map."""
+
+    mean_C: npt.NDArray[np.float32]
+    std_C: npt.NDArray[np.float32]
 
 
 class FeatureCache:
@@ -102,16 +78,16 @@ class FeatureCache:
     @property
     def complete(self) -> bool:
         """Whether all features are there."""
-        facts = self._facts()
-        return bool(facts.get("complete")) and self._is_ours(facts)
+        found = self._read()
+        ours = found is not None and found.complete and found.key == self.key
+        return ours and self.present() == self.rows
 
     @cached_property
     def broken(self) -> frozenset[str]:
         """Images that cannot be decoded."""
         try:
-            text = (self.folder / "broken.txt").read_text(
-                encoding="utf-8", errors="surrogateescape"
-            )
+            path = self.folder / "broken.txt"
+            text = path.read_text(encoding="utf-8", errors="surrogateescape")
         except FileNotFoundError:
             return frozenset()
         return frozenset(text.splitlines())
@@ -123,12 +99,11 @@ class FeatureCache:
         return tuple(i for i, path in enumerate(paths) if str(path) not in self.broken)
 
     @cached_property
-    def scales(self) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    def scales(self) -> tuple[Scale, ...]:
         """Mean and deviation of each channel of each map."""
-        return [
-            (np.array(mean, np.float32), np.array(std, np.float32))
-            for mean, std in self._facts()["scales"]
-        ]
+        found = self._read()
+        assert found is not None
+        return found.scales
 
     def row(self, index: int, view: int) -> list[Row]:
         """Return a copy of the maps [C, h, w] of a view of an image."""
@@ -137,13 +112,12 @@ class FeatureCache:
 
     def check(self, *, restart: bool) -> Self:
         """Refuse, or with `restart` remove, features of another teacher or of other images."""
-        facts = self._facts()
-        if facts and not self._is_ours(facts):
+        found = self._read()
+        if found is not None and found.key != self.key:
             if not restart:
-                theirs = _key(facts["key"])
                 raise UserError(
                     f"{self.folder} holds features of something else "
-                    f"({self.key.differences(theirs)}): --restart replaces them, another --out "
+                    f"({self.key.differences(found.key)}): --restart replaces them, another --out "
                     "keeps them"
                 )
             shutil.rmtree(self.folder)
@@ -202,9 +176,6 @@ class FeatureCache:
             sizes.append(path.stat().st_size // (2 * c * h * w) if path.exists() else 0)
         return min(self.rows, *sizes)
 
-    def _is_ours(self, facts: dict[str, Any]) -> bool:
-        return bool(facts["key"] == json.loads(json.dumps(asdict(self.key))))
-
     def _files(self) -> list[Path]:
         return [self.folder / f"map-{number}.f16" for number in range(len(self.key.maps))]
 
@@ -230,34 +201,48 @@ class FeatureCache:
         path = self._files()[number]
         return _opened(path, (self.rows, c, h, w), path.stat().st_ino)
 
-    def _facts(self) -> dict[str, Any]:
+    def _read(self) -> "_Contents | None":
         path = self.folder / "cache.json"
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if found["format"] != FORMAT_VERSION:
-                raise ValueError(f"format {found['format']}")
+            record: CacheRecord = json.loads(path.read_text(encoding="utf-8"))
+            if record["format"] != FORMAT_VERSION:
+                raise ValueError(f"format {record['format']}")
+            scales = [Scale(*(np.array(p, np.float32) for p in one)) for one in record["scales"]]
+            return _Contents(CacheKey.read(record["key"]), record["complete"], tuple(scales))
         except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, KeyError) as error:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} cannot be read ({error}): delete {self.folder}, it is computed again"
             ) from None
-        return found
 
     def _write(self, *, complete: bool) -> None:
-        facts = {"format": FORMAT_VERSION, "complete": complete, "key": asdict(self.key)}
-        if complete:
-            facts["scales"] = [self._scale(number) for number in range(len(self.key.maps))]
-        write_text(self.folder / "cache.json", json.dumps(facts) + "\n")
+        scales = [self._scale(number) for number in range(len(self.key.maps) * complete)]
+        record: CacheRecord = {
+            "format": FORMAT_VERSION,
+            "complete": complete,
+            "key": self.key.record(),
+            "scales": [(one.mean_C.tolist(), one.std_C.tolist()) for one in scales],
+        }
+        write_text(self.folder / "cache.json", json.dumps(record) + "\n")
 
-    def _scale(self, number: int) -> tuple[list[float], list[float]]:
+    def _scale(self, number: int) -> Scale:
         """Return mean and deviation of each channel of a map, over some rows."""
         usable, views = self.usable, self.key.views
         images = usable[:: max(1, len(usable) * views // FOR_SCALE)]
         rows = np.array([image * views + view for image in images for view in range(views)])
         values = self._map(number)[rows].astype(np.float32)
-        std = values.std(axis=(0, 2, 3))
-        return values.mean(axis=(0, 2, 3)).tolist(), np.maximum(std, 1e-6).tolist()
+        std_C = np.maximum(values.std(axis=(0, 2, 3)), SMALLEST_STD)
+        return Scale(values.mean(axis=(0, 2, 3)), std_C)
+
+
+class _Contents(NamedTuple):
+    """What `cache.json` says."""
+
+    key: CacheKey
+    complete: bool
+    scales: tuple[Scale, ...]
+    """None while the features are not complete."""
 
 
 class _Batches:
@@ -289,40 +274,6 @@ class _Batches:
         if names:
             self.names.append(names)
             yield np.stack(pixels)
-
-
-def within(images: UnlabelledImages, key: CacheKey, cache_gb: float) -> UnlabelledImages:
-    """Return the images whose features fit into so many GB, and report how many others do not."""
-    most = int(cache_gb * 1e9 // key.bytes_an_image)
-    if most < FEWEST:
-        raise UserError(
-            f"--cache-gb {cache_gb}: the features of an image take {key.bytes_an_image / 1e6:.1f} "
-            f"MB, so {most} fit"
-        )
-    chosen = images.first(most)
-    if len(chosen.paths) < len(images.paths):
-        needed = len(images.paths) * key.bytes_an_image / 1e9
-        print(
-            f"warning: the features of all {len(images.paths)} images take {needed:.1f} GB: "
-            f"{len(chosen.paths)} of them fit into --cache-gb {cache_gb} and are used",
-            file=sys.stderr,
-        )
-    return chosen
-
-
-def keyed(key: CacheKey, images: UnlabelledImages) -> CacheKey:
-    """Return the key for some images."""
-    return replace(key, images=images.digest, num_images=len(images.paths))
-
-
-def _key(facts: dict[str, Any]) -> CacheKey:
-    return CacheKey(
-        **{
-            **facts,
-            "input_hw": tuple(facts["input_hw"]),
-            "maps": tuple(tuple(one) for one in facts["maps"]),
-        }
-    )
 
 
 @lru_cache(maxsize=16)

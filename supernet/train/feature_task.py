@@ -34,7 +34,7 @@ class FeatureTask:
         self.names: tuple[str, ...] = ()
         self.num_images = len(cache.usable)
         self.digest = cache.key.images
-        self._scales = [tuple(torch.from_numpy(part) for part in scale) for scale in cache.scales]
+        self._scales = [[torch.from_numpy(part) for part in scale] for scale in cache.scales]
 
     def facts(self) -> dict[str, object]:
         """Return teacher, data, and number of images."""

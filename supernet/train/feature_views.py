@@ -19,7 +19,8 @@ from ..data.image_files import image_size
 from ..data.unlabelled import UnlabelledImages
 from ..errors import DataError
 from ..letterbox import Image, letterbox, read_image, resized
-from .feature_cache import CacheKey, FeatureCache
+from .feature_cache import FeatureCache
+from .feature_key import CacheKey
 from .feed import SHRINK, Keyed
 from .recipes import TrainConfig
 
