@@ -2,10 +2,10 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, cast
 
 import torch
 
@@ -107,7 +107,7 @@ def pretrain_features(
     before = workspace.stages().get("pretrain")
     if done.finished_before and before is not None:
         return before
-    last = read_info(done.checkpoint).history[-1]
+    terms = cast(Mapping[str, float], read_info(done.checkpoint).history[-1])
     result = {
         **done.facts(),
         "images": task.num_images,
@@ -115,10 +115,7 @@ def pretrain_features(
         "data": [str(root.absolute()) for root in images.roots],
         "teacher": request.source,
         "features": [str(one) for one in found.maps],
-        "cosines": {
-            lesson.name: round(1 - last[lesson.name], 4)  # type: ignore[literal-required]
-            for lesson in network.lessons
-        },
+        "cosines": {one.name: round(1 - terms[one.name], 4) for one in network.lessons},
         "cache_gb": round(cache.rows * cache.key.bytes_an_image / caching.views / 1e9, 3),
     }
     return workspace.record("pretrain", result) if done.leads else result

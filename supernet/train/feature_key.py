@@ -6,6 +6,7 @@ from typing import Self, TypedDict
 
 from ..data.unlabelled import FEWEST, UnlabelledImages
 from ..errors import UserError
+from .distributed import first_process
 
 
 class KeyRecord(TypedDict):
@@ -100,7 +101,7 @@ def within(images: UnlabelledImages, key: CacheKey, cache_gb: float) -> Unlabell
             f"MB, so {most} fit"
         )
     chosen = images.first(most)
-    if len(chosen.paths) < len(images.paths):
+    if len(chosen.paths) < len(images.paths) and first_process():
         needed = len(images.paths) * key.bytes_an_image / 1e9
         print(
             f"warning: the features of all {len(images.paths)} images take {needed:.1f} GB: "

@@ -128,7 +128,6 @@ FEATURES = TrainConfig(
     epochs=100,
     batch_size=32,
     warmup_steps=500,
-    ema_decay=0.999,
     augment=AugmentConfig(brightness=0.3, contrast=0.3, saturation=0.4, hue=0.02),
 )
 """For learning a teacher's features; of the augmentation only flip and colours are used."""
