@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 from supernet.errors import HeatError, refusal
 from supernet.version import __version__
 
-from .commands import data, images, look, models, search, thinning, training
+from .commands import data, images, look, models, pretraining, search, thinning, training
 from .commands.options import whole
 
 app = App(
@@ -26,7 +26,7 @@ app = App(
 )
 app.command(models.build)
 app.command(search.profile)
-app.command(training.pretrain)
+app.command(pretraining.pretrain)
 app.command(search.supernet)
 app.command(thinning.thin)
 app.command(training.train)

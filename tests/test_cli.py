@@ -34,7 +34,8 @@ OPTIONS = {
     "eval": "data split bundle network attention rounds window clusters out",
     "export": "format precision raw dynamic_batch opset max_ap_drop serving device gpu quantizer "
     "threads images network attention rounds window clusters data out",
-    "pretrain": "data architecture input_size epochs batch_size accumulate learning_rate drop_path "
+    "pretrain": "data teacher feature teacher_size teacher_norm mean std views cache_gb "
+    "architecture input_size output_stride epochs batch_size accumulate learning_rate drop_path "
     "precision workers compile tensorboard seed resume restart out",
     "profile": "device runtime precision threads spinning pinning input_size space "
     "output_stride head global_block data host host_python pack unpack estimate few_shot compare "

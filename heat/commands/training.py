@@ -1,4 +1,4 @@
-"""Commands that train a network, or take a trained one: pretrain, train, adopt."""
+"""Commands that train a network, or take a trained one: train, adopt."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from ..records import Result
 from ..workspace import DEFAULT, Workspace
-from .find import attending, ending_in, find_data, find_heatdetr
+from .find import attending, ending_in, find_data
 from .options import (
     Accumulate,
     AttentionName,
@@ -31,64 +31,6 @@ from .options import (
     Window,
     Workers,
 )
-
-
-def pretrain(
-    *,
-    data: Path,
-    architecture: Annotated[str, Parameter(help="Preset or architecture.json.")] = "medium",
-    input_size: Size = "224x224",
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    accumulate: Accumulate = None,
-    learning_rate: LearningRate = None,
-    drop_path: DropPath = None,
-    precision: Autocast = "auto",
-    workers: Workers = None,
-    compile: Compile = False,
-    tensorboard: TensorBoard = False,
-    seed: Seed = 0,
-    resume: Resume = False,
-    restart: Restart = False,
-    out: Out = DEFAULT,
-) -> Result:
-    """Train a backbone to classify images, for train and supernet --backbone.
-
-    Swin's recipe, 300 epochs in batches of 64, where nothing else is asked for.
-
-    Args:
-        data: Folder with train/CLASS/ and val/CLASS/ folders of images.
-    """
-    from latency_tables.probe.machine import physical_cores
-    from supernet.heatdetr.input_size import parse_size
-    from supernet.train.pretraining import load_image_folders
-    from supernet.train.recipes import PRETRAIN, changed
-    from supernet.train.running import Running
-
-    from ..stages.pretrain import pretrain as run
-
-    images = load_image_folders(data, "train")
-    val = load_image_folders(data, "val", images.names) if (data / "val").is_dir() else None
-    config = changed(
-        PRETRAIN,
-        epochs=epochs,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        learning_rate=learning_rate,
-        drop_path=drop_path,
-        precision=precision,
-        seed=seed,
-    )
-    running = Running(
-        resume=resume,
-        restart=restart,
-        workers=workers,
-        threads=physical_cores(),
-        compile=compile,
-        tensorboard=tensorboard,
-    )
-    chosen = find_heatdetr(architecture).with_(input_size=parse_size(input_size or "224x224"))
-    return run(Workspace(out), images, val, chosen, config, running)
 
 
 def train(

@@ -34,6 +34,11 @@ MIN_BOXES_TO_JUDGE = 8
 """With fewer boxes their convention is not judged."""
 
 
+def is_detection_set(root: Path) -> bool:
+    """Return whether a folder has annotations; else it may hold images alone."""
+    return yolo_file(root) is not None or any((root / "annotations").glob("instances_*.json"))
+
+
 def splits_of(root: Path) -> tuple[str, ...]:
     """Return the splits that have an annotation file."""
     if not root.is_dir():

@@ -88,8 +88,11 @@ class Detector(nn.Module):
         p3, x = call("down34", l2)
         return l1, l2, p3, stage(4, x)
 
-    def wire(self, call: Call, image: Any) -> Any:
-        """Connect the units from the raw image to the head's two maps."""
+    def wire_scm(self, call: Call, image: Any) -> tuple[Any, Any, Any, Any, Any]:
+        """Connect the units from the raw image to l1, l2, l3, l4 and SCM's map, which TCM reads.
+
+        They are at strides 8, 16, 32, 64, and at the output stride.
+        """
         l1, l2, p3, l4 = self.wire_backbone(call, image)
         l3 = self._wire_sam(call, 4, p3, l4)
         s1 = call("scm_ffn1", call("scm_lat1", l1), call("scm_lat2", l2))
@@ -97,11 +100,27 @@ class Detector(nn.Module):
         s_out = call("scm_up4", s3, l4)
         if self.architecture.output_stride == 16:
             s_out = call("scm_up3", s1, s_out)
-        s_out = call("scm_global2", s_out)
-        t_cls, t_reg = call("tcm_t1", s_out)
+        return l1, l2, l3, l4, call("scm_global2", s_out)
+
+    def wire(self, call: Call, image: Any) -> Any:
+        """Connect the units from the raw image to the head's two maps."""
+        t_cls, t_reg = call("tcm_t1", self.wire_scm(call, image)[-1])
         for index in range(self.architecture.t2_blocks):
             t_reg = call(f"tcm_t2_{index}", t_reg)
         return call("head", t_cls, t_reg)
+
+    def keep_wired(self, wire: Callable[[Call, Any], Any]) -> None:
+        """Remove the units that a part of the wiring does not use: `keep_wired(net.wire_scm)`."""
+        used: set[str] = set()
+
+        def note(place: str, *_: Any) -> tuple[None, None]:
+            used.add(place)
+            return None, None
+
+        wire(note, None)
+        for place in self.units.keys() - used:
+            del self.units[place]
+        self.many = None
 
     def _wire_sam(self, call: Call, number: int, fine: Any, coarse: Any) -> Any:
         return call(f"sam{number}_global", call(f"sam{number}_fuse", fine, coarse))

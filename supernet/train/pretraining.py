@@ -24,7 +24,7 @@ from ..errors import CheckpointError, DataError
 from ..heatdetr.architecture import LOCAL_OPERATORS, Architecture
 from ..heatdetr.detector import Detector
 from ..heatdetr.place import Place
-from ..heatdetr.supernet import CANDIDATES, GLOBAL_BLOCKS, GlobalMixture, Mixture
+from ..heatdetr.supernet import CANDIDATES, GlobalMixture, Mixture
 from ..letterbox import Image, letterbox, read_image, resized
 from .distributed import Group
 from .feed import Keyed, feed_keyed
@@ -96,16 +96,7 @@ class Classifier(nn.Module):
         """Build a detector and remove all units that follow the backbone."""
         super().__init__()
         self.trunk = Detector(architecture)
-        used: list[str] = []
-
-        def note(place: str, *_: Any) -> tuple[None, None]:
-            used.append(place)
-            return None, None
-
-        self.trunk.wire_backbone(note, None)
-        for place in [place for place in self.trunk.units if place not in used]:
-            del self.trunk.units[place]
-        self.trunk.many = None
+        self.trunk.keep_wired(self.trunk.wire_backbone)
         self.classes = nn.Linear(architecture.widths[3], num_classes)
 
     def forward(self, image_BHW3: Tensor) -> tuple[Tensor]:
@@ -222,7 +213,8 @@ def load_backbone(path: Path, network: Detector) -> Taken:
     """Copy a pretrained backbone into a detector or a supernet, as far as shapes agree.
 
     In a supernet a local block goes to the operator of its kind at its position, a global block to
-    that of its kind. Heads, SCM and TCM are never part of a backbone.
+    that of its kind. TCM and the heads are never part of a backbone; SCM is where it was learnt
+    from a teacher's features.
     """
     info = read_info(path)
     if info.kind != "backbone":
@@ -261,6 +253,5 @@ def _place_in(network: Detector, source: Architecture, place: str) -> str:
         letter = source.blocks[own.stage - 1][own.position]
         return f"{place}.operators.{CANDIDATES.index(LOCAL_OPERATORS[letter])}"
     if isinstance(unit, GlobalMixture):
-        kind = source.global_block if place == "s4_global" else GLOBAL_BLOCKS[0]
-        return f"{place}.blocks.{kind}"
+        return f"{place}.blocks.{source.global_block}"
     return place

@@ -124,6 +124,13 @@ PRETRAIN = TrainConfig(
     augment=AugmentConfig(saturation=0.4, hue=0.02),
 )
 """Swin's classification recipe; its rate of 1e-3 for 1024 images, scaled by the batch's root."""
+FEATURES = TrainConfig(
+    epochs=100,
+    batch_size=32,
+    warmup_steps=500,
+    augment=AugmentConfig(brightness=0.3, contrast=0.3, saturation=0.4, hue=0.02),
+)
+"""For learning a teacher's features; of the augmentation only flip and colours are used."""
 FOR_DETR = TrainConfig(
     epochs=300,
     batch_size=16,

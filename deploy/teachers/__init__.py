@@ -1,0 +1,1 @@
+"""Networks that others trained, from which HEAT's learn: run in processes of their own."""

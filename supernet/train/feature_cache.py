@@ -1,0 +1,282 @@
+"""A teacher's features of images on disk: computed once, read by memory mapping.
+
+features/
+  cache.json     whose features they are, of which images, and whether all are there
+  map-0.f16 ...  half-precision values [images * views, C, h, w] of each of the teacher's maps
+  broken.txt     images that cannot be decoded, one a line; their rows mean nothing
+
+Files grow row by row, so an interrupted computation goes on where it was.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import NamedTuple, Protocol, Self, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from ..atomic import write_text
+from ..data.unlabelled import FEWEST, UnlabelledImages
+from ..errors import DataError, UserError
+from ..letterbox import PAD_RGB, Image
+from ..progress import Progress
+from .feature_key import CacheKey, KeyRecord
+
+FORMAT_VERSION = 1
+"""History of `cache.json`: 1, the first."""
+BATCH = 8
+"""Views that the teacher is given together."""
+SMALLEST_STD = 1e-6
+FOR_SCALE = 1024
+"""Rows from which means and deviations of channels are taken, at most."""
+Row = npt.NDArray[np.float16]
+Images = npt.NDArray[np.uint8]
+"""RGB images of one size, [B, H, W, 3]."""
+
+
+class Teacher(Protocol):
+    """What computes features: see `deploy.teachers`."""
+
+    def stream(self, images: Iterable[Images]) -> Iterator[Sequence[Row]]:
+        """Yield the maps [B, C, h, w] of each batch."""
+
+
+class CacheRecord(TypedDict):
+    """`cache.json`."""
+
+    format: int
+    complete: bool
+    key: KeyRecord
+    scales: list[tuple[list[float], list[float]]]
+    """Mean and deviation by channel, of each map."""
+
+
+class Scale(NamedTuple):
+    """Mean and deviation of each channel of a map."""
+
+    mean_C: npt.NDArray[np.float32]
+    std_C: npt.NDArray[np.float32]
+
+
+class FeatureCache:
+    """The features of some images, in a folder."""
+
+    def __init__(self, folder: Path, key: CacheKey, images: UnlabelledImages) -> None:
+        """Name the files; nothing is read or written yet."""
+        self.folder, self.key, self.images = folder, key, images
+
+    @property
+    def rows(self) -> int:
+        """Views of all images."""
+        return self.key.num_images * self.key.views
+
+    @property
+    def complete(self) -> bool:
+        """Whether all features are there."""
+        found = self._read()
+        ours = found is not None and found.complete and found.key == self.key
+        return ours and self.present() == self.rows
+
+    @cached_property
+    def broken(self) -> frozenset[str]:
+        """Images that cannot be decoded."""
+        try:
+            path = self.folder / "broken.txt"
+            text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        except FileNotFoundError:
+            return frozenset()
+        return frozenset(text.splitlines())
+
+    @cached_property
+    def usable(self) -> tuple[int, ...]:
+        """Indices of the images that can be decoded."""
+        paths = self.images.paths
+        return tuple(i for i, path in enumerate(paths) if str(path) not in self.broken)
+
+    @cached_property
+    def scales(self) -> tuple[Scale, ...]:
+        """Mean and deviation of each channel of each map."""
+        found = self._read()
+        assert found is not None
+        return found.scales
+
+    def row(self, index: int, view: int) -> list[Row]:
+        """Return a copy of the maps [C, h, w] of a view of an image."""
+        row = index * self.key.views + view
+        return [np.array(self._map(number)[row]) for number in range(len(self.key.maps))]
+
+    def check(self, *, restart: bool) -> Self:
+        """Refuse, or with `restart` remove, features of another teacher or of other images."""
+        found = self._read()
+        if found is not None and found.key != self.key:
+            if not restart:
+                raise UserError(
+                    f"{self.folder} holds features of something else "
+                    f"({self.key.differences(found.key)}): --restart replaces them, another --out "
+                    "keeps them"
+                )
+            shutil.rmtree(self.folder)
+        return self
+
+    def fill(self, teacher: Teacher, views: Iterable[tuple[Path, Image | None]]) -> None:
+        """Compute what is missing.
+
+        `views` yields file and pixels, None where they cannot be decoded, of each row from
+        `self.present()` on.
+        """
+        if self.complete:
+            return
+        present = self.present()
+        missing = (self.rows - present) * self.key.bytes_an_image // self.key.views
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if missing > free:
+            raise UserError(
+                f"{self.folder}: the features need {missing / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
+                "free; a smaller --cache-gb takes fewer images"
+            )
+        self._write(complete=False)
+        batches = _Batches(views, self.key.input_hw, self.folder / "broken.txt")
+        try:
+            with ExitStack() as stack, Progress("teacher", self.rows, done=present) as bar:
+                files = [stack.enter_context(p.open("r+b")) for p in self._cut(present)]
+                for file in files:
+                    file.seek(0, os.SEEK_END)
+                for maps in teacher.stream(batches):
+                    self._check_finite(maps, batches.names.pop(0))
+                    for file, values in zip(files, maps, strict=True):
+                        file.write(np.ascontiguousarray(values).data)
+                    bar.advance(steps=len(maps[0]))
+                for file in files:
+                    file.flush()
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.folder}: {error.strerror or error}; {self.present()} of "
+                f"{self.rows} features are kept, the same command goes on"
+            ) from None
+        self.__dict__.pop("broken", None)
+        self.__dict__.pop("usable", None)
+        if len(self.usable) < FEWEST:
+            raise DataError(
+                f"{len(self.broken)} of {len(self.images.paths)} images cannot be decoded "
+                f"({self.folder / 'broken.txt'}): at least {FEWEST} are needed"
+            )
+        self._write(complete=True)
+
+    def present(self) -> int:
+        """Return how many rows are in the files."""
+        sizes = []
+        for path, (_, c, h, w) in zip(self._files(), self.key.maps, strict=True):
+            sizes.append(path.stat().st_size // (2 * c * h * w) if path.exists() else 0)
+        return min(self.rows, *sizes)
+
+    def _files(self) -> list[Path]:
+        return [self.folder / f"map-{number}.f16" for number in range(len(self.key.maps))]
+
+    def _cut(self, rows: int) -> list[Path]:
+        """Cut the files to whole rows, as many in each."""
+        for path, (_, c, h, w) in zip(self._files(), self.key.maps, strict=True):
+            with path.open("ab") as file:
+                file.truncate(rows * 2 * c * h * w)
+        return self._files()
+
+    def _check_finite(self, maps: Sequence[Row], names: Sequence[Path]) -> None:
+        for (name, *_), values in zip(self.key.maps, maps, strict=True):
+            bad = ~np.isfinite(values).all(axis=(1, 2, 3))
+            if bad.any():
+                raise DataError(
+                    f"{self.key.teacher} returns features ({name}) that are not finite, or beyond "
+                    f"half precision, for {names[int(bad.argmax())]}: is it whole, and is its "
+                    f"normalisation right ({self.key.normalisation})?"
+                )
+
+    def _map(self, number: int) -> npt.NDArray[np.float16]:
+        _, c, h, w = self.key.maps[number]
+        path = self._files()[number]
+        return _opened(path, (self.rows, c, h, w), path.stat().st_ino)
+
+    def _read(self) -> "_Contents | None":
+        path = self.folder / "cache.json"
+        try:
+            record: CacheRecord = json.loads(path.read_text(encoding="utf-8"))
+            if record["format"] != FORMAT_VERSION:
+                raise ValueError(f"format {record['format']}")
+            scales = [Scale(*(np.array(p, np.float32) for p in one)) for one in record["scales"]]
+            return _Contents(CacheKey.read(record["key"]), record["complete"], tuple(scales))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} cannot be read ({error}): delete {self.folder}, it is computed again"
+            ) from None
+
+    def _write(self, *, complete: bool) -> None:
+        scales = [self._scale(number) for number in range(len(self.key.maps) * complete)]
+        record: CacheRecord = {
+            "format": FORMAT_VERSION,
+            "complete": complete,
+            "key": self.key.record(),
+            "scales": [(one.mean_C.tolist(), one.std_C.tolist()) for one in scales],
+        }
+        write_text(self.folder / "cache.json", json.dumps(record) + "\n")
+
+    def _scale(self, number: int) -> Scale:
+        """Return mean and deviation of each channel of a map, over some rows."""
+        usable, views = self.usable, self.key.views
+        images = usable[:: max(1, len(usable) * views // FOR_SCALE)]
+        rows = np.array([image * views + view for image in images for view in range(views)])
+        values = self._map(number)[rows].astype(np.float32)
+        std_C = np.maximum(values.std(axis=(0, 2, 3)), SMALLEST_STD)
+        return Scale(values.mean(axis=(0, 2, 3)), std_C)
+
+
+class _Contents(NamedTuple):
+    """What `cache.json` says."""
+
+    key: CacheKey
+    complete: bool
+    scales: tuple[Scale, ...]
+    """None while the features are not complete."""
+
+
+class _Batches:
+    """Batches of views; the files of those that are with the teacher are in `names`."""
+
+    def __init__(
+        self,
+        views: Iterable[tuple[Path, Image | None]],
+        input_hw: tuple[int, int],
+        broken: Path,
+    ) -> None:
+        self.views, self.input_hw, self.broken = views, input_hw, broken
+        self.names: list[list[Path]] = []
+
+    def __iter__(self) -> Iterator[Images]:
+        names: list[Path] = []
+        pixels: list[Image] = []
+        for path, image in self.views:
+            if image is None:
+                with self.broken.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                    file.write(f"{path}\n")
+                image = np.full((*self.input_hw, 3), PAD_RGB, dtype=np.uint8)
+            names.append(path)
+            pixels.append(image)
+            if len(names) == BATCH:
+                self.names.append(names)
+                yield np.stack(pixels)
+                names, pixels = [], []
+        if names:
+            self.names.append(names)
+            yield np.stack(pixels)
+
+
+@lru_cache(maxsize=16)
+def _opened(path: Path, shape: tuple[int, ...], inode: int) -> npt.NDArray[np.float16]:
+    """Return a file's values, mapped once a process; `inode` changes where it is replaced."""
+    return np.memmap(path, dtype=np.float16, mode="r", shape=shape)
