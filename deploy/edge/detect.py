@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from supernet.errors import BundleError, HeatError, UserError, refusal
 from supernet.letterbox import boxes_to_image, letterbox
 
@@ -112,6 +114,8 @@ class Bundle:
             boxes, scores, labels = self._post(*outputs)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise BundleError(
+            order = np.argsort(-scores, kind="stable")  # that of scores before calibration
+            boxes, scores, labels = boxes[order], scores[order], labels[order]
                 f"{self.folder}: the outputs are not those that its card describes "
                 f"({type(error).__name__}: {str(error)[:80]}): export again"
             ) from None

@@ -29,7 +29,7 @@ from .tiles import detect_tiled
 from .track import Tracker
 
 SAME_PLACE_IOU = 0.6
-"""IoU above which two boxes are one object, where the bundle's card states none."""
+"""IoU above which boxes of several tiles are one object, where the bundle's card states none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,7 @@ class DetectOptions:
         iou = bundle.card.get("decode", {}).get("nms_iou") or SAME_PLACE_IOU
 
         def find(image: Image) -> Found:
+        limits = self.limits(bundle)
             if self.tiles:
                 found = detect_tiled(bundle, image, iou)
             else:
@@ -132,7 +133,8 @@ def detect_stream(
     """
     limits = options.limits(bundle)
     opened = Source(source)
-    tracker = Tracker(opened.fps, limits) if options.track else None
+    maps = bundle.card.get("decode", {}).get("calibration")
+    tracker = Tracker(opened.fps, limits, maps) if options.track else None
     try:
         recorder = Recorder(save.parent, save.name, opened.fps) if save is not None else None
     except HeatError:

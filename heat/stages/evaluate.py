@@ -12,10 +12,13 @@ from supernet.data.best_thresholds import thresholds_of
 from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import Detect, Found, confusion_matrix, found_rows
 from supernet.data.mistakes import missed_by_size, mistakes, suspected_labels
+from supernet.data.coco_file import ResultRow
 from supernet.data.reliability import calibration_error, reliability
 from supernet.data.scoring_memory import warn_of_memory
 from supernet.data.true_positives import hits_by_class
 from supernet.errors import UserError
+from supernet.data.score_calibration import ScoreCalibration
+from supernet.data.score_calibration import calibrate as fit
 from supernet.letterbox import Image
 
 from ..records import Result
@@ -26,6 +29,12 @@ from .network import Change, Which, as_it_is, load_network
 
 SUSPECTS = 30
 """Most labels that are listed as perhaps wrong."""
+from .score_calibration import (
+    record_calibration,
+    recorded_calibration,
+    say_calibrated,
+    say_not_calibrated,
+)
 
 
 def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> Result:
@@ -37,7 +46,10 @@ def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> R
             found = bundle.detect(image, score=0.0)  # AP is of all detections
             return found.boxes_xyxy_px, found.scores, found.labels
 
-        metrics, result = _scored(workspace, detect, data, str(folder), bundle.card["runtime"])
+        rule = bundle.card.get("decode", {}).get("calibration")
+        calibration = ScoreCalibration.from_rule(rule) if rule is not None else None
+        rows, runtime = _found(detect, data), bundle.card["runtime"]
+    metrics, result = _scored(workspace, rows, data, str(folder), runtime, calibration)
     accuracy = {**metrics.rounded(), "data": data.root.name, "split": data.split}
     write_card(folder, {**bundle.card, "accuracy": accuracy})
     return result
@@ -51,8 +63,11 @@ def evaluate_checkpoint(
 ) -> Result:
     """Score the workspace's network in torch; `which` as `load_network`.
 
-    An untrained one has no class names: it takes the data's, or is refused where it has another
-    number of classes.
+    *,
+    calibrate: bool = False,
+    With `calibrate` the calibration of its scores is fitted on the split and recorded; it holds for
+    what is scored and exported from then on. An untrained one has no class names: it takes the
+    data's, or is refused where it has another number of classes.
     """
     network, names, training = load_network(workspace, change, which)
     if training is None:
@@ -65,20 +80,44 @@ def evaluate_checkpoint(
         print("warning: this network is UNTRAINED: its AP means nothing", file=sys.stderr)
         model = workspace.architecture
     else:
+        if calibrate:
+            raise UserError(
+                "--calibrate: the network is untrained: heat train --data DIR trains it"
+            )
         data, model = data.numbered_as(names), workspace.train
-    _, result = _scored(workspace, torch_detect(network), data, str(model), "torch")
+        if not calibrate and (known := recorded_calibration(workspace, network)) is not None:
+            network.decode.calibration = known.calibration
+    rows = _found(torch_detect(network), data)
+    if calibrate:
+        fitted = fit(rows, data)
+        if fitted is None:
+            say_not_calibrated(data.split)
+        else:
+            say_calibrated(fitted)
+            record_calibration(workspace, network, fitted)
+            network.decode.calibration = fitted.calibration
+            rows = fitted.calibration.of_rows(rows, data)
+    _, result = _scored(workspace, rows, data, str(model), "torch", network.decode.calibration)
     return result
 
 
 def _scored(
-    workspace: Workspace, detect: Detect, data: DetectionSet, model: str, runtime: str
+    workspace: Workspace,
+    rows: list[ResultRow],
+    data: DetectionSet,
+    model: str,
+    runtime: str,
+    calibration: ScoreCalibration | None,
 ) -> tuple[Metrics, Result]:
-    """Score, draw what was found right and wrong, and record it."""
+def _found(detect: Detect, data: DetectionSet) -> list[ResultRow]:
     warn_of_memory(data)
-    rows = found_rows(detect, data)
+    return found_rows(detect, data)
+
+
+    """Score, draw what was found right and wrong, and record it."""
     scores = score(rows, data)
     hits = hits_by_class(rows, data)
-    bins = reliability(hits)
+    bins = reliability(hits, None if calibration is None else calibration.least())
     error = calibration_error(bins)
     wrong = mistakes(rows, data, thresholds_of(hits, data.names))
     precision, confusion, scores_drawn = (
@@ -97,6 +136,7 @@ def _scored(
         "missed": missed_by_size(wrong, data),
         "suspected_labels": [
             {
+        "score_calibration": None if calibration is None else calibration.rule(),
                 "image": str(record.path),
                 "box_xyxy_px": [round(value, 1) for value in mistake.box_xyxy],
                 "found": data.names[mistake.found] if mistake.found is not None else None,
