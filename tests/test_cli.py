@@ -27,8 +27,7 @@ OPTIONS = {
     "build": "data target_fps device runtime threads minutes format space input_size output_stride "
     "head calibrate seed out",
     "describe": "what input_size",
-    "detect": "bundle sources score save show frames labels class_agnostic tiles track json "
-    "threads",
+    "detect": "bundle sources score save show frames labels all_boxes tiles track json threads",
     "devices": "",
     "doctor": "device out",
     "eval": "data split bundle network attention rounds window clusters calibrate out",

@@ -4,21 +4,24 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from deploy.edge.detect import Bundle
 from deploy.export import write_card
 from deploy.gate import torch_detect
+from deploy.shown import shown_rows
 from supernet.data.average_precision import Metrics, score
 from supernet.data.best_thresholds import thresholds_of
+from supernet.data.coco_file import ResultRow
 from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import Detect, Found, confusion_matrix, found_rows
-from supernet.data.mistakes import missed_by_size, mistakes, suspected_labels
-from supernet.data.coco_file import ResultRow
+from supernet.data.mistakes import LEAST_SCORE, missed_by_size, mistakes, suspected_labels
 from supernet.data.reliability import calibration_error, reliability
+from supernet.data.score_calibration import ScoreCalibration
+from supernet.data.score_calibration import calibrate as fit
 from supernet.data.scoring_memory import warn_of_memory
 from supernet.data.true_positives import hits_by_class
 from supernet.errors import UserError
-from supernet.data.score_calibration import ScoreCalibration
-from supernet.data.score_calibration import calibrate as fit
 from supernet.letterbox import Image
 
 from ..records import Result
@@ -26,15 +29,15 @@ from ..views.learning import draw_confusion, draw_precision, draw_reliability
 from ..views.mistakes import draw_mistakes
 from ..workspace import Workspace
 from .network import Change, Which, as_it_is, load_network
-
-SUSPECTS = 30
-"""Most labels that are listed as perhaps wrong."""
 from .score_calibration import (
     record_calibration,
     recorded_calibration,
     say_calibrated,
     say_not_calibrated,
 )
+
+SUSPECTS = 30
+"""Most labels that are listed as perhaps wrong."""
 
 
 def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> Result:
@@ -60,11 +63,11 @@ def evaluate_checkpoint(
     data: DetectionSet,
     change: Change = as_it_is,
     which: Which | None = None,
+    *,
+    calibrate: bool = False,
 ) -> Result:
     """Score the workspace's network in torch; `which` as `load_network`.
 
-    *,
-    calibrate: bool = False,
     With `calibrate` the calibration of its scores is fitted on the split and recorded; it holds for
     what is scored and exported from then on. An untrained one has no class names: it takes the
     data's, or is refused where it has another number of classes.
@@ -77,13 +80,13 @@ def evaluate_checkpoint(
                 f"the thinned network is untrained and has {classes} classes, "
                 f"{data.annotation_path} has {data.num_classes}: heat train --data DIR trains it"
             )
-        print("warning: this network is UNTRAINED: its AP means nothing", file=sys.stderr)
-        model = workspace.architecture
-    else:
         if calibrate:
             raise UserError(
                 "--calibrate: the network is untrained: heat train --data DIR trains it"
             )
+        print("warning: this network is UNTRAINED: its AP means nothing", file=sys.stderr)
+        model = workspace.architecture
+    else:
         data, model = data.numbered_as(names), workspace.train
         if not calibrate and (known := recorded_calibration(workspace, network)) is not None:
             network.decode.calibration = known.calibration
@@ -101,6 +104,11 @@ def evaluate_checkpoint(
     return result
 
 
+def _found(detect: Detect, data: DetectionSet) -> list[ResultRow]:
+    warn_of_memory(data)
+    return found_rows(detect, data)
+
+
 def _scored(
     workspace: Workspace,
     rows: list[ResultRow],
@@ -109,17 +117,14 @@ def _scored(
     runtime: str,
     calibration: ScoreCalibration | None,
 ) -> tuple[Metrics, Result]:
-def _found(detect: Detect, data: DetectionSet) -> list[ResultRow]:
-    warn_of_memory(data)
-    return found_rows(detect, data)
-
-
     """Score, draw what was found right and wrong, and record it."""
     scores = score(rows, data)
     hits = hits_by_class(rows, data)
     bins = reliability(hits, None if calibration is None else calibration.least())
     error = calibration_error(bins)
-    wrong = mistakes(rows, data, thresholds_of(hits, data.names))
+    known = thresholds_of(hits, data.names)
+    least = [LEAST_SCORE if (own := known[name]) is None else own for name in data.names]
+    wrong = mistakes(shown_rows(rows, data, np.array(least, np.float32)), data, known)
     precision, confusion, scores_drawn = (
         workspace.root / "eval" / name
         for name in ("precision.svg", "confusion.svg", "reliability.svg")
@@ -131,12 +136,12 @@ def _found(detect: Detect, data: DetectionSet) -> list[ResultRow]:
         "scored": model,
         "runtime": runtime,
         "scored_by": scores.by,
+        "score_calibration": None if calibration is None else calibration.rule(),
         "calibration_error": None if error is None else round(error, 4),
         "reliability": [asdict(each) for each in bins],
         "missed": missed_by_size(wrong, data),
         "suspected_labels": [
             {
-        "score_calibration": None if calibration is None else calibration.rule(),
                 "image": str(record.path),
                 "box_xyxy_px": [round(value, 1) for value in mistake.box_xyxy],
                 "found": data.names[mistake.found] if mistake.found is not None else None,
