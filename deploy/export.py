@@ -52,11 +52,12 @@ def export_bundle(
 ) -> Exported:
     """Write `folder` (model, card, detect.py) after checking it against torch on `images`.
 
-    `facts` go into the card as they are: training, predictions, device. `plan` is the INT8
-    quantization, `judge` scores torch and the artefact on labelled images, `measure` times the
-    model file; without it bursts of runs on the first image are timed. The folder appears whole or
-    not at all. Raises `PromiseError` when the artefact does not agree with torch, loses more than
-    `max_ap_drop` points, or is executed in another precision.
+    `facts` go into the card as they are: training, predictions, device. Scores are calibrated where
+    the network's `decode` has a calibration. `plan` is the INT8 quantization, `judge` scores the
+    artefact on labelled images, `measure` times the model file; without it bursts of runs on the
+    first image are timed. The folder appears whole or not at all. Raises `PromiseError` when the
+    artefact does not agree with torch, loses more than `max_ap_drop` points, or is executed in
+    another precision.
     """
     if not images:
         raise UserError("export needs at least one image to compare with torch")

@@ -1,6 +1,7 @@
 """Scores detectors on labelled images: AP, and for each class the threshold of the best F1."""
 
 from dataclasses import dataclass
+from typing import Self
 
 from supernet.data.best_thresholds import best_thresholds
 from supernet.data.coco_file import ResultRow
@@ -13,9 +14,21 @@ from .edge.card import Thresholds
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Labelled images, numbered as the network's classes are."""
+    """Labelled images, numbered as the network's classes are, and what torch detects on them."""
 
     data: DetectionSet
+    exact: list[ResultRow]
+    """Torch's detections, their scores not calibrated."""
+
+    @classmethod
+    def of(cls, detect: Detect, data: DetectionSet) -> Self:
+        """Detect by torch on every image."""
+        return cls(data, found_rows(detect, data))
+
+    @property
+    def exact_ap(self) -> float:
+        """AP of torch in points of 100."""
+        return self.ap(self.exact)
 
     def found(self, detect: Detect) -> list[ResultRow]:
         """Detect on every image."""

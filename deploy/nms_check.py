@@ -6,10 +6,12 @@ few boxes. Both are correct if each box is a candidate, none overlaps another of
 much, and each candidate that is missing is suppressed by a kept box that scores as high.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from supernet.boxes import KEEP, iou_matrix
+from supernet.data.score_calibration import ScoreCalibration
 from supernet.heatdetr.operators.decode import NMS_IOU, PRE_NMS, SCORE_THRESHOLD
 
 NEAR_IOU = 1e-3
@@ -24,24 +26,42 @@ def violations(
     least_score: float,
     score_tolerance: float,
     box_tolerance_px: float,
+    calibration: ScoreCalibration | None = None,
 ) -> int:
     """Count what greedy NMS on these candidates cannot give.
 
     Args:
-        scores_AKL: Scores of all candidates: anchors, classes, positions.
+        scores_AKL: Scores of all candidates: anchors, classes, positions; not calibrated.
         boxes_M4: Their boxes xyxy in pixels, clipped to the image, M = A x L.
         found: Boxes [n, 4], scores [n] and labels [n] of the result.
         least_score: Only candidates and detections of at least this score are checked.
         score_tolerance: Difference of scores that counts as equal.
         box_tolerance_px: Difference of coordinates that counts as equal.
+        calibration: Of the scores of the result.
     """
     boxes, scores, labels = found
+
+    def final(scores: Tensor, label: int) -> Tensor:
+        """Return scores of a class as the result has them."""
+        if calibration is None:
+            return scores
+        own = np.full(scores.shape, label)
+        return torch.from_numpy(calibration(scores.double().numpy(), own)).to(scores)
+
+    def at_head(scores: Tensor, labels: Tensor) -> Tensor:
+        """Return scores of the result as the head gave them."""
+        if calibration is None:
+            return scores
+        return torch.from_numpy(calibration.inverse(scores.double().numpy(), labels.numpy()))
+
     flat = scores_AKL.flatten()
-    last = max(SCORE_THRESHOLD, float(flat.topk(min(PRE_NMS, flat.numel())).values[-1]))
-    full = float(scores.min()) if len(scores) >= KEEP else -1.0
-    wrong = num_covered = 0
+    last_at_head = max(SCORE_THRESHOLD, float(flat.topk(min(PRE_NMS, flat.numel())).values[-1]))
+    full_at_head = float(at_head(scores, labels).min()) if len(scores) >= KEEP else 0.0
+    wrong = num_covered = num_due = 0
     for label in range(scores_AKL.shape[1]):
-        candidates = scores_AKL[:, label].flatten()
+        candidates = final(scores_AKL[:, label].flatten(), label)
+        last, full = final(torch.tensor([last_at_head, full_at_head]), label).tolist()
+        num_due += int((candidates >= max(least_score, last)).sum())
         mine = labels == label
         kept, kept_scores = boxes[mine], scores[mine]
         wrong += _not_candidates(
@@ -67,8 +87,7 @@ def violations(
         num_covered += int(covered.sum())
     if len(scores) < KEEP:
         # Of more equal candidates than take part any may: so many at least are accounted for.
-        num_due = min(PRE_NMS, int((flat >= max(least_score, last)).sum()))
-        wrong = max(wrong, num_due - num_covered)
+        wrong = max(wrong, min(PRE_NMS, num_due) - num_covered)
     return wrong
 
 

@@ -175,6 +175,7 @@ def unexplained(
             least_score=MATCH_SCORE,
             score_tolerance=allowed.score,
             box_tolerance_px=allowed.raw_box_px,
+            calibration=decode.calibration,
         )
     return match_detections(decode.select(scores, boxes_M4), theirs, min_iou)[1]
 

@@ -87,6 +87,8 @@ def _after(card: Card) -> list[str]:
     )  # fmt: skip
     least = card["decode"].get("score_threshold")
     graph = "outputs boxes of every score" if least is None else f"keeps all from {least:g} on"
+    if card["decode"].get("calibration"):
+        graph += ", before it calibrates the scores"
     return [
         *first,
         "  - divides boxes by s and clips them to the image;",

@@ -81,6 +81,25 @@ class TrainPlan(TypedDict):
     architecture: Mapping[str, object]
 
 
+class CalibrationRecord(TypedDict):
+    """A calibration of scores, and the network that it is of."""
+
+    weights: str
+    """SHA-256 of its file."""
+    architecture: str
+    """JSON of the network."""
+    temperatures: list[float]
+    """By class index, as are the biases."""
+    biases: list[float]
+    fitted_on: str
+    """Name of the data set."""
+    split: str
+    images: int
+    detections: int
+    error_before: float
+    error_after: float
+
+
 class Suspect(TypedDict):
     """A label that may be wrong: a confident detection that it does not agree with."""
 
@@ -114,6 +133,7 @@ Stages = TypedDict(
         "thin": OnDevice,
         "train": Trained,
         "eval": Evaluated,
+        "score-calibration": CalibrationRecord,
         "export-onnx": Result,
         "export-openvino": Result,
         "export-tensorrt": Result,

@@ -25,15 +25,14 @@ OPTIONS = {
     "adopt": "checkpoint architecture input_size data restart out",
     "bench": "models runtime precision threads rounds throughput input_size picture",
     "build": "data target_fps device runtime threads minutes format space input_size output_stride "
-    "head seed out",
+    "head calibrate seed out",
     "describe": "what input_size",
-    "detect": "bundle sources score save show frames labels class_agnostic tiles track json "
-    "threads",
+    "detect": "bundle sources score save show frames labels all_boxes tiles track json threads",
     "devices": "",
     "doctor": "device out",
-    "eval": "data split bundle network attention rounds window clusters out",
-    "export": "format precision raw dynamic_batch opset max_ap_drop serving device gpu quantizer "
-    "threads images network attention rounds window clusters data out",
+    "eval": "data split bundle network attention rounds window clusters calibrate out",
+    "export": "format precision raw dynamic_batch opset max_ap_drop calibrate serving device gpu "
+    "quantizer threads images network attention rounds window clusters data out",
     "pretrain": "data teacher feature teacher_size teacher_norm mean std views cache_gb "
     "architecture input_size output_stride epochs batch_size accumulate learning_rate drop_path "
     "precision workers compile tensorboard seed resume restart out",

@@ -201,8 +201,8 @@ def test_int8_without_labels_claims_nothing(
     assert "points lost" not in capsys.readouterr().err
     data = load_split(shapes, "val")
     empty = [replace(r, boxes_xyxy=r.boxes_xyxy[:0], labels=r.labels[:0]) for r in data.records]
-    assert judge_of(data, list(data.names)) is not None
-    assert judge_of(data.of(empty), list(data.names)) is None
+    assert judge_of(data, list(data.names), network) is not None
+    assert judge_of(data.of(empty), list(data.names), network) is None
     assert "AP none, it is not compared" in capsys.readouterr().err
 
 

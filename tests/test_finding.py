@@ -145,8 +145,13 @@ def test_one_object_at_one_place() -> None:
 
     double: Any = Double()
     image = np.zeros((40, 60, 3), np.uint8)
-    assert DetectOptions(class_agnostic=True).finder(double)(image).labels.tolist() == [1, 0]
-    assert len(DetectOptions().finder(double)(image).labels) == 3
+    assert DetectOptions().finder(double)(image).labels.tolist() == [1, 0]
+    assert len(DetectOptions(all_boxes=True).finder(double)(image).labels) == 3
+    # A box that is not shown suppresses none that is.
+    limits = np.array([0.45, 0.95], np.float32)
+    assert one.once(limits).above(limits).scores.tolist() == [0.5]
+    nested = found([[0, 0, 10, 10], [1, 1, 9, 8], [3, 3, 6, 6]], [0.5, 0.6, 0.7], [0, 0, 0])
+    assert nested.once().scores.tolist() == [pytest.approx(0.7), pytest.approx(0.6)]
 
 
 @pytest.mark.parametrize("kind", ["coco", "yolo"])

@@ -68,7 +68,7 @@ def bundle(network: Detector, data: DetectionSet, tmp_path: Path) -> Path:
     images = [cv2.imread(str(record.path))[:, :, ::-1].copy() for record in data.records]
     done = export_bundle(
         network, tmp_path / "bundle", Form(), names=NAMES, images=images,
-        facts={"trained": True, "target_fps": None}, judge=Judge(data),
+        facts={"trained": True, "target_fps": None}, judge=Judge.of(torch_detect(network), data),
     )  # fmt: skip
     return done.folder
 
@@ -138,7 +138,7 @@ def test_no_image_is_detected_on_twice(
     image = load_image(data.records[0]).pixels
     export_bundle(
         network, tmp_path / "bundle", Form(), names=NAMES, images=[image],
-        facts={"trained": True, "target_fps": None}, judge=Judge(data),
+        facts={"trained": True, "target_fps": None}, judge=Judge.of(torch_detect(network), data),
     )  # fmt: skip
     assert len(read) == 2 * len(data.records), "once in torch, once in the artefact"
 

@@ -3,6 +3,7 @@
 Needs Python's own library only; every bundle's `detect.py` carries this file's text.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
@@ -23,10 +24,39 @@ class InputFacts(TypedDict):
     normalisation: str
 
 
+class CalibrationRule(TypedDict):
+    """By class index: the score s becomes sigmoid(logit(s) / temperature + bias)."""
+
+    temperatures: list[float]
+    biases: list[float]
+
+
+class ScoreCalibrated(TypedDict):
+    """What calibrated scores rest on, and the error of scores on images not fitted on.
+
+    The errors are D-ECE: the mean difference between the score of a detection and the share of
+    detections of such scores that find an object (IoU 0.5).
+    """
+
+    temperatures: dict[str, float]
+    """By class name, as are the biases."""
+    biases: dict[str, float]
+    data: str
+    split: str
+    images: int
+    detections: int
+    fitted_to: str
+    """Whose detections it was fitted on: torch's, or those of the quantized model."""
+    error_before: float
+    error_after: float
+    errors_are: str
+
+
 class DecodeRule(TypedDict):
     """How detections are decoded from a network's outputs (spec section 5).
 
-    HeatDETR has all keys but `kind` and `focal`, the family of DETR only these two and `keep`.
+    HeatDETR has all keys but `kind` and `focal`, the family of DETR only these two and `keep`;
+    both have `calibration` where scores are calibrated.
     """
 
     keep: int
@@ -47,6 +77,8 @@ class DecodeRule(TypedDict):
     kind: NotRequired[Literal["set"]]
     focal: NotRequired[bool]
     """Whether scores are sigmoids, not a softmax with a class for nothing."""
+    calibration: NotRequired[CalibrationRule]
+    """How scores of kept detections become probabilities; absent where they do not."""
 
 
 class AccuracyCheck(TypedDict):
@@ -95,6 +127,8 @@ class Facts(TypedDict, total=False):
     """Of ACT: the bounds on its clusters and how many clusterings exceeded them."""
     calibration: Mapping[str, object] | None
     """Of INT8: number and hash of the images."""
+    score_calibration: ScoreCalibrated | None
+    """None, or absent, where scores are the head's own."""
     accuracy: Mapping[str, object]
     """AP on a split; added to the card by `heat eval`."""
 
@@ -160,6 +194,23 @@ def check_card(card: Mapping[str, Any], path: Path) -> None:
         raise BundleError(f"{damaged} (input of {sides} pixels): export again")
     if not card["names"] or not all(isinstance(name, str) for name in card["names"]):
         raise BundleError(f"{damaged} (names: {str(card['names'])[:60]}): export again")
+    decode = card.get("decode")
+    maps = decode.get("calibration") if isinstance(decode, dict) else None
+    if maps is not None and not _are_maps(maps, len(card["names"])):
+        raise BundleError(f"{damaged} (calibration: {str(maps)[:60]}): export again")
     for name in (*card["files"], card["model"]):
         if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
             raise BundleError(f"{damaged} ({name!r} is outside its folder): export again")
+
+
+def _are_maps(maps: object, count: int) -> bool:
+    """Return whether a calibration has a temperature above 0 and a bias for each class."""
+    if not isinstance(maps, dict):
+        return False
+    lists = [maps.get("temperatures"), maps.get("biases")]
+    return all(
+        isinstance(values, list)
+        and len(values) == count
+        and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+        for values in lists
+    ) and all(value > 0 for value in maps["temperatures"])

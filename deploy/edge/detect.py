@@ -13,11 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from supernet.errors import BundleError, HeatError, UserError, refusal
 from supernet.letterbox import boxes_to_image, letterbox
 
 from .card import Card, check_card
-from .found import Found
+from .found import ONCE_IOU, Found
 from .labels import LABEL_KINDS
 from .pixels import as_pixels
 from .postprocess import Postprocess, unpad
@@ -110,6 +112,8 @@ class Bundle:
         marks.append(time.perf_counter())
         try:
             boxes, scores, labels = self._post(*outputs)
+            order = np.argsort(-scores, kind="stable")  # that of scores before calibration
+            boxes, scores, labels = boxes[order], scores[order], labels[order]
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise BundleError(
                 f"{self.folder}: the outputs are not those that its card describes "
@@ -165,7 +169,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--frames", type=int, default=0, help="end a video after so many")
     parser.add_argument("--threads", type=int, help="threads (default: the card's)")
     parser.add_argument("--labels", choices=LABEL_KINDS, help="also write labels of images")
-    parser.add_argument("--class-agnostic", action="store_true", help="one object at one place")
+    parser.add_argument(
+        "--all-boxes",
+        action="store_true",
+        help="report several boxes of one object too; by default only the best of those that "
+        f"overlap (IoU above {ONCE_IOU:g}), whatever their classes",
+    )
     parser.add_argument("--tiles", action="store_true", help="look at large images in tiles too")
     parser.add_argument("--track", action="store_true", help="number the objects of a video")
     given = parser.parse_args(arguments)
@@ -176,7 +185,7 @@ def main(arguments: list[str]) -> int:
             show=given.show,
             limit=given.frames,
             labels=given.labels,
-            class_agnostic=given.class_agnostic,
+            all_boxes=given.all_boxes,
             tiles=given.tiles,
             track=given.track,
         )

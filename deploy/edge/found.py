@@ -10,8 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .card import Card
+from .postprocess import suppressed
 from .records import FoundRecord
 from .score_limits import Limits
+
+ONCE_IOU = 0.4
+"""IoU above which two boxes are shown as one object, whatever their classes."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,15 @@ class Found:
             ids=None if self.ids is None else self.ids[rows],
         )
 
+    def once(self, limits: float | Limits = 0.0) -> "Found":
+        """Keep one box of each object: none overlaps a better one, of any class, above `ONCE_IOU`.
+
+        Boxes that reach the lowest score of their class in `limits` are better than those that do
+        not; else the score decides.
+        """
+        rows = once(self.boxes_xyxy_px, self.scores, self.labels, limits)
+        return self.at(rows[np.argsort(-self.scores[rows], kind="stable")])
+
     def record(self, names: list[str]) -> FoundRecord:
         """Return the objects for JSON."""
         record: FoundRecord = {
@@ -58,6 +71,18 @@ class Found:
         if self.ids is not None:
             record["ids"] = self.ids.tolist()
         return record
+
+
+def once(
+    boxes_xyxy: npt.NDArray[np.float32],
+    scores: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    limits: float | Limits,
+) -> npt.NDArray[np.int64]:
+    """Return the rows that `Found.once` keeps."""
+    least = limits[labels] if isinstance(limits, np.ndarray) else limits
+    rows: npt.NDArray[np.int64] = suppressed(boxes_xyxy, scores + (scores >= least), ONCE_IOU)
+    return rows
 
 
 class Finder(Protocol):

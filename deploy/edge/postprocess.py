@@ -1,14 +1,15 @@
 """Decoding and NMS in numpy, for bundles whose graph ends before them (`heat export --raw`).
 
-The rule is that of HeatDETR's `operators/decode.py` (spec section 5), with the card's parameters.
-Needs numpy only; every bundle's `detect.py` carries this file's text.
+The rule is that of HeatDETR's `operators/decode.py` (spec section 5), calibration of scores
+included, with the card's parameters. Needs numpy only; every bundle's `detect.py` carries this
+file's text.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-from .card import DecodeRule
+from .card import CalibrationRule, DecodeRule
 from .session import Array, Feeds
 
 Find = Callable[[Feeds], list[Array]]
@@ -54,7 +55,8 @@ class Postprocess:
         kept = np.arange(len(best))
         if nms_iou is not None:
             kept = nms(apart, nms_iou, self.rule["keep"])
-        return [boxes[kept], flat[best][kept].astype(np.float32), labels[kept].astype(np.int64)]
+        scores, labels = flat[best][kept].astype(np.float32), labels[kept].astype(np.int64)
+        return [boxes[kept], calibrated(scores, labels, self.rule.get("calibration")), labels]
 
     def _boxes(self, deltas_A4L: Array, index: Array, per_anchor: int) -> Array:
         anchor, cell = index // per_anchor, index % self._centres_L2.shape[0]
@@ -66,6 +68,28 @@ class Postprocess:
         corners = np.concatenate([centre - half, centre + half], 1)
         boxes: Array = np.minimum(np.maximum(corners, 0), self._limit).astype(np.float32)
         return boxes
+
+
+def calibrated(scores_N: Array, labels_N: Array, maps: CalibrationRule | None) -> Array:
+    """Return sigmoid(logit(score) / temperature + bias), without a logarithm of 0."""
+    if maps is None:
+        return scores_N
+    slopes_N = 1 / np.array(maps["temperatures"], np.float32)[labels_N]
+    rises_N = np.exp(np.array(maps["biases"], np.float32))[labels_N] * scores_N**slopes_N
+    found: Array = rises_N / (rises_N + (1 - scores_N) ** slopes_N)
+    return found
+
+
+def of_head(scores_N: Array, labels_N: Array, maps: CalibrationRule | None) -> Array:
+    """Return the scores that become these: the inverse of `calibrated`."""
+    if maps is None:
+        return scores_N
+    pairs = list(zip(maps["temperatures"], maps["biases"], strict=True))
+    inverse: CalibrationRule = {
+        "temperatures": [1 / temperature for temperature, _ in pairs],
+        "biases": [-temperature * bias for temperature, bias in pairs],
+    }
+    return calibrated(scores_N, labels_N, inverse)
 
 
 def suppressed(

@@ -8,10 +8,15 @@ bundle's `detect.py` carries this file's text.
 
 import numpy as np
 
+from .card import CalibrationRule
+from .postprocess import calibrated, of_head
 from .session import Array
 
 LOW_SHARE = 1 / 3
-"""Lowest score that continues a track, as a share of the lowest that is reported."""
+"""Lowest score that continues a track, as a share of the lowest that is reported.
+
+Of scores as the head gives them: calibrated ones of half-hidden objects are next to 0.
+"""
 NEW_SCORE = 0.1
 """How far above the lowest reported score a box must be to begin a track."""
 FIRST_IOU, SECOND_IOU, TENTATIVE_IOU = 0.2, 0.5, 0.3
@@ -79,13 +84,15 @@ def _centred(box: Array) -> Array:
 class Tracker:
     """Gives each object a number, frame by frame."""
 
-    def __init__(self, fps: float, limits: Array) -> None:
+    def __init__(self, fps: float, limits: Array, maps: CalibrationRule | None = None) -> None:
         """Begin without tracks; `limits` are the lowest scores reported, by class index [K].
 
         Boxes of at least these scores are matched first, lower ones only continue tracks.
-        Of a source without a rate 30 frames are a second.
+        `maps` is the calibration of the scores. Of a source without a rate 30 frames are a second.
         """
+        every = np.arange(len(limits))
         self._limits = limits
+        self._low = calibrated(LOW_SHARE * of_head(limits, every, maps), every, maps)
         self._patience = max(1, round(LOST_S * (fps if fps > 0 else 30.0)))
         self._tracks: list[Track] = []
         self._frame = 0
@@ -103,7 +110,7 @@ class Tracker:
         limits_N = self._limits[labels_N]
         sufficient = scores_N >= limits_N
         high = [int(row) for row in np.flatnonzero(sufficient)]
-        weak = (scores_N >= LOW_SHARE * limits_N) & ~sufficient
+        weak = (scores_N >= self._low[labels_N]) & ~sufficient
         low = [int(row) for row in np.flatnonzero(weak)]
 
         def match(tracks: list[Track], rows: list[int], least: float, fused: bool) -> list[int]:

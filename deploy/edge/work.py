@@ -18,7 +18,6 @@ from .capture import Source, image_count, is_animated
 from .drawing import draw
 from .found import Finder, Found
 from .labels import Labels
-from .postprocess import suppressed
 from .recorder import Recorder, show_frame
 from .records import DetectResult, FrameRecord, ImageRecord, Saved, StreamOutputs, StreamResult
 from .saving import outputs_of, recordings_of, write_image, write_whole
@@ -29,7 +28,7 @@ from .tiles import detect_tiled
 from .track import Tracker
 
 SAME_PLACE_IOU = 0.6
-"""IoU above which two boxes are one object, where the bundle's card states none."""
+"""IoU above which boxes of several tiles are one object, where the bundle's card states none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +43,8 @@ class DetectOptions:
     """Frames after which a video ends; 0 for none."""
     labels: str | None = None
     """Format of labels to write: coco or yolo."""
-    class_agnostic: bool = False
-    """Whether boxes of different classes suppress each other."""
+    all_boxes: bool = False
+    """Whether several boxes of one object are reported; `Found.once` leaves one by default."""
     tiles: bool = False
     track: bool = False
 
@@ -63,17 +62,19 @@ class DetectOptions:
         return score_limits(bundle.card, bundle.names, self.score)
 
     def finder(self, bundle: Finder) -> Callable[[Image], Found]:
-        """Return a function that finds the objects of one image, whatever their score."""
+        """Return a function that finds the objects of one image, whatever their score.
+
+        They are each once, unless all boxes are asked for.
+        """
         iou = bundle.card.get("decode", {}).get("nms_iou") or SAME_PLACE_IOU
+        limits = self.limits(bundle)
 
         def find(image: Image) -> Found:
             if self.tiles:
                 found = detect_tiled(bundle, image, iou)
             else:
                 found = bundle.detect(image, score=0.0)
-            if self.class_agnostic:
-                found = found.at(suppressed(found.boxes_xyxy_px, found.scores, iou))
-            return found
+            return found if self.all_boxes else found.once(limits)
 
         return find
 
@@ -132,7 +133,8 @@ def detect_stream(
     """
     limits = options.limits(bundle)
     opened = Source(source)
-    tracker = Tracker(opened.fps, limits) if options.track else None
+    maps = bundle.card.get("decode", {}).get("calibration")
+    tracker = Tracker(opened.fps, limits, maps) if options.track else None
     try:
         recorder = Recorder(save.parent, save.name, opened.fps) if save is not None else None
     except HeatError:

@@ -20,7 +20,7 @@ def detect(
     show: bool = False,
     frames: int = 0,
     labels: Literal["coco", "yolo"] | None = None,
-    class_agnostic: bool = False,
+    all_boxes: bool = False,
     tiles: bool = False,
     track: bool = False,
     json: Path | None = None,
@@ -41,7 +41,9 @@ def detect(
         show: Show a video in a window while it runs.
         frames: End a video after so many frames; 0 for all.
         labels: Also write what was found in images as labels, to be corrected and trained on.
-        class_agnostic: Suppress boxes of different classes too, so that one object is at one place.
+        all_boxes: Report several boxes of one object too. By default each object is reported once:
+            of boxes that overlap by an IoU above 0.4, whatever their classes, the one of the
+            highest score.
         tiles: Look at images larger than the network's input in overlapping tiles too.
         track: Number the objects of a video and follow them (ByteTrack).
         json: Also write the result's JSON to this file; replaced is only an earlier result.
@@ -63,7 +65,7 @@ def detect(
         show=show,
         limit=frames,
         labels=labels,
-        class_agnostic=class_agnostic,
+        all_boxes=all_boxes,
         tiles=tiles,
         track=track,
     )

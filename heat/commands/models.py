@@ -12,6 +12,7 @@ from .find import attending, find_data, find_judged, find_target, last_target, r
 from .options import (
     STRIDE,
     AttentionName,
+    Calibrate,
     Clusters,
     Data,
     DeviceName,
@@ -43,12 +44,16 @@ def evaluate(
     rounds: Rounds = None,
     window: Window = None,
     clusters: Clusters = None,
+    calibrate: bool = False,
     out: Out = DEFAULT,
 ) -> Result:
     """Score a bundle, or the checkpoint, by COCO average precision.
 
     Args:
         split: Split to score on.
+        calibrate: Also fit on the split what makes probabilities of the scores, a temperature and a
+            bias for each class. The workspace keeps it, later scores and exports use it; AP stays.
+            Without it an export fits its own on the val split.
     """
     from supernet.errors import UserError
 
@@ -62,9 +67,11 @@ def evaluate(
             raise UserError("a bundle's attention is fixed: heat export --attention makes another")
         if network is not None:
             raise UserError(f"--network {network}: a bundle holds one network, leave it out")
+        if calibrate:
+            raise UserError("--calibrate: a bundle's scores are fixed: heat export calibrates them")
         return evaluate_bundle(workspace, bundle, found)
     change = partial(attending, **asked)  # type: ignore[arg-type]
-    return evaluate_checkpoint(workspace, found, change, network)
+    return evaluate_checkpoint(workspace, found, change, network, calibrate=calibrate)
 
 
 def export(
@@ -78,6 +85,7 @@ def export(
     dynamic_batch: bool = False,
     opset: int | None = None,
     max_ap_drop: float = 1.0,
+    calibrate: Calibrate = True,
     serving: bool = False,
     device: Annotated[
         str | None, Parameter(help="Device; that of the thinning by default.")
@@ -158,6 +166,7 @@ def export(
         gpu=gpu,
         quantizer=quantizer,
         max_ap_drop=max_ap_drop,
+        calibrate=calibrate,
         serving=serving,
         network=network,
     )
@@ -187,6 +196,7 @@ def build(
     input_size: Size = None,
     output_stride: Annotated[StrideName, STRIDE] = "16",
     head: HeadName = None,
+    calibrate: Calibrate = True,
     seed: Seed = 0,
     out: Out = DEFAULT,
 ) -> Result:
@@ -223,5 +233,6 @@ def build(
         input_size=parse_size(input_size) if input_size is not None else None,
         output_stride=int(output_stride),
         head=head or "nms",
+        calibrate=calibrate,
         seed=seed,
     )

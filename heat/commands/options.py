@@ -54,6 +54,13 @@ Which = Annotated[
     Literal["trained", "thinned"] | None,
     Parameter(help="Which network, where another is trained than the thinned one."),
 ]
+Calibrate = Annotated[
+    bool,
+    Parameter(
+        help="Make probabilities of scores, as heat eval --calibrate did, or fitted on the val "
+        "split."
+    ),
+]
 Clusters = Annotated[
     int | None, Parameter(help="ACT's clusters at most, in a graph; calibrated by default.")
 ]

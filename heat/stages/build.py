@@ -66,6 +66,7 @@ def build(
     input_size: tuple[int, int] | None,
     output_stride: int,
     head: HeadKind,
+    calibrate: bool,
     seed: int,
 ) -> Result:
     """Plan, profile, train the supernet, thin, train, export, evaluate; skip finished stages."""
@@ -123,7 +124,7 @@ def build(
     running = replace(running, budget=budget)
     train(workspace, data, architecture, config, from_supernet=True, running=running)
     _step("export")
-    exported = export(workspace, target, Wish(format=format), data=val)
+    exported = export(workspace, target, Wish(format=format, calibrate=calibrate), data=val)
     _step("eval")
     metrics = evaluate_bundle(workspace, workspace.bundle(format), val)
     _step("report")

@@ -4,15 +4,21 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from deploy.edge.detect import Bundle
 from deploy.export import write_card
 from deploy.gate import torch_detect
+from deploy.shown import shown_rows
 from supernet.data.average_precision import Metrics, score
 from supernet.data.best_thresholds import thresholds_of
+from supernet.data.coco_file import ResultRow
 from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import Detect, Found, confusion_matrix, found_rows
-from supernet.data.mistakes import missed_by_size, mistakes, suspected_labels
+from supernet.data.mistakes import LEAST_SCORE, missed_by_size, mistakes, suspected_labels
 from supernet.data.reliability import calibration_error, reliability
+from supernet.data.score_calibration import ScoreCalibration
+from supernet.data.score_calibration import calibrate as fit
 from supernet.data.scoring_memory import warn_of_memory
 from supernet.data.true_positives import hits_by_class
 from supernet.errors import UserError
@@ -23,6 +29,12 @@ from ..views.learning import draw_confusion, draw_precision, draw_reliability
 from ..views.mistakes import draw_mistakes
 from ..workspace import Workspace
 from .network import Change, Which, as_it_is, load_network
+from .score_calibration import (
+    record_calibration,
+    recorded_calibration,
+    say_calibrated,
+    say_not_calibrated,
+)
 
 SUSPECTS = 30
 """Most labels that are listed as perhaps wrong."""
@@ -37,7 +49,10 @@ def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> R
             found = bundle.detect(image, score=0.0)  # AP is of all detections
             return found.boxes_xyxy_px, found.scores, found.labels
 
-        metrics, result = _scored(workspace, detect, data, str(folder), bundle.card["runtime"])
+        rule = bundle.card.get("decode", {}).get("calibration")
+        calibration = ScoreCalibration.from_rule(rule) if rule is not None else None
+        rows, runtime = _found(detect, data), bundle.card["runtime"]
+    metrics, result = _scored(workspace, rows, data, str(folder), runtime, calibration)
     accuracy = {**metrics.rounded(), "data": data.root.name, "split": data.split}
     write_card(folder, {**bundle.card, "accuracy": accuracy})
     return result
@@ -48,11 +63,14 @@ def evaluate_checkpoint(
     data: DetectionSet,
     change: Change = as_it_is,
     which: Which | None = None,
+    *,
+    calibrate: bool = False,
 ) -> Result:
     """Score the workspace's network in torch; `which` as `load_network`.
 
-    An untrained one has no class names: it takes the data's, or is refused where it has another
-    number of classes.
+    With `calibrate` the calibration of its scores is fitted on the split and recorded; it holds for
+    what is scored and exported from then on. An untrained one has no class names: it takes the
+    data's, or is refused where it has another number of classes.
     """
     network, names, training = load_network(workspace, change, which)
     if training is None:
@@ -62,25 +80,51 @@ def evaluate_checkpoint(
                 f"the thinned network is untrained and has {classes} classes, "
                 f"{data.annotation_path} has {data.num_classes}: heat train --data DIR trains it"
             )
+        if calibrate:
+            raise UserError(
+                "--calibrate: the network is untrained: heat train --data DIR trains it"
+            )
         print("warning: this network is UNTRAINED: its AP means nothing", file=sys.stderr)
         model = workspace.architecture
     else:
         data, model = data.numbered_as(names), workspace.train
-    _, result = _scored(workspace, torch_detect(network), data, str(model), "torch")
+        if not calibrate and (known := recorded_calibration(workspace, network)) is not None:
+            network.decode.calibration = known.calibration
+    rows = _found(torch_detect(network), data)
+    if calibrate:
+        fitted = fit(rows, data)
+        if fitted is None:
+            say_not_calibrated(data.split)
+        else:
+            say_calibrated(fitted)
+            record_calibration(workspace, network, fitted)
+            network.decode.calibration = fitted.calibration
+            rows = fitted.calibration.of_rows(rows, data)
+    _, result = _scored(workspace, rows, data, str(model), "torch", network.decode.calibration)
     return result
 
 
+def _found(detect: Detect, data: DetectionSet) -> list[ResultRow]:
+    warn_of_memory(data)
+    return found_rows(detect, data)
+
+
 def _scored(
-    workspace: Workspace, detect: Detect, data: DetectionSet, model: str, runtime: str
+    workspace: Workspace,
+    rows: list[ResultRow],
+    data: DetectionSet,
+    model: str,
+    runtime: str,
+    calibration: ScoreCalibration | None,
 ) -> tuple[Metrics, Result]:
     """Score, draw what was found right and wrong, and record it."""
-    warn_of_memory(data)
-    rows = found_rows(detect, data)
     scores = score(rows, data)
     hits = hits_by_class(rows, data)
-    bins = reliability(hits)
+    bins = reliability(hits, None if calibration is None else calibration.least())
     error = calibration_error(bins)
-    wrong = mistakes(rows, data, thresholds_of(hits, data.names))
+    known = thresholds_of(hits, data.names)
+    least = [LEAST_SCORE if (own := known[name]) is None else own for name in data.names]
+    wrong = mistakes(shown_rows(rows, data, np.array(least, np.float32)), data, known)
     precision, confusion, scores_drawn = (
         workspace.root / "eval" / name
         for name in ("precision.svg", "confusion.svg", "reliability.svg")
@@ -92,6 +136,7 @@ def _scored(
         "scored": model,
         "runtime": runtime,
         "scored_by": scores.by,
+        "score_calibration": None if calibration is None else calibration.rule(),
         "calibration_error": None if error is None else round(error, 4),
         "reliability": [asdict(each) for each in bins],
         "missed": missed_by_size(wrong, data),

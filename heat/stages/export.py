@@ -29,6 +29,7 @@ from .clusters import bound_clusters, check_attention
 from .network import Change, Which, as_it_is, load_network
 from .profile import warn
 from .promise import Promise, model_of, promise_of
+from .score_calibration import calibration_for, card_facts
 
 Quantizer = Literal["heat", "nncf"]
 
@@ -47,6 +48,8 @@ class Wish:
     """Compute capability of an engine for a GPU that is not here."""
     quantizer: Quantizer = "heat"
     max_ap_drop: float = 1.0
+    calibrate: bool = True
+    """Whether scores become probabilities, by the labelled data or as `heat eval` recorded it."""
     serving: bool = False
     """Whether files for an inference server are written beside the bundle."""
     network: Which | None = None
@@ -92,7 +95,8 @@ def export(
     """Export what is trained, or, marked as such, what is not, and check it on the target.
 
     The images for the comparison with torch are the user's, the data's, or synthetic shapes; INT8
-    is calibrated on `calibration`, else on those. `change` is made to the architecture. Raises
+    is calibrated on `calibration`, else on those. Scores of a trained network become probabilities
+    where there is labelled data (`wish.calibrate`). `change` is made to the architecture. Raises
     `PromiseError` when the artefact disagrees with torch, loses more AP on labelled data than it
     may, is executed in another precision, misses the target, or runs at another speed than
     predicted.
@@ -110,14 +114,21 @@ def export(
         pixels = [letterbox(image, network.architecture.input_size)[0] for image in samples]
     form = wish.form(target, pixels, workspace.root / "tensorrt-timings.cache")
     promise = promise_of(workspace, thinned, network.architecture, target, form)
-    judge = judge_of(data, names) if data is not None and training is not None else None
+    judge = None
+    if data is not None and training is not None:
+        judge = judge_of(data, names, network)
     plan = None
     check_attention(network, form)
     if form.precision == "int8" and form.nncf is None:
         assert network.heatdetr is not None, "check_attention refuses INT8 of DETR's family"
         plan = quantized(network.heatdetr, form, pixels, judge, wish.max_ap_drop)
+    scores = None
+    if wish.calibrate and training is not None:
+        scores = calibration_for(workspace, network, form, plan, judge)
+    network.decode.calibration = scores[0].calibration if scores is not None else None
     facts: Facts = {
         **_facts(target, form, thinned, training, promise.thinned),
+        "score_calibration": card_facts(scores[0], names, scores[1]) if scores else None,
         "clusters": clusters,
         "calibration": {"images": len(pixels), "sha256": pixels_digest(pixels)} if pixels else None,
     }
@@ -164,6 +175,7 @@ def _reported(form: Form, done: Exported, promise: Promise) -> Result:
         "executed": done.card["executed"],
         "raw": form.raw,
         "accuracy_check": done.card["accuracy_check"],
+        "score_calibration": done.card.get("score_calibration"),
         "in_floating_point": done.card["in_floating_point"],
         "parity_max_box_px": done.parity.worst_box_px,
         "parity_max_score": done.parity.worst_score,

@@ -215,7 +215,8 @@ def _samples(folders: list[Path], data: DetectionSet | None) -> list[tuple[str, 
             image = read_image(record.path, (record.height, record.width))
             if image is None:
                 continue
-            drawn = draw(image, bundle.detect(image, score=0.0).above(limits), bundle.names)
+            found = bundle.detect(image, score=0.0).once(limits).above(limits)
+            drawn = draw(image, found, bundle.names)
             ok, encoded = cv2.imencode(".jpg", drawn[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
             if ok:
                 samples.append((record.path.name, base64.b64encode(encoded.tobytes()).decode()))

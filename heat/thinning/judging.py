@@ -14,6 +14,7 @@ from deploy.form import Form
 from deploy.gate import artefact_detect, torch_detect
 from deploy.judge import Judge
 from deploy.quantize import quantize
+from supernet.data.coco_file import ResultRow
 from supernet.data.detection_set import DetectionSet
 from supernet.data.shapes import draw
 from supernet.errors import DataError
@@ -21,6 +22,7 @@ from supernet.graph.style import QUANTIZES_OUTPUTS
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.quantization import Quantization
 from supernet.letterbox import Image, read_image
+from supernet.network import Network
 
 PARITY_IMAGES = 20
 BATCH = 8
@@ -28,8 +30,8 @@ JUDGED_IMAGES = 200
 """Labelled images on which torch and the artefact are scored."""
 
 
-def judge_of(data: DetectionSet, names: list[str]) -> Judge | None:
-    """Return what scores a detector on some labelled images; None without boxes.
+def judge_of(data: DetectionSet, names: list[str], network: Network) -> Judge | None:
+    """Return what scores a network's exports on some labelled images; None without boxes.
 
     Where there is no box, AP is none whatever is detected.
     """
@@ -42,7 +44,7 @@ def judge_of(data: DetectionSet, names: list[str]) -> Judge | None:
             file=sys.stderr,
         )
         return None
-    return Judge(part)
+    return Judge.of(torch_detect(network), part)
 
 
 def quantized(
@@ -60,20 +62,28 @@ def quantized(
     pixels = torch.from_numpy(np.stack(samples))
     batches = [pixels[i : i + BATCH] for i in range(0, len(pixels), BATCH)]
     outputs = form.runtime in QUANTIZES_OUTPUTS
-    exact = judge.ap(judge.found(torch_detect(network))) if judge else 0.0
+    exact = judge.exact_ap if judge else 0.0
     if judge is None or exact == 0.0:
         why = "no labelled data or no training" if judge is None else "torch itself has AP 0"
         print(f"warning: {why}: what INT8 loses is not known (--data)", file=sys.stderr)
         return quantize(network, batches, None, max_ap_drop, outputs=outputs)[0]
 
     def lost(plan: Quantization) -> float:
-        graph = form.graph(network, plan)
-        with tempfile.TemporaryDirectory() as folder:
-            with form.open(graph, form.write(graph, Path(folder))[0]) as session:
-                found = judge.found(artefact_detect(network, form.finder(session, network)))
-            return exact - judge.ap(found)
+        return exact - judge.ap(quantized_rows(network, form, plan, judge))
 
     return quantize(network, batches, lost, max_ap_drop, outputs=outputs)[0]
+
+
+def quantized_rows(
+    network: Network, form: Form, plan: Quantization | None, judge: Judge
+) -> list[ResultRow]:
+    """Return what a network detects once it is quantized, scores as its `decode` gives them."""
+    graph = form.graph(network, plan)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        form.open(graph, form.write(graph, Path(folder))[0]) as session,
+    ):
+        return judge.found(artefact_detect(network, form.finder(session, network)))
 
 
 def pixels_digest(images: Sequence[Image]) -> str:

@@ -26,14 +26,20 @@ class Bin:
     """Share that found an object."""
 
 
-def reliability(hits: Sequence[Hits]) -> list[Bin]:
-    """Return the bins that have detections, from low scores to high ones, all classes together."""
-    scores = np.concatenate([each.scores for each in hits]) if hits else np.zeros(0)
-    right = np.concatenate([each.right for each in hits]) if hits else np.zeros(0, bool)
+def reliability(hits: Sequence[Hits], least: Sequence[float] | None = None) -> list[Bin]:
+    """Return the bins that have detections, from low scores to high ones, all classes together.
+
+    `least` are the lowest scores that count, by entry of `hits`; `LEAST_SCORE` by default.
+    """
+    limits = [LEAST_SCORE] * len(hits) if least is None else least
+    counted = [each.scores >= limit for each, limit in zip(hits, limits, strict=True)]
+    parts = list(zip(hits, counted, strict=True))
+    scores = np.concatenate([np.zeros(0), *(each.scores[part] for each, part in parts)])
+    right = np.concatenate([np.zeros(0, bool), *(each.right[part] for each, part in parts)])
     place = np.minimum((scores * BINS).astype(int), BINS - 1)
     found = []
     for number in range(BINS):
-        here = (place == number) & (scores >= LEAST_SCORE)
+        here = place == number
         if here.any():
             found.append(
                 Bin(int(here.sum()), float(scores[here].mean()), float(right[here].mean()))

@@ -4,13 +4,15 @@ Each query of DETR is one detection, of its likeliest class. Of SAM-DETR the pai
 class with the highest scores are taken. Shape suffixes: B batch, Q queries, K classes.
 """
 
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..boxes import KEEP, Detections, cxcywh_to_xyxy
+from ..data.score_calibration import CalibrationRule, ScoreCalibration
+from ..graph.calibrated import calibrated, emit_calibrated
 from ..graph.nodes import Value
 from ..graph.writer import GraphWriter
 
@@ -23,6 +25,8 @@ class SetRule(TypedDict):
     """Whether scores are sigmoids, not a softmax with a class for no object."""
     keep: int
     """Most detections of an image."""
+    calibration: NotRequired[CalibrationRule]
+    """Of the scores of the detections; absent where they are as the head's."""
 
 
 class SetDecode(nn.Module):
@@ -32,6 +36,8 @@ class SetDecode(nn.Module):
         """Decode boxes of an image of (height, width), to which they are clipped."""
         super().__init__()
         self.num_classes, self.image_size, self.focal = num_classes, image_size, focal
+        self.calibration: ScoreCalibration | None = None
+        """What makes probabilities of the scores of selected detections."""
 
     def forward(self, logits_BQK: Tensor, boxes_BQ4: Tensor) -> list[Detections]:
         """Return the detections of each image."""
@@ -60,11 +66,14 @@ class SetDecode(nn.Module):
             best, classes = scores_QK.max(-1)
             scores, rows = best.topk(min(KEEP, len(best)))
             labels = classes[rows]
-        return Detections(boxes_Q4[rows], scores, labels)
+        return calibrated(Detections(boxes_Q4[rows], scores, labels), self.calibration)
 
     def rule(self) -> SetRule:
         """Return all that decoding needs, for programs without HEAT."""
-        return {"kind": "set", "focal": self.focal, "keep": KEEP}
+        rule: SetRule = {"kind": "set", "focal": self.focal, "keep": KEEP}
+        if self.calibration is not None:
+            rule["calibration"] = self.calibration.rule()
+        return rule
 
     def emit_scores(self, graph: GraphWriter, logits: Value) -> Value:
         """Write the scores of real classes, [1, Q, K]."""
@@ -92,6 +101,7 @@ class SetDecode(nn.Module):
                 scores, rows = graph.op_many("TopK", [best, graph.ints(count)], [(count,)] * 2)
                 labels = graph.op("Gather", [classes, rows], (count,), axis=0)
             picked = graph.op("Gather", [graph.reshape(boxes, Q, 4), rows], (count, 4), axis=0)
+            scores = emit_calibrated(graph, scores, labels, self.calibration)
             return self._emit_corners(graph, picked), scores, labels
 
     def _emit_corners(self, graph: GraphWriter, boxes: Value) -> Value:

@@ -8,13 +8,15 @@ Shape suffixes: B batch, A anchors per cell, K classes, L = h * w cells, M = A *
 """
 
 import math
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...boxes import KEEP, Detections, iou_matrix
+from ...data.score_calibration import CalibrationRule, ScoreCalibration
+from ...graph.calibrated import calibrated, emit_calibrated
 from ...graph.nodes import Array, Value
 from ...graph.writer import GraphWriter
 from .base import Operator, as_it_is, no_macs, no_params
@@ -54,6 +56,8 @@ class AnchorRule(TypedDict):
     """None for a one-to-one head, which has no NMS."""
     keep: int
     """Most detections of an image."""
+    calibration: NotRequired[CalibrationRule]
+    """Of the scores of the detections that are kept; absent where they are as the head's."""
 
 
 class Decode(nn.Module):
@@ -76,6 +80,8 @@ class Decode(nn.Module):
         self.image_size = image_size
         self.most = PRE_NMS if nms else KEEP
         """Most candidates, by score."""
+        self.calibration: ScoreCalibration | None = None
+        """What makes probabilities of the scores of selected detections."""
 
     def anchors(self, h: int, w: int) -> Array:
         """Return the anchors (cx, cy, side), [M, 3]."""
@@ -127,15 +133,15 @@ class Decode(nn.Module):
             scores = scores[scores > SCORE_THRESHOLD]
         labels = index // L % K
         boxes = boxes_M4[index // (K * L) * L + index % L]
-        if not self.nms:
-            return Detections(boxes, scores, labels)
-        shifted = boxes + labels[:, None] * self._class_offset()
-        kept = nms(shifted, NMS_IOU, KEEP)
-        return Detections(boxes[kept], scores[kept], labels[kept])
+        if self.nms:
+            shifted = boxes + labels[:, None] * self._class_offset()
+            kept = nms(shifted, NMS_IOU, KEEP)
+            boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
+        return calibrated(Detections(boxes, scores, labels), self.calibration)
 
     def rule(self) -> AnchorRule:
         """Return all that decoding needs, for programs without HEAT."""
-        return {
+        rule: AnchorRule = {
             "stride": self.stride,
             "anchor_sizes": list(self.sizes),
             "anchor_offset": self.offset,
@@ -146,6 +152,9 @@ class Decode(nn.Module):
             "nms_iou": NMS_IOU if self.nms else None,
             "keep": KEEP,
         }
+        if self.calibration is not None:
+            rule["calibration"] = self.calibration.rule()
+        return rule
 
     def _class_offset(self) -> float:
         """Return a distance that no clipped box crosses, so that one NMS serves all classes."""
@@ -160,11 +169,13 @@ class Decode(nn.Module):
 
         `padded` outputs have fixed shapes, [B, 100, 4], [B, 100] and [B, 100], and a score of 0
         in rows without a detection: for batches, and for runtimes without NMS.
+        Calibrated scores are in the order that they had before.
         """
         scores, deltas = graph.full(scores), graph.full(deltas)
         with graph.full_precision():
             write = self._emit_padded if padded else self._emit
-            return write(graph, scores, deltas)
+            boxes, scores, labels = write(graph, scores, deltas)
+            return boxes, emit_calibrated(graph, scores, labels, self.calibration), labels
 
     def _emit(self, graph: GraphWriter, scores: Value, deltas: Value) -> tuple[Value, Value, Value]:
         boxes = self._emit_boxes(graph, deltas)
