@@ -7,7 +7,7 @@ DEMO ?= demo
 QUICK := not slow and not gpu and not network
 PROCESSES ?= 2
 
-.PHONY: demo test check format clean
+.PHONY: demo test format audit clean
 
 demo: $(VENV)/.installed  ## the whole pipeline on drawn cells, to a target FPS on this CPU
 	@test -d $(DEMO)/cells || $(BIN)/heat data cells $(DEMO)/cells > /dev/null
@@ -30,6 +30,10 @@ test: $(VENV)/.installed  ## every check: format, lint, types, tests
 format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+audit: $(VENV)/.installed  ## known vulnerabilities and licences of the packages
+	$(BIN)/python -m pip install --quiet pip-audit || true
+	$(BIN)/python benchmarks/audit.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

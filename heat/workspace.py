@@ -48,7 +48,10 @@ class Workspace:
 
     def member(self, name: str) -> "Workspace":
         """Return the workspace of a member of the fleet."""
-        return Workspace(self.root / "fleet" / name, self.root)
+        folder = self.root / "fleet" / name
+        if not folder.resolve().is_relative_to(self.root.resolve()):
+            raise UserError(f"{folder} leads out of {self.root}: remove the link")
+        return Workspace(folder, self.root)
 
     @property
     def home(self) -> Path:

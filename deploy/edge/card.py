@@ -161,5 +161,18 @@ def check_card(card: Mapping[str, Any], path: Path) -> None:
     if not card["names"] or not all(isinstance(name, str) for name in card["names"]):
         raise BundleError(f"{damaged} (names: {str(card['names'])[:60]}): export again")
     for name in (*card["files"], card["model"]):
-        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
             raise BundleError(f"{damaged} ({name!r} is outside its folder): export again")
+        if not (path.parent / name).resolve().is_relative_to(path.parent.resolve()):
+            raise BundleError(
+                f"{damaged} ({name!r} is a link to outside its folder): copy the file itself"
+            )
+    for name in loaded_files(card["model"]):
+        if name not in card["files"] and (path.parent / name).exists():
+            raise BundleError(f"{damaged} (it has no hash of {name}): export again")
+
+
+def loaded_files(model: str) -> list[str]:
+    """Return the names of the files that a runtime reads to load a model."""
+    weights = [str(Path(model).with_suffix(".bin"))] if model.endswith(".xml") else []
+    return [model, *weights, f"{model}.json"]  # the last is an engine's sidecar
