@@ -23,7 +23,7 @@ from typing import Literal, cast
 
 from latency_tables.probe.lock import only_one
 from supernet.atomic import write_text
-from supernet.errors import UserError, masked
+from supernet.errors import UserError, masked, wrong_format
 
 from .records import OnDevice, Result, Stages
 
@@ -115,7 +115,7 @@ class Workspace:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["format"] != FORMAT_VERSION:
                 raise UserError(
-                    f"{path}: format {record['format']}, this HEAT reads {FORMAT_VERSION}"
+                    wrong_format(path, record["format"], [FORMAT_VERSION], "use another --out")
                 )
             stages = dict(record["stages"])
             if not all(isinstance(stage, dict) for stage in stages.values()):
