@@ -7,7 +7,7 @@ DEMO ?= demo
 QUICK := not slow and not gpu and not network
 PROCESSES ?= 2
 
-.PHONY: demo test check format clean
+.PHONY: demo test format audit release clean
 
 demo: $(VENV)/.installed  ## the whole pipeline on drawn cells, to a target FPS on this CPU
 	@test -d $(DEMO)/cells || $(BIN)/heat data cells $(DEMO)/cells > /dev/null
@@ -31,6 +31,13 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+audit: $(VENV)/.installed  ## known vulnerabilities and licences of the packages
+	$(BIN)/python -m pip install --quiet pip-audit || true
+	$(BIN)/python benchmarks/audit.py
+
+release: $(VENV)/.installed  ## build sdist and wheel, install them elsewhere, use them
+	$(BIN)/python benchmarks/release.py --out dist
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -38,4 +45,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) heat-run build *.egg-info
+	rm -rf $(VENV) $(DEMO) heat-run build dist *.egg-info

@@ -17,7 +17,7 @@ from .build_engine import EnginePlan
 from .edge.card import DecodeRule
 from .edge.postprocess import Find, Postprocess, unpad
 from .edge.runtimes import open_session, openvino_core
-from .edge.session import Feeds, Session
+from .edge.session import Feeds, Session, import_runtime
 from .nncf_int8 import quantize_with_nncf
 
 Format = Literal["onnx", "openvino", "tensorrt"]
@@ -135,13 +135,12 @@ class Form:
         if self.format == "onnx":
             path.write_bytes(graph)
             return path, {}
-        import openvino
-
         model = openvino_core().read_model(graph)
         if self.nncf is not None:
             model = quantize_with_nncf(model, self.nncf)
         for key, text in (metadata or {}).items():  # not carried over from the ONNX file
             model.set_rt_info(text, ["heat", key])
+        openvino = import_runtime("openvino")
         openvino.save_model(model, str(path), compress_to_fp16=False)
         return path, {}
 

@@ -6,6 +6,8 @@ from typing import Any
 from supernet.errors import UserError
 from supernet.graph.nodes import Array
 
+from .edge.session import without_telemetry
+
 
 def quantize_with_nncf(model: Any, pixels_BHW3: Array) -> Any:
     """Return an `openvino.Model` quantized on images uint8 [B, H, W, 3].
@@ -14,7 +16,8 @@ def quantize_with_nncf(model: Any, pixels_BHW3: Array) -> Any:
     accuracy's sake.
     """
     try:
-        import nncf
+        with without_telemetry():
+            import nncf
     except ImportError:
         raise UserError(
             "--quantizer nncf: NNCF is not installed: pip install 'heatdetr[nncf]'"

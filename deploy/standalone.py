@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Sequence
 from types import ModuleType
 
-from supernet import avif, errors, letterbox
+from supernet import errors, image_header, letterbox
 
 from .edge import (
     capture,
@@ -42,9 +42,11 @@ DETECTING = (
     card, records, postprocess, score_limits, found, sources, containers, capture, stream, saving,
     recorder, pixels, drawing, labels, tiles, track, work, detect,
 )  # fmt: skip
-PARTS = (errors, avif, letterbox, session, runtimes, *DETECTING)
+PARTS = (errors, image_header, letterbox, session, runtimes, *DETECTING)
 """In the order in which they need each other."""
-GPU_PARTS = (errors, avif, letterbox, session, runtimes, executed, cuda, engine, gpu, *DETECTING)
+GPU_PARTS = (
+    errors, image_header, letterbox, session, runtimes, executed, cuda, engine, gpu, *DETECTING
+)  # fmt: skip
 """The same for TensorRT."""
 
 OURS = ("heat", "supernet", "latency_tables", "deploy")

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from supernet.errors import HeatError, refusal
-from supernet.version import __version__
+from supernet.version import version_line
 
 from .commands import data, images, look, models, pretraining, search, thinning, training
 from .commands.options import whole
 
 app = App(
     name="heat",
-    version=__version__,
+    version=version_line,
     help="Name a device and a frame rate, get an object detector that provably runs there.",
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(converter=whole),

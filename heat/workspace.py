@@ -23,7 +23,7 @@ from typing import Literal, cast
 
 from latency_tables.probe.lock import only_one
 from supernet.atomic import write_text
-from supernet.errors import UserError, masked
+from supernet.errors import UserError, masked, wrong_format
 
 from .records import OnDevice, Result, Stages
 
@@ -48,7 +48,10 @@ class Workspace:
 
     def member(self, name: str) -> "Workspace":
         """Return the workspace of a member of the fleet."""
-        return Workspace(self.root / "fleet" / name, self.root)
+        folder = self.root / "fleet" / name
+        if not folder.resolve().is_relative_to(self.root.resolve()):
+            raise UserError(f"{folder} leads out of {self.root}: remove the link")
+        return Workspace(folder, self.root)
 
     @property
     def home(self) -> Path:
@@ -112,7 +115,7 @@ class Workspace:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["format"] != FORMAT_VERSION:
                 raise UserError(
-                    f"{path}: format {record['format']}, this HEAT reads {FORMAT_VERSION}"
+                    wrong_format(path, record["format"], [FORMAT_VERSION], "use another --out")
                 )
             stages = dict(record["stages"])
             if not all(isinstance(stage, dict) for stage in stages.values()):

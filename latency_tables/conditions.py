@@ -1,6 +1,7 @@
 """The conditions that must be equal for two latencies to be comparable."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Self
 
 from supernet.errors import TableError
@@ -48,6 +49,14 @@ class Conditions:
     """How long idle threads spin: brief, always or never."""
     pinning: bool = False
     """Whether each thread is pinned to one core."""
+
+    def __post_init__(self) -> None:
+        """Refuse names that would put a table elsewhere than in its folder."""
+        stem = str(self.stem)
+        if Path(stem).name != stem or "\\" in stem or not stem.isprintable():
+            raise TableError(
+                f"{stem!r} is no name of a table: a device has a name without / and \\"
+            )
 
     @classmethod
     def of(

@@ -22,7 +22,7 @@ from deploy.edge import bench, cuda, engine, executed, gpu, runtimes, session
 from deploy.standalone import join
 from supernet import errors
 from supernet.atomic import replacing
-from supernet.errors import DeviceError, TableError
+from supernet.errors import DeviceError, TableError, wrong_format
 from supernet.graph.style import FORMS_VERSION
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.operators.entries import Entry
@@ -178,7 +178,11 @@ def _head(found: Sequence[Record], path: Path) -> Header:
     head = found[0] if found else None
     if head is None or "probe" not in head or "results_format" not in head or "plan" not in head:
         raise TableError(f"{path} holds no results: run the probe again")
-    if head["results_format"] != RESULTS_FORMAT or head["probe"] != probe_version():
+    version = head["results_format"]
+    if version != RESULTS_FORMAT:
+        again = "make a new pack with heat profile --pack"
+        raise TableError(wrong_format(path, version, [RESULTS_FORMAT], again))
+    if head["probe"] != probe_version():
         raise TableError(
             f"{path} was made by probe {head['probe']}, this HEAT has {probe_version()}: make a "
             "new pack with heat profile --pack"

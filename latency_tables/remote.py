@@ -39,8 +39,8 @@ class Host:
 
     def measure(self, pack: Path, name: str, results: Path) -> Path:
         """Send the pack, run the probe until it is finished, fetch the results."""
-        here = f"{FOLDER}/{name}.pyz"
-        there = f"{FOLDER}/{name}.results.jsonl"
+        here = f"{FOLDER}/{shlex.quote(name)}.pyz"
+        there = f"{FOLDER}/{shlex.quote(name)}.results.jsonl"
         found = self._retry(f"test -s {here} && echo there || echo missing", "look for the probe")
         if b"there" not in found:
             store = f"mkdir -p {FOLDER} && cat > {here}.part && mv {here}.part {here}"

@@ -13,7 +13,7 @@ from typing import NotRequired, cast
 import pandas as pd
 
 from supernet.atomic import write_text
-from supernet.errors import HeatError, TableError
+from supernet.errors import HeatError, TableError, wrong_format
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.operators.entries import Entry
 
@@ -113,10 +113,8 @@ def read_table(path: Path) -> LatencyTable:
     try:
         version = sidecar["format"]
         if version not in (FORMAT_VERSION, OLD_VERSION):
-            raise TableError(
-                f"{path}: format {version}, this HEAT reads {FORMAT_VERSION} and {OLD_VERSION}: "
-                "run heat profile again"
-            )
+            known = (OLD_VERSION, FORMAT_VERSION)
+            raise TableError(wrong_format(path, version, known, "run heat profile again"))
         memory = sidecar["memory"]
         table = LatencyTable(
             Conditions(**sidecar["conditions"]),

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .atomic import write_bytes
-from .errors import CheckpointError
+from .errors import CheckpointError, wrong_format
 
 FORMAT_VERSION = 1
 """History of the header: 1, the first."""
@@ -91,7 +91,7 @@ def read_info(path: Path) -> CheckpointInfo:
             header = file.metadata() or {}
         version = int(header["format"])
         if version != FORMAT_VERSION:
-            raise CheckpointError(f"{path}: format {version}, this HEAT reads {FORMAT_VERSION}")
+            raise CheckpointError(wrong_format(path, version, [FORMAT_VERSION], "train again"))
         return CheckpointInfo(
             kind=cast(Kind, header["kind"]),
             description=header["description"],

@@ -13,7 +13,7 @@ A message says what failed, the value seen, and the command that fixes it, in on
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 SECRET_NAME = r"[\w.%-]*(?:pass|pwd|token|key|secret|auth|credential|sig)[\w.%-]*="
 SECRETS = re.compile(rf"(?<=://)[^\s?#]+(?=@)|(?<=[?&;#])({SECRET_NAME})[^&\s]+", re.I)
@@ -26,6 +26,21 @@ def masked(text: str) -> str:
     """Return a text in which the URLs show neither users nor passwords."""
     shown = SECRETS.sub(lambda found: (found[1] or "") + "***", text)
     return PATH_SECRETS.sub(lambda found: found[1] + "***", shown)
+
+
+def wrong_format(what: object, found: object, known: Iterable[int], otherwise: str) -> str:
+    """Return why a file of a format that is not `known` is refused.
+
+    That of a newer HEAT names what to install; of another, what to do `otherwise`.
+    """
+    formats = sorted(known)
+    if isinstance(found, int) and not isinstance(found, bool) and found > formats[-1]:
+        return (
+            f"{what}: format {found} is of a newer HEAT, this one reads up to {formats[-1]}: "
+            "pip install --upgrade heatdetr"
+        )
+    shown = " and ".join(map(str, formats))
+    return f"{what}: format {str(found)[:40]!r}, this HEAT reads {shown}: {otherwise}"
 
 
 def refusal(error: OSError) -> str:

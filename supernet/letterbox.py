@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .avif import is_avif, turned_avif
 from .errors import DataError
+from .image_header import is_avif, is_bomb, stated_pixels, turned_avif
 
 Image = npt.NDArray[np.uint8]
 """RGB pixels [height, width, 3]."""
@@ -92,7 +92,7 @@ def read_image(
     returns an image that many times smaller, which saves decoding time for JPEG files.
     """
     try:
-        data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+        data = path.read_bytes()
     except OSError:
         return None
     pixels = _decode(data, shrink, turned)
@@ -112,11 +112,12 @@ def _has_size(image: Image, expected_hw: tuple[int, int], shrink: int) -> bool:
     )
 
 
-def _decode(data: npt.NDArray[np.uint8], shrink: int, turned: bool) -> Image | None:
-    if data.size == 0:
+def _decode(content: bytes, shrink: int, turned: bool) -> Image | None:
+    if not content or is_bomb(content):
         return None
-    jpeg = bytes(data[:2]) == b"\xff\xd8"
-    avif = is_avif(data[:AVIF_HEAD].tobytes())
+    data = np.frombuffer(content, dtype=np.uint8)
+    jpeg = content.startswith(b"\xff\xd8")
+    avif = is_avif(content[:AVIF_HEAD])
     orientation = 0 if turned and not avif else cv2.IMREAD_IGNORE_ORIENTATION
     try:
         if jpeg and shrink > 1:
@@ -130,7 +131,7 @@ def _decode(data: npt.NDArray[np.uint8], shrink: int, turned: bool) -> Image | N
         return None
     image = _rgb(pixels)
     if image is not None and avif and turned:
-        image = turned_avif(image, data.tobytes())
+        image = turned_avif(image, content)
     if image is None or shrink == 1:
         return image
     # OpenCV reduces other formats than JPEG by picking pixels.
@@ -151,8 +152,14 @@ def eight_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 def why_unread(path: Path) -> str | None:
     """Return why `read_image` does not decode an image, where that is known."""
     try:
-        data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+        content = path.read_bytes()
+        if is_bomb(content):
+            return (
+                f"{stated_pixels(content)} pixels in {len(content)} bytes are taken for a "
+                "decompression bomb: save it smaller, or with less compression"
+            )
+        data = np.frombuffer(content, dtype=np.uint8)
+        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if content else None
     except (OSError, cv2.error):
         return None
     if pixels is None or pixels.dtype in (np.uint8, np.uint16, np.int16):

@@ -21,6 +21,7 @@ from latency_tables.plan import Checks
 from supernet.data.shapes import make_shapes
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
+from tests.no_network import guard
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -36,11 +37,15 @@ UNIT = Architecture(
 """The spec's unit-test size (section 12)."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let interrupts through, and measure roughly: tests are about what follows from a number.
+
+    Connections to other machines are refused, unless tests that need a network are asked for.
 
     One thread: two, on cores that others use too, wait for each other most of the time.
     """
+    if "not network" in config.option.markexpr:
+        guard()
     os.environ.setdefault("HEAT_PROCESSES", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -12,12 +12,12 @@ from deploy.edge.pixels import as_pixels
 from heat.views.charts import plain
 from heat.views.learning import draw_confusion, draw_precision
 from heat.views.tables import check_data
-from supernet.avif import avif_orientation, is_avif
 from supernet.data.average_precision import score
 from supernet.data.check import image_problems
 from supernet.data.coco import load_split
 from supernet.data.image_files import image_size, list_images
 from supernet.errors import DataError
+from supernet.image_header import avif_orientation, is_avif
 from supernet.letterbox import letterbox, read_image
 from supernet.train.feed import Samples
 from supernet.train.recipes import TrainConfig

@@ -44,7 +44,7 @@ ROOMS = (
 """From top to bottom: a room imports only itself and rooms below it."""
 
 ALONE = {
-    "deploy.edge": {"supernet.avif", "supernet.errors", "supernet.letterbox"},
+    "deploy.edge": {"supernet.errors", "supernet.image_header", "supernet.letterbox"},
     "latency_tables.probe": {"supernet.errors", "deploy.edge"},
 }
 """Rooms that are carried to devices without torch, and what else of ours they may import."""

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 
 from deploy.edge.detect import Bundle
 from deploy.edge.runtimes import open_session
+from deploy.edge.session import import_runtime
 from deploy.export import export_bundle
 from deploy.form import Form, Format
 from deploy.serving import MAX_BATCH, serving_name, write_serving
@@ -26,6 +26,7 @@ from supernet.graph.style import Precision
 from supernet.heatdetr.detector import Detector
 from supernet.letterbox import Image, letterbox
 
+openvino = import_runtime("openvino")
 NAMES = ("cat", "dog", "owl")
 STRING, INT32, INT64, ENUM, MESSAGE = 9, 5, 3, 14, 11
 TYPES = [

@@ -199,8 +199,15 @@ def check_card(card: Mapping[str, Any], path: Path) -> None:
     if maps is not None and not _are_maps(maps, len(card["names"])):
         raise BundleError(f"{damaged} (calibration: {str(maps)[:60]}): export again")
     for name in (*card["files"], card["model"]):
-        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
             raise BundleError(f"{damaged} ({name!r} is outside its folder): export again")
+        if not (path.parent / name).resolve().is_relative_to(path.parent.resolve()):
+            raise BundleError(
+                f"{damaged} ({name!r} is a link to outside its folder): copy the file itself"
+            )
+    for name in loaded_files(card["model"]):
+        if name not in card["files"] and (path.parent / name).exists():
+            raise BundleError(f"{damaged} (it has no hash of {name}): export again")
 
 
 def _are_maps(maps: object, count: int) -> bool:
@@ -214,3 +221,9 @@ def _are_maps(maps: object, count: int) -> bool:
         and all(type(value) in (int, float) and math.isfinite(value) for value in values)
         for values in lists
     ) and all(value > 0 for value in maps["temperatures"])
+
+
+def loaded_files(model: str) -> list[str]:
+    """Return the names of the files that a runtime reads to load a model."""
+    weights = [str(Path(model).with_suffix(".bin"))] if model.endswith(".xml") else []
+    return [model, *weights, f"{model}.json"]  # the last is an engine's sidecar

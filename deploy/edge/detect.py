@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from supernet.errors import BundleError, HeatError, UserError, refusal
+from supernet.errors import BundleError, HeatError, UserError, refusal, wrong_format
 from supernet.letterbox import boxes_to_image, letterbox
 
 from .card import Card, check_card
@@ -41,8 +41,9 @@ def read_card(folder: Path) -> Card:
         raise BundleError(f"{folder} is no bundle (no card.json): heat export makes one") from None
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read ({error}): export again") from None
-    if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
-        raise BundleError(f"{path} is not of card format {CARD_FORMAT}: export again")
+    version = card.get("format") if isinstance(card, dict) else None
+    if version != CARD_FORMAT:
+        raise BundleError(wrong_format(path, version, [CARD_FORMAT], "export again"))
     check_card(card, path)
     return card
 

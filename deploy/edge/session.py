@@ -6,9 +6,10 @@ text.
 
 import importlib
 import importlib.metadata
+import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -65,10 +66,34 @@ class Session(Protocol):
         """Close it."""
 
 
-def import_runtime(runtime: str) -> Any:
-    """Import a runtime's package; a missing one is a `UserError` that names its package."""
+TELEMETRY = "openvino_telemetry"
+
+
+@contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Hide OpenVINO's telemetry from what is imported in the block, which then has none.
+
+    OpenVINO reports every import to Google Analytics, without asking, until the user declines
+    (2026.4). Where the package is missing its tools use a stub that reports nothing.
+    """
+    had, before = TELEMETRY in sys.modules, sys.modules.get(TELEMETRY)
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # importing it is an ImportError
     try:
-        return importlib.import_module(runtime)
+        yield
+    finally:
+        del sys.modules[TELEMETRY]
+        if had and before is not None:
+            sys.modules[TELEMETRY] = before
+
+
+def import_runtime(runtime: str) -> Any:
+    """Import a runtime's package; a missing one is a `UserError` that names its package.
+
+    OpenVINO is imported without its telemetry.
+    """
+    try:
+        with without_telemetry():
+            return importlib.import_module(runtime)
     except ImportError:
         raise UserError(
             f"runtime {runtime} is not installed: pip install {PIP_NAME[runtime]}"

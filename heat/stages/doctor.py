@@ -236,15 +236,17 @@ def graphics(gpus: tuple[Gpu, ...], device: Device | None) -> Iterator[Finding]:
 
 
 def telemetry(consent: Path) -> Finding:
-    """Say whether OpenVINO's own tools may report what they do; HEAT never does."""
+    """Say whether OpenVINO reports what it does; HEAT never does, nor OpenVINO within HEAT."""
     try:
         answer = consent.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
-        return Finding("OpenVINO telemetry", "ok", "nobody was asked")
-    if answer == "1":
-        seen = "its tools report what they do to Intel (HEAT reports nothing)"
-        return Finding("OpenVINO telemetry", "warning", seen, "opt_in_out --opt_out")
-    return Finding("OpenVINO telemetry", "ok", "declined")
+        answer = ""
+    if answer == "0":
+        return Finding("OpenVINO telemetry", "ok", "declined")
+    seen = "its tools report what they do to Intel" if answer == "1" else "not declined"
+    level: Level = "warning" if answer == "1" else "ok"
+    seen += ": off in HEAT, on where other programs import openvino"
+    return Finding("OpenVINO telemetry", level, seen, "opt_in_out --opt_out")
 
 
 def disk(root: Path) -> Finding:

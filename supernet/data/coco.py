@@ -27,7 +27,7 @@ from .annotations import (
 )
 from .coco_file import RawCoco
 from .detection_set import Crowd, DetectionSet, Problem, Record
-from .image_files import MAX_PIXELS, image_size
+from .image_files import MAX_PIXELS, Inside, image_size
 from .yolo import read_yolo, yolo_file, yolo_splits
 
 MIN_BOXES_TO_JUDGE = 8
@@ -89,11 +89,17 @@ def load_split(root: Path, split: str) -> DetectionSet:
         else:
             path = root / "annotations" / f"instances_{name}.json"
             raw = _read_json(path)
-        return _assemble(raw, root, name, path, problems)
+        # A data.yaml names folders anywhere; an annotation file names images of its own set.
+        return _assemble(raw, root, name, path, problems, None if yolo else Inside(root))
 
 
 def _assemble(
-    raw: RawCoco, root: Path, split: str, path: Path, problems: list[Problem]
+    raw: RawCoco,
+    root: Path,
+    split: str,
+    path: Path,
+    problems: list[Problem],
+    inside: Inside | None,
 ) -> DetectionSet:
     """Return the set of the values that can be used; the others are added to `problems`."""
 
@@ -105,7 +111,7 @@ def _assemble(
     for name in twice:
         chosen = [id for id, other in zip(ids, names, strict=True) if other == name]
         complain("two classes of one name", path.name, f"{name}: category ids {chosen}, kept apart")
-    keys, files, sizes_hw, first_of = _images(raw, root / split, path, complain)
+    keys, files, sizes_hw, first_of = _images(raw, root / split, path, complain, inside)
     image_of: dict[int | str, int | None] = dict.fromkeys(keys)
     present = [index for index, size in enumerate(sizes_hw) if size is not None]
     image_of |= {keys[index]: place for place, index in enumerate(present)}
@@ -179,7 +185,7 @@ def _name(value: object, path: Path) -> str:
 
 
 def _images(
-    raw: RawCoco, folder: Path, path: Path, complain: Complain
+    raw: RawCoco, folder: Path, path: Path, complain: Complain, inside: Inside | None
 ) -> tuple[list[int | str], list[str], list[tuple[int, int] | None], dict[int, int]]:
     """Return ids, files and (height, width) of the images; no size for those left out.
 
@@ -203,6 +209,10 @@ def _images(
         files.append(file)
         if not os.path.isfile(file):  # noqa: PTH113
             complain("missing image", file, "skipped")
+            sizes.append(None)
+            continue
+        if inside is not None and not inside.has(file):
+            complain("image outside the data folder", file, "skipped")
             sizes.append(None)
             continue
         first = firsts.setdefault(os.path.normpath(file), index)

@@ -41,6 +41,30 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(Path(name) for name in found)
 
 
+class Inside:
+    """Tells which files lie in a data folder, links followed.
+
+    The folder itself and the folders and links directly in it may be links to any place: whoever
+    laid the set out made them. What lies deeper may not lead out of these.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Follow the links of the data folder and of its sub-folders."""
+        places = [root, *(path for path in root.iterdir() if path.is_dir())]
+        self._places = tuple({os.path.join(os.path.realpath(place), "") for place in places})  # noqa: PTH118
+        self._folders: dict[str, str] = {}
+
+    def has(self, file: str) -> bool:
+        """Return whether a file lies in the data folder."""
+        folder, name = os.path.split(file)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        real = os.path.join(self._folders[folder], name)  # noqa: PTH118
+        if os.path.islink(real):  # noqa: PTH114
+            real = os.path.realpath(real)
+        return real.startswith(self._places)
+
+
 def content_digest(paths: Iterable[Path]) -> str:
     """Return a hash of the contents of files, in order; one that cannot be read counts as empty."""
     found = hashlib.sha256()

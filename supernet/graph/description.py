@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
 
-from ..errors import UserError
+from ..errors import UserError, wrong_format
 
 FORMAT_VERSION = 1
 """History of `architecture.json`: 1, the first."""
@@ -33,7 +33,9 @@ class Description:
             fields = dict(values)
             version = fields.pop("format")
             if version != FORMAT_VERSION:
-                raise UserError(f"{source}: format {version}, this HEAT reads {FORMAT_VERSION}")
+                raise UserError(
+                    wrong_format(source, version, [FORMAT_VERSION], "make it again (heat thin)")
+                )
             cls.restore_tuples(fields)
             return cls(**fields)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

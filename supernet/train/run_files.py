@@ -13,12 +13,15 @@ import torch
 
 from ..atomic import write_bytes, write_text
 from ..checkpoint import CheckpointInfo, EpochRow, save_checkpoint
-from ..errors import CheckpointError, UserError
+from ..errors import CheckpointError, UserError, wrong_format
 from .early_stop import best_epoch, epochs_without_gain
 from .optimise import Averaged
 from .recipes import TrainConfig
 from .schedule import Schedule
 from .task import Task
+
+STATE_FORMAT = 1
+"""History of `state.pt`: 1, the first."""
 
 DIFFERENT = {
     "config": "other options",
@@ -165,6 +168,7 @@ class RunFiles:
         if not self.writes:
             return
         state = {
+            "format": STATE_FORMAT,
             "fingerprint": self.fingerprint(),
             "epoch": self.epoch,
             "epochs": self.schedule.epochs,
@@ -204,6 +208,9 @@ class RunFiles:
             raise CheckpointError(
                 f"{self.state} is truncated ({type(error).__name__}): delete it to train afresh"
             ) from None
+        version = state.get("format", STATE_FORMAT)  # versions up to 0.1.0 wrote none
+        if version != STATE_FORMAT:
+            raise CheckpointError(wrong_format(self.state, version, [STATE_FORMAT], "--restart"))
         own = self.fingerprint()
         if "data" not in fingerprint:
             raise CheckpointError(
