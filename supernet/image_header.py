@@ -48,7 +48,7 @@ def _sides_at(form: str, at: int) -> Callable[[bytes], int]:
     """Return a reader of two sides at a fixed place."""
 
     def read(data: bytes) -> int:
-        width, height = struct.unpack_from(form, data, at)
+        width, height = (int(side) for side in struct.unpack_from(form, data, at))
         return abs(width * height)
 
     return read
