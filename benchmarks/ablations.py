@@ -28,6 +28,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import supernet.train.aligned
+import supernet.train.matching
+import supernet.train.muon
 import supernet.train.uniform
 from deploy.gate import torch_detect
 from supernet.atomic import write_text
@@ -50,6 +52,7 @@ from supernet.train.running import Running
 from supernet.train.uniform import Loss
 
 BASE = OURS["heat-s"]
+DETECTION_LOSS = supernet.train.uniform.detection_loss
 
 
 class First(nn.Module):
@@ -142,7 +145,11 @@ class MultiLevel(Detector):
 
 
 def quality_loss(
-    logits_BAKhw: Tensor, deltas_BA4hw: Tensor, targets: Sequence[GroundTruth], decode: Decode
+    logits_BAKhw: Tensor,
+    deltas_BA4hw: Tensor,
+    targets: Sequence[GroundTruth],
+    decode: Decode,
+    matchability: float | None = None,
 ) -> Loss:
     """Match as `detection_loss` does, but with the predicted box's IoU as target of positives.
 
@@ -165,7 +172,11 @@ def quality_loss(
         )
         wanted_MK = positive_MK * wanted_M[:, None]
         scores_MK = logits_MK.detach().sigmoid()
-        weight_MK = torch.where(positive_MK > 0, wanted_MK, 0.75 * scores_MK**2)
+        if matchability is None:
+            weight_MK = torch.where(positive_MK > 0, wanted_MK, 0.75 * scores_MK**2)
+        else:
+            wanted_MK = wanted_MK**matchability
+            weight_MK = 0.5 * torch.where(positive_MK > 0, 1.0, scores_MK**matchability)
         cross_MK = F.binary_cross_entropy_with_logits(logits_MK, wanted_MK, reduction="none")
         classes = classes + (weight_MK * cross_MK)[valid_M].sum()
         overlap_P = giou_pairs(predicted_M4[found.anchors_P], target.boxes_xyxy[found.boxes_P])
@@ -173,6 +184,24 @@ def quality_loss(
         positives += len(found.anchors_P)
     divisor = max(1, positives)
     return Loss(classes / divisor, boxes / divisor, positives)
+
+
+def matchability_loss(
+    logits_BAKhw: Tensor, deltas_BA4hw: Tensor, targets: Sequence[GroundTruth], decode: Decode
+) -> Loss:
+    """Match as `detection_loss` does, with the matchability-aware loss of the classes.
+
+    DEIM (Huang et al. 2025): positives learn IoU^1.5, negatives weigh score^1.5.
+    """
+    return quality_loss(logits_BAKhw, deltas_BA4hw, targets, decode, matchability=1.5)
+
+
+def heavier_boxes(
+    logits_BAKhw: Tensor, deltas_BA4hw: Tensor, targets: Sequence[GroundTruth], decode: Decode
+) -> Loss:
+    """Return the loss with twice the weight of the boxes."""
+    loss = DETECTION_LOSS(logits_BAKhw, deltas_BA4hw, targets, decode)
+    return replace(loss, boxes=2 * loss.boxes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +217,12 @@ class Variant:
     augment: Mapping[str, Any] = field(default_factory=dict)
     """Changed fields of the augmentation."""
     k: int = 4
-    """Changed fields of the matching."""
-    loss: Any = supernet.train.uniform.detection_loss
+    """Anchors, and predictions, that a box claims."""
+    least_iou: float = supernet.train.matching.IGNORE_ANCHOR_IOU
+    """Anchors that overlap their box less are ignored."""
+    rms: float = supernet.train.muon.RMS
+    """Size of Muon's updates."""
+    loss: Any = DETECTION_LOSS
 
 
 PARTS = {
@@ -211,6 +244,13 @@ RECIPES = {
     "recipe small": FINE(),
     "k = 8": FINE(k=8),
     "anchors in the middle of cells": FINE(shape={"anchor_offset": 0.5}),
+    "AdamW": FINE(training={"optimizer": "adamw"}),
+    "AdamW, anchors of IoU 0.05": FINE(training={"optimizer": "adamw"}, least_iou=0.05),
+    "Muon's updates of 0.2": FINE(rms=0.2),
+    "Muon's updates of 1.0": FINE(rms=1.0),
+    "Muon's updates of 0.2, batches of 4": FINE(rms=0.2, training={"batch_size": 4}),
+    "boxes weigh 2": FINE(loss=heavier_boxes),
+    "matchability-aware loss": FINE(loss=matchability_loss),
     "aligned assignment": FINE(shape={"anchor_offset": 0.5}, training={"assign": "aligned"}),
     "scores learn the IoU": FINE(loss=quality_loss),
     "learning rate 2e-3": FINE(training={"learning_rate": 2e-3}),
@@ -244,7 +284,9 @@ def train(
     config = recipe("small", epochs=options.epochs, seed=seed, **variant.training)
     config = replace(config, augment=replace(config.augment, **variant.augment))
     supernet.train.uniform.match = partial(match, k=variant.k)
-    supernet.aligned.detection_loss = variant.loss
+    supernet.train.matching.IGNORE_ANCHOR_IOU = variant.least_iou
+    supernet.train.muon.RMS = variant.rms
+    supernet.train.aligned.detection_loss = variant.loss
     start = time.monotonic()
     fit(network, data, config, folder, Running(resume=True))
     metrics = score_rows(found_rows(torch_detect(network.eval()), val, progress=False), val)

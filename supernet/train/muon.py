@@ -3,8 +3,8 @@
 Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest semi-orthogonal matrix,
 so that all directions of a weight learn equally fast; a convolution is the matrix
 [out, in * kernel].
-The updates are scaled to the size of AdamW's (Liu et al. 2025, Muon is Scalable for LLM Training),
-so that both share one learning rate and one weight decay.
+The updates are scaled to one size for all shapes (Liu et al. 2025, Muon is Scalable for LLM
+Training), so that both share one learning rate and one weight decay.
 Shape suffixes: N matrices, R rows, C columns, R <= C.
 """
 
@@ -19,8 +19,9 @@ MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration; singular values end between 0.7 and 1.2."""
 ITERATIONS = 5
-RMS = 0.2
-"""Root mean square of AdamW's updates, which Muon's are scaled to."""
+RMS = 0.5
+"""Root mean square of an update, in learning rates. AdamW's is about 0.2, which Liu et al. scale
+Muon's to; from scratch on small sets 0.5 was better (benchmarks/results/recipe/log.md)."""
 SMALLEST_SIDE = 16
 """Narrower matrices, such as depthwise convolutions, are left to AdamW."""
 
