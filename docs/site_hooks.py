@@ -39,10 +39,13 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 def on_page_markdown(
     markdown: str, *, page: Page, config: MkDocsConfig, files: Files
 ) -> str | None:
-    """Turn a repository page's links to files that are no pages into their paths."""
+    """Turn a repository page's links to files that are no pages into their paths.
+
+    Pages of docs/ link the others as files of the repository, so that both readings work.
+    """
     source = page.file.src_uri
     if source not in PAGES:
-        return None
+        return markdown.replace("](../", "](")
     folder = (ROOT / source).parent
 
     def linked(found: re.Match[str]) -> str:
