@@ -94,10 +94,8 @@ def write_cvat(root: Path, written: Written) -> None:
             )
             number_of += 1
             for box, index in zip(record.boxes_xyxy.tolist(), record.labels.tolist(), strict=True):
-                corners = {key: f"{side:.2f}" for key, side in zip(CORNERS, box, strict=True)}
-                ET.SubElement(
-                    image, "box", label=written.names[index], source="manual", occluded="0",
-                    **corners, z_order="0",
-                )  # fmt: skip
+                facts = {"label": written.names[index], "source": "manual", "occluded": "0"}
+                facts |= {key: f"{side:.2f}" for key, side in zip(CORNERS, box, strict=True)}
+                ET.SubElement(image, "box", facts | {"z_order": "0"})
     ET.indent(top)
     write_text(root / NAME, ET.tostring(top, encoding="unicode") + "\n")

@@ -109,9 +109,9 @@ def write_voc(root: Path, written: Written) -> None:
     """Write `Annotations/*.xml` and `ImageSets/Main/SPLIT.txt`; images lie in `JPEGImages/`."""
     for split, items in written.splits.items():
         for item in items:
-            tree = ET.ElementTree(_annotation(item, written))
-            ET.indent(tree)
-            text = ET.tostring(tree.getroot(), encoding="unicode")
+            root_of = _annotation(item, written)
+            ET.indent(root_of)
+            text = ET.tostring(root_of, encoding="unicode")
             write_text(root / "Annotations" / f"{Path(item.name).stem}.xml", text + "\n")
         names = "".join(f"{Path(item.name).stem}\n" for item in items)
         write_text(root / SETS / f"{split}.txt", names)
@@ -129,8 +129,9 @@ def _annotation(item: Item, written: Written) -> ET.Element:
     for box, label in zip(record.boxes_xyxy.tolist(), record.labels.tolist(), strict=True):
         thing = ET.SubElement(root, "object")
         _child(thing, "name", written.names[label])
-        for key, value in (("pose", "Unspecified"), ("truncated", 0), ("difficult", 0)):
-            _child(thing, key, value)
+        _child(thing, "pose", "Unspecified")
+        _child(thing, "truncated", 0)
+        _child(thing, "difficult", 0)
         corners = ET.SubElement(thing, "bndbox")
         for key, side in zip(BOX, box, strict=True):
             _child(corners, key, f"{side:.2f}".rstrip("0").rstrip("."))
