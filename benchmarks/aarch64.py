@@ -4,8 +4,8 @@
 
 Needs a Debian or Ubuntu with apt and pip, on x86-64, and no rights: Python for arm64 and QEMU are
 unpacked into DIR, nothing is installed. Classes must be the same, in the same order; boxes within
-0.05 pixels, scores within 0.001. How long it takes says nothing about ARM and is not reported. The last line is one
-JSON object; with --name it goes to benchmarks/results/aarch64-NAME.json.
+0.05 pixels, scores within 0.001. How long it takes says nothing about ARM and is not reported. The
+last line is one JSON object; with --name it goes to benchmarks/results/aarch64-NAME.json.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What `make docs` does beyond MkDocs: pages from the repository, and a check of what was built.
 
-`benchmarks/README.md`, `CHANGELOG.md` and `CONTRIBUTING.md` exist once, in the repository, and are
+`benchmarks/README.md` and the texts of the repository's root exist once, there, and are
 pages here too, as are the figures that pages show. A link of theirs to a file that is no page
 becomes its path. After the build every link and anchor must exist, and no page may load anything
 from another host.
@@ -18,7 +18,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("benchmarks/README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+PAGES = ("benchmarks/README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 FIGURES = (
     "benchmarks/results/frontier-bccd.svg",
     "benchmarks/results/frontier-aquarium.svg",

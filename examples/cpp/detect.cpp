@@ -5,12 +5,13 @@
 // Prints one line of JSON: boxes in pixels of the image, scores, names. PPM is what any image tool
 // writes; a program that has an image library gives its RGB bytes to letterbox() instead.
 
-#include <cstdio>
+#include <algorithm>
 #include <exception>
 #include <fstream>
 #include <iostream>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include <openvino/openvino.hpp>
 
@@ -49,6 +50,30 @@ static std::string quoted(const std::string& text) {
     return out + "\"";
 }
 
+struct Object {
+    double box[4];  // x0, y0, x1, y1 in pixels of the image
+    float score;
+    std::string name;
+};
+
+static double overlap(const Object& a, const Object& b) {
+    const double wide = std::min(a.box[2], b.box[2]) - std::max(a.box[0], b.box[0]);
+    const double tall = std::min(a.box[3], b.box[3]) - std::max(a.box[1], b.box[1]);
+    const double shared = std::max(wide, 0.0) * std::max(tall, 0.0);
+    const auto area = [](const Object& o) { return (o.box[2] - o.box[0]) * (o.box[3] - o.box[1]); };
+    return shared / std::max(area(a) + area(b) - shared, 1e-9);
+}
+
+// Each object once: of boxes that overlap, whatever their classes, the best; best first.
+static std::vector<Object> once(std::vector<Object> found) {
+    std::stable_sort(found.begin(), found.end(), [](const Object& a, const Object& b) { return a.score > b.score; });
+    std::vector<Object> kept;
+    for (const Object& object : found)
+        if (std::none_of(kept.begin(), kept.end(), [&](const Object& o) { return overlap(o, object) > 0.4; }))
+            kept.push_back(object);
+    return kept;
+}
+
 static void run(const std::string& bundle, const std::string& image_path) {
     const std::string text = contents(bundle + "/card.json");
     const Json card = JsonReader(text).value();
@@ -78,23 +103,29 @@ static void run(const std::string& bundle, const std::string& image_path) {
     const ov::Tensor score_tensor = request.get_output_tensor(1), label_tensor = request.get_output_tensor(2);
     const float* scores = score_tensor.data<const float>();
 
-    std::ostringstream rows, kept, names;
-    int count = 0;
+    std::vector<Object> found;
     for (size_t i = 0; i < score_tensor.get_size(); ++i) {
         const int64_t label = label_tensor.get_element_type() == ov::element::i64
             ? label_tensor.data<const int64_t>()[i] : label_tensor.data<const int32_t>()[i];
         const std::string& name = card["names"].list.at(label).text;
         const Json& threshold = card["thresholds"][name];
         if (scores[i] <= 0 || scores[i] < (threshold.kind == Json::Number ? threshold.number : 0.3)) continue;
-        const char* comma = count++ ? ", " : "";
-        rows << comma << "[";
+        Object object{{}, scores[i], name};
         for (int side = 0; side < 4; ++side) {
             const double most = side % 2 ? image.height : image.width;
-            rows << (side ? ", " : "") << std::clamp(boxes[i * 4 + side] / scale, 0.0, most);
+            object.box[side] = std::clamp(boxes[i * 4 + side] / scale, 0.0, most);
         }
-        rows << "]";
-        kept << comma << scores[i];
-        names << comma << quoted(name);
+        found.push_back(object);
+    }
+
+    std::ostringstream rows, kept, names;
+    const char* comma = "";
+    for (const Object& object : once(found)) {
+        const double* box = object.box;
+        rows << comma << "[" << box[0] << ", " << box[1] << ", " << box[2] << ", " << box[3] << "]";
+        kept << comma << object.score;
+        names << comma << quoted(object.name);
+        comma = ", ";
     }
     std::cout << "{\"boxes_xyxy_px\": [" << rows.str() << "], \"scores\": [" << kept.str()
               << "], \"names\": [" << names.str() << "]}" << std::endl;

@@ -12,6 +12,7 @@ import * as ort from "onnxruntime-node";
 import { letterbox } from "./letterbox.mjs";
 
 const DEFAULT_THRESHOLD = 0.3;
+const SAME_OBJECT = 0.4;
 
 function readPpm(path) {
   const bytes = readFileSync(path);
@@ -39,17 +40,37 @@ export async function detect({ card, session }, image) {
   const { input, scale } = letterbox(image, height, width, pad);
   const outputs = await session.run({ image: new ort.Tensor("uint8", input, [1, height, width, 3]) });
   const [boxes, scores, labels] = Object.keys(card.outputs).map((name) => outputs[name].data);
-  const found = { boxes_xyxy_px: [], scores: [], names: [] };
+  const found = [];
   scores.forEach((score, i) => {
     const name = card.names[Number(labels[i])];
     if (score <= 0 || score < (card.thresholds?.[name] ?? DEFAULT_THRESHOLD)) return;
-    const corners = Array.from(boxes.subarray(i * 4, i * 4 + 4), (side, axis) =>
+    const box = Array.from(boxes.subarray(i * 4, i * 4 + 4), (side, axis) =>
       Math.min(Math.max(side / scale, 0), axis % 2 ? image.height : image.width));
-    found.boxes_xyxy_px.push(corners);
-    found.scores.push(score);
-    found.names.push(name);
+    found.push({ box, score, name });
   });
-  return found;
+  const kept = once(found);
+  return {
+    boxes_xyxy_px: kept.map((each) => each.box),
+    scores: kept.map((each) => each.score),
+    names: kept.map((each) => each.name),
+  };
+}
+
+/** Each object once: of boxes that overlap, whatever their classes, the best; best first. */
+function once(found) {
+  const kept = [];
+  for (const object of found.sort((a, b) => b.score - a.score)) {
+    if (kept.every((better) => overlap(better.box, object.box) <= SAME_OBJECT)) kept.push(object);
+  }
+  return kept;
+}
+
+function overlap(a, b) {
+  const wide = Math.min(a[2], b[2]) - Math.max(a[0], b[0]);
+  const tall = Math.min(a[3], b[3]) - Math.max(a[1], b[1]);
+  const shared = Math.max(wide, 0) * Math.max(tall, 0);
+  const area = (box) => (box[2] - box[0]) * (box[3] - box[1]);
+  return shared / Math.max(area(a) + area(b) - shared, 1e-9);
 }
 
 const [bundle, path] = process.argv.slice(2);
