@@ -1,6 +1,7 @@
 """`heat data convert`: a labelling tool's export becomes a set, or a set an import of a tool."""
 
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ from supernet.progress import Progress
 from ..records import Result
 from ..views.terminal import terminal
 
+UNFIT = re.compile("[\x00-\x1f\ud800-\udfff]")
+"""Characters that XML or UTF-8 cannot hold."""
 SHOWN = 10
 """Problems of a kind that are printed; all are in the result."""
 
@@ -50,6 +53,10 @@ def convert(
     kind = given or format_of(source)
     sets = one_numbering(read_export(source, kind, images))
     splits = divided(sets, val, seed)
+    files = [item.name for items in splits.values() for item in items]
+    unfit = [name for name in (*sets[0].names, *files) if UNFIT.search(name)]
+    if unfit:
+        raise DataError(f"{source}: {unfit[0]!r} has characters that files cannot hold: rename it")
     written = Written(sets[0].names, sets[0].category_ids, splits)
     if to == "voc":
         written = voc_items(written)

@@ -62,7 +62,9 @@ class Collected:
         """Add an image and return its id; None, and a report, where it is not found."""
         path = self.search.find(stated)
         if path is None:
-            self.complain("missing image", where, f"no {stated} in {self.search.folder}, skipped")
+            self.complain(
+                "missing image", where, f"no {stated}, or several, in {self.search.folder}, skipped"
+            )
             return None
         size = _size(size_wh) or image_size(path)
         if size is None:

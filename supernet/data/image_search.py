@@ -4,6 +4,7 @@ Exports name images by paths of other machines, by URLs, with or without folders
 name never leads out of the folder: what is absolute in it, or goes upwards, is dropped.
 """
 
+import os
 import re
 from collections import defaultdict
 from functools import cached_property
@@ -32,13 +33,13 @@ class ImageSearch:
         return dict(found)
 
     def find(self, stated: str) -> Path | None:
-        """Return the image of a name; None where there is none, or where several fit equally."""
+        """Return the image of a name; None where there is none, or where different ones fit."""
         parts = parts_of(stated)
         if not parts:
             return None
         for start in range(len(parts)):
             path = self.folder.joinpath(*parts[start:])
-            if path.is_file():
+            if os.path.isfile(path):  # noqa: PTH113  (a Path refuses names that are too long)
                 return path
         name = parts[-1].lower()
         names = (name, unquote(name), UPLOADED.sub("", unquote(name), count=1))
@@ -46,7 +47,7 @@ class ImageSearch:
             paths = self._by_name.get(key, [])
             agreement = [_shared_end(path.parts[:-1], parts[:-1]) for path in paths]
             best = [p for p, share in zip(paths, agreement, strict=True) if share == max(agreement)]
-            if len(best) == 1:
+            if best and all(os.path.samefile(best[0], path) for path in best[1:]):  # noqa: PTH121
                 return best[0]
         return None
 

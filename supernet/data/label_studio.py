@@ -89,14 +89,13 @@ def _read(task: Mapping[str, object], found: Collected, where: str) -> None:
     for number_of, region in enumerate(regions):
         try:
             labelled = _object(region, (height, width))
+            if labelled is None:
+                found.no_box(str(region.get("type", "region")))
+                continue
+            name, corners = labelled
+            found.box(image_id, split, name, corners)
         except (ValueError, TypeError, KeyError):
             found.complain("broken annotation", f"{where} region {number_of}", "skipped")
-            continue
-        if labelled is None:
-            found.no_box(str(region.get("type", "region")))
-            continue
-        name, corners = labelled
-        found.box(image_id, split, name, corners)
 
 
 def _regions(
