@@ -7,7 +7,7 @@ DEMO ?= demo
 QUICK := not slow and not gpu and not network
 PROCESSES ?= 2
 
-.PHONY: demo test format audit release clean
+.PHONY: demo test docs format audit release clean
 
 demo: $(VENV)/.installed  ## the whole pipeline on drawn cells, to a target FPS on this CPU
 	@test -d $(DEMO)/cells || $(BIN)/heat data cells $(DEMO)/cells > /dev/null
@@ -26,6 +26,10 @@ test: $(VENV)/.installed  ## every check: format, lint, types, tests
 	$(BIN)/mypy
 	$(BIN)/pytest -m "$(QUICK) and not alone" --numprocesses $(PROCESSES) --dist loadfile
 	$(BIN)/pytest -m "$(QUICK) and alone" $$(grep -l "mark.alone" tests/test_*.py)
+
+docs: $(VENV)/.installed  ## the pages of docs/, into build/docs; dead links are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "docs: build/docs/index.html  (search works where a server serves them: mkdocs serve)"
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -41,6 +41,8 @@ from latency_tables.table_file import read_table, write_table
 from latency_tables.terms import terms
 from supernet.checkpoint import CheckpointInfo, read_info, save_checkpoint
 from supernet.data.coco import load_split
+from supernet.data.format_names import Format
+from supernet.data.formats import format_of, read_export
 from supernet.data.shapes import make_shapes
 from supernet.errors import HeatError
 from supernet.graph.style import FORMS_VERSION
@@ -50,6 +52,7 @@ from supernet.heatdetr.supernet import SearchSpace
 from supernet.letterbox import read_image
 from supernet.network import read_architecture
 from supernet.train.transfer import read_source
+from tests.tool_exports import write_cvat_export, write_tasks, write_voc_export
 
 LONGEST_S = 10
 """Seconds after which a reader hangs."""
@@ -87,6 +90,10 @@ def write_coco(folder: Path) -> None:
 
 def write_yolo(folder: Path) -> None:
     make_shapes(folder, train=2, val=1, labels="yolo")
+
+
+def read_tool(kind: str) -> Callable[[Path], object]:
+    return lambda folder: (format_of(folder), read_export(folder, cast(Format, kind), None))
 
 
 def write_image(suffix: str) -> Callable[[Path], None]:
@@ -251,6 +258,14 @@ READERS: Mapping[str, Reader] = {
         lambda folder: load_split(folder, "train"), write_yolo,
         ("data.yaml", "labels/train/train_00000.txt"),
     ),
+    **{
+        kind: Reader(read_tool(kind), write, (file,))
+        for kind, write, file in (
+            ("voc", write_voc_export, "Annotations/a.xml"),
+            ("cvat", write_cvat_export, "annotations.xml"),
+            ("label-studio", write_tasks, "project-1.json"),
+        )
+    },
     **{
         f"image {suffix}": Reader(
             lambda folder, suffix=suffix: read_image(folder / f"image.{suffix}"),

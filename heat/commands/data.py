@@ -1,8 +1,12 @@
-"""Commands about data sets: check, cells, shapes."""
+"""Commands about data sets: check, convert, cells, shapes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from supernet.data.format_names import Format
 
 from ..records import Result
 from .options import OutputStride, Size
@@ -30,6 +34,36 @@ def check(
     if output_stride is not None:
         asked["strides"] = (int(output_stride),)
     return check_data(folder, **asked)
+
+
+def convert(
+    source: Path,
+    folder: Path,
+    /,
+    *,
+    from_: Annotated[Format | None, Parameter(name="--from")] = None,
+    to: Format = "coco",
+    images: Path | None = None,
+    val: float = 0.2,
+    seed: int = 0,
+) -> Result:
+    """Turn a labelling tool's export into a set, or a set into another format.
+
+    Pascal VOC, YOLO, COCO, CVAT for images, Label Studio. Splits are kept; where there is one, or
+    none, images are drawn for validation. Images are linked where that is possible, else copied.
+
+    Args:
+        source: Folder or file of the export.
+        folder: Where to write the set; it must not exist, or be empty.
+        from_: Format of the export; recognised by default.
+        to: Format to write: coco and yolo are trained on, the others are for their tools.
+        images: Folder of the images, where they are not with the export.
+        val: Share of the images that is drawn for validation; 0 for none.
+        seed: The same seed draws the same images.
+    """
+    from ..stages.convert import convert as converted
+
+    return converted(source, folder, given=from_, to=to, images=images, val=val, seed=seed)
 
 
 def cells(

@@ -88,12 +88,12 @@ def load_split(root: Path, split: str) -> DetectionSet:
             path, raw = yolo, read_yolo(yolo, name, complain)
         else:
             path = root / "annotations" / f"instances_{name}.json"
-            raw = _read_json(path)
+            raw = read_instances(path)
         # A data.yaml names folders anywhere; an annotation file names images of its own set.
-        return _assemble(raw, root, name, path, problems, None if yolo else Inside(root))
+        return assemble(raw, root, name, path, problems, None if yolo else Inside(root))
 
 
-def _assemble(
+def assemble(
     raw: RawCoco,
     root: Path,
     split: str,
@@ -101,7 +101,10 @@ def _assemble(
     problems: list[Problem],
     inside: Inside | None,
 ) -> DetectionSet:
-    """Return the set of the values that can be used; the others are added to `problems`."""
+    """Return the set of the values that can be used; the others are added to `problems`.
+
+    Images lie in the folder `split` of `root`, or where their absolute paths say.
+    """
 
     def complain(kind: str, where: str, detail: str) -> None:
         problems.append(Problem(kind, where, detail))
@@ -259,7 +262,7 @@ def _nothing(raw: RawCoco, folder: Path, path: Path, problems: list[Problem]) ->
     return f"{path}: none of its {len(raw.images)} images is in {folder}"
 
 
-def _read_json(path: Path) -> RawCoco:
+def read_instances(path: Path) -> RawCoco:
     """Read an instances file; raise `DataError` where lists or keys that are needed are missing."""
     try:
         raw = json.loads(path.read_bytes(), object_hook=_lean)

@@ -11,6 +11,8 @@ import numpy as np
 from ..atomic import replacing, write_text
 from .coco_file import CocoAnnotation, CocoCategory, CocoFile, CocoImage, to_bbox
 from .labelled_image import LabelledImage
+from .yolo_lines import label_line
+from .yolo_yaml import head_text
 
 Draw = Callable[[np.random.Generator], LabelledImage]
 """Draws the next image; its labels are places in the list of names."""
@@ -59,9 +61,7 @@ def write_set(
             }  # fmt: skip
             write_text(root / "annotations" / f"instances_{split}.json", json.dumps(file))
     if labels == "yolo":
-        listed = "".join(f"  {index}: {json.dumps(name)}\n" for index, name in enumerate(names))
-        text = f"path: .\ntrain: images/train\nval: images/val\nnames:\n{listed}"
-        write_text(root / "data.yaml", text)
+        write_text(root / "data.yaml", head_text(names, ("train", "val")))
 
 
 def _write_image(path: Path, image: LabelledImage) -> None:
@@ -90,12 +90,10 @@ def _annotations(image: LabelledImage, image_id: int, *, first: int) -> list[Coc
 
 def _yolo_lines(image: LabelledImage) -> str:
     height, width = image.pixels.shape[:2]
-    lines = []
-    for (x1, y1, x2, y2), label in zip(image.boxes_xyxy, image.labels, strict=True):
-        centre = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height
-        size = (x2 - x1) / width, (y2 - y1) / height
-        lines.append(f"{label} " + " ".join(f"{value:.6f}" for value in (*centre, *size)))
-    return "".join(f"{line}\n" for line in lines)
+    return "".join(
+        label_line(int(label), box, (height, width))
+        for box, label in zip(image.boxes_xyxy, image.labels, strict=True)
+    )
 
 
 def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:

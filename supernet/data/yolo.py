@@ -42,7 +42,11 @@ def yolo_splits(path: Path) -> tuple[str, ...]:
 
 def read_yolo(path: Path, split: str, complain: Complain) -> RawCoco:
     """Return a split as the lists of a COCO file; image files are absolute paths."""
-    head = read_head(path)
+    return read_labels(read_head(path), split, complain)
+
+
+def read_labels(head: Head, split: str, complain: Complain) -> RawCoco:
+    """Return a split of a set whose classes and folders are known."""
     images: list[CocoImage] = []
     annotations: list[CocoAnnotation] = []
     labels, lines = _Labels(), LineReader(head.keypoint_values)

@@ -5,7 +5,7 @@ with both or a triangle, more a polygon, an odd count one with a confidence, or 
 number. An ambiguous line is decided by the other lines of the set; where they do not, it is broken.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 SLACK = 0.01
@@ -92,3 +92,11 @@ def _around(values: Sequence[float]) -> Box:
     xs, ys = values[::2], values[1::2]
     low, high = (min(xs), min(ys)), (max(xs), max(ys))
     return (low[0] + high[0]) / 2, (low[1] + high[1]) / 2, high[0] - low[0], high[1] - low[1]
+
+
+def label_line(label: int, box_xyxy: Iterable[float], size_hw: tuple[int, int]) -> str:
+    """Return the line of a box, given by its corners in pixels."""
+    height, width = size_hw
+    x0, y0, x1, y1 = (float(side) for side in box_xyxy)
+    values = (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height
+    return f"{label} " + " ".join(f"{value:.6f}" for value in values) + "\n"

@@ -1,6 +1,7 @@
 """Reads `data.yaml`: class names as written, and the image files of each split."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -121,6 +122,13 @@ def read_head(path: Path) -> Head:
         base if isinstance(base, str) and base not in NOTHING else "",
         splits,
     )
+
+
+def head_text(names: Iterable[str], splits: Iterable[str]) -> str:
+    """Return the `data.yaml` of a set whose images are in `images/SPLIT`."""
+    listed = "".join(f"  {index}: {json.dumps(name)}\n" for index, name in enumerate(names))
+    folders = "".join(f"{split}: images/{split}\n" for split in splits)
+    return f"path: .\n{folders}names:\n{listed}"
 
 
 class _Texts(yaml.BaseLoader):  # type: ignore[misc]
