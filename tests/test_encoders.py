@@ -1,7 +1,5 @@
 """Encoders as teachers: which of their outputs are features, and how each kind is read."""
 
-import os
-import signal
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,7 +16,7 @@ from deploy.teachers.open_encoder import open_encoder
 from deploy.teachers.worker import Worker
 from supernet.errors import HeatError, UserError
 
-from .toy_encoders import CHANNELS, STRIDE, write_encoder
+from .toy_encoders import CHANNELS, STRIDE, Served, write_encoder
 
 PLAIN = PRESETS["none"]
 
@@ -211,26 +209,6 @@ def test_models_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", missing)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="needs timm: pip install timm"):
         open_encoder(EncoderRequest(source="timm:conv"))
-
-
-class Served:
-    """An object in a worker."""
-
-    def __init__(self, limit: int) -> None:
-        if limit < 0:
-            raise UserError(f"limit {limit}: 0 or more")
-        self.limit = limit
-
-    def double(self, number: int) -> int:
-        if number > self.limit:
-            raise UserError(f"{number} is too much")
-        return 2 * number
-
-    def divide(self, number: int) -> float:
-        return 1 / number
-
-    def die(self) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_worker_answers_and_its_errors_arrive() -> None:
