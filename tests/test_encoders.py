@@ -119,6 +119,8 @@ def test_files_that_are_no_encoders(tmp_path: Path) -> None:
     assert "takes 64x64 only" in refusal(path, input_hw=(96, 96))
     grey = write_encoder(tmp_path / "grey.onnx", shape=(1, 1, 64, 64))
     assert "has shape [1, 1, 64, 64]: images [B, 3, H, W]" in refusal(grey)
+    pixels = write_encoder(tmp_path / "pixels.onnx", dtype=TensorProto.UINT8)
+    assert "normalises them itself: leave out" in refusal(pixels, normalisation=PLAIN)
     words = write_encoder(tmp_path / "words.onnx", dtype=TensorProto.INT64)
     assert "of float32, float16 or uint8 are needed" in refusal(words)
     (tmp_path / "empty").mkdir()
