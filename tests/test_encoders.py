@@ -1,7 +1,5 @@
 """Encoders as teachers: which of their outputs are features, and how each kind is read."""
 
-import os
-import signal
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,7 +16,7 @@ from deploy.teachers.open_encoder import open_encoder
 from deploy.teachers.worker import Worker
 from supernet.errors import HeatError, UserError
 
-from .toy_encoders import CHANNELS, STRIDE, write_encoder
+from .toy_encoders import CHANNELS, STRIDE, Served, write_encoder
 
 PLAIN = PRESETS["none"]
 
@@ -121,6 +119,8 @@ def test_files_that_are_no_encoders(tmp_path: Path) -> None:
     assert "takes 64x64 only" in refusal(path, input_hw=(96, 96))
     grey = write_encoder(tmp_path / "grey.onnx", shape=(1, 1, 64, 64))
     assert "has shape [1, 1, 64, 64]: images [B, 3, H, W]" in refusal(grey)
+    pixels = write_encoder(tmp_path / "pixels.onnx", dtype=TensorProto.UINT8)
+    assert "normalises them itself: leave out" in refusal(pixels, normalisation=PLAIN)
     words = write_encoder(tmp_path / "words.onnx", dtype=TensorProto.INT64)
     assert "of float32, float16 or uint8 are needed" in refusal(words)
     (tmp_path / "empty").mkdir()
@@ -211,26 +211,6 @@ def test_models_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", missing)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="needs timm: pip install timm"):
         open_encoder(EncoderRequest(source="timm:conv"))
-
-
-class Served:
-    """An object in a worker."""
-
-    def __init__(self, limit: int) -> None:
-        if limit < 0:
-            raise UserError(f"limit {limit}: 0 or more")
-        self.limit = limit
-
-    def double(self, number: int) -> int:
-        if number > self.limit:
-            raise UserError(f"{number} is too much")
-        return 2 * number
-
-    def divide(self, number: int) -> float:
-        return 1 / number
-
-    def die(self) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_worker_answers_and_its_errors_arrive() -> None:

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +95,39 @@ class Deadly(Keyed):
 def test_a_dead_worker_is_told() -> None:
     with pytest.raises(HeatError, match="a process that loads images died"):
         list(feed_keyed(Deadly(), CONFIG, range(1), workers=1))
+
+
+FEEDS = """
+import sys
+from pathlib import Path
+from supernet.data.coco import load_split
+from supernet.train.feed import feed
+from supernet.train.recipes import TrainConfig
+if __name__ == "__main__":
+    data = load_split(Path(sys.argv[1]), "train")
+    batches = feed(data, (64, 64), TrainConfig(batch_size=4), range(10**6), workers=1)
+    next(batches)
+    import multiprocessing
+    print(multiprocessing.active_children()[0].pid, flush=True)
+    for _ in batches:
+        pass
+"""
+
+
+def test_no_worker_outlives_a_killed_training(shapes: Path, tmp_path: Path) -> None:
+    program = tmp_path / "feeds.py"
+    program.write_text(FEEDS)
+    command = [sys.executable, str(program), str(shapes)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as training:
+        assert training.stdout is not None
+        worker = int(training.stdout.readline())
+        os.kill(worker, 0)  # it is there
+        training.kill()
+    with pytest.raises(ProcessLookupError):
+        for _ in range(200):
+            os.kill(worker, 0)
+            time.sleep(0.1)
 
 
 def test_rare_classes_are_drawn_more_often(data: DetectionSet) -> None:

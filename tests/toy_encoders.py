@@ -1,11 +1,15 @@
-"""Encoders made here: ONNX files whose features are known."""
+"""Encoders made here, whose features are known, and what a worker process may serve."""
 
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from supernet.errors import UserError
 
 CHANNELS = 6
 STRIDE = 16
@@ -61,3 +65,23 @@ def write_encoder(
     model.ir_version = 8
     onnx.save(model, str(path))
     return path
+
+
+class Served:
+    """An object in a worker."""
+
+    def __init__(self, limit: int) -> None:
+        if limit < 0:
+            raise UserError(f"limit {limit}: 0 or more")
+        self.limit = limit
+
+    def double(self, number: int) -> int:
+        if number > self.limit:
+            raise UserError(f"{number} is too much")
+        return 2 * number
+
+    def divide(self, number: int) -> float:
+        return 1 / number
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)

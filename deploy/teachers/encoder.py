@@ -1,5 +1,6 @@
 """Encoders: networks whose features a backbone learns. They are given images, and return maps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -127,16 +128,16 @@ def choose(
 def facts_of(
     request: EncoderRequest,
     digest: str,
-    stated: Normalisation | None,
+    normalisation: Normalisation,
     input_hw: tuple[int, int],
     chosen: tuple[tuple[FeatureMap, ...], tuple[FeatureMap, ...]],
 ) -> EncoderFacts:
-    """Return the facts of an encoder; a normalisation asked for goes before the `stated` one."""
+    """Return the facts of an encoder whose features were chosen."""
     return EncoderFacts(
         name=request.source.rstrip("/").rpartition("/")[2],
         digest=digest,
         input_hw=input_hw,
-        normalisation=request.normalisation or stated or IMAGENET,
+        normalisation=normalisation,
         maps=chosen[0],
         others=chosen[1],
     )
@@ -148,6 +149,6 @@ def image_like(input_hw: tuple[int, int]) -> Images:
     return np.asarray(noise, dtype=np.uint8)
 
 
-def named_shapes(names: Any, arrays: Any) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of outputs by name."""
+def named_shapes(names: Sequence[str], arrays: Sequence[Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of outputs, arrays or tensors, by name."""
     return {name: tuple(array.shape) for name, array in zip(names, arrays, strict=True)}

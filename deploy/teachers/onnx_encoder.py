@@ -12,6 +12,7 @@ from supernet.errors import HeatError, UserError
 
 from .encoder import (
     DEFAULT_HW,
+    IMAGENET,
     PRESETS,
     EncoderFacts,
     EncoderRequest,
@@ -53,7 +54,13 @@ class OnnxEncoder:
             model = graph.SerializeToString()
         self._names = [output.name for output in graph.graph.output]
         self._session = open_session("onnxruntime", model, request.threads)
-        self._normalisation = request.normalisation or PRESETS["imagenet"]
+        plain = self._type is np.uint8
+        if plain and request.normalisation is not None:
+            raise UserError(
+                f"{path} takes pixels of uint8, and normalises them itself: leave out "
+                "--teacher-norm, --mean and --std"
+            )
+        self._normalisation = PRESETS["none"] if plain else request.normalisation or IMAGENET
         shapes = named_shapes(self._names, self._run(image_like(input_hw), request))
         chosen = choose(
             shapes,
@@ -62,8 +69,8 @@ class OnnxEncoder:
             channels_first=self._channels_first,
             hint=f"; {_last_map(graph)} by --feature",
         )
-        stated = PRESETS["none"] if self._type is np.uint8 else None
-        self._facts = facts_of(request, _digest(path, graph), stated, input_hw, chosen)
+        digest = _digest(path, graph)
+        self._facts = facts_of(request, digest, self._normalisation, input_hw, chosen)
 
     def facts(self) -> EncoderFacts:
         """Return what was found of it."""

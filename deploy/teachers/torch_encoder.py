@@ -14,6 +14,7 @@ from supernet.errors import UserError
 
 from .encoder import (
     DEFAULT_HW,
+    IMAGENET,
     EncoderFacts,
     EncoderRequest,
     Images,
@@ -50,8 +51,7 @@ class TorchEncoder:
                 "are learnt; other ones need an ONNX file"
             )
         input_hw = request.input_hw or own_hw
-        facts = facts_of(request, _digest(module), stated, input_hw, ((), ()))
-        self._facts = facts
+        self._normalisation = request.normalisation or stated or IMAGENET
         try:
             found = self._run(image_like(input_hw))
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
@@ -61,7 +61,7 @@ class TorchEncoder:
                 f"({reason}): --teacher-size gives another size"
             ) from None
         chosen = choose(named_shapes([self.FEATURE], [found]), request, input_hw)
-        self._facts = facts_of(request, facts.digest, stated, input_hw, chosen)
+        self._facts = facts_of(request, _digest(module), self._normalisation, input_hw, chosen)
 
     def facts(self) -> EncoderFacts:
         """Return what was found of it."""
@@ -77,7 +77,7 @@ class TorchEncoder:
 
     @torch.inference_mode()
     def _run(self, images_BHW3: Images) -> Tensor:
-        inputs = torch.from_numpy(normalised(images_BHW3, self._facts.normalisation))
+        inputs = torch.from_numpy(normalised(images_BHW3, self._normalisation))
         return self.forward(inputs.to(self._device))
 
 

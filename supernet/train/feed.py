@@ -4,7 +4,9 @@ A sample depends on (seed, epoch, image) alone, so neither the number of workers
 processes changes it, and a resumed run sees the same samples as an uninterrupted one.
 """
 
+import multiprocessing
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -247,3 +249,12 @@ def _as_it_is(batch: Any) -> Any:
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Exit when the training process is gone: torch watches the fork server, which lives on."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
