@@ -110,7 +110,7 @@ class Found:
         return [
             {
                 "image_id": image_id,
-                "category_id": int(label) + 1 if category_ids is None else category_ids[label],
+                "category_id": label + 1 if category_ids is None else int(category_ids[label]),
                 "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
                 "score": float(score),
             }

@@ -36,9 +36,9 @@ def returning(command: Callable[P, Result], kind: type[Kind]) -> Callable[P, Kin
 
 
 def checked(name: str, value: Any, hint: Any) -> Any:
-    """Return a value as an option takes it (a text becomes a path); raise `UserError` for others.
+    """Return a value as an option takes it; raise `UserError` for others.
 
-    `hint` is a type, a Literal, or a union of these.
+    A text becomes a path, or a list of one. `hint` is a type, a Literal, or a union of these.
     """
     options = (hint,) if get_origin(hint) is Literal else get_args(hint) or (hint,)
     if get_origin(hint) in (tuple, list):
@@ -47,6 +47,8 @@ def checked(name: str, value: Any, hint: Any) -> Any:
         return value
     if Path in options and isinstance(value, str):
         return Path(value)
+    if isinstance(value, str) and list[str] in options:
+        return [value]
     if isinstance(value, tuple | list) and any(_is_paths(option) for option in options):
         return tuple(Path(part) for part in value)
     known = [
