@@ -216,3 +216,18 @@ class Report(Outcome):
     def path(self) -> Path:
         """File of the page."""
         return Path(cast(str, self._get("report")))
+
+
+OF_COMMAND: Mapping[str, type[Outcome]] = {
+    "profile": Profile, "supernet": Training, "thin": Thinning, "train": Training,
+    "pretrain": Training, "adopt": Training, "export": Export, "eval": Evaluation,
+    "build": Export, "report": Report,
+}  # fmt: skip
+
+
+def summary(command: str, result: Result) -> str:
+    """Return what matters of a result, a line for each fact; nothing where tables said it all."""
+    kind = OF_COMMAND.get(command, Outcome)
+    facts = [(key, result[key]) for key in kind.SHOWN if key in result]
+    longest = max((len(key) for key, _ in facts), default=0)
+    return "".join(f"{key.replace('_', ' '):<{longest}}  {_text(value)}\n" for key, value in facts)
