@@ -50,8 +50,11 @@ def begin(name: str) -> None:
 class Progress:
     """Counts steps towards a total: `with Progress("train", 100) as bar: bar.advance()`."""
 
-    def __init__(self, label: str, total: int, *, done: int = 0) -> None:
-        """Prepare the bar; `done` steps were counted in an earlier run."""
+    def __init__(self, label: str, total: int, *, done: int = 0, even: bool = True) -> None:
+        """Prepare the bar; `done` steps were counted in an earlier run.
+
+        Steps that are not `even` take so different times that no ETA is shown.
+        """
         self._label, self._total, self._first = label, total, done
         self._done = done
         self._start = self._last_line = time.monotonic()
@@ -61,8 +64,7 @@ class Progress:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
+            *((TextColumn("ETA"), TimeRemainingColumn()) if even else ()),
             TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True),
         )

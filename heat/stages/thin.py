@@ -88,7 +88,7 @@ def thin(
         search = _best(searches) if len(searches) > 1 else searches[0]
         if study is not None:
             _study(workspace, search, study)
-        with Progress("thin", 100) as bar:
+        with Progress("thin", 100, even=False) as bar:
             _show_steps(search, bar)
             found = settle(search.chain, search.goals)
         for goal in search.goals:
@@ -134,7 +134,7 @@ def _show_steps(search: CandidateSearch, bar: Progress) -> None:
         follow(trials)
         chosen = next(trial for trial in trials if trial.chosen)
         way = math.log(full_ms / chosen.ms) / math.log(load) if load > 1 else 1.0
-        bar.reach(round(100 * way), f"{chosen.fps:.1f} FPS predicted; what lands is measured")
+        bar.reach(round(100 * way), f"{chosen.fps:.1f} FPS predicted, then measured")
 
     chain.on_step = on_step
 
