@@ -31,7 +31,7 @@ STEPS = {
 }
 SECTIONS = {
     "profile": ["table"],
-    "supernet": ["table", "thinning", "training"],
+    "supernet": ["thinning", "table", "training"],
     "thin": ["network", "thinning", "table", "training"],
     "train": ["network", "thinning", "table", "training"],
     "export": ["detections", "network", "thinning", "table", "training", "parity"],
