@@ -12,7 +12,7 @@ from deploy.form import RUNTIME_OF
 from supernet.atomic import write_text
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import UserError
-from supernet.version import __version__
+from supernet.version import version_line
 
 from ..records import Result, Stages, Suspect
 from ..thinning.thinned import Thinned, find_thinned
@@ -103,7 +103,7 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
         scored=_scored(workspace, stages),
         run=workspace.about(),
         fleet=_fleet(stages),
-        version=__version__,
+        version=version_line(),
     )
     write_text(workspace.report, page)
     return workspace.report
