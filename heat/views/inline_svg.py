@@ -6,15 +6,6 @@ import re
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-STYLE = {
-    "svg.fonttype": "none",  # text stays text: sharp, to be searched and copied
-    "font.size": 10.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
-"""Of figures drawn for a page; to be entered before they are drawn."""
-
 
 class ShownFigure(Figure):
     """A figure that a notebook shows by itself, also where pyplot is not used."""
@@ -26,7 +17,7 @@ class ShownFigure(Figure):
 def page_svg(figure: Figure, key: str, label: str) -> str:
     """Return a figure as SVG for a page; `key` keeps its ids apart from other figures'."""
     stream = io.StringIO()
-    with rc_context({"svg.fonttype": "none"}):
+    with rc_context({"svg.fonttype": "none"}):  # text stays text: sharp, to be searched
         figure.savefig(stream, format="svg", transparent=True)
     return embedded(stream.getvalue(), key, label)
 

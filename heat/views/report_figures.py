@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from latency_tables.curves import Points
 
 from .charts import plain, plain_numbers
-from .inline_svg import STYLE, ShownFigure
+from .inline_svg import ShownFigure
 from .learning import LOSSES
 
 SIZE = (5.4, 3.4)
@@ -133,7 +133,7 @@ def _over_epochs(
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:
-    with rc_context(STYLE):
+    with rc_context({"axes.spines.top": False, "axes.spines.right": False}):
         figure = ShownFigure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
         axes.set(xlabel=x, ylabel=plain(y))
@@ -144,7 +144,7 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
 def draw_speeds(fps: Mapping[str, float]) -> Figure:
     """Draw frame rates by name, with a line at the target."""
     figure, axes = _axes("frames per second", "")
-    names = list(reversed(fps))
+    names = list(fps)[::-1]
     bars = axes.barh(names, [fps[name] for name in names], color=BLUE)
     axes.bar_label(bars, fmt="%.2f", padding=3)
     if "target" in fps:
