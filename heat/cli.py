@@ -132,8 +132,8 @@ def _run(words: Sequence[str], *, as_json: bool) -> int:
             f"{' '.join(str(error).split())} (heat {command} --help)".replace("  ", " "), 2
         )
     except HeatError as error:
-        if error.result is not None and as_json:
-            print(json.dumps(error.result))
+        if error.result is not None:
+            _show(words, error.result, as_json=as_json)
         return _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
@@ -147,9 +147,12 @@ def _run(words: Sequence[str], *, as_json: bool) -> int:
     except OSError as error:
         return _fail(refusal(error), 2)
     if isinstance(result, Mapping) and os.environ.get("RANK", "0") == "0":
-        # Under torchrun once, not by every process.
-        print(json.dumps(result) if as_json else summary(words[0], result), end="\n" * as_json)
+        _show(words, result, as_json=as_json)  # under torchrun once, not by every process
     return 0
+
+
+def _show(words: Sequence[str], result: Mapping[str, object], *, as_json: bool) -> None:
+    print(json.dumps(result) if as_json else summary(words[0], result), end="\n" * as_json)
 
 
 def _fail(message: str, code: int) -> int:

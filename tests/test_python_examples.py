@@ -127,6 +127,7 @@ def test_detections_convert_to_supervision(monkeypatch: pytest.MonkeyPatch) -> N
         ({"target_fps": "24"}, "target_fps='24': float or None is needed"),
         ({"target_fps": True}, "target_fps=True"),
         ({"device": "cpx", "target_fps": 1}, "unknown device 'cpx'"),
+        ({"diff": ("a.json",)}, "diff="),
         ({"trials": 1.5, "target_fps": 1}, "trials=1.5: int is needed"),
     ],
 )

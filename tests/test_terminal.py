@@ -134,6 +134,8 @@ def test_a_summary_has_the_facts_of_its_command() -> None:
         (["data", "chekc", "x"], 'Did you mean "check"?'),
         (["describe", "meduim"], "unknown preset 'meduim' (did you mean medium?)"),
         (["describe", "detr-r5O"], "(did you mean detr-r50?)"),
+        (["thin", "--target-fps", "1", "--precision", "f32,bf61"], "'bf61' (did you mean bf16?)"),
+        (["thin", "--target-fps", "1", "--device", "cpu:openvin"], "(did you mean openvino?)"),
         (["profile", "--device", "gtx1080ti"], "(did you mean gtx-1080ti?)"),
     ],
 )

@@ -49,8 +49,10 @@ def checked(name: str, value: Any, hint: Any) -> Any:
         return Path(value)
     if isinstance(value, str) and list[str] in options:
         return [value]
-    if isinstance(value, tuple | list) and any(_is_paths(option) for option in options):
-        return tuple(Path(part) for part in value)
+    if isinstance(value, tuple | list) and all(isinstance(part, str | Path) for part in value):
+        paths = tuple(map(Path, value))
+        if any(_fits(paths, option) for option in options):
+            return paths
     known = [
         word for option in options if get_origin(option) is Literal for word in get_args(option)
     ]
@@ -61,10 +63,6 @@ def checked(name: str, value: Any, hint: Any) -> Any:
     raise UserError(f"{name}={value!r}: {names.replace('NoneType', 'None')} is needed")
 
 
-def _is_paths(option: Any) -> bool:
-    return get_origin(option) is tuple and set(get_args(option)) == {Path}
-
-
 def _fits(value: Any, option: Any) -> bool:
     origin = get_origin(option)
     if origin is Literal:
@@ -72,7 +70,11 @@ def _fits(value: Any, option: Any) -> bool:
     if origin is list:
         return isinstance(value, list) and all(_fits(each, get_args(option)[0]) for each in value)
     if origin is tuple:
-        return isinstance(value, tuple) and all(map(_fits, value, get_args(option)))
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(get_args(option))
+            and all(map(_fits, value, get_args(option)))
+        )
     if option in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, (int, float) if option is float else option)
