@@ -137,6 +137,28 @@ def test_names_are_text_on_the_page(tmp_path: Path) -> None:
     assert "<script" not in page and "<i>a" not in page and "<b>val" not in page
 
 
+@pytest.mark.parametrize(
+    ("measured_fps", "met", "answer"),
+    [(25.0, True, "all targets kept"), (None, True, "ESTIMATED"), (20.0, False, "not all targets")],
+)
+def test_a_fleet_is_answered_as_one(
+    measured_fps: float | None, met: bool, answer: str, tmp_path: Path
+) -> None:
+    member: dict[str, object] = {
+        "device": "cpu",
+        "target_fps": 24.0,
+        "predicted_fps": 26.0,
+        "met": met,
+    }
+    member["measured_fps"] = measured_fps
+    fleet = {"yard": member, "gate": member if met else None}
+    stages = {"fleet": {"fleet": fleet, "met": met, "finished": "2026-01-01T00:00"}}
+    (tmp_path / "run.json").write_text(json.dumps({"format": 1, "stages": stages}))
+    page = write_report(Workspace(tmp_path), None).read_text()
+    assert "A fleet of 2 networks" in page and answer in page and "No network" not in page
+    assert ("failed" in page) == (not met)
+
+
 def test_an_empty_workspace_is_named(tmp_path: Path) -> None:
     assert "heat build or heat profile" in fails(2, "report", "--out", tmp_path)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast, get_args
 
-from supernet.errors import DeviceError, TableError, UserError
+from supernet.errors import DeviceError, TableError, UserError, did_you_mean
 from supernet.heatdetr.input_size import parse_size
 
 from ..thinning.ceiling import refuse_impossible

@@ -76,6 +76,7 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
     parts = network_parts(workspace, thin)
     table = thin.table if thin is not None else profiled(stages)
     speeds = _speeds(thin, cards)
+    fleet = _fleet(stages)
     environment = Environment(
         loader=PackageLoader("heat.stages", "."),
         autoescape=select_autoescape(default=True),
@@ -86,9 +87,9 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
         stages=stages,
         thin=thin,
         bundles=bundles,
-        kept=_kept(thin, cards),
+        kept=_kept(thin, cards) if thin is not None else _fleet_kept(fleet),
         untrained=any(not card["trained"] for card in cards) or (thin is not None and not cards),
-        advice=_advice(stages, thin, cards),
+        advice=_advice(stages, thin, cards) if thin is not None or not fleet else None,
         accuracy=_accuracy(stages, cards),
         speeds=speeds,
         fastest=max((speed["fps"] for speed in speeds), default=1.0) * 1.05,
@@ -102,7 +103,7 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
         samples=detected_samples(folders, data),
         scored=_scored(workspace, stages),
         run=workspace.about(),
-        fleet=_fleet(stages),
+        fleet=fleet,
         version=version_line(),
     )
     write_text(workspace.report, page)
@@ -128,9 +129,7 @@ def _speeds(thin: Thinned | None, cards: list[Card]) -> list[Speed]:
     return [{"name": name, "fps": fps} for name, fps in found if fps is not None]
 
 
-def _kept(thin: Thinned | None, cards: list[Card]) -> bool | None:
-    if thin is None:
-        return None
+def _kept(thin: Thinned, cards: list[Card]) -> bool | None:
     measured = [thin.measured_fps]
     measured += [card["measured_fps"] for card in cards if card["target_fps"] is not None]
     target_fps = round(thin.target_fps, 3)  # as the measured ones are
@@ -161,9 +160,19 @@ def _accuracy(stages: Stages, cards: list[Card]) -> Result | None:
     return of_bundles[0] if of_bundles else stages.get("eval")
 
 
-def _fleet(stages: Stages) -> list[tuple[str, object]]:
+def _fleet(stages: Stages) -> list[tuple[str, Result | None]]:
+    """Return the result of each member of a fleet, None where its thinning failed."""
     found = stages.get("fleet", {}).get("fleet")
     return list(found.items()) if isinstance(found, dict) else []
+
+
+def _fleet_kept(fleet: list[tuple[str, Result | None]]) -> bool | None:
+    """Say whether all targets are kept; None where there are none, or one was only predicted."""
+    members = [member or {} for _, member in fleet]
+    if not all(member.get("met") for member in members):
+        return False
+    known = members and all(member.get("measured_fps") is not None for member in members)
+    return True if known else None
 
 
 def _scored(workspace: Workspace, stages: Stages) -> Scored | None:
