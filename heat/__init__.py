@@ -1,17 +1,24 @@
 """HEAT: name a device and a frame rate, get an object detector that provably runs there.
 
 `heat.load(folder).detect(image)` runs an exported bundle and never imports torch.
+`heat.profile`, `supernet`, `thin`, `train`, `export`, `evaluate`, `report` and `build` are the
+commands of that name (`heat eval`), with the same options.
 """
 
 import importlib.util
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deploy.edge.detect import Bundle
 
-__all__ = ["__version__", "load"]
+    from .commands.api import build, evaluate, export, profile, report, supernet, thin, train
+
+__all__ = [
+    "__version__", "build", "evaluate", "export", "load", "profile", "report", "supernet", "thin",
+    "train",
+]  # fmt: skip
 
 _OURS = ("supernet", "latency_tables", "deploy")
 
@@ -48,3 +55,15 @@ def load(folder: str | Path, threads: int | None = None) -> "Bundle":
     if not isinstance(folder, str | os.PathLike):
         raise UserError(f"heat.load({folder!r}): the folder of a bundle is needed")
     return Bundle(Path(folder), threads)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the commands when one is first asked for: `import heat` stays quick."""
+    if name not in __all__:
+        raise AttributeError(f"module 'heat' has no attribute {name!r}")
+    return getattr(importlib.import_module("heat.commands.api"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, also those that are not imported yet."""
+    return sorted({*globals(), *__all__})

@@ -1,49 +1,96 @@
 """The `heat` command: parse, call one public function, print.
 
-People read stderr; programs read the last line of stdout, one JSON object. Exit codes: 0 success,
-1 a fault of ours, 2 a mistake in the request, 3 a promise not kept, 130 interrupted.
+People read stderr, and a summary on stdout where that is a terminal; programs read the last line of
+stdout, one JSON object. Exit codes: 0 success, 1 a fault of ours, 2 a mistake in the request, 3 a
+promise not kept, 130 interrupted.
 """
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 from supernet.errors import HeatError, refusal
 from supernet.version import version_line
 
-from .commands import data, images, look, models, pretraining, search, thinning, training
+from .commands import (
+    data,
+    images,
+    look,
+    models,
+    pretraining,
+    search,
+    start,
+    thinning,
+    training,
+)
 from .commands.options import whole
+from .commands.outcomes import summary
+from .views.quiet import Quiet
+
+ANYWHERE = (
+    "With every command: --quiet, no tables and bars, only warnings and errors; --json, the JSON "
+    "in a terminal too, which otherwise shows a summary (a pipe always gets the JSON, as the last "
+    "line of stdout; heat detect --json FILE writes a file).\n\n"
+    "Shell completion: heat completion bash prints it, or zsh, or fish."
+)
 
 app = App(
     name="heat",
     version=version_line,
     help="Name a device and a frame rate, get an object detector that provably runs there.",
+    help_format="plaintext",
+    help_epilogue=ANYWHERE,
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(converter=whole),
 )
-app.command(models.build)
-app.command(search.profile)
-app.command(pretraining.pretrain)
-app.command(search.supernet)
-app.command(thinning.thin)
-app.command(training.train)
-app.command(training.adopt)
-app.command(models.evaluate, name="eval")
-app.command(models.export)
-app.command(images.detect)
-app.command(images.bench)
-app.command(look.report)
-app.command(look.describe)
-app.command(look.devices)
-app.command(look.doctor)
-data_app = App(name="data", help="Look at detection data, or make some.")
-data_app.command(data.check)
-data_app.command(data.convert)
-data_app.command(data.cells)
-data_app.command(data.shapes)
+data_app = App(
+    name="data",
+    help="Look at detection data, or make some.",
+    help_epilogue="Example: heat data check cells",
+    sort_key=100,
+)
+
+
+def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
+    """Print the completion script of a shell, to be put where that shell looks for it.
+
+    bash: ~/.local/share/bash-completion/completions/heat. zsh: a file _heat in a folder of $fpath.
+    fish: ~/.config/fish/completions/heat.fish.
+    """
+    print(app.generate_completion(prog_name="heat", shell=shell))
+
+
+COMMANDS: tuple[tuple[App, Callable[..., object], str | None, str], ...] = (
+    (app, start.init, None, "heat init"),
+    (app, models.build, None, "heat build --data cells --target-fps 24 --minutes 30"),
+    (app, search.profile, None, "heat profile --device cpu --runtime openvino --precision bf16"),
+    (app, pretraining.pretrain, None, "heat pretrain --data IMAGES --architecture medium"),
+    (app, search.supernet, None, "heat supernet --data cells --space midi --epochs 12"),
+    (app, thinning.thin, None, "heat thin --target-fps 24"),
+    (app, training.train, None, "heat train --data cells --epochs 100"),
+    (app, training.adopt, None, "heat adopt detr-r50.pth --data COCO --input-size 800x1344"),
+    (app, models.evaluate, "eval", "heat eval --bundle heat-run/bundle-onnx --split val"),
+    (app, models.export, None, "heat export --format openvino --precision bf16"),
+    (app, images.detect, None, "heat detect heat-run/bundle-onnx photos/ --save detections"),
+    (app, images.bench, None, "heat bench heat-run/bundle-onnx other.onnx --rounds 15"),
+    (app, look.report, None, "heat report"),
+    (app, look.describe, None, "heat describe medium --input-size 832x1344"),
+    (app, look.devices, None, "heat devices"),
+    (app, look.doctor, None, "heat doctor --device v100"),
+    (app, completion, None, "heat completion bash > heat-completion.bash"),
+    (data_app, data.check, None, "heat data check cells"),
+    (data_app, data.convert, None, "heat data convert voc-folder coco-folder --to coco"),
+    (data_app, data.cells, None, "heat data cells cells --train 160 --val 40"),
+    (data_app, data.shapes, None, "heat data shapes shapes --labels yolo"),
+)
+"""Every command, the name where it is not the function's, and an example for its help."""
+for place, (group, function, name, example) in enumerate(COMMANDS):
+    group.command(function, name=name, sort_key=place, help_epilogue=f"Example: {example}")
 app.command(data_app)
 
 
@@ -59,18 +106,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     if "OMP_WAIT_POLICY" not in os.environ:  # before torch is imported, and for all child processes
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    quiet = _take(words, "--quiet")
+    as_json = words[:1] != ["detect"] and _take(words, "--json")
+    with contextlib.redirect_stderr(Quiet(sys.stderr)) if quiet else contextlib.nullcontext():
+        return _run(words, as_json=as_json or not sys.stdout.isatty())
+
+
+def _take(words: list[str], flag: str) -> bool:
+    """Remove a flag from the words of a command, before any `--`; return whether it was there."""
+    end = words.index("--") if "--" in words else len(words)
+    if flag not in words[:end]:
+        return False
+    words.remove(flag)
+    return True
+
+
+def _run(words: Sequence[str], *, as_json: bool) -> int:
+    """Run a command and print its result; every error is one line and an exit code."""
     try:
-        result = app(
-            list(arguments) if arguments is not None else None,
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
+        result = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        return _fail(" ".join(str(error).split()) + " (heat --help)", 2)
+        command = next((word for word in words[:1] if word in app), "")
+        return _fail(
+            f"{' '.join(str(error).split())} (heat {command} --help)".replace("  ", " "), 2
+        )
     except HeatError as error:
         if error.result is not None:
-            print(json.dumps(error.result))
+            _show(words, error.result, as_json=as_json)
         return _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
@@ -83,9 +146,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except OSError as error:
         return _fail(refusal(error), 2)
-    if isinstance(result, dict) and os.environ.get("RANK", "0") == "0":
-        print(json.dumps(result))  # under torchrun once, not by every process
+    if isinstance(result, Mapping) and os.environ.get("RANK", "0") == "0":
+        _show(words, result, as_json=as_json)  # under torchrun once, not by every process
     return 0
+
+
+def _show(words: Sequence[str], result: Mapping[str, object], *, as_json: bool) -> None:
+    print(json.dumps(result) if as_json else summary(words[0], result), end="\n" * as_json)
 
 
 def _fail(message: str, code: int) -> int:

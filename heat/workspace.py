@@ -109,6 +109,10 @@ class Workspace:
         """Return what every finished stage recorded, by stage name."""
         return cast(Stages, dict(cast(Result, self._read()["stages"])))
 
+    def about(self) -> Result:
+        """Return what wrote the record last: version, Python, platform and command."""
+        return {key: value for key, value in self._read().items() if key != "stages"}
+
     def _read(self) -> Result:
         path = self.root / "run.json"
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
 from deploy.edge.session import PRECISIONS
-from supernet.errors import DeviceError
+from supernet.errors import DeviceError, did_you_mean
 
 FOLDER = Path(__file__).parent / "devices"
 
@@ -194,6 +194,7 @@ def find_device(name: str) -> Device:
     devices = load_devices()
     if name not in devices:
         raise DeviceError(
-            f"unknown device {name!r}: one of {', '.join(devices)}; this machine is --device cpu"
+            f"unknown device {name!r}{did_you_mean(name, devices)}: one of {', '.join(devices)}; "
+            "this machine is --device cpu"
         )
     return devices[name]

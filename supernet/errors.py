@@ -12,6 +12,7 @@ HeatError                 exit code 1: a fault of ours
 A message says what failed, the value seen, and the command that fixes it, in one line.
 """
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping
 
@@ -41,6 +42,13 @@ def wrong_format(what: object, found: object, known: Iterable[int], otherwise: s
         )
     shown = " and ".join(map(str, formats))
     return f"{what}: format {str(found)[:40]!r}, this HEAT reads {shown}: {otherwise}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a question that names the nearest known word, to follow a name; empty without any."""
+    by_lower = {each.lower(): each for each in known}
+    found = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return f" (did you mean {by_lower[found[0]]}?)" if found else ""
 
 
 def refusal(error: OSError) -> str:

@@ -17,7 +17,7 @@ from .detr.family import FAMILY, DetrArchitecture
 from .detr.multi_scale import MultiScaleSamDetr
 from .detr.sam_detr import SamDetr
 from .detr.set_decode import SetDecode
-from .errors import UserError
+from .errors import UserError, did_you_mean
 from .graph.style import GraphStyle
 from .heatdetr.architecture import PRESETS, Architecture
 from .heatdetr.detector import Detector
@@ -124,5 +124,6 @@ def find_architecture(name: str) -> AnyArchitecture:
             raise UserError(f"cannot read {path}: {error}") from None
     known: dict[str, AnyArchitecture] = {**PRESETS, **FAMILY}
     if name not in known:
-        raise UserError(f"unknown preset {name!r}: one of {', '.join(known)}")
+        near = did_you_mean(name, known)
+        raise UserError(f"unknown preset {name!r}{near}: one of {', '.join(known)}")
     return known[name]

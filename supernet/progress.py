@@ -1,7 +1,12 @@
-"""A progress bar with ETA on stderr; plain lines now and then where stderr is no terminal."""
+"""The live view of long work on stderr: stage, bar, ETA, and what is being decided.
+
+Where stderr is no terminal these are plain lines, now and then.
+"""
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -17,22 +22,49 @@ from rich.progress import Progress as RichProgress
 
 LINE_EVERY_S = 20.0
 
+_names: tuple[str, ...] = ()
+_stage = ""
+"""The stage that bars are of, where a command has several: `3/8 supernet`."""
+_shown: list["Progress"] = []
+"""Bars in the terminal, the innermost last: it alone is drawn."""
+
+
+@contextmanager
+def stages(*names: str) -> Iterator[None]:
+    """Let work have stages, which `begin` begins; also a decorator."""
+    global _names, _stage
+    before, _names = (_names, _stage), names
+    try:
+        yield
+    finally:
+        _names, _stage = before
+
+
+def begin(name: str) -> None:
+    """Begin a stage: its name is printed, and shown before the bars that follow."""
+    global _stage
+    _stage = f"{_names.index(name) + 1}/{len(_names)} {name}"
+    print(f"== {_stage}", file=sys.stderr, flush=True)
+
 
 class Progress:
     """Counts steps towards a total: `with Progress("train", 100) as bar: bar.advance()`."""
 
-    def __init__(self, label: str, total: int, *, done: int = 0) -> None:
-        """Prepare the bar; `done` steps were counted in an earlier run."""
+    def __init__(self, label: str, total: int, *, done: int = 0, even: bool = True) -> None:
+        """Prepare the bar; `done` steps were counted in an earlier run.
+
+        Steps that are not `even` take so different times that no ETA is shown.
+        """
         self._label, self._total, self._first = label, total, done
         self._done = done
         self._start = self._last_line = time.monotonic()
         self._bar = RichProgress(
+            TextColumn(_stage, style="bold", markup=False),
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
+            *((TextColumn("ETA"), TimeRemainingColumn()) if even else ()),
             TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True),
         )
@@ -42,6 +74,9 @@ class Progress:
     def __enter__(self) -> Self:
         """Show the bar."""
         if self._live:
+            if _shown:
+                _shown[-1]._bar.stop()
+            _shown.append(self)
             self._bar.start()
         return self
 
@@ -54,6 +89,9 @@ class Progress:
         """Stop the bar where it is."""
         if self._live:
             self._bar.stop()
+            _shown.remove(self)
+            if _shown:
+                _shown[-1]._bar.start()
 
     @property
     def total(self) -> int:
@@ -64,6 +102,12 @@ class Progress:
     def total(self, total: int) -> None:
         self._total = total
         self._bar.update(self._task, total=total)
+
+    def reach(self, done: int, note: str = "") -> None:
+        """Move the bar to so many steps, never back, and show a note beside it."""
+        if self._live:
+            self._done = max(self._done, min(done, self._total))
+            self._bar.update(self._task, completed=self._done, note=note)
 
     def advance(self, note: str = "", steps: int = 1) -> None:
         """Count steps and show a note beside the bar."""

@@ -24,6 +24,7 @@ from tests.command_line import SMALL, fails, run
 OPTIONS = {
     "adopt": "checkpoint architecture input_size data restart out",
     "bench": "models runtime precision threads rounds throughput input_size picture",
+    "completion": "shell",
     "build": "data target_fps device runtime threads minutes format space input_size output_stride "
     "head calibrate seed out",
     "describe": "what input_size",
@@ -33,6 +34,7 @@ OPTIONS = {
     "eval": "data split bundle network attention rounds window clusters calibrate out",
     "export": "format precision raw dynamic_batch opset max_ap_drop calibrate serving device gpu "
     "quantizer threads images network attention rounds window clusters data out",
+    "init": "",
     "pretrain": "data teacher feature teacher_size teacher_norm mean std views cache_gb "
     "architecture input_size output_stride epochs batch_size accumulate learning_rate drop_path "
     "precision workers compile tensorboard seed resume restart out",

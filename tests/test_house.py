@@ -12,7 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_public_names() -> None:
     import heat
 
-    assert heat.__all__ == ["__version__", "load"]
+    commands = ["build", "evaluate", "export", "profile", "report", "supernet", "thin", "train"]
+    assert sorted(heat.__all__) == sorted(["__version__", "load", *commands])
+    for name in commands:
+        assert callable(getattr(heat, name)) and getattr(heat, name).__doc__
 
 
 def test_a_shadowing_module_is_refused(tmp_path: Path) -> None:

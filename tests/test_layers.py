@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("heat", "latency_tables", "deploy", "supernet")
 
 ROOMS = (
+    "heat",
     "heat.__main__",
     "heat.cli",
     "heat.commands",
@@ -24,7 +25,6 @@ ROOMS = (
     "heat.workspace",
     "heat.records",
     "heat.spaces",
-    "heat",
     "latency_tables",
     "latency_tables.probe",
     "deploy",

@@ -123,7 +123,7 @@ class Bundle:
         boxes = boxes_to_image(boxes, scale, image.shape[:2])
         marks.append(time.perf_counter())
         before, model, after = (1e3 * (b - a) for a, b in itertools.pairwise(marks))
-        found = Found(boxes, scores, labels, model, before, after)
+        found = Found(boxes, scores, labels, model, before, after, names=tuple(self.names))
         return found if least is None else found.above(least)
 
     def _run(self, pixels: Array) -> list[Array]:

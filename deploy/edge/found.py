@@ -3,15 +3,19 @@
 Needs numpy only; every bundle's `detect.py` carries this file's text.
 """
 
+import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from supernet.errors import UserError
+
 from .card import Card
 from .postprocess import suppressed
-from .records import FoundRecord
+from .records import CocoResult, FoundRecord
 from .score_limits import Limits
 
 ONCE_IOU = 0.4
@@ -34,6 +38,9 @@ class Found:
     """Time of what follows the model: boxes to the image, and decoding and NMS of a raw model."""
     ids: npt.NDArray[np.int64] | None = None
     """Numbers of the objects that are tracked through a video."""
+
+    names: tuple[str, ...] = ()
+    """Class names, by label."""
 
     def above(self, least: float | Limits) -> "Found":
         """Keep the objects of at least this score, or of that of their class."""
@@ -71,6 +78,56 @@ class Found:
         if self.ids is not None:
             record["ids"] = self.ids.tolist()
         return record
+
+    def to_supervision(self) -> Any:
+        """Return `supervision.Detections` (pip install supervision)."""
+        supervision = self._package("supervision")
+        return supervision.Detections(
+            xyxy=self.boxes_xyxy_px,
+            confidence=self.scores,
+            class_id=self.labels,
+            tracker_id=self.ids,
+            data={"class_name": np.array(self._class_names(), dtype=str)},
+        )
+
+    def to_pandas(self) -> Any:
+        """Return a `pandas.DataFrame` with name, label, score and corners of each object."""
+        pandas = self._package("pandas")
+        corners = self.boxes_xyxy_px.T
+        columns = {
+            "name": self._class_names(),
+            "label": self.labels,
+            "score": self.scores,
+            **dict(zip(("x0_px", "y0_px", "x1_px", "y1_px"), corners, strict=True)),
+        }
+        return pandas.DataFrame(columns | ({} if self.ids is None else {"id": self.ids}))
+
+    def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[CocoResult]:
+        """Return the objects as COCO's results json has them: boxes as x, y, width, height.
+
+        `category_ids` has the category of each label; by default they count from 1.
+        """
+        return [
+            {
+                "image_id": image_id,
+                "category_id": label + 1 if category_ids is None else int(category_ids[label]),
+                "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
+                "score": float(score),
+            }
+            for (x0, y0, x1, y1), score, label in zip(
+                self.boxes_xyxy_px, self.scores, self.labels.tolist(), strict=True
+            )
+        ]
+
+    def _class_names(self) -> list[str]:
+        return [self.names[label] if self.names else str(label) for label in self.labels.tolist()]
+
+    @staticmethod
+    def _package(name: str) -> Any:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError:
+            raise UserError(f"{name} is not installed: pip install {name}") from None
 
 
 def once(

@@ -18,6 +18,16 @@ class FoundRecord(TypedDict):
     """Numbers of tracked objects."""
 
 
+class CocoResult(TypedDict):
+    """An object as COCO's results json has it."""
+
+    image_id: int
+    category_id: int
+    bbox: list[float]
+    """x, y, width and height in pixels."""
+    score: float
+
+
 class Saved(TypedDict, total=False):
     """Where the image or video with boxes was written, if it was."""
 

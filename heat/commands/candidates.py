@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from supernet.errors import UserError
+from supernet.errors import UserError, did_you_mean
 from supernet.heatdetr.input_size import parse_size
 
 from ..workspace import Workspace
@@ -66,7 +66,8 @@ def precisions(text: str | None) -> list[str | None]:
     known = get_args(PrecisionName)
     for name in names:
         if name is not None and name not in known:
-            raise UserError(f"--precision {text}: {name!r} is none of {', '.join(known)}")
+            near = did_you_mean(name, known)
+            raise UserError(f"--precision {text}: {name!r}{near} is none of {', '.join(known)}")
     return names
 
 
@@ -96,5 +97,6 @@ def _parts(
     own = [*rest, "", ""]
     for value, known in zip(own, (get_args(RuntimeName), get_args(PrecisionName)), strict=False):
         if value and value not in known:
-            raise UserError(f"--device {text}: {value!r} is none of {', '.join(known)}")
+            near = did_you_mean(value, known)
+            raise UserError(f"--device {text}: {value!r}{near} is none of {', '.join(known)}")
     return name or None, own[0] or runtime, threads, own[1] or precision

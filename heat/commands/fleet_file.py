@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast, get_args
 
-from supernet.errors import DeviceError, TableError, UserError
+from supernet.errors import DeviceError, TableError, UserError, did_you_mean
 from supernet.heatdetr.input_size import parse_size
 
 from ..thinning.ceiling import refuse_impossible
@@ -67,7 +67,8 @@ def read_fleet(path: Path) -> dict[str, MemberTable]:
         unknown = sorted(set(values) - {*LIMITS, *WHERE})
         if unknown:
             known = ", ".join((*WHERE, *LIMITS))
-            raise UserError(f"{path} [{name}]: unknown {unknown[0]!r}, known are {known}")
+            near = did_you_mean(unknown[0], (*WHERE, *LIMITS))
+            raise UserError(f"{path} [{name}]: unknown {unknown[0]!r}{near}, known are {known}")
         _check_member(f"{path} [{name}]", name, values)
     return cast(dict[str, MemberTable], fleet)
 

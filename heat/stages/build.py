@@ -17,6 +17,7 @@ from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture, HeadKind
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
+from supernet.progress import begin, stages
 from supernet.train.deadline import Budget
 from supernet.train.recipes import TrainConfig, recipe
 from supernet.train.running import Running
@@ -53,6 +54,7 @@ SHORT_RUN_LOGIT_RATE = 1e-2
 """Step of the selection logits in builds: ten times the default, for runs of few steps."""
 
 
+@stages("plan", "profile", "supernet", "thin", "train", "export", "eval", "report")
 def build(
     workspace: Workspace,
     target: Target,
@@ -101,10 +103,10 @@ def build(
     }
     plan = _plan(workspace, target, data, asked)
     chosen = SearchSpace.from_dict(plan["space"], "run.json")
-    _step("profile")
+    begin("profile")
     if not _finished(workspace, "profile", space=plan["space"], runtime=target.runtime):
         profile(workspace, target, chosen)
-    _step("supernet")
+    begin("supernet")
     epochs = _supernet_epochs(workspace, plan, chosen, data, time.monotonic() - started)
     config = TrainConfig(epochs=epochs, seed=seed)
     search = SearchConfig(logit_learning_rate=SHORT_RUN_LOGIT_RATE)
@@ -112,22 +114,22 @@ def build(
     seconds, _ = training_budgets(minutes, time.monotonic() - started)
     budget = Budget(seconds, fewest_epochs=SUPERNET_EPOCHS[0])
     train_supernet(workspace, data, chosen, config, search, running=replace(running, budget=budget))
-    _step("thin")
+    begin("thin")
     if not _finished(workspace, "thin", target_fps=target_fps, met=True):
         ap_drop: ApDropBy = "auto" if minutes >= PROXY_MINUTES else "mass"
         thin(workspace, [Candidate(chosen, (target,), (limits,))], data=data, ap_drop=ap_drop)
-    _step("train")
+    begin("train")
     architecture = Architecture.load(workspace.architecture)
     epochs = _train_epochs(workspace, architecture, data, minutes, time.monotonic() - started)
     config = recipe("small", epochs=epochs, seed=seed)
     budget = Budget(left_to_train(minutes, time.monotonic() - started), TRAIN_EPOCHS[0])
     running = replace(running, budget=budget)
     train(workspace, data, architecture, config, from_supernet=True, running=running)
-    _step("export")
+    begin("export")
     exported = export(workspace, target, Wish(format=format, calibrate=calibrate), data=val)
-    _step("eval")
+    begin("eval")
     metrics = evaluate_bundle(workspace, workspace.bundle(format), val)
-    _step("report")
+    begin("report")
     from .report import write_report
 
     report = write_report(workspace, val)
@@ -152,7 +154,7 @@ def _plan(workspace: Workspace, target: Target, data: DetectionSet, asked: Asked
                 "use another --out, or the same options to go on"
             )
         return kept
-    _step("plan")
+    begin("plan")
     height, width = asked["asked_size"] or choose_input_size(data.records)
     size = (height, width)
     named = partial(
@@ -253,7 +255,3 @@ def _finished(workspace: Workspace, name: Literal["profile", "thin"], **expected
     """Return whether a stage has been run with the expected results."""
     found = workspace.stages().get(name)
     return found is not None and all(found.get(key) == value for key, value in expected.items())
-
-
-def _step(name: str) -> None:
-    print(f"== {name}", file=sys.stderr, flush=True)

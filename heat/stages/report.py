@@ -1,72 +1,67 @@
-"""`heat report`: one offline HTML page of what the workspace holds."""
+"""`heat report`: one offline HTML page of what the workspace holds, the answer first."""
 
-import base64
-import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-import cv2
-import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
-from matplotlib.figure import Figure
 
 from deploy.edge.card import Card
-from deploy.edge.detect import Bundle, read_card
-from deploy.edge.drawing import draw
-from deploy.edge.score_limits import score_limits
+from deploy.edge.detect import read_card
 from deploy.form import RUNTIME_OF
-from latency_tables.curves import block_curves
 from supernet.atomic import write_text
-from supernet.checkpoint import read_info
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import UserError
-from supernet.heatdetr.architecture import Architecture
-from supernet.letterbox import read_image
-from supernet.version import __version__
+from supernet.version import version_line
 
-from ..records import Stages, Suspect
-from ..tables import recorded_table
+from ..records import Result, Stages, Suspect
 from ..thinning.thinned import Thinned, find_thinned
-from ..views.charts import table_figure
-from ..views.learning import LOSSES
+from ..views.inline_svg import embedded
 from ..workspace import Workspace
+from .report_charts import (
+    Chart,
+    profiled,
+    table_charts,
+    table_facts,
+    thinning_charts,
+    training_charts,
+)
+from .report_images import as_jpeg, detected_samples
+from .report_network import network_parts, network_rows
 
-SAMPLES = 6
 MISSED = 15
 """Most rows of classes and sizes of missed objects."""
 
-Chart = tuple[str, str, str]
-"""Title, explanation, SVG."""
-
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One part of the network, as the report lists it."""
+class Deployed:
+    """A bundle: its card, and the bytes of its model."""
 
-    place: str
-    op: str
-    widths: str
-    """Input channels, and output channels where they differ."""
-    map: str
-    """Height x width of its feature map."""
-    ms: float
-    """Its share of the predicted latency."""
+    card: Card
+    size_mb: float
+    """MiB of its files, without `detect.py`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What the last `heat eval` found wrong."""
+    """What the last `heat eval` found."""
 
     split: str
     calibration_error: float | None
+    charts: list[Chart]
+    """Precision and recall, confusion, reliability."""
     picture: str
     """JPEG of the worst images, base64; empty without any."""
-    curve: str
-    """SVG of precision by score."""
     missed: list[tuple[str, str, int, int]]
     """Class, size, objects missed, objects; the most missed first."""
     suspects: list[Suspect]
+
+
+class Speed(TypedDict):
+    """A bar of the answer."""
+
+    name: str
+    fps: float
 
 
 def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
@@ -76,35 +71,65 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
         raise UserError(f"{workspace.root} is empty: run heat build or heat profile first")
     thin = find_thinned(workspace)
     folders = [workspace.bundle(format) for format in RUNTIME_OF]
-    cards = [read_card(folder) for folder in folders if (folder / "card.json").exists()]
-    parts = _parts(workspace, thin)
+    bundles = [_deployed(folder) for folder in folders if (folder / "card.json").exists()]
+    cards = [bundle.card for bundle in bundles]
+    parts = network_parts(workspace, thin)
+    table = thin.table if thin is not None else profiled(stages)
+    speeds = _speeds(thin, cards)
+    fleet = _fleet(stages)
     environment = Environment(
-        loader=PackageLoader("heat.stages", "."), autoescape=select_autoescape(default=True)
+        loader=PackageLoader("heat.stages", "."),
+        autoescape=select_autoescape(default=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     page = environment.get_template("report.html.jinja").render(
         stages=stages,
         thin=thin,
-        cards=cards,
-        kept=_kept(thin, cards),
+        bundles=bundles,
+        kept=_kept(thin, cards) if thin is not None else _fleet_kept(fleet),
+        untrained=any(not card["trained"] for card in cards) or (thin is not None and not cards),
+        advice=_advice(stages, thin, cards) if thin is not None or not fleet else None,
+        accuracy=_accuracy(stages, cards),
+        speeds=speeds,
+        fastest=max((speed["fps"] for speed in speeds), default=1.0) * 1.05,
         parts=parts,
+        rows=network_rows(parts, thin),
         total_ms=sum(part.ms for part in parts),
-        longest=max((part.ms for part in parts), default=1.0),
-        figures=[
-            *_thinning_chart(workspace, thin),
-            *_table_chart(workspace, thin.table if thin is not None else _profiled(stages)),
-            *_training_chart(workspace),
-        ],
-        samples=_samples(folders, data),
+        way=thinning_charts(workspace, thin),
+        table_charts=table_charts(workspace, table),
+        table=table_facts(workspace, table) if table is not None else None,
+        training=training_charts(workspace),
+        samples=detected_samples(folders, data),
         scored=_scored(workspace, stages),
-        version=__version__,
+        run=workspace.about(),
+        fleet=fleet,
+        version=version_line(),
     )
     write_text(workspace.report, page)
     return workspace.report
 
 
-def _kept(thin: Thinned | None, cards: list[Card]) -> bool | None:
+def _deployed(folder: Path) -> Deployed:
+    card = read_card(folder)
+    files = [folder / name for name in card["files"] if name != "detect.py"]
+    size = sum(path.stat().st_size for path in files if path.exists())
+    return Deployed(card, size / 2**20)
+
+
+def _speeds(thin: Thinned | None, cards: list[Card]) -> list[Speed]:
     if thin is None:
-        return None
+        return []
+    found = [
+        ("target", thin.target_fps),
+        ("predicted", thin.predicted_fps),
+        ("measured", thin.measured_fps),
+        *((f"deployed, {card['model_format']}", card["measured_fps"]) for card in cards),
+    ]
+    return [{"name": name, "fps": fps} for name, fps in found if fps is not None]
+
+
+def _kept(thin: Thinned, cards: list[Card]) -> bool | None:
     measured = [thin.measured_fps]
     measured += [card["measured_fps"] for card in cards if card["target_fps"] is not None]
     target_fps = round(thin.target_fps, 3)  # as the measured ones are
@@ -114,113 +139,40 @@ def _kept(thin: Thinned | None, cards: list[Card]) -> bool | None:
     return all(fps >= target_fps for fps in known)
 
 
-def _parts(workspace: Workspace, thin: Thinned | None) -> list[Part]:
+def _advice(stages: Stages, thin: Thinned | None, cards: list[Card]) -> tuple[str, str] | None:
+    """Return what is missing and the command that makes it; None where all is there."""
     if thin is None:
-        return []
-    table = recorded_table(workspace, thin.table)
-    times, calibration = table.times_ms(), table.calibration
-    entries = Architecture.load(workspace.architecture).entries()
-    if any(entry not in times for entry in entries.values()):
-        return []  # the table was measured again, for another space
-    shares = {place: calibration.predict_ms(times[entry], 1) for place, entry in entries.items()}
-    # The parts add up to the latency that was predicted, corrections by measuring included.
-    scale = thin.predicted_ms / sum(shares.values())
-    return [
-        Part(
-            place=place,
-            op=entry.op,
-            widths=f"{entry.d_in}" if entry.d_in == entry.d_out else f"{entry.d_in}→{entry.d_out}",
-            map=f"{entry.h}x{entry.w}",
-            ms=shares[place] * scale,
-        )
-        for place, entry in entries.items()
-    ]
+        return "No network has been thinned yet", "heat thin --target-fps FPS"
+    if "train" not in stages:
+        return "The network is not trained yet", "heat train --data DIR"
+    if not cards:
+        return "Nothing is exported yet", "heat export --format onnx"
+    if not all(card["trained"] for card in cards):
+        return "The bundle is older than the training", "heat export --format onnx"
+    if "eval" not in stages:
+        return "Accuracy was not measured yet", "heat eval --split val"
+    return None
 
 
-def _thinning_chart(workspace: Workspace, thin: Thinned | None) -> list[Chart]:
-    if thin is None or not workspace.ledger.exists():
-        return []
-    frame = pd.read_csv(workspace.ledger)
-    if frame.empty:
-        return []
-    figure, axes = _axes("step", "predicted FPS")
-    chosen = frame[frame["chosen"] == 1]
-    rejected = frame[frame["chosen"] == 0]
-    axes.plot(rejected["step"], rejected["fps"], ".", color="#bbb", label="scored, not taken")
-    axes.plot(chosen["step"], chosen["fps"], "-o", color="#4c78a8", label="taken", markersize=4)
-    for _, row in chosen.iterrows():
-        axes.annotate(
-            f"{row['move']} S{row['stage']}",
-            (row["step"], row["fps"]),
-            textcoords="offset points",
-            xytext=(0, 7),
-            fontsize=6,
-            rotation=60,
-        )
-    axes.axhline(thin.target_fps, color="#c0392b", linestyle="--", label="target")
-    axes.legend()
-    text = (
-        "LR and IR delete a position, SR and WMR take shifted and plain windows away, WR takes one "
-        f"head's width off a stage. AP_drop is the {thin.ap_drop_by}."
-    )
-    return [("The way to the target", text, _svg(figure))]
+def _accuracy(stages: Stages, cards: list[Card]) -> Result | None:
+    """Return AP and the images it was measured on: of a bundle, else of the checkpoint."""
+    of_bundles = [card["accuracy"] for card in cards if card.get("accuracy")]
+    return of_bundles[0] if of_bundles else stages.get("eval")
 
 
-def _profiled(stages: Stages) -> str | None:
-    """Return the file of the table that was profiled last."""
-    return stages["profile"]["table"] if "profile" in stages else None
+def _fleet(stages: Stages) -> list[tuple[str, Result | None]]:
+    """Return the result of each member of a fleet, None where its thinning failed."""
+    found = stages.get("fleet", {}).get("fleet")
+    return list(found.items()) if isinstance(found, dict) else []
 
 
-def _table_chart(workspace: Workspace, path: str | None) -> list[Chart]:
-    if path is None:
-        return []
-    table = recorded_table(workspace, path)
-    if not block_curves(table):
-        return []
-    error = table.calibration.held_out_error
-    text = f"{len(table.rows)} entries of {table.conditions.stem}. "
-    if error is not None:
-        text += f"Median error on networks not used for calibration: {100 * error:.1f} %."
-    if table.estimated:
-        text += " ESTIMATED from published figures, not measured."
-    return [("The latency table", text, _svg(table_figure(table)))]
-
-
-def _training_chart(workspace: Workspace) -> list[Chart]:
-    charts = []
-    for title, folder in (("Supernet training", workspace.supernet), ("Training", workspace.train)):
-        path = folder / "weights.safetensors"
-        if not path.exists():
-            continue
-        history = pd.DataFrame(read_info(path).history)
-        if history.empty:
-            continue
-        figure, axes = _axes("epoch", "loss")
-        for term, label in LOSSES.items():
-            if term in history:
-                axes.plot(history["epoch"], history[term], label=label)
-        axes.legend()
-        charts.append((title, f"{len(history)} epochs.", _svg(figure)))
-    return charts
-
-
-def _samples(folders: list[Path], data: DetectionSet | None) -> list[tuple[str, str]]:
-    ready = [folder for folder in folders if (folder / "card.json").exists()]
-    if data is None or not ready:
-        return []
-    samples = []
-    with Bundle(ready[0]) as bundle:
-        limits = score_limits(bundle.card, bundle.names)
-        for record in data.records[:SAMPLES]:
-            image = read_image(record.path, (record.height, record.width))
-            if image is None:
-                continue
-            found = bundle.detect(image, score=0.0).once(limits).above(limits)
-            drawn = draw(image, found, bundle.names)
-            ok, encoded = cv2.imencode(".jpg", drawn[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
-            if ok:
-                samples.append((record.path.name, base64.b64encode(encoded.tobytes()).decode()))
-    return samples
+def _fleet_kept(fleet: list[tuple[str, Result | None]]) -> bool | None:
+    """Say whether all targets are kept; None where there are none, or one was only predicted."""
+    members = [member or {} for _, member in fleet]
+    if not all(member.get("met") for member in members):
+        return False
+    known = members and all(member.get("measured_fps") is not None for member in members)
+    return True if known else None
 
 
 def _scored(workspace: Workspace, stages: Stages) -> Scored | None:
@@ -228,36 +180,44 @@ def _scored(workspace: Workspace, stages: Stages) -> Scored | None:
     found = stages.get("eval")
     if found is None or "missed" not in found:
         return None
-    picture, curve = (
-        workspace.root / "eval" / name for name in ("mistakes.jpg", "reliability.svg")
-    )
+    folder = workspace.root / "eval"
+    charts = [
+        Chart(title, text, embedded(path.read_text(encoding="utf-8"), f"eval{index}", title), paper)
+        for index, (name, title, text, paper) in enumerate(
+            (
+                ("precision.svg", "Precision and recall", "At IoU 0.5, a line for each class.", 0),
+                (
+                    "confusion.svg",
+                    "Confusion",
+                    "What is there (rows) and what was found (columns). “nothing” in a row: found "
+                    "where nothing is labelled; in a column: missed.",
+                    1,
+                ),
+                (
+                    "reliability.svg",
+                    "Reliability of the scores",
+                    "On the diagonal, of the detections at 0.7 seven in ten are right. The numbers "
+                    "count detections.",
+                    0,
+                ),
+            )
+        )
+        for path in [folder / name]
+        if path.exists()
+    ]
+    picture = folder / "mistakes.jpg"
     drawn = picture.exists() and found.get("mistakes_picture") is not None
-    text = curve.read_text(encoding="utf-8") if curve.exists() else "<svg></svg>"
     missed = [
         (name, size, few, every)
         for name, sizes in found["missed"].items()
         for size, (few, every) in sizes.items()
+        if few
     ]
     return Scored(
         split=found["split"],
         calibration_error=found.get("calibration_error"),
-        picture=base64.b64encode(picture.read_bytes()).decode() if drawn else "",
-        curve=text[text.index("<svg") :],
+        charts=charts,
+        picture=as_jpeg(picture) if drawn else "",
         missed=sorted(missed, key=lambda row: -row[2])[:MISSED],
         suspects=found.get("suspected_labels", []),
     )
-
-
-def _axes(x: str, y: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    return figure, axes
-
-
-def _svg(figure: Figure) -> str:
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg")
-    text = stream.getvalue()
-    return text[text.index("<svg") :]

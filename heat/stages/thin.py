@@ -1,5 +1,6 @@
 """`heat thin`: cut the supernet down until the network runs at the target on this device."""
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -11,11 +12,13 @@ from latency_tables.table_file import write_table
 from supernet.atomic import replacing
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import PromiseError, UserError
+from supernet.progress import Progress
 
 from ..records import Result
 from ..thinning.candidates import Candidate, CandidateSearch, open_search
 from ..thinning.ceiling import refuse_impossible
 from ..thinning.frontier import write_frontier
+from ..thinning.greedy import Trial
 from ..thinning.moves import ThinningRules
 from ..thinning.proxies import ApDropBy
 from ..thinning.result import floor_error, result_of, write_moves
@@ -85,7 +88,9 @@ def thin(
         search = _best(searches) if len(searches) > 1 else searches[0]
         if study is not None:
             _study(workspace, search, study)
-        found = settle(search.chain, search.goals)
+        with Progress("thin", 100, even=False) as bar:
+            _show_steps(search, bar)
+            found = settle(search.chain, search.goals)
         for goal in search.goals:
             if goal.measure is not None:  # what was measured is part of the table from now on
                 write_table(goal.prices.table, workspace.tables)
@@ -116,6 +121,22 @@ def thin(
             file=sys.stderr,
         )
     return result.to_dict()
+
+
+def _show_steps(search: CandidateSearch, bar: Progress) -> None:
+    """Let a bar show how far the steps of the chain are on the way to the limits, in percent."""
+    chain, follow = search.chain, search.chain.on_step
+    full = chain.states[0]
+    load = max(goal.limits.load(goal.predict(full)) for goal in search.goals)
+    full_ms = chain.latency_ms(full)
+
+    def on_step(trials: list[Trial]) -> None:
+        follow(trials)
+        chosen = next(trial for trial in trials if trial.chosen)
+        way = math.log(full_ms / chosen.ms) / math.log(load) if load > 1 else 1.0
+        bar.reach(round(100 * way), f"{chosen.fps:.1f} FPS predicted, then measured")
+
+    chain.on_step = on_step
 
 
 def _refuse_twice(candidates: Sequence[Candidate]) -> None:

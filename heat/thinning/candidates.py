@@ -201,7 +201,8 @@ def _follow(workspace: Workspace, chain: Chain, fps: float) -> Callable[[list[Tr
             place += f", {chosen.move.steps} steps"
         print(
             f"step {chosen.step}: {chosen.move.kind} {place}: {chosen.fps:.2f} FPS "
-            f"(target {fps:g}), AP_drop {chosen.ap_drop:.3f}",
+            f"(target {fps:g}), AP_drop {chosen.ap_drop:.3f}; {chosen.reason} "
+            f"({len(trials)} scored)",
             file=sys.stderr,
         )
         write_ledger(workspace.ledger, chain.ledger(len(chain.trials)), chain.space, chain.logits)

@@ -14,6 +14,7 @@ from latency_tables.curves import block_curves
 from latency_tables.table import LatencyTable
 from supernet.atomic import replacing
 
+from .inline_svg import ShownFigure
 from .outputs import DRAWN_BY
 
 
@@ -28,7 +29,7 @@ def plain(name: str) -> str:
 def table_figure(table: LatencyTable) -> Figure:
     """Draw milliseconds against width of every block, a panel for each stride."""
     curves = block_curves(table)
-    figure = Figure(figsize=(3.6 * max(1, len(curves)), 3.6), layout="constrained")
+    figure = ShownFigure(figsize=(3.6 * max(1, len(curves)), 3.6), layout="constrained")
     axes = figure.subplots(1, max(1, len(curves)), squeeze=False)[0]
     for axis, (stride, found) in zip(axes, curves.items(), strict=False):
         for op, points in found.items():

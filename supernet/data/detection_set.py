@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
+from ..errors import DataError, did_you_mean
 from .coco_file import CocoAnnotation, CocoFile, to_bbox
 
 Boxes = npt.NDArray[np.float32]
@@ -152,7 +152,7 @@ class DetectionSet:
         for record in self.records:
             np.add.at(counts, [*record.labels, *(crowd.label for crowd in record.crowds)], 1)
         strange = [
-            f"{name} ({count} boxes)"
+            f"{name} ({count} boxes){did_you_mean(name, names)}"
             for name, count in zip(self.names, counts, strict=True)
             if count and name not in place
         ]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from ..atomic import write_text
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..graph.description import Description
 from .input_size import MAX_SIDE
 from .operators import OPERATORS
@@ -236,5 +236,6 @@ PRESETS: Mapping[str, Architecture] = {
 def preset(name: str, **changes: Any) -> Architecture:
     """Return a preset by name, with some fields replaced; an unknown name is a `UserError`."""
     if name not in PRESETS:
-        raise UserError(f"unknown preset {name!r}: one of {', '.join(PRESETS)}")
+        near = did_you_mean(name, PRESETS)
+        raise UserError(f"unknown preset {name!r}{near}: one of {', '.join(PRESETS)}")
     return PRESETS[name].with_(**changes)

@@ -1,0 +1,173 @@
+"""Figures of `heat report`: the way of thinning, importance, the table, training."""
+
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from latency_tables.conditions import Conditions
+from latency_tables.curves import block_curves
+from latency_tables.pricing import Pricing
+from supernet.checkpoint import read_info
+from supernet.errors import TableError
+from supernet.heatdetr.place import Place, local_name
+from supernet.heatdetr.supernet import SearchSpace
+
+from ..records import Stages
+from ..tables import recorded_table
+from ..thinning.moves import Logits, State, importances, prior_logits
+from ..thinning.thinned import Thinned
+from ..views.inline_svg import page_svg
+from ..views.report_figures import (
+    Trial,
+    draw_ap,
+    draw_blocks,
+    draw_importance,
+    draw_losses,
+    draw_plane,
+)
+from ..workspace import Workspace
+from .explain import VERB, read_ledger
+from .report_network import NAMES
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A figure of the page."""
+
+    title: str
+    text: str
+    """What is to be seen."""
+    svg: str
+    paper: bool | int = False
+    """Whether its colours need a white ground."""
+
+
+def profiled(stages: Stages) -> str | None:
+    """Return the file of the table that was profiled last."""
+    return stages["profile"]["table"] if "profile" in stages else None
+
+
+def thinning_figure(workspace: Workspace, thin: Thinned) -> Figure:
+    """Draw the way of the last thinning on the plane of frame rate and what is lost."""
+    trials, lost = [], 0.0
+    for row in read_ledger(workspace.ledger):
+        after, taken = lost + float(row["ap_drop"]), row["chosen"] == "1"
+        trials.append(Trial(float(row["fps"]), after, f"{row['move']} S{row['stage']}", taken))
+        lost = after if taken else lost
+    start = _start_fps(workspace, thin)
+    return draw_plane(start, trials, thin.target_fps, thin.measured_fps, thin.ap_drop_by)
+
+
+def thinning_charts(workspace: Workspace, thin: Thinned | None) -> list[Chart]:
+    """Return the way to the target, and how important the positions became in training."""
+    charts = []
+    if thin is not None and workspace.ledger.exists():
+        trials = read_ledger(workspace.ledger)
+        kinds = [row["move"] for row in trials if row["chosen"] == "1"]
+        words = "; ".join(f"{kind} {VERB[kind]}" for kind in dict.fromkeys(kinds) if kind in VERB)
+        text = (
+            f"{len(kinds)} moves of {len(trials)} that were scored, each the one that loses least "
+            f"for the frame rate it gains. {words}."
+        )
+        title = "The way to the target"
+        charts.append(Chart(title, text, page_svg(thinning_figure(workspace, thin), "way", title)))
+    return charts + _importance_chart(workspace)
+
+
+def _start_fps(workspace: Workspace, thin: Thinned) -> float | None:
+    """Return the predicted frame rate of the whole supernet, if its table prices it."""
+    whole = State.full(thin.space).architecture(thin.space, _logits(workspace, thin.space))
+    try:
+        latency = Pricing(recorded_table(workspace, thin.table)).latency(whole)
+    except TableError:
+        return None
+    return 1000.0 / latency.sustained_ms
+
+
+def _logits(workspace: Workspace, space: SearchSpace) -> Logits:
+    trained = _histories(workspace, space)
+    return trained[-1][1] if trained else prior_logits(space)
+
+
+def _histories(workspace: Workspace, space: SearchSpace) -> list[tuple[int, Logits]]:
+    """Return the selection logits of every epoch of the supernet's training."""
+    path = workspace.supernet / "weights.safetensors"
+    if not path.exists():
+        return []
+    places = State.full(space).allowed
+    return [
+        (row["epoch"], {place: tuple(row["r"][local_name(*place)]) for place in places})
+        for row in read_info(path).history
+        if "r" in row and all(local_name(*place) in row["r"] for place in places)
+    ]
+
+
+def _importance_chart(workspace: Workspace) -> list[Chart]:
+    path = workspace.supernet / "weights.safetensors"
+    if not path.exists():
+        return []
+    space = SearchSpace.from_json(read_info(path).description, str(path))
+    history = _histories(workspace, space)
+    if not history:
+        return []
+    found: dict[tuple[int, int], list[float]] = {}
+    for _, logits in history:
+        for name, value in importances(space, logits).items():
+            place = Place.parse(name)
+            found.setdefault((place.stage, place.position or 0), []).append(value)
+    figure = draw_importance([epoch for epoch, _ in history], found)
+    text = (
+        "A line for each position of the supernet. The higher it ends, the more the supernet "
+        "prefers an operator there to none; thinning deletes low positions first."
+    )
+    title = "Importance over the supernet's training"
+    return [Chart(title, text, page_svg(figure, "importance", title))]
+
+
+@dataclass(frozen=True, slots=True)
+class TableFacts:
+    """What the page says of a latency table."""
+
+    conditions: Conditions
+    entries: int
+    estimated: bool
+    error: float | None
+    """Median error on networks that it was not calibrated on."""
+
+
+def table_facts(workspace: Workspace, path: str) -> TableFacts:
+    """Return how a table was made and how good it is."""
+    table = recorded_table(workspace, path)
+    error = table.calibration.held_out_error
+    return TableFacts(table.conditions, len(table.rows), table.estimated, error)
+
+
+def table_charts(workspace: Workspace, path: str | None) -> list[Chart]:
+    """Return milliseconds against width, a figure for each stride."""
+    if path is None:
+        return []
+    curves = block_curves(recorded_table(workspace, path))
+    return [
+        Chart("", "", page_svg(draw_blocks(stride, found, NAMES), f"table{stride}", f"{stride} px"))
+        for stride, found in curves.items()
+    ]
+
+
+def training_charts(workspace: Workspace) -> list[Chart]:
+    """Return losses, and AP where it was evaluated meanwhile, of every training."""
+    charts = []
+    for title, folder in (
+        ("Backbone", workspace.pretrain),
+        ("Supernet", workspace.supernet),
+        ("Detector", workspace.train),
+    ):
+        path = folder / "weights.safetensors"
+        if not path.exists():
+            continue
+        history = read_info(path).history
+        for what, figure in (("loss", draw_losses(history)), ("AP", draw_ap(history))):
+            if figure is not None:
+                name = f"{title}: {what}"
+                svg = page_svg(figure, name.lower().replace(": ", "-"), name)
+                charts.append(Chart(name, f"{len(history)} epochs.", svg))
+    return charts
