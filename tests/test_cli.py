@@ -46,9 +46,10 @@ OPTIONS = {
     "thin": "target_fps max_latency_ms at max_memory_mb max_size_mb device runtime precision "
     "threads space input_size data trust_table ap_drop search trials study frontier targets "
     "explain diff out",
-    "train": "data architecture input_size output_stride head backbone weights attention rounds "
-    "window recipe epochs batch_size accumulate learning_rate schedule drop_path assign balanced "
-    "precision inherit eval_every patience workers compile tensorboard seed resume restart out",
+    "train": "data architecture input_size output_stride head backbone weights teacher attention "
+    "rounds window recipe epochs batch_size accumulate learning_rate schedule drop_path assign "
+    "balanced precision inherit eval_every patience workers compile tensorboard seed resume "
+    "restart out",
 }
 """New flags are deliberate: this list changes with them."""
 

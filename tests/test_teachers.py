@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto
 
 from deploy.teachers.asked import Asked
-from deploy.teachers.detector import Teacher, matched_classes
+from deploy.teachers.detector import Teacher, ToSee, matched_classes
 from deploy.teachers.worker import Worker
 from supernet.checkpoint import CheckpointInfo, save_checkpoint
 from supernet.data.evaluate import Found
@@ -33,7 +33,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def seen(path: Path, image: Path, **asked: Any) -> Found:
-    found = Teacher(Asked(teacher=path, **asked)).see(image)
+    found = Teacher(Asked(teacher=path, **asked)).see(ToSee(image))
     assert found is not None
     return found.found
 
@@ -120,7 +120,7 @@ def test_what_a_file_does_not_say_comes_from_beside_it(tmp_path: Path, image: Pa
         Teacher(Asked(teacher=path))  # two classes
     teacher = Teacher(Asked(teacher=path, teacher_format="nms"))
     assert teacher.facts().names == ("a", "b")
-    found = teacher.see(image)
+    found = teacher.see(ToSee(image))
     assert found is not None and found.image_hw == (128, 192)
     assert found.found[0].tolist() == [HALF]
 
@@ -191,7 +191,9 @@ def test_a_checkpoint_of_heat(tmp_path: Path, unit: Architecture, image: Path) -
     with Worker(Teacher, Asked(teacher=tmp_path), 1) as worker:
         facts = worker.ask("facts")
         assert facts.names == ("a", "b", "c") and facts.kind == "HEAT checkpoint, unit"
-        found, missing = worker.stream("see", [image, tmp_path / "weights.safetensors"])
+        found, missing = worker.stream(
+            "see", [ToSee(image), ToSee(tmp_path / "weights.safetensors")]
+        )
         assert found.image_hw == (128, 192) and missing is None
     torch.nn.init.constant_(network.units["head"].cls.bias, float("nan"))  # type: ignore[union-attr, arg-type]
     save_checkpoint(path, network.state_dict(), info)
@@ -227,7 +229,7 @@ def test_a_folder_of_transformers(tmp_path: Path, image: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     teacher = Teacher(Asked(teacher=tmp_path))
     assert teacher.facts().names == ("cat", "dog")
-    found = teacher.see(image)
+    found = teacher.see(ToSee(image))
     assert found is not None
     white = torch.ones(1, 3, 64, 96)
     with torch.no_grad():

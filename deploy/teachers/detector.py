@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from deploy.gate import torch_detect
@@ -35,6 +36,13 @@ class Finder(Protocol):
 
     def __call__(self, image: Image, /) -> Found:
         """Return the objects of an RGB image, best first."""
+
+
+class ToSee(NamedTuple):
+    """An image file, and the size of its image where that is known: it decides how it is turned."""
+
+    path: Path
+    size_hw: tuple[int, int] | None = None
 
 
 class Seen(NamedTuple):
@@ -76,9 +84,10 @@ class Teacher:
         """Return what is known of it."""
         return self._facts
 
-    def see(self, path: Path, expected_hw: tuple[int, int] | None = None) -> Seen | None:
+    def see(self, image_file: ToSee) -> Seen | None:
         """Return what it finds on an image file; None where that cannot be decoded."""
-        image = read_image(path, expected_hw)
+        path, size_hw = image_file
+        image = read_image(path, size_hw)
         if image is None:
             return None
         try:
@@ -199,3 +208,9 @@ def matched_classes(theirs: Sequence[str], ours: Sequence[str]) -> tuple[dict[in
             "classes of the data, or --teacher-names for an ONNX file"
         )
     return found, [name for index, name in enumerate(theirs) if index not in found]
+
+
+def thresholds_of(facts: TeacherFacts, default: float) -> npt.NDArray[np.float32]:
+    """Return the score from which on a teacher's boxes are taken, by class [K]."""
+    found = [facts.thresholds.get(name) for name in facts.names]
+    return np.array([default if value is None else value for value in found], dtype=np.float32)

@@ -7,8 +7,9 @@ from cyclopts import Parameter
 
 from ..records import Result
 from ..workspace import DEFAULT, Workspace
-from .find import attending, ending_in, find_data
+from .find import asked_of, attending, ending_in, find_data
 from .options import (
+    NO_TEACHER,
     Accumulate,
     AttentionName,
     Autocast,
@@ -27,6 +28,7 @@ from .options import (
     Rounds,
     Seed,
     Size,
+    Teaching,
     TensorBoard,
     Window,
     Workers,
@@ -50,6 +52,7 @@ def train(
             "What fits by name and shape is taken, class outputs by class name."
         ),
     ] = None,
+    teacher: Teaching = NO_TEACHER,
     attention: AttentionName = None,
     rounds: Rounds = None,
     window: Window = None,
@@ -160,6 +163,7 @@ def train(
         backbone=backbone,
         weights=weights,
         students=(ROUNDS if rounds is None else rounds) if recipe == "mtkd" else None,
+        teacher=asked_of(teacher),
         running=running,
     )
 
