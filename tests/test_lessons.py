@@ -3,22 +3,25 @@
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from deploy.teachers.detector import Seen, TeacherFacts
+from deploy.teachers.detector import Seen, TeacherFacts, load_teacher
 from deploy.teachers.seen_file import SeenFile
-from supernet.checkpoint import read_info
+from supernet.checkpoint import CheckpointInfo, read_info, save_checkpoint
 from supernet.data.augment import AugmentConfig, augment, mosaic
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
 from supernet.data.ground_truth import GroundTruth
 from supernet.data.labelled_image import load_image
+from supernet.data.shapes import make_shapes
 from supernet.data.soft_labels import with_soft_labels
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
+from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
 from supernet.train.aligned import training_loss
 from supernet.train.distill import DistilledTask, Taught, distillation, why_not_dense
 from supernet.train.recipes import TrainConfig
@@ -27,7 +30,7 @@ from tests.command_line import fails, run
 from tests.toy_teachers import nms_rows, write_onnx
 
 SIZE = (64, 96)
-TINY = ["--input-size", "64x96", "--epochs", 1, "--batch-size", 8, "--eval-every", 0]
+TINY = ["--input-size", "64x96", "--epochs", 1, "--batch-size", 4, "--eval-every", 0]
 
 
 @pytest.fixture
@@ -52,7 +55,7 @@ def test_a_teacher_of_itself_teaches_nothing(small: Architecture) -> None:
     network = Detector(small).eval()
     own = maps(network)
     theirs = [part.detach().clone() for part in own]
-    theirs[0] += 3  # sure of some boxes
+    theirs[0] += 6  # sure of some boxes
     equal = distillation(own, [own[0].detach(), theirs[1]], network.decode)
     assert float(equal["teacher_classes"]) == 0
     assert float(equal["teacher_boxes"]) == pytest.approx(0, abs=1e-5)
@@ -197,32 +200,60 @@ def test_a_file_of_detections_goes_on(tmp_path: Path) -> None:
         SeenFile(path, facts, option="x")
 
 
-def test_train_with_a_teacher(shapes: Path, tmp_path: Path, small: Architecture) -> None:
+@pytest.mark.usefixtures("looking_here")
+def test_train_with_a_teacher(tmp_path: Path, small: Architecture) -> None:
     """Its maps where it is HEAT's, its boxes where it is an ONNX file; resumed with neither."""
-    file = tmp_path / "small.json"
+    shapes = tmp_path / "shapes"
+    make_shapes(shapes, train=4, val=1)
+    file, own = tmp_path / "small.json", tmp_path / "teacher" / "weights.safetensors"
     small.save(file)
+    names = load_split(shapes, "train").names
+    info = CheckpointInfo(
+        kind="detector", description=small.to_json(), names=names, epoch=1, epochs=1
+    )
+    save_checkpoint(own, Detector(small).state_dict(), info)
     common = ["train", "--data", shapes, "--architecture", file, *TINY]
-    assert run(*common, "--out", tmp_path / "teacher")[0] == 0
-    out = ["--out", tmp_path / "student", "--seed", 1]
-    teacher = ["--teacher", tmp_path / "teacher"]
-    code, result, errors = run(*common, *out, *teacher)
+    out = ["--out", tmp_path / "student"]
+    code, result, errors = run(*common, *out, "--teacher", own.parent)
     assert code == 0 and result["teacher"]["learnt"] == "maps", errors
     history = read_info(Path(result["checkpoint"])).history[0]
     assert history["teacher_classes"] > 0  # type: ignore[typeddict-item]
     assert "other weights to start from" in fails(2, *common, *out)
-    onnx = write_onnx(
-        tmp_path / "m.onnx",
-        {"out": nms_rows([0, 0, 10, 10, 0.9, 1], [60, 40, 80, 60, 0.2, 1])},
-        metadata={"names": "['cow', 'disc', 'ring']"},
-    )
-    line = fails(2, *common, *out, "--teacher", onnx)
+    itself = ["--teacher", tmp_path / "student"]
+    assert "training replaces it, give another --out" in fails(2, *common, *out, *itself)
+
+    rows = nms_rows([0, 0, 10, 10, 0.9, 1], [60, 40, 80, 60, 0.2, 1])
+    path = tmp_path / "m.onnx"
+    write_onnx(path, {"out": rows}, metadata={"names": "['cow', 'disc', 'ring']"})
+    more = tmp_path / "more"
+    more.mkdir()
+    for name in ("a", "b"):
+        cv2.imwrite(str(more / f"{name}.png"), np.full((64, 96, 3), ord(name), np.uint8))
+    assert "who labels these images?" in fails(2, *common, "--unlabelled", more)
+    asked = [*common, *out, "--teacher", path, "--unlabelled", more]
+    line = fails(2, *asked)
     assert "other images or annotations" in line and "other weights to start from" in line
-    code, result, errors = run(*common, *out, "--teacher", onnx, "--restart")
-    assert code == 0 and result["teacher"]["learnt"] == "boxes", errors
-    assert 0 < result["teacher"]["boxes"] <= 24 and result["teacher"]["classes_left_out"] == ["cow"]
+    code, result, errors = run(*asked, "--restart")
+    found = result["teacher"]
+    assert code == 0 and found["learnt"] == "boxes" and found["unlabelled"] == 2, errors
+    assert 2 <= found["boxes"] <= 6 and found["classes_left_out"] == ["cow"]
     assert "teacher's classes that the data does not have: cow" in errors
-    assert run(*common, *out, "--teacher", onnx)[0] == 0  # finished, and kept
-    assert "replaces it, give another --out" in fails(
-        2, *common, "--out", tmp_path / "teacher", "--teacher", tmp_path / "teacher"
-    )
+    assert run(*asked)[0] == 0  # finished, and kept
     assert "--teacher-norm: of which teacher?" in fails(2, *common, "--teacher-norm", "raw")
+
+
+def test_a_supernet_teaches(small: Architecture, data: DetectionSet, tmp_path: Path) -> None:
+    """At the temperature of its last epoch, without noise, on images of the student's size."""
+    space = SearchSpace(template=small.with_(input_size=(96, 96)), positions=(1, 1, 1, 1))
+    supernet = Supernet(space)
+    path = tmp_path / "weights.safetensors"
+    info = CheckpointInfo(
+        kind="supernet", description=space.to_json(), names=data.names, epoch=3, epochs=3
+    )
+    save_checkpoint(path, supernet.state_dict(), info)
+    teacher, names, _ = load_teacher(path, SIZE)
+    assert isinstance(teacher, Supernet) and teacher.architecture.input_size == SIZE
+    assert all(mixture.tau == SearchConfig().tau_end for _, mixture in teacher.mixtures())
+    task = DistilledTask(Detector(small), data, teacher, names)
+    images = torch.zeros(1, *SIZE, 3, dtype=torch.uint8)
+    assert torch.equal(task.model(images)[2], task.model(images)[2])

@@ -20,7 +20,7 @@ class Looked:
     seen: list[Seen | None]
     """None for files that cannot be decoded."""
     new: int
-    """Images that were not in the file before."""
+    """Images that were looked at now."""
 
 
 def look(
@@ -54,4 +54,4 @@ def look(
                     if seen is not None and key is not None:
                         found[index] = known.add(key, seen)
                     bar.advance()
-    return Looked(facts, found, len(todo))
+    return Looked(facts, found, sum(found[index] is not None for index in todo))

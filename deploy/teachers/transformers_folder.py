@@ -48,7 +48,11 @@ class TransformersDetector:
         pixels, ratio = self._rule.prepare(image)
         with torch.inference_mode():
             found = self._model(pixel_values=torch.from_numpy(pixels))
-        outputs = {name: np.asarray(found[name].float()) for name in ("logits", "pred_boxes")}
+        outputs = {
+            name: np.asarray(found[name].float())
+            for name in ("logits", "pred_boxes")
+            if name in found
+        }
         format = recognised(outputs, len(self.names))
         hw = (pixels.shape[2], pixels.shape[3])
         boxes, scores, labels = read(format, outputs, hw, len(self.names))

@@ -1,8 +1,10 @@
 """How a network learns from a teacher: map by map where both share a grid, else by its boxes."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from deploy.edge.score_limits import SHOW_SCORE
 from deploy.teachers.asked import Asked
@@ -17,8 +19,10 @@ from deploy.teachers.looking import look
 from latency_tables.probe.lock import only_one
 from latency_tables.probe.machine import physical_cores
 from supernet.data.detection_set import DetectionSet
-from supernet.data.soft_labels import with_soft_labels
-from supernet.errors import UserError
+from supernet.data.image_files import list_images
+from supernet.data.soft_labels import with_images, with_soft_labels
+from supernet.errors import DataError, UserError
+from supernet.heatdetr.detector import Detector
 from supernet.network import Network
 from supernet.train.distill import DistilledTask, why_not_dense
 from supernet.train.distributed import LONGEST_WAIT, first_process
@@ -42,77 +46,117 @@ class Lesson:
 
 
 def lesson_of(
-    asked: Asked, network: Network, data: DetectionSet, folder: Path, *, restart: bool
+    asked: Asked,
+    network: Network,
+    data: DetectionSet,
+    folder: Path,
+    *,
+    unlabelled: Path | None = None,
+    restart: bool,
 ) -> Lesson:
-    """Return the task of training a network on a set with a teacher.
+    """Return the task of training a network on a set with a teacher, which labels more images.
 
-    What the teacher finds is kept in `folder`; with `restart` it replaces what another one found.
+    Maps are learnt where teacher and network have the same, on all images; else the teacher's boxes
+    are learnt. On images of the folder `unlabelled` they always are. What the teacher finds is kept
+    in `folder`; with `restart` it replaces what another one found.
     """
     assert asked.teacher is not None
-    why = "it is no HeatDETR with its weights"
-    if asked.teacher.exists() and is_heats(asked.teacher):
-        if weights_file(asked.teacher).resolve().parent == folder.resolve():
-            raise UserError(f"--teacher {asked.teacher}: training replaces it, give another --out")
-        dense = _dense(asked.teacher, network, data)
-        if isinstance(dense, Lesson):
-            return dense
-        why = dense
-    return _soft(asked, network, data, folder, why, restart=restart)
+    labelled = len(data.records)
+    if unlabelled is not None:
+        data = with_images(data, list_images(unlabelled))
+        if len(data.records) == labelled:
+            raise DataError(f"--unlabelled {unlabelled}: no image in this folder")
+    maps = _maps(asked.teacher, network, data, folder)
+    facts: dict[str, object] = {"teacher": str(asked.teacher)}
+    task: Task
+    if isinstance(maps, str):
+        data, found = _boxes(asked, data, 0, labelled, folder, restart=restart)
+        _say(f"its boxes are learnt, not its maps: {maps}")
+        facts |= {**found, "learnt": "boxes"}
+        task = task_of(network, data)
+    else:
+        _say(f"teacher {asked.teacher}: {maps.network.architecture.name}, its maps are learnt")
+        facts |= {"digest": maps.digest}
+        if len(data.records) > labelled:
+            data, found = _boxes(asked, data, labelled, labelled, folder, restart=restart)
+            facts |= {**found}
+        facts |= {"learnt": "maps"}
+        assert network.heatdetr is not None
+        task = DistilledTask(network.heatdetr, data, maps.network, maps.names)
+    return Lesson(task, data, str(facts["digest"]), facts)
 
 
-def _dense(path: Path, network: Network, data: DetectionSet) -> Lesson | str:
-    """Return the lesson from a network on the same grid, or why there is none."""
+class _Maps(NamedTuple):
+    """A network whose maps can be learnt, its classes, and the hash of its file."""
+
+    network: Detector
+    names: Sequence[str]
+    digest: str
+
+
+def _maps(path: Path, network: Network, data: DetectionSet, folder: Path) -> _Maps | str:
+    """Return a teacher on the same grid, or why it is none."""
+    if not path.exists() or not is_heats(path):
+        return "it is no HeatDETR with its weights"
+    if weights_file(path).resolve().parent == folder.resolve():
+        raise UserError(f"--teacher {path}: training replaces it, give another --out")
     teacher, names, digest = load_teacher(path, network.architecture.input_size)
     if network.heatdetr is None or teacher.heatdetr is None:
-        return "one of them is of DETR's family"
+        return "one of both is of DETR's family"
     if sorted(names) != sorted(data.names):
         return "its classes are others"
     why = why_not_dense(network.heatdetr.architecture, teacher.heatdetr.architecture)
-    if why is not None:
-        return why
-    _say(f"teacher {path}: {teacher.architecture.name}, its maps are learnt anchor by anchor")
-    facts = {"teacher": str(path), "digest": digest, "learnt": "maps"}
-    task = DistilledTask(network.heatdetr, data, teacher.heatdetr, names)
-    return Lesson(task, data, digest, facts)
+    return why or _Maps(teacher.heatdetr, names, digest)
 
 
-def _soft(
-    asked: Asked, network: Network, data: DetectionSet, folder: Path, why: str, *, restart: bool
-) -> Lesson:
-    """Return the lesson from the boxes that a teacher finds on the original images."""
+def _boxes(
+    asked: Asked,
+    data: DetectionSet,
+    first: int,
+    labelled: int,
+    folder: Path,
+    *,
+    restart: bool,
+) -> tuple[DetectionSet, Result]:
+    """Return the set with the teacher's boxes on the images from `first` on, and their record.
+
+    Images after the `labelled` ones on which it finds nothing are left out: they may show objects.
+    """
     file = folder / "teacher.jsonl"
-    images = [ToSee(record.path, (record.height, record.width)) for record in data.records]
+    images = [ToSee(each.path, (each.height, each.width)) for each in data.records[first:]]
     # Processes that train together look one after the other: the first fills the file.
     with only_one(file, patience_s=LONGEST_WAIT.total_seconds()):
-        option = "--restart replaces it, another --out keeps it"
-        replace = restart and first_process()
-        threads = physical_cores()
-        looked = look(asked, images, file, threads=threads, option=option, replace=replace)
-    facts = looked.teacher
-    class_of, left = matched_classes(facts.names, data.names)
-    found = {index: seen.found for index, seen in enumerate(looked.seen) if seen is not None}
-    taught, added = with_soft_labels(data, found, class_of, thresholds_of(facts, SHOW_SCORE))
+        looked = look(
+            asked,
+            images,
+            file,
+            threads=physical_cores(),
+            option="--restart replaces it, another --out keeps it",
+            replace=restart and first_process(),
+        )
+    teacher = looked.teacher
+    class_of, left = matched_classes(teacher.names, data.names)
+    found = {first + i: seen.found for i, seen in enumerate(looked.seen) if seen is not None}
+    taught, added = with_soft_labels(data, found, class_of, thresholds_of(teacher, SHOW_SCORE))
+    more = [record for record in taught.records[labelled:] if len(record.labels)]
+    empty = len(taught.records) - labelled - len(more)
     _say(
-        f"teacher {facts.name} ({facts.kind}): {added} boxes beside {data.num_boxes} labels, "
-        f"weighted by score; its maps are not learnt: {why}"
+        f"teacher {teacher.name} ({teacher.kind}): {added} boxes beside {data.num_boxes} labels, "
+        f"weighted by score{f'; nothing on {empty} unlabelled images' if empty else ''}"
     )
     if left:
-        _say(f"teacher's classes that the data does not have: {_some(left)}")
+        shown = f"{', '.join(left[:8])}{f' and {len(left) - 8} more' if len(left) > 8 else ''}"
+        _say(f"teacher's classes that the data does not have: {shown}")
     if not added:
         _say("warning: the teacher adds no box: all that it finds is labelled, or it finds nothing")
     record: Result = {
-        "teacher": facts.name,
-        "kind": facts.kind,
-        "digest": facts.digest,
-        "learnt": "boxes",
+        "kind": teacher.kind,
+        "digest": teacher.digest,
         "boxes": added,
+        "unlabelled": len(more),
         "classes_left_out": left,
     }
-    return Lesson(task_of(network, taught), taught, facts.digest, record)
-
-
-def _some(names: list[str]) -> str:
-    return f"{', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+    return taught.of([*taught.records[:labelled], *more]), record
 
 
 def _say(text: str) -> None:

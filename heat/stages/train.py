@@ -49,13 +49,15 @@ def train(
     weights: Path | None = None,
     students: int | None = None,
     teacher: Asked | None = None,
+    unlabelled: Path | None = None,
     running: Running | None = None,
 ) -> Result:
     """Train a detector; class count and names come from the data.
 
     It starts from the supernet's weights, from a pretrained backbone, from what fits of another
     network's `weights` (a file, or a workspace), or from scratch. `students` are the hash functions
-    of ACT that MTKD teaches a trained DETR. Of a `teacher` it learns beside the labels.
+    of ACT that MTKD teaches a trained DETR. Of a `teacher` it learns
+    beside the labels, and on `unlabelled` images.
     """
     if teacher is None:
         check_trainable(data)
@@ -74,7 +76,9 @@ def train(
     lesson = None
     if teacher is not None:
         restart = running is not None and running.restart
-        lesson = lesson_of(teacher, network, data, workspace.train, restart=restart)
+        lesson = lesson_of(
+            teacher, network, data, workspace.train, unlabelled=unlabelled, restart=restart
+        )
         task, data = lesson.task, lesson.data
         start["teacher"] = lesson.digest
         check_trainable(data)

@@ -21,7 +21,7 @@ class GroundTruth:
         return GroundTruth(self.boxes_xyxy.to(device), self.labels.to(device), weights)
 
     @property
-    def weights_N(self) -> Tensor:
+    def shares(self) -> Tensor:
         """The weight of each object, [N]."""
         if self.weights is None:
             return torch.ones(len(self.labels), device=self.labels.device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import torch
 from ..boxes import iou_matrix
 from .detection_set import DetectionSet, Record
 from .evaluate import Found
+from .image_files import image_size
 
 SAME_IOU = 0.5
 """A box of the teacher that overlaps a label by as much is that object: the label holds."""
@@ -36,6 +38,25 @@ def with_soft_labels(
         for index, record in enumerate(data.records)
     ]
     return data.of(records), _boxes_in(records) - _boxes_in(data.records)
+
+
+def with_images(data: DetectionSet, paths: Sequence[Path]) -> DetectionSet:
+    """Return a set with more images, on which nothing is labelled; unreadable ones are left out."""
+    sizes = ((path, image_size(path)) for path in paths)
+    first = max(record.image_id for record in data.records) + 1
+    more = [
+        Record(
+            image_id=first + index,
+            path=path,
+            height=size[0],
+            width=size[1],
+            boxes_xyxy=np.zeros((0, 4), np.float32),
+            labels=np.zeros(0, np.int64),
+        )
+        for index, (path, size) in enumerate(sizes)
+        if size is not None
+    ]
+    return data.of([*data.records, *more])
 
 
 def _boxes_in(records: Sequence[Record]) -> int:

@@ -100,7 +100,7 @@ def aligned_loss(
             CENTER_RADIUS * decode.stride,
         )
         labels_P = target.labels[found.boxes_P]
-        targets_P = found.targets_P * target.weights_N[found.boxes_P]
+        targets_P = found.targets_P * target.shares[found.boxes_P]
         wanted_BMK[index, found.anchors_P, labels_P] = targets_P
         hit_P = giou_pairs(predicted_M4[found.anchors_P], target.boxes_xyxy[found.boxes_P])
         boxes = boxes + (targets_P * (1 - hit_P)).sum()

@@ -78,7 +78,7 @@ def set_loss(
     height, width = input_hw
     unit = torch.tensor([width, height] * 2, dtype=torch.float32, device=boxes_SBQ4.device)
     wanted = [xyxy_to_cxcywh(target.boxes_xyxy.to(unit) / unit) for target in targets]
-    objects = max(1.0, sum(float(t.weights_N.sum()) for t in targets))
+    objects = max(1.0, sum(float(t.shares.sum()) for t in targets))
     zero = logits_SBQK.new_zeros(())
     classes, l1, giou = zero, zero, zero
     for logits_BQK, boxes_BQ4 in zip(logits_SBQK.float(), boxes_SBQ4.float(), strict=True):
@@ -90,7 +90,7 @@ def set_loss(
             label_Q = torch.full((len(logits),), -1, device=logits.device)
             label_Q[queries] = target.labels[rows]
             labels.append(label_Q)
-            weight_P = target.weights_N[rows]
+            weight_P = target.shares[rows]
             shares.append(torch.ones_like(logits[:, 0]).index_put((queries,), weight_P))
             weighted.append(weight_P)
             found.append(boxes[queries])

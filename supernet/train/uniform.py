@@ -57,7 +57,7 @@ def detection_loss(
         valid_M = matched.targets_M != IGNORED
         one_hot_MK = F.one_hot(matched.targets_M.clamp_min(0), K).to(logits_MK)
         one_hot_MK = one_hot_MK * (matched.targets_M >= 0)[:, None]
-        weights_P = target.weights_N[matched.boxes_P]
+        weights_P = target.shares[matched.boxes_P]
         weights_M = torch.ones_like(logits_MK[:, 0]).scatter_reduce(
             0, matched.anchors_P, weights_P, "amax", include_self=False
         )

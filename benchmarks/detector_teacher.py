@@ -1,0 +1,162 @@
+"""What a small network learns from a larger one, and from its labels of images without any.
+
+    python benchmarks/detector_teacher.py distil --data DIR --work DIR --name bccd \
+        --teacher-epochs 35 --epochs 12 --seeds 0,1
+    python benchmarks/detector_teacher.py label --data DIR --work DIR --name aquarium \
+        --epochs 36 --seeds 0,1
+
+`distil` trains a teacher (heat-m of `frontier.py`) with `heat train`, and students (heat-xs) with
+and without --teacher. `label` hides the labels of every second training image: a network is trained
+on half of the labels, teaches one like it that is given the other images without labels
+(--unlabelled), and a third one has all labels. All runs are `--recipe small` and go on where they
+were interrupted; AP is that of the val split after the last epoch. Seeds and epochs are in the
+result, the last line, which with --name goes to benchmarks/results/detector-teacher-NAME.json.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from frontier import OURS
+from result import RESULTS, tell
+
+from supernet.checkpoint import read_info
+from supernet.data.coco import load_split
+from supernet.data.detection_set import DetectionSet
+from supernet.heatdetr.input_size import parse_size
+
+
+def train(
+    options: argparse.Namespace,
+    name: str,
+    out: str,
+    *more: object,
+    epochs: int,
+    seed: int,
+    data: Path | None = None,
+) -> dict[str, Any]:
+    """Train one of `frontier.py`'s networks, or continue it; return its AP and how it was made."""
+    architecture = options.work / f"{name}.json"
+    size = parse_size(options.input_size)
+    OURS[name].with_(input_size=size).with_stride(16).save(architecture)
+    folder = options.work / out
+    command = [
+        sys.executable, "-m", "heat", "train", "--data", data or options.data,
+        "--architecture", architecture, "--recipe", "small", "--epochs", epochs,
+        "--batch-size", 8, "--eval-every", 10, "--workers", options.workers, "--seed", seed,
+        "--resume", "--out", folder, *more,
+    ]  # fmt: skip
+    line = [str(part) for part in command]
+    print(" ".join(line), file=sys.stderr, flush=True)
+    subprocess.run(line, check=True, stdout=sys.stderr, env=dict(os.environ))
+    stage = json.loads((folder / "run.json").read_text())["stages"]["train"]
+    last = read_info(folder / "train" / "weights.safetensors").history[-1]
+    facts = {
+        "network": name,
+        "epochs": stage["epochs"],
+        "seed": seed,
+        "images": stage["images"],
+        "ap": round(last["ap"], 4),
+        "ap50": round(last["ap50"], 4),
+    }
+    if stage["teacher"] is not None:
+        kept = ("learnt", "boxes", "unlabelled")
+        facts["taught"] = {key: stage["teacher"][key] for key in kept if key in stage["teacher"]}
+    return facts
+
+
+def distil(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the teacher, and students of each seed with and without it."""
+    teacher = train(options, options.teacher, "teacher", epochs=options.teacher_epochs, seed=0)
+    arms: dict[str, list[dict[str, Any]]] = {"plain": [], "distilled": []}
+    for seed in options.seeds:
+        for arm, runs in arms.items():
+            more = ["--teacher", options.work / "teacher"] if arm == "distilled" else []
+            runs.append(
+                train(
+                    options, options.student, f"{arm}-{seed}", *more,
+                    epochs=options.epochs, seed=seed,
+                )
+            )  # fmt: skip
+    return {"teacher": teacher, **arms}
+
+
+def label(options: argparse.Namespace) -> dict[str, Any]:
+    """Return networks trained on half of the labels, half and the rest's boxes, and all labels."""
+    half, rest = split(load_split(options.data, "train"), options.data, options.work)
+    arms: dict[str, list[dict[str, Any]]] = {"half": [], "half and unlabelled": [], "all": []}
+    for seed in options.seeds:
+        of = {"epochs": options.epochs, "seed": seed}
+        first = f"half-{seed}"
+        arms["half"].append(train(options, options.student, first, data=half, **of))
+        more = ["--teacher", options.work / first, "--unlabelled", rest]
+        arms["half and unlabelled"].append(
+            train(options, options.student, f"unlabelled-{seed}", *more, data=half, **of)
+        )
+        arms["all"].append(train(options, options.student, f"all-{seed}", **of))
+    return arms
+
+
+def split(data: DetectionSet, root: Path, work: Path) -> tuple[Path, Path]:
+    """Write a set of every second training image, with the same val, and links to the others."""
+    half, rest = work / "half", work / "rest"
+    truth = data.ground_truth
+    kept = {record.image_id for record in data.records[::2]}
+    truth["images"] = [image for image in truth["images"] if image["id"] in kept]
+    truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] in kept]
+    for folder in (half / "annotations", half / "train", rest):
+        folder.mkdir(parents=True, exist_ok=True)
+    (half / "annotations" / "instances_train.json").write_text(json.dumps(truth))
+    val = root.absolute() / "annotations" / "instances_val.json"
+    links = {half / "annotations" / val.name: val, half / "val": root.absolute() / "val"}
+    for index, record in enumerate(data.records):
+        folder = rest if index % 2 else half / "train"
+        links[folder / record.path.name] = record.path.absolute()
+    for link, target in links.items():
+        if not link.is_symlink():
+            link.symlink_to(target)
+    return half, rest
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("distil", "label"))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="trained networks are kept here")
+    parser.add_argument("--input-size", default="320x320")
+    parser.add_argument("--teacher", default="heat-m", choices=OURS)
+    parser.add_argument("--student", default="heat-xs", choices=OURS)
+    parser.add_argument("--teacher-epochs", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--name")
+    options = parser.parse_args()
+    options.seeds = [int(seed) for seed in options.seeds.split(",")]
+    options.work.mkdir(parents=True, exist_ok=True)
+    found = (distil if options.what == "distil" else label)(options)
+    means = {
+        arm: round(sum(run["ap"] for run in runs) / len(runs), 4)
+        for arm, runs in found.items()
+        if isinstance(runs, list)
+    }
+    result = {
+        "data": options.data.name,
+        "input_size": options.input_size,
+        "what": options.what,
+        "mean_ap": means,
+        **found,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    tell(result, RESULTS / f"detector-teacher-{options.name}.json" if options.name else None)
+
+
+if __name__ == "__main__":
+    main()
