@@ -10,7 +10,7 @@ from typing import Literal
 Format = Literal["detr-softmax", "detr-sigmoid", "yolo", "yolo-objectness", "nms", "boxes"]
 """What an ONNX file's outputs are; see `outputs.py`."""
 Norm = Literal["none", "raw", "imagenet", "inception"]
-"""Range of input values: 0 to 1, 0 to 255, ImageNet's mean and deviation, -1 to 1."""
+"""Those of `encoder.PRESETS` that detectors have: 0 to 1, 0 to 255, ImageNet's, -1 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,29 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from supernet.errors import UserError
-from supernet.graph.preprocess import MEAN_RGB, STD_RGB
 from supernet.letterbox import Image, letterbox, resized
 
 from ..edge.session import Array
-from .asked import Norm
-
-Three = tuple[float, float, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Values:
-    """Input values are `(pixel - mean) / deviation`, pixels from 0 to 255."""
-
-    mean: Three
-    deviation: Three
-
-
-NORMS: Mapping[Norm, Values] = {
-    "none": Values((0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
-    "raw": Values((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    "imagenet": Values(MEAN_RGB, STD_RGB),
-    "inception": Values((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
-}
+from .encoder import Normalisation, normalised
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +40,7 @@ class InputRule:
     """How images are prepared."""
 
     fit: Fit
-    values: Values
+    values: Normalisation
     channels_last: bool = False
     dtype: npt.DTypeLike = np.float32
 
@@ -73,15 +54,13 @@ class InputRule:
         else:
             pixels, scale = letterbox(image, hw)
             ratio = np.full(4, 1 / scale, dtype=np.float32)
-        values: Array = pixels
-        if np.dtype(self.dtype) != np.uint8:
-            mean, deviation = (
-                np.array(v, np.float32) for v in (self.values.mean, self.values.deviation)
-            )
-            values = ((pixels - mean) / deviation).astype(self.dtype)
-        if not self.channels_last:
-            values = np.ascontiguousarray(values.transpose(2, 0, 1))
-        return values[None], ratio
+        values: Array = pixels[None]
+        if np.dtype(self.dtype) == np.uint8:
+            values = values if self.channels_last else values.transpose(0, 3, 1, 2)
+        else:
+            values = normalised(values, self.values).astype(self.dtype)
+            values = values.transpose(0, 2, 3, 1) if self.channels_last else values
+        return np.ascontiguousarray(values), ratio
 
 
 def read_json(path: Path) -> Mapping[str, Any] | None:
@@ -97,17 +76,19 @@ def read_json(path: Path) -> Mapping[str, Any] | None:
     return found
 
 
-def stated_values(processor: Mapping[str, Any]) -> Values:
+def stated_values(processor: Mapping[str, Any]) -> Normalisation:
     """Return the normalisation that a `preprocessor_config.json` states."""
     try:
-        unit = 1.0
-        if processor.get("do_rescale", True):
-            unit = 1 / float(processor.get("rescale_factor", 1 / 255))
-        mean, deviation = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        unit = 1.0  # of a pixel value of 255
+        if not processor.get("do_rescale", True):
+            unit = 1 / 255
+        elif "rescale_factor" in processor:
+            unit = 1 / (255 * float(processor["rescale_factor"]))
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         if processor.get("do_normalize", True) and processor.get("image_mean") is not None:
-            mean, deviation = processor["image_mean"], processor["image_std"]
-        (m1, m2, m3), (d1, d2, d3) = mean, deviation
-        return Values((m1 * unit, m2 * unit, m3 * unit), (d1 * unit, d2 * unit, d3 * unit))
+            mean, std = processor["image_mean"], processor["image_std"]
+        (m1, m2, m3), (s1, s2, s3) = mean, std
+        return Normalisation((m1 * unit, m2 * unit, m3 * unit), (s1 * unit, s2 * unit, s3 * unit))
     except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
         raise UserError(f"preprocessor_config.json: no mean and deviation ({error})") from None
 

@@ -19,7 +19,8 @@ from ..edge.runtimes import OnnxRuntimeSession, open_session
 from ..edge.session import Array, Feeds
 from ..feeds import COLOURS, DTYPES, Side, declared
 from .asked import Asked, Format, Norm
-from .inputs import NORMS, Fit, InputRule, Values, read_json, stated_fit, stated_values, to_image
+from .encoder import PRESETS, Normalisation
+from .inputs import Fit, InputRule, read_json, stated_fit, stated_values, to_image
 from .outputs import Outputs, read, recognised
 
 SIZES = "orig_target_sizes"
@@ -42,7 +43,7 @@ class OnnxDetector:
         channels_last = sides[3] in COLOURS and sides[1] not in COLOURS
         processor = read_json(path.parent / "preprocessor_config.json")
         hw = _size(path, sides, channels_last, asked, metadata, processor)
-        unit = InputRule(Fit(hw), NORMS["none"], channels_last, dtype)
+        unit = InputRule(Fit(hw), PRESETS["none"], channels_last, dtype)
         blank = np.full((*hw, 3), PAD_RGB, dtype=np.uint8)
         outputs, _ = self._run(unit, blank)
         self.format: Format = asked.teacher_format or recognised(outputs, len(self.names))
@@ -165,13 +166,13 @@ def _values(
     processor: Mapping[str, object] | None,
     format: Format,
     dtype: np.dtype[np.generic],
-) -> tuple[Values, str]:
+) -> tuple[Normalisation, str]:
     """Return the normalisation, and its name with where it comes from."""
     if dtype == np.uint8:
-        return NORMS["raw"], "raw"
+        return PRESETS["raw"], "raw"
     if asked.teacher_norm is not None:
-        return NORMS[asked.teacher_norm], asked.teacher_norm
+        return PRESETS[asked.teacher_norm], asked.teacher_norm
     if processor is not None:
         return stated_values(processor), "as preprocessor_config.json has it"
     guess: Norm = "imagenet" if format == "detr-softmax" else "none"
-    return NORMS[guess], f"{guess} (usual for {format}; --teacher-norm states others)"
+    return PRESETS[guess], f"{guess} (usual for {format}; --teacher-norm states others)"
