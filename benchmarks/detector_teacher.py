@@ -2,15 +2,19 @@
 
     python benchmarks/detector_teacher.py distil --data DIR --work DIR --name bccd \
         --teacher-epochs 35 --epochs 12 --seeds 0,1
-    python benchmarks/detector_teacher.py label --data DIR --work DIR --name aquarium \
+    python benchmarks/detector_teacher.py halves --data DIR --work DIR --name halves-aquarium \
         --epochs 36 --seeds 0,1
+    python benchmarks/detector_teacher.py labels --data DIR --work DIR --name labels-bccd \
+        --teacher-epochs 35
 
 `distil` trains a teacher (heat-m of `frontier.py`) with `heat train`, and students (heat-xs) with
-and without --teacher. `label` hides the labels of every second training image: a network is trained
-on half of the labels, teaches one like it that is given the other images without labels
-(--unlabelled), and a third one has all labels. All runs are `--recipe small` and go on where they
-were interrupted; AP is that of the val split after the last epoch. Seeds and epochs are in the
-result, the last line, which with --name goes to benchmarks/results/detector-teacher-NAME.json.
+and without --teacher. `halves` hides the labels of every second training image: a network is
+trained on half of the labels, teaches one like it that is given the other images without labels
+(--unlabelled), and a third one has all labels. `labels` compares what `heat label --score auto` by
+the teacher writes for the test split with that split's labels, at IoU 0.5. All trainings are
+`--recipe small` and go on where they were interrupted; AP is that of the val split after the last
+epoch. Seeds and epochs are in the result, the last line, which with --name goes to
+benchmarks/results/detector-teacher-NAME.json.
 """
 
 import argparse
@@ -18,6 +22,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +32,9 @@ from result import RESULTS, tell
 
 from supernet.checkpoint import read_info
 from supernet.data.coco import load_split
+from supernet.data.coco_file import ResultRow
 from supernet.data.detection_set import DetectionSet
+from supernet.data.true_positives import hits_by_class
 from supernet.heatdetr.input_size import parse_size
 
 
@@ -51,9 +58,7 @@ def train(
         "--batch-size", 8, "--eval-every", 10, "--workers", options.workers, "--seed", seed,
         "--resume", "--out", folder, *more,
     ]  # fmt: skip
-    line = [str(part) for part in command]
-    print(" ".join(line), file=sys.stderr, flush=True)
-    subprocess.run(line, check=True, stdout=sys.stderr, env=dict(os.environ))
+    run(command)
     stage = json.loads((folder / "run.json").read_text())["stages"]["train"]
     last = read_info(folder / "train" / "weights.safetensors").history[-1]
     facts = {
@@ -64,10 +69,17 @@ def train(
         "ap": round(last["ap"], 4),
         "ap50": round(last["ap50"], 4),
     }
-    if stage["teacher"] is not None:
+    if stage.get("teacher") is not None:
         kept = ("learnt", "boxes", "unlabelled")
         facts["taught"] = {key: stage["teacher"][key] for key in kept if key in stage["teacher"]}
     return facts
+
+
+def run(command: Sequence[object]) -> None:
+    """Run a command with its stdout on stderr."""
+    line = [str(part) for part in command]
+    print(" ".join(line), file=sys.stderr, flush=True)
+    subprocess.run(line, check=True, stdout=sys.stderr, env=dict(os.environ))
 
 
 def distil(options: argparse.Namespace) -> dict[str, Any]:
@@ -86,7 +98,47 @@ def distil(options: argparse.Namespace) -> dict[str, Any]:
     return {"teacher": teacher, **arms}
 
 
-def label(options: argparse.Namespace) -> dict[str, Any]:
+def labels(options: argparse.Namespace) -> dict[str, Any]:
+    """Return precision and recall of a teacher's labels of the test split."""
+    teacher = train(options, options.teacher, "teacher", epochs=options.teacher_epochs, seed=0)
+    out, truth = options.work / "labelled", load_split(options.data, "test")
+    run(
+        (
+            *(sys.executable, "-m", "heat", "label", options.data / "test"),
+            *("--teacher", options.work / "teacher", "--data", options.data, "--out", out),
+        )
+    )
+    file = json.loads((out / "annotations" / "instances_train.json").read_text())
+    ids = {record.path.name: record.image_id for record in truth.records}
+    image_of = {image["id"]: ids[image["file_name"]] for image in file["images"]}
+    rows: list[ResultRow] = [
+        {
+            "image_id": image_of[each["image_id"]],
+            "category_id": truth.category_ids[each["category_id"] - 1],
+            "bbox": each["bbox"],
+            "score": each["score"],
+        }
+        for each in file["annotations"]
+    ]
+    hits = hits_by_class(rows, truth)
+    classes = {
+        name: {
+            "objects": each.objects,
+            "labels": len(each.right),
+            "threshold": file["info"]["thresholds"][name],
+            "precision": round(float(each.right.mean()), 4) if len(each.right) else None,
+            "recall": round(float(each.right.sum()) / max(1, each.objects), 4),
+        }
+        for name, each in zip(truth.names, hits, strict=True)
+    }
+    uncertain = (out / "uncertain.csv").read_text().count("\n") - 1
+    thresholds = file["info"]["thresholds_are"]
+    return {
+        "teacher": teacher, "classes": classes, "uncertain": uncertain, "thresholds": thresholds
+    }  # fmt: skip
+
+
+def halves(options: argparse.Namespace) -> dict[str, Any]:
     """Return networks trained on half of the labels, half and the rest's boxes, and all labels."""
     half, rest = split(load_split(options.data, "train"), options.data, options.work)
     arms: dict[str, list[dict[str, Any]]] = {"half": [], "half and unlabelled": [], "all": []}
@@ -123,10 +175,13 @@ def split(data: DetectionSet, root: Path, work: Path) -> tuple[Path, Path]:
     return half, rest
 
 
+DOING = {"distil": distil, "halves": halves, "labels": labels}
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("distil", "label"))
+    parser.add_argument("what", choices=DOING)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="trained networks are kept here")
     parser.add_argument("--input-size", default="320x320")
@@ -140,7 +195,7 @@ def main() -> None:
     options = parser.parse_args()
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
     options.work.mkdir(parents=True, exist_ok=True)
-    found = (distil if options.what == "distil" else label)(options)
+    found = DOING[options.what](options)
     means = {
         arm: round(sum(run["ap"] for run in runs) / len(runs), 4)
         for arm, runs in found.items()
@@ -150,7 +205,7 @@ def main() -> None:
         "data": options.data.name,
         "input_size": options.input_size,
         "what": options.what,
-        "mean_ap": means,
+        **({"mean_ap": means} if means else {}),
         **found,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

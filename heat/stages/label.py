@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.edge.score_limits import SHOW_SCORE
+from deploy.edge.found import once
+from deploy.edge.score_limits import SHOW_SCORE, Limits
 from deploy.teachers.asked import Asked
 from deploy.teachers.detector import Seen, TeacherFacts, ToSee, matched_classes
 from deploy.teachers.looking import look
@@ -58,7 +59,11 @@ def label(
     class_of, left = matched_classes(teacher.names, kept)
     thresholds, source = _thresholds(teacher, asked, kept, folder, score, val, threads)
     found = [
-        ImageFound(path.relative_to(images).as_posix(), seen.image_hw, _mapped(seen, class_of))
+        ImageFound(
+            path.relative_to(images).as_posix(),
+            seen.image_hw,
+            _mapped(seen, class_of, np.array(thresholds, np.float32)),
+        )
         for path, seen in zip(paths, looked.seen, strict=True)
         if seen is not None
     ]
@@ -102,12 +107,17 @@ def label(
     }
 
 
-def _mapped(seen: Seen, class_of: dict[int, int]) -> Found:
-    """Return what was found of the classes that are kept, numbered as they are."""
+def _mapped(seen: Seen, class_of: dict[int, int], limits: float | Limits = 0.0) -> Found:
+    """Return what was found of the classes that are kept, numbered as they are, each object once.
+
+    `limits` as of `once`, by the number of a class that is kept.
+    """
     boxes, scores, labels = seen.found
     own = np.isin(labels, list(class_of))
     mapped = np.array([class_of[int(label)] for label in labels[own]], dtype=np.int64)
-    return boxes[own], scores[own], mapped
+    boxes, scores = boxes[own], scores[own]
+    rows = once(boxes, scores, mapped, limits)
+    return boxes[rows], scores[rows], mapped[rows]
 
 
 def _thresholds(

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from deploy.edge.score_limits import SHOW_SCORE
+from deploy.edge.found import once
+from deploy.edge.score_limits import SHOW_SCORE, Limits
 from deploy.teachers.asked import Asked
 from deploy.teachers.detector import (
     ToSee,
@@ -19,6 +20,7 @@ from deploy.teachers.looking import look
 from latency_tables.probe.lock import only_one
 from latency_tables.probe.machine import physical_cores
 from supernet.data.detection_set import DetectionSet
+from supernet.data.evaluate import Found
 from supernet.data.image_files import list_images
 from supernet.data.soft_labels import with_images, with_soft_labels
 from supernet.errors import DataError, UserError
@@ -136,8 +138,13 @@ def _boxes(
         )
     teacher = looked.teacher
     class_of, left = matched_classes(teacher.names, data.names)
-    found = {first + i: seen.found for i, seen in enumerate(looked.seen) if seen is not None}
-    taught, added = with_soft_labels(data, found, class_of, thresholds_of(teacher, SHOW_SCORE))
+    limits = thresholds_of(teacher, SHOW_SCORE)
+    found = {
+        first + index: _once(seen.found, limits)
+        for index, seen in enumerate(looked.seen)
+        if seen is not None
+    }
+    taught, added = with_soft_labels(data, found, class_of, limits)
     more = [record for record in taught.records[labelled:] if len(record.labels)]
     empty = len(taught.records) - labelled - len(more)
     _say(
@@ -157,6 +164,13 @@ def _boxes(
         "classes_left_out": left,
     }
     return taught.of([*taught.records[:labelled], *more]), record
+
+
+def _once(found: Found, limits: Limits) -> Found:
+    """Return one box of each object."""
+    boxes, scores, labels = found
+    rows = once(boxes, scores, labels, limits)
+    return boxes[rows], scores[rows], labels[rows]
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .coco_file import CocoAnnotation, CocoFile, to_bbox
 from .evaluate import Found
 
-NEAR = 0.15
+NEAR = 0.1
 """Scores this close to their threshold are uncertain, on either side of it."""
 COLUMNS = ("image", "class", "score", "threshold", "labelled", "annotation_id", "x", "y", "w", "h")
 
