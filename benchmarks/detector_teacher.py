@@ -20,6 +20,7 @@ benchmarks/results/detector-teacher-NAME.json.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -155,7 +156,7 @@ def halves(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def split(data: DetectionSet, root: Path, work: Path) -> tuple[Path, Path]:
-    """Write a set of every second training image, with the same val, and links to the others."""
+    """Write a set of every second training image, with the same val, and the others' images."""
     half, rest = work / "half", work / "rest"
     truth = data.ground_truth
     kept = {record.image_id for record in data.records[::2]}
@@ -165,13 +166,11 @@ def split(data: DetectionSet, root: Path, work: Path) -> tuple[Path, Path]:
         folder.mkdir(parents=True, exist_ok=True)
     (half / "annotations" / "instances_train.json").write_text(json.dumps(truth))
     val = root.absolute() / "annotations" / "instances_val.json"
-    links = {half / "annotations" / val.name: val, half / "val": root.absolute() / "val"}
-    for index, record in enumerate(data.records):
-        folder = rest if index % 2 else half / "train"
-        links[folder / record.path.name] = record.path.absolute()
-    for link, target in links.items():
+    for link, target in ((half / "annotations" / val.name, val), (half / "val", root / "val")):
         if not link.is_symlink():
-            link.symlink_to(target)
+            link.symlink_to(target.absolute())
+    for index, record in enumerate(data.records):
+        shutil.copy2(record.path, rest if index % 2 else half / "train")
     return half, rest
 
 

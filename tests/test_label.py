@@ -103,9 +103,8 @@ def test_what_is_refused(tmp_path: Path, images: Path, teacher: Path) -> None:
     )  # fmt: skip
     mine = tmp_path / "mine"
     (mine / "train").mkdir(parents=True)
-    (mine / "train" / "a.png").write_text("mine")
-    assert "another image: give another --out" in fails(2, *asked, "--out", mine)
-    assert (mine / "train" / "a.png").read_text() == "mine"
+    assert "is there already, not" in fails(2, *asked, "--out", mine)
+    assert not (mine / "annotations").exists()
 
 
 def test_uncertain_ones_are_on_both_sides_of_a_threshold() -> None:

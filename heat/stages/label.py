@@ -82,8 +82,7 @@ def label(
         "thresholds_are": source,
     }
     labels = label_images(found, kept, thresholds, info)
-    for image in found:
-        folder.link(images / image.name, image.name)
+    folder.link(images)
     folder.write(json.dumps(labels.file) + "\n", labels.table())
     counts = Counter(kept[each["category_id"] - 1] for each in labels.file["annotations"])
     if not counts:

@@ -1,7 +1,7 @@
-"""The folder that `heat label` writes: linked images, annotations, and what it wrote itself.
+"""The folder that `heat label` writes: the images, annotations, and what it wrote itself.
 
 OUT/
-  train/                            links to the images, in their sub-folders
+  train                             a link to the folder of images
   annotations/instances_train.json  COCO
   uncertain.csv                     for a person
   teacher.jsonl                     what the teacher found, to go on from
@@ -11,13 +11,12 @@ OUT/
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from supernet.atomic import check_target, replacing, write_text
-from supernet.errors import DataError, UserError
+from supernet.atomic import check_target, write_text
+from supernet.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +58,18 @@ class LabelFolder:
                     "another --out"
                 )
 
-    def link(self, image: Path, name: str) -> None:
-        """Link an image, or copy it where the system has no links."""
-        target = self.root / "train" / name
-        if target.is_file() and target.read_bytes() == image.read_bytes():
+    def link(self, images: Path) -> None:
+        """Let `train` be the folder of images."""
+        link = self.root / "train"
+        if link.is_symlink() or link.exists():
+            if os.path.realpath(link) != os.path.realpath(images):
+                raise UserError(f"{link} is there already, not {images}: give another --out")
             return
-        if target.is_symlink() or target.exists():
-            raise DataError(f"{target} is there already, another image: give another --out")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                target.symlink_to(image.absolute())
-            except (OSError, NotImplementedError):
-                with replacing(target) as temporary:
-                    shutil.copy2(image, temporary)
+            self.root.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(images.absolute(), target_is_directory=True)
         except OSError as error:
-            raise UserError(f"cannot write {target}: {error.strerror}") from None
+            raise UserError(f"cannot link {link} to {images}: {error.strerror}") from None
 
     def write(self, annotations: str, uncertain: str) -> None:
         """Write the labels; their hashes first, so that an interrupted run may replace them."""
