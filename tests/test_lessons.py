@@ -30,12 +30,23 @@ from tests.command_line import fails, run
 from tests.toy_teachers import nms_rows, write_onnx
 
 SIZE = (64, 96)
-TINY = ["--input-size", "64x96", "--epochs", 1, "--batch-size", 4, "--eval-every", 0]
+TINY = [
+    "--input-size",
+    "64x96",
+    "--epochs",
+    1,
+    "--batch-size",
+    4,
+    "--eval-every",
+    0,
+    "--precision",
+    "f32",
+]
 
 
 @pytest.fixture
 def small(unit: Architecture) -> Architecture:
-    return unit.with_(input_size=SIZE, num_classes=4, output_stride=16)
+    return unit.with_(input_size=SIZE, num_classes=4, output_stride=16, blocks=("R", "S", "R", "W"))
 
 
 @pytest.fixture
