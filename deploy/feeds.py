@@ -41,7 +41,7 @@ def inputs_of(session: Session, input_hw: tuple[int, int] | None = None) -> dict
     rng = np.random.default_rng(0)
     return {
         name: _drawn(rng, closed_shape(name, sides, input_hw), _dtype(name, kind))
-        for name, sides, kind in _declared(session)
+        for name, sides, kind in declared(session)
     }
 
 
@@ -52,7 +52,7 @@ def refuse_open_ranks(session: Session, model: Path) -> None:
     """
     if not isinstance(session, OnnxRuntimeSession):
         return
-    scalars = {name for name, sides, _ in _declared(session) if sides == []}
+    scalars = {name for name, sides, _ in declared(session) if sides == []}
     if not scalars:
         return
     try:
@@ -125,7 +125,8 @@ def _drawn(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[np.
     return rng.integers(0, 128 if dtype == np.int8 else 256, shape).astype(dtype)
 
 
-def _declared(session: Session) -> list[tuple[str, list[Side] | None, str]]:
+def declared(session: Session) -> list[tuple[str, list[Side] | None, str]]:
+    """Return name, sides and type of each input; no sides where the rank is not known."""
     if isinstance(session, OnnxRuntimeSession):
         return [
             (i.name, [side if isinstance(side, int) else None for side in i.shape], i.type)

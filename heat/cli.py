@@ -74,6 +74,7 @@ COMMANDS: tuple[tuple[App, Callable[..., object], str | None, str], ...] = (
     (app, thinning.thin, None, "heat thin --target-fps 24"),
     (app, training.train, None, "heat train --data cells --epochs 100"),
     (app, training.adopt, None, "heat adopt detr-r50.pth --data COCO --input-size 800x1344"),
+    (app, data.label, None, "heat label photos --teacher heat-run/bundle-onnx --out labelled"),
     (app, models.evaluate, "eval", "heat eval --bundle heat-run/bundle-onnx --split val"),
     (app, models.export, None, "heat export --format openvino --precision bf16"),
     (app, images.detect, None, "heat detect heat-run/bundle-onnx photos/ --save detections"),

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import deploy.export
+import deploy.teachers.looking
 import heat.stages.profile
 import heat.thinning.candidates
 import heat.thinning.filling
@@ -98,6 +99,31 @@ def network(unit: Architecture) -> Detector:
     network = Detector(unit.with_(input_size=(96, 128))).eval()
     randomise(network)
     return network
+
+
+class _Here:
+    """Stands for a worker process, which takes seconds to start: the teacher runs in this one."""
+
+    def __init__(self, make: Callable[..., object], *arguments: object) -> None:
+        self.made = make(*arguments)
+
+    def ask(self, method: str, *arguments: object) -> object:
+        return getattr(self.made, method)(*arguments)
+
+    def stream(self, method: str, inputs: Iterable[object]) -> Iterator[object]:
+        yield from map(getattr(self.made, method), inputs)
+
+    def __enter__(self) -> "_Here":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        pass
+
+
+@pytest.fixture
+def looking_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let teachers look in this process; `test_teachers` starts a real one."""
+    monkeypatch.setattr(deploy.teachers.looking, "Worker", _Here)
 
 
 def shared(name: str) -> Path:

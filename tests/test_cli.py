@@ -35,6 +35,7 @@ OPTIONS = {
     "export": "format precision raw dynamic_batch opset max_ap_drop calibrate serving device gpu "
     "quantizer threads images network attention rounds window clusters data out",
     "init": "",
+    "label": "images teacher score data out",
     "pretrain": "data teacher feature teacher_size teacher_norm mean std views cache_gb "
     "architecture input_size output_stride epochs batch_size accumulate learning_rate drop_path "
     "precision workers compile tensorboard seed resume restart out",
@@ -48,9 +49,10 @@ OPTIONS = {
     "thin": "target_fps max_latency_ms at max_memory_mb max_size_mb device runtime precision "
     "threads space input_size data trust_table ap_drop search trials study frontier targets "
     "explain diff out",
-    "train": "data architecture input_size output_stride head backbone weights attention rounds "
-    "window recipe epochs batch_size accumulate learning_rate schedule drop_path assign balanced "
-    "precision inherit eval_every patience workers compile tensorboard seed resume restart out",
+    "train": "data architecture input_size output_stride head backbone weights teacher "
+    "unlabelled attention rounds window recipe epochs batch_size accumulate learning_rate schedule "
+    "drop_path assign balanced precision inherit eval_every patience workers compile tensorboard "
+    "seed resume restart out",
 }
 """New flags are deliberate: this list changes with them."""
 

@@ -1,4 +1,4 @@
-"""Commands about data sets: check, convert, cells, shapes."""
+"""Commands about data sets: label, check, convert, cells, shapes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +9,57 @@ from cyclopts import Parameter
 from supernet.data.format_names import Format
 
 from ..records import Result
-from .options import OutputStride, Size
+from .find import asked_of, find_data
+from .options import NO_TEACHER, Data, OutputStride, Size, Teaching
+
+
+def label(
+    images: Path,
+    /,
+    *,
+    teacher: Teaching = NO_TEACHER,
+    score: str = "auto",
+    data: Data = None,
+    out: Path,
+) -> Result:
+    """Label images with a teacher: a COCO set to train on, or to correct in a labelling tool.
+
+    Scores are kept with the annotations, and the uncertain ones are listed in uncertain.csv. Run it
+    again after an interruption, or with another --score, and images are not looked at twice.
+
+    Args:
+        images: Folder of images, nested or not.
+        score: Lowest score of a label: a number, or auto for the best F1 of each class, as the
+            teacher's card states it, or found on labelled images.
+        data: Detection set whose classes are kept, and on whose val split --score auto finds
+            thresholds; by default all classes are kept, and the split of the teacher's training
+            is used.
+        out: Folder to write; files that were changed there are kept.
+    """
+    from deploy.edge.score_limits import check_score
+    from supernet.data.coco import find_split
+    from supernet.errors import UserError
+
+    from ..stages.label import label as run
+    from ..workspace import Workspace
+
+    asked = asked_of(teacher)
+    if asked is None or asked.teacher is None:
+        raise UserError("which detector? give --teacher")
+    lowest = None
+    if score != "auto":
+        try:
+            lowest = check_score(float(score))
+        except ValueError:
+            raise UserError(f"--score {score}: a number from 0 to 1, or auto") from None
+    trained = Workspace(asked.teacher).stages().get("train") if asked.teacher.is_dir() else None
+    val = find_data(Workspace(out), data, "val") if data is not None else None
+    names = val.names if val is not None else None
+    if val is None and lowest is None and trained is not None:
+        own = Path(trained["data"])
+        if own.is_dir() and find_split(own, "val") is not None:
+            val = find_data(Workspace(out), own, "val")
+    return run(images, asked, out, score=lowest, val=val, names=names)
 
 
 def check(

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from deploy.teachers.asked import Asked
+
 from ..workspace import Workspace
 
 if TYPE_CHECKING:
@@ -136,6 +138,18 @@ def ending_in(
     if output_stride is not None:
         architecture = architecture.with_stride(int(output_stride))
     return architecture if head is None else architecture.with_(head=head)
+
+
+def asked_of(asked: Asked) -> Asked | None:
+    """Return a teacher that is asked for; options of none are an error."""
+    from supernet.errors import UserError
+
+    if asked.teacher is not None:
+        return asked
+    for flag in ("format", "size", "norm", "names"):
+        if getattr(asked, f"teacher_{flag}") is not None:
+            raise UserError(f"--teacher-{flag}: of which teacher? give --teacher")
+    return None
 
 
 def find_data(workspace: Workspace, root: Path | None, split: str) -> "DetectionSet":

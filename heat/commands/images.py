@@ -125,6 +125,7 @@ def bench(
     """
     from deploy.edge.runtimes import check_threads
     from supernet.errors import UserError
+    from supernet.heatdetr.input_size import parse_sides
 
     from ..stages.bench import bench as run
 
@@ -132,12 +133,6 @@ def bench(
         raise UserError("which models? heat bench BUNDLE...")
     if threads is not None:
         check_threads(threads)
-    size = None
-    if input_size is not None:
-        height, _, width = input_size.partition("x")
-        if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-            raise UserError(f"--input-size {input_size}: HxW is needed, 640x640 for instance")
-        size = int(height), int(width)
     return run(
         [Path(model) for model in models],
         runtime=runtime,
@@ -145,6 +140,6 @@ def bench(
         threads=threads,
         rounds=rounds,
         crowd=throughput,
-        input_hw=size,
+        input_hw=None if input_size is None else parse_sides(input_size),
         picture=picture,
     )

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, Token, convert
 
+from deploy.teachers.asked import Asked
+
 Format = Literal["onnx", "openvino", "tensorrt"]
 RuntimeName = Literal["onnxruntime", "openvino", "tensorrt", "torch"]
 SpaceName = Literal["micro", "mini", "midi", "base", "large"]
@@ -98,6 +100,9 @@ Resume = Annotated[
     ),
 ]
 Restart = Annotated[bool, Parameter(help="Begin again, replacing what exists.")]
+
+Teaching = Annotated[Asked, Parameter(name="*")]
+NO_TEACHER = Asked()
 
 
 def whole(kind: Any, tokens: Sequence[Token]) -> Any:

@@ -7,8 +7,9 @@ from cyclopts import Parameter
 
 from ..records import Result
 from ..workspace import DEFAULT, Workspace
-from .find import attending, ending_in, find_data
+from .find import asked_of, attending, ending_in, find_data
 from .options import (
+    NO_TEACHER,
     Accumulate,
     AttentionName,
     Autocast,
@@ -27,6 +28,7 @@ from .options import (
     Rounds,
     Seed,
     Size,
+    Teaching,
     TensorBoard,
     Window,
     Workers,
@@ -50,6 +52,8 @@ def train(
             "What fits by name and shape is taken, class outputs by class name."
         ),
     ] = None,
+    teacher: Teaching = NO_TEACHER,
+    unlabelled: Path | None = None,
     attention: AttentionName = None,
     rounds: Rounds = None,
     window: Window = None,
@@ -79,6 +83,8 @@ def train(
     Args:
         data: Folder in COCO or YOLO format with a train split; images without boxes are trained on
             as background. AP is reported on its val split, if it has one.
+        unlabelled: Folder of images without labels, nested or not: the teacher's boxes are learnt
+            there, weighted by their scores.
         recipe: small trains from scratch on small sets; 1x and 3x are the paper's; detr and
             sam-detr are their authors'; mtkd fine-tunes a trained DETR (--weights) so that accuracy
             holds with ACT of --rounds.
@@ -105,6 +111,9 @@ def train(
     from ..stages.train import judge_on
     from ..stages.train import train as run
 
+    asked = asked_of(teacher)
+    if unlabelled is not None and asked is None:
+        raise UserError(f"--unlabelled {unlabelled}: who labels these images? give --teacher")
     workspace = Workspace(out)
     train_set = find_data(workspace, data, "train")
     chosen: AnyArchitecture
@@ -160,6 +169,8 @@ def train(
         backbone=backbone,
         weights=weights,
         students=(ROUNDS if rounds is None else rounds) if recipe == "mtkd" else None,
+        teacher=asked,
+        unlabelled=unlabelled,
         running=running,
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from deploy.gate import torch_detect
+from deploy.teachers.asked import Asked
 from supernet.checkpoint import read_info
 from supernet.data.average_precision import known
 from supernet.data.detection_set import DetectionSet, check_trainable
@@ -34,6 +35,7 @@ from ..thinning.source import load_supernet
 from ..thinning.thinned import need_thinned
 from ..views.learning import draw_batches, draw_learning
 from ..workspace import Workspace
+from .lesson import lesson_of
 
 
 def train(
@@ -46,15 +48,21 @@ def train(
     backbone: Path | None = None,
     weights: Path | None = None,
     students: int | None = None,
+    teacher: Asked | None = None,
+    unlabelled: Path | None = None,
     running: Running | None = None,
 ) -> Result:
     """Train a detector; class count and names come from the data.
 
     It starts from the supernet's weights, from a pretrained backbone, from what fits of another
     network's `weights` (a file, or a workspace), or from scratch. `students` are the hash functions
-    of ACT that MTKD teaches a trained DETR.
+    of ACT that MTKD teaches a trained DETR. Of a `teacher` it learns
+    beside the labels, and on `unlabelled` images.
     """
-    check_trainable(data)
+    if teacher is None:
+        check_trainable(data)
+    elif students is not None:
+        raise UserError("--recipe mtkd has the network itself as its teacher: leave --teacher out")
     architecture = architecture.with_(num_classes=data.num_classes)
     torch.manual_seed(config.seed)
     network = _inherited(workspace, architecture) if from_supernet else build(architecture)
@@ -64,9 +72,20 @@ def train(
     loaded = start_from(backbone, network, start)
     taken = None if weights is None else _take(weights, workspace, network, data.names, start)
     network.set_drop_path(config.drop_path)
-    task: Task = task_of(network, data)
-    if students is not None:
+    task: Task
+    lesson = None
+    if teacher is not None:
+        restart = running is not None and running.restart
+        lesson = lesson_of(
+            teacher, network, data, workspace.train, unlabelled=unlabelled, restart=restart
+        )
+        task, data = lesson.task, lesson.data
+        start["teacher"] = lesson.digest
+        check_trainable(data)
+    elif students is not None:
         task = _distill(network, data, students, taken)
+    else:
+        task = task_of(network, data)
     with claimed(workspace.train) if first_process() else nullcontext():
         if first_process():
             first = workspace.train / "first-batches.jpg"
@@ -82,6 +101,7 @@ def train(
         "inherited": from_supernet,
         "backbone": loaded,
         "weights": taken.facts() if taken is not None else None,
+        "teacher": lesson.facts if lesson is not None else None,
     }
     if done.leads:
         history = read_info(done.checkpoint).history

@@ -7,7 +7,7 @@ by a part of a pixel would blur what evaluation sees sharp.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -130,7 +130,7 @@ def _cropped(image: LabelledImage, rng: np.random.Generator) -> LabelledImage:
     left, top = (int(v) for v in np.floor(rng.uniform(0, 1, 2) * (size - sides + 1)))
     cut = image.pixels[top : top + sides[1], left : left + sides[0]]
     corner = np.array([left, top], dtype=np.float64)
-    return LabelledImage(cut, image.boxes_xyxy - np.tile(corner, 2), image.labels)
+    return replace(image, pixels=cut, boxes_xyxy=image.boxes_xyxy - np.tile(corner, 2))
 
 
 def _scaled(image: LabelledImage, scale: float) -> npt.NDArray[np.int64]:
@@ -178,23 +178,26 @@ def _placed(
     kept = (sides.min(axis=1, initial=np.inf) > MIN_SIDE_PX) & (
         sides.prod(axis=1) > MIN_VISIBLE * before
     )
-    return LabelledImage(canvas, boxes[kept], image.labels[kept])
+    weights = None if image.weights is None else image.weights[kept]
+    return LabelledImage(canvas, boxes[kept], image.labels[kept], weights)
 
 
 def _finish(
     parts: Sequence[LabelledImage], config: AugmentConfig, rng: np.random.Generator
 ) -> LabelledImage:
     """Join the objects of images on one canvas, flip and recolour it."""
+    weights = [part.weights for part in parts if part.weights is not None]
     image = LabelledImage(
         parts[0].pixels,
         np.concatenate([part.boxes_xyxy for part in parts]),
         np.concatenate([part.labels for part in parts]),
+        np.concatenate(weights) if weights else None,
     )
     for axis, chance in ((1, config.flip), (0, config.flip_vertical)):
         if chance and rng.random() < chance:
             image = _flipped(image, axis)
     pixels = recoloured(np.ascontiguousarray(image.pixels), config, rng)
-    return LabelledImage(pixels, image.boxes_xyxy.astype(np.float32), image.labels)
+    return replace(image, pixels=pixels, boxes_xyxy=image.boxes_xyxy.astype(np.float32))
 
 
 def _flipped(image: LabelledImage, axis: int) -> LabelledImage:
@@ -202,7 +205,7 @@ def _flipped(image: LabelledImage, axis: int) -> LabelledImage:
     near, far = (0, 2) if axis == 1 else (1, 3)
     boxes = image.boxes_xyxy.copy()
     boxes[:, [near, far]] = image.pixels.shape[axis] - boxes[:, [far, near]]
-    return LabelledImage(np.flip(image.pixels, axis), boxes, image.labels)
+    return replace(image, pixels=np.flip(image.pixels, axis), boxes_xyxy=boxes)
 
 
 def recoloured(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:

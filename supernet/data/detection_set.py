@@ -40,6 +40,8 @@ class Record:
     areas_px: npt.NDArray[np.float64] | None = None
     """Areas that decide what is small, medium or large, [N]; None for those of the boxes."""
     crowds: tuple[Crowd, ...] = ()
+    weights: npt.NDArray[np.float32] | None = None
+    """How much each box counts in training, [N], from 0 to 1; None for 1 each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,8 @@ class DetectionSet:
             found.update(np.ascontiguousarray(record.labels).tobytes())
             if record.areas_px is not None:
                 found.update(np.ascontiguousarray(record.areas_px).tobytes())
+            if record.weights is not None:
+                found.update(np.ascontiguousarray(record.weights).tobytes())
         return found.hexdigest()
 
     def of(self, records: Sequence[Record]) -> Self:

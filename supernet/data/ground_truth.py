@@ -12,7 +12,17 @@ class GroundTruth:
 
     boxes_xyxy: Tensor
     labels: Tensor
+    weights: Tensor | None = None
+    """How much each counts in the loss, [N]; None for 1 each."""
 
     def to(self, device: torch.device) -> "GroundTruth":
         """Return the same objects on a device."""
-        return GroundTruth(self.boxes_xyxy.to(device), self.labels.to(device))
+        weights = None if self.weights is None else self.weights.to(device)
+        return GroundTruth(self.boxes_xyxy.to(device), self.labels.to(device), weights)
+
+    @property
+    def shares(self) -> Tensor:
+        """The weight of each object, [N]."""
+        if self.weights is None:
+            return torch.ones(len(self.labels), device=self.labels.device)
+        return self.weights

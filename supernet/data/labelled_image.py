@@ -24,6 +24,8 @@ class LabelledImage:
     """Corners in pixels of `pixels`, [N, 4]: float32, between steps of augmentation float64."""
     labels: npt.NDArray[np.int64]
     """Class indices, [N]."""
+    weights: npt.NDArray[np.float32] | None = None
+    """How much each object counts, [N]; None for 1 each."""
 
 
 def load_image(record: Record, shrink: int = 1) -> LabelledImage:
@@ -37,4 +39,4 @@ def load_image(record: Record, shrink: int = 1) -> LabelledImage:
         raise DataError(f"cannot decode {record.path}: see heat data check, or remove it")
     ratio = np.array(pixels.shape[1::-1]) / (record.width, record.height)
     boxes = record.boxes_xyxy * np.tile(ratio, 2).astype(np.float32)
-    return LabelledImage(pixels, boxes, record.labels)
+    return LabelledImage(pixels, boxes, record.labels, record.weights)

@@ -100,9 +100,10 @@ def aligned_loss(
             CENTER_RADIUS * decode.stride,
         )
         labels_P = target.labels[found.boxes_P]
-        wanted_BMK[index, found.anchors_P, labels_P] = found.targets_P
+        targets_P = found.targets_P * target.shares[found.boxes_P]
+        wanted_BMK[index, found.anchors_P, labels_P] = targets_P
         hit_P = giou_pairs(predicted_M4[found.anchors_P], target.boxes_xyxy[found.boxes_P])
-        boxes = boxes + (found.targets_P * (1 - hit_P)).sum()
+        boxes = boxes + (targets_P * (1 - hit_P)).sum()
         positives += len(found.anchors_P)
     divisor = wanted_BMK.sum().clamp_min(1.0)
     classes = F.binary_cross_entropy_with_logits(logits_BMK, wanted_BMK, reduction="sum")

@@ -91,7 +91,9 @@ class Samples(Keyed):
         else:
             image = augment(self.load(index), self.input_hw, config.augment, rng)
         return torch.from_numpy(image.pixels), GroundTruth(
-            torch.from_numpy(image.boxes_xyxy), torch.from_numpy(image.labels)
+            torch.from_numpy(image.boxes_xyxy),
+            torch.from_numpy(image.labels),
+            None if image.weights is None else torch.from_numpy(image.weights),
         )
 
     def load(self, index: int) -> LabelledImage:

@@ -78,11 +78,11 @@ def set_loss(
     height, width = input_hw
     unit = torch.tensor([width, height] * 2, dtype=torch.float32, device=boxes_SBQ4.device)
     wanted = [xyxy_to_cxcywh(target.boxes_xyxy.to(unit) / unit) for target in targets]
-    objects = max(1, sum(len(boxes) for boxes in wanted))
+    objects = max(1.0, sum(float(t.shares.sum()) for t in targets))
     zero = logits_SBQK.new_zeros(())
     classes, l1, giou = zero, zero, zero
     for logits_BQK, boxes_BQ4 in zip(logits_SBQK.float(), boxes_SBQ4.float(), strict=True):
-        labels, found, truth = [], [], []
+        labels, found, truth, shares, weighted = [], [], [], [], []
         for logits, boxes, wished, target in zip(
             logits_BQK, boxes_BQ4, wanted, targets, strict=True
         ):
@@ -90,13 +90,18 @@ def set_loss(
             label_Q = torch.full((len(logits),), -1, device=logits.device)
             label_Q[queries] = target.labels[rows]
             labels.append(label_Q)
+            weight_P = target.shares[rows]
+            shares.append(torch.ones_like(logits[:, 0]).index_put((queries,), weight_P))
+            weighted.append(weight_P)
             found.append(boxes[queries])
             truth.append(wished[rows])
-        classes = classes + class_loss(logits_BQK, torch.stack(labels), objects, weights)
+        label_BQ, share_BQ = torch.stack(labels), torch.stack(shares)
+        classes = classes + class_loss(logits_BQK, label_BQ, share_BQ, objects, weights)
+        weight_P = torch.cat(weighted)
         found_P4, truth_P4 = torch.cat(found), torch.cat(truth)
-        l1 = l1 + (found_P4 - truth_P4).abs().sum() / objects
+        l1 = l1 + (weight_P[:, None] * (found_P4 - truth_P4).abs()).sum() / objects
         overlap = giou_pairs(cxcywh_to_xyxy(found_P4), cxcywh_to_xyxy(truth_P4))
-        giou = giou + (1 - overlap).sum() / objects
+        giou = giou + (weight_P * (1 - overlap)).sum() / objects
     return {
         "classes": weights.classes * classes,
         "l1": weights.l1 * l1,
@@ -104,13 +109,22 @@ def set_loss(
     }
 
 
-def class_loss(logits_BQK: Tensor, labels_BQ: Tensor, objects: int, weights: SetWeights) -> Tensor:
-    """Return the loss of the classes; a label of -1 is no object."""
+def class_loss(
+    logits_BQK: Tensor,
+    labels_BQ: Tensor,
+    shares_BQ: Tensor,
+    objects: float,
+    weights: SetWeights,
+) -> Tensor:
+    """Return the loss of the classes; a label of -1 is no object, `shares` weigh the queries."""
     K = logits_BQK.shape[-1]
     if weights.focal:
         one_hot = F.one_hot(labels_BQ.clamp_min(0), K).to(logits_BQK)
-        return focal_loss(logits_BQK, one_hot * (labels_BQ >= 0)[..., None]) / objects
+        found = one_hot * (labels_BQ >= 0)[..., None]
+        return focal_loss(logits_BQK, found, shares_BQ[..., None]) / objects
     share = logits_BQK.new_ones(K)
     share[-1] = weights.nothing
     wanted = labels_BQ.where(labels_BQ >= 0, K - 1)
-    return F.cross_entropy(logits_BQK.flatten(0, 1), wanted.flatten(), share)
+    loss_N = F.cross_entropy(logits_BQK.flatten(0, 1), wanted.flatten(), reduction="none")
+    share_N = share[wanted.flatten()] * shares_BQ.flatten()
+    return (share_N * loss_N).sum() / share_N.sum()

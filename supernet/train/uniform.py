@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,7 +18,7 @@ FOCAL_GAMMA = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """The two terms, weighted 1 : 1, and the number of positive pairs they are divided by."""
+    """The two terms, weighted 1 : 1, divided by the weights of the positive pairs; their number."""
 
     classes: Tensor
     boxes: Tensor
@@ -29,13 +30,14 @@ class Loss:
         return self.classes + self.boxes
 
 
-def focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of the sigmoid focal loss (Lin et al. 2017)."""
+def focal_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Sum of the sigmoid focal loss (Lin et al. 2017); `weights` broadcast with the logits."""
     p = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     p_true = p * targets + (1 - p) * (1 - targets)
     alpha = FOCAL_ALPHA * targets + (1 - FOCAL_ALPHA) * (1 - targets)
-    return (alpha * (1 - p_true) ** FOCAL_GAMMA * cross_entropy).sum()
+    loss = alpha * (1 - p_true) ** FOCAL_GAMMA * cross_entropy
+    return loss.sum() if weights is None else (loss * weights).sum()
 
 
 def detection_loss(
@@ -48,15 +50,23 @@ def detection_loss(
     logits_BMK = logits_BAKhw.flatten(3).transpose(2, 3).reshape(B, -1, K)
     classes = logits_BAKhw.new_zeros(())
     boxes = deltas_BA4hw.sum() * 0.0
+    divisor = logits_BAKhw.new_zeros(())
     positives = 0
     for logits_MK, predicted_M4, target in zip(logits_BMK, predicted_BM4, targets, strict=True):
         matched = match(anchors_M4, predicted_M4.detach(), target.boxes_xyxy, target.labels)
         valid_M = matched.targets_M != IGNORED
         one_hot_MK = F.one_hot(matched.targets_M.clamp_min(0), K).to(logits_MK)
         one_hot_MK = one_hot_MK * (matched.targets_M >= 0)[:, None]
-        classes = classes + focal_loss(logits_MK[valid_M], one_hot_MK[valid_M])
+        weights_P = target.shares[matched.boxes_P]
+        weights_M = torch.ones_like(logits_MK[:, 0]).scatter_reduce(
+            0, matched.anchors_P, weights_P, "amax", include_self=False
+        )
+        classes = classes + focal_loss(
+            logits_MK[valid_M], one_hot_MK[valid_M], weights_M[valid_M][:, None]
+        )
         overlap_P = giou_pairs(predicted_M4[matched.anchors_P], target.boxes_xyxy[matched.boxes_P])
-        boxes = boxes + (1 - overlap_P).sum()
+        boxes = boxes + (weights_P * (1 - overlap_P)).sum()
+        divisor = divisor + weights_P.sum()
         positives += len(matched.anchors_P)
-    divisor = max(1, positives)
+    divisor = divisor.clamp_min(1.0)
     return Loss(classes / divisor, boxes / divisor, positives)

@@ -1,0 +1,216 @@
+"""What a small network learns from a larger one, and from its labels of images without any.
+
+    python benchmarks/detector_teacher.py distil --data DIR --work DIR --name bccd \
+        --teacher-epochs 35 --epochs 12 --seeds 0,1
+    python benchmarks/detector_teacher.py halves --data DIR --work DIR --name halves-aquarium \
+        --epochs 36 --seeds 0,1
+    python benchmarks/detector_teacher.py labels --data DIR --work DIR --name labels-bccd \
+        --teacher-epochs 35
+
+`distil` trains a teacher (heat-m of `frontier.py`) with `heat train`, and students (heat-xs) with
+and without --teacher. `halves` hides the labels of every second training image: a network is
+trained on half of the labels, teaches one like it that is given the other images without labels
+(--unlabelled), and a third one has all labels. `labels` compares what `heat label --score auto` by
+the teacher writes for the test split with that split's labels, at IoU 0.5. All trainings are
+`--recipe small` and go on where they were interrupted; AP is that of the val split after the last
+epoch. Seeds and epochs are in the result, the last line, which with --name goes to
+benchmarks/results/detector-teacher-NAME.json.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from frontier import OURS
+from result import RESULTS, tell
+
+from supernet.checkpoint import read_info
+from supernet.data.coco import load_split
+from supernet.data.coco_file import ResultRow
+from supernet.data.detection_set import DetectionSet
+from supernet.data.true_positives import hits_by_class
+from supernet.heatdetr.input_size import parse_size
+
+
+def train(
+    options: argparse.Namespace,
+    name: str,
+    out: str,
+    *more: object,
+    epochs: int,
+    seed: int,
+    data: Path | None = None,
+) -> dict[str, Any]:
+    """Train one of `frontier.py`'s networks, or continue it; return its AP and how it was made."""
+    architecture = options.work / f"{name}.json"
+    size = parse_size(options.input_size)
+    OURS[name].with_(input_size=size).with_stride(16).save(architecture)
+    folder = options.work / out
+    command = [
+        sys.executable, "-m", "heat", "train", "--data", data or options.data,
+        "--architecture", architecture, "--recipe", "small", "--epochs", epochs,
+        "--batch-size", 8, "--eval-every", 10, "--workers", options.workers, "--seed", seed,
+        "--resume", "--out", folder, *more,
+    ]  # fmt: skip
+    run(command)
+    stage = json.loads((folder / "run.json").read_text())["stages"]["train"]
+    last = read_info(folder / "train" / "weights.safetensors").history[-1]
+    facts = {
+        "network": name,
+        "epochs": stage["epochs"],
+        "seed": seed,
+        "images": stage["images"],
+        "ap": round(last["ap"], 4),
+        "ap50": round(last["ap50"], 4),
+    }
+    if stage.get("teacher") is not None:
+        kept = ("learnt", "boxes", "unlabelled")
+        facts["taught"] = {key: stage["teacher"][key] for key in kept if key in stage["teacher"]}
+    return facts
+
+
+def run(command: Sequence[object]) -> None:
+    """Run a command with its stdout on stderr."""
+    line = [str(part) for part in command]
+    print(" ".join(line), file=sys.stderr, flush=True)
+    subprocess.run(line, check=True, stdout=sys.stderr, env=dict(os.environ))
+
+
+def distil(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the teacher, and students of each seed with and without it."""
+    teacher = train(options, options.teacher, "teacher", epochs=options.teacher_epochs, seed=0)
+    arms: dict[str, list[dict[str, Any]]] = {"plain": [], "distilled": []}
+    for seed in options.seeds:
+        for arm, runs in arms.items():
+            more = ["--teacher", options.work / "teacher"] if arm == "distilled" else []
+            runs.append(
+                train(
+                    options, options.student, f"{arm}-{seed}", *more,
+                    epochs=options.epochs, seed=seed,
+                )
+            )  # fmt: skip
+    return {"teacher": teacher, **arms}
+
+
+def labels(options: argparse.Namespace) -> dict[str, Any]:
+    """Return precision and recall of a teacher's labels of the test split."""
+    teacher = train(options, options.teacher, "teacher", epochs=options.teacher_epochs, seed=0)
+    out, truth = options.work / "labelled", load_split(options.data, "test")
+    run(
+        (
+            *(sys.executable, "-m", "heat", "label", options.data / "test"),
+            *("--teacher", options.work / "teacher", "--data", options.data, "--out", out),
+        )
+    )
+    file = json.loads((out / "annotations" / "instances_train.json").read_text())
+    ids = {record.path.name: record.image_id for record in truth.records}
+    image_of = {image["id"]: ids[image["file_name"]] for image in file["images"]}
+    rows: list[ResultRow] = [
+        {
+            "image_id": image_of[each["image_id"]],
+            "category_id": truth.category_ids[each["category_id"] - 1],
+            "bbox": each["bbox"],
+            "score": each["score"],
+        }
+        for each in file["annotations"]
+    ]
+    hits = hits_by_class(rows, truth)
+    classes = {
+        name: {
+            "objects": each.objects,
+            "labels": len(each.right),
+            "threshold": file["info"]["thresholds"][name],
+            "precision": round(float(each.right.mean()), 4) if len(each.right) else None,
+            "recall": round(float(each.right.sum()) / max(1, each.objects), 4),
+        }
+        for name, each in zip(truth.names, hits, strict=True)
+    }
+    uncertain = (out / "uncertain.csv").read_text().count("\n") - 1
+    thresholds = file["info"]["thresholds_are"]
+    return {
+        "teacher": teacher, "classes": classes, "uncertain": uncertain, "thresholds": thresholds
+    }  # fmt: skip
+
+
+def halves(options: argparse.Namespace) -> dict[str, Any]:
+    """Return networks trained on half of the labels, half and the rest's boxes, and all labels."""
+    half, rest = split(load_split(options.data, "train"), options.data, options.work)
+    arms: dict[str, list[dict[str, Any]]] = {"half": [], "half and unlabelled": [], "all": []}
+    for seed in options.seeds:
+        of = {"epochs": options.epochs, "seed": seed}
+        first = f"half-{seed}"
+        arms["half"].append(train(options, options.student, first, data=half, **of))
+        more = ["--teacher", options.work / first, "--unlabelled", rest]
+        arms["half and unlabelled"].append(
+            train(options, options.student, f"unlabelled-{seed}", *more, data=half, **of)
+        )
+        arms["all"].append(train(options, options.student, f"all-{seed}", **of))
+    return arms
+
+
+def split(data: DetectionSet, root: Path, work: Path) -> tuple[Path, Path]:
+    """Write a set of every second training image, with the same val, and the others' images."""
+    half, rest = work / "half", work / "rest"
+    truth = data.ground_truth
+    kept = {record.image_id for record in data.records[::2]}
+    truth["images"] = [image for image in truth["images"] if image["id"] in kept]
+    truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] in kept]
+    for folder in (half / "annotations", half / "train", rest):
+        folder.mkdir(parents=True, exist_ok=True)
+    (half / "annotations" / "instances_train.json").write_text(json.dumps(truth))
+    val = root.absolute() / "annotations" / "instances_val.json"
+    for link, target in ((half / "annotations" / val.name, val), (half / "val", root / "val")):
+        if not link.is_symlink():
+            link.symlink_to(target.absolute())
+    for index, record in enumerate(data.records):
+        shutil.copy2(record.path, rest if index % 2 else half / "train")
+    return half, rest
+
+
+DOING = {"distil": distil, "halves": halves, "labels": labels}
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=DOING)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="trained networks are kept here")
+    parser.add_argument("--input-size", default="320x320")
+    parser.add_argument("--teacher", default="heat-m", choices=OURS)
+    parser.add_argument("--student", default="heat-xs", choices=OURS)
+    parser.add_argument("--teacher-epochs", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--name")
+    options = parser.parse_args()
+    options.seeds = [int(seed) for seed in options.seeds.split(",")]
+    options.work.mkdir(parents=True, exist_ok=True)
+    found = DOING[options.what](options)
+    means = {
+        arm: round(sum(run["ap"] for run in runs) / len(runs), 4)
+        for arm, runs in found.items()
+        if isinstance(runs, list)
+    }
+    result = {
+        "data": options.data.name,
+        "input_size": options.input_size,
+        "what": options.what,
+        **({"mean_ap": means} if means else {}),
+        **found,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    tell(result, RESULTS / f"detector-teacher-{options.name}.json" if options.name else None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""A detector in a folder of the transformers library (`save_pretrained`), run in torch."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from supernet.data.evaluate import Found
+from supernet.errors import UserError
+from supernet.letterbox import Image
+
+from .inputs import InputRule, read_json, stated_fit, stated_values, to_image
+from .outputs import read, recognised
+
+
+class TransformersDetector:
+    """Finds objects with a transformers model that has logits and pred_boxes."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load model and preprocessing; nothing is downloaded."""
+        try:
+            transformers = importlib.import_module("transformers")
+        except ImportError:
+            raise UserError(f"{folder} needs transformers: pip install transformers") from None
+        try:
+            model: Any = transformers.AutoModelForObjectDetection.from_pretrained(
+                str(folder), local_files_only=True
+            )
+        except Exception as error:  # whatever the model's code raises
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{folder} holds no detector for transformers: {reason}") from None
+        self._model = model.eval()
+        labels = {int(key): str(name) for key, name in model.config.id2label.items()}
+        self.names = tuple(labels[index] for index in sorted(labels))
+        processor = read_json(folder / "preprocessor_config.json")
+        if processor is None:
+            raise UserError(f"{folder} has no preprocessor_config.json: save its processor there")
+        self._rule = InputRule(stated_fit(processor), stated_values(processor))
+
+    def __str__(self) -> str:
+        """Return what was found, for a log line."""
+        return type(self._model).__name__
+
+    def detect(self, image: Image) -> Found:
+        """Find objects: boxes in pixels of the image, scores, class indices."""
+        pixels, ratio = self._rule.prepare(image)
+        with torch.inference_mode():
+            found = self._model(pixel_values=torch.from_numpy(pixels))
+        outputs = {
+            name: np.asarray(found[name].float())
+            for name in ("logits", "pred_boxes")
+            if name in found
+        }
+        format = recognised(outputs, len(self.names))
+        hw = (pixels.shape[2], pixels.shape[3])
+        boxes, scores, labels = read(format, outputs, hw, len(self.names))
+        return to_image(boxes, ratio, image.shape[:2]), scores, labels
