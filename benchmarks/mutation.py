@@ -80,9 +80,9 @@ SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
 def faults(tree: ast.Module) -> Iterator[tuple[str, Replace]]:
     """Yield every fault that can be put into a module: where it is, and what puts it there."""
     ignored = set()
-    for node in ast.walk(tree):  # annotations and docstrings are no behaviour
-        for name in ("annotation", "returns"):
-            part = getattr(node, name, None)
+    for node in ast.walk(tree):  # annotations, decorators and docstrings are no behaviour
+        parts = [getattr(node, "annotation", None), getattr(node, "returns", None)]
+        for part in (*parts, *getattr(node, "decorator_list", ())):
             ignored |= {id(n) for n in ast.walk(part)} if part is not None else set()
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             ignored.add(id(node.value))

@@ -136,6 +136,7 @@ def test_a_bundle_is_loaded_after_its_hashes_are_checked(tmp_path: Path) -> None
     model.write_bytes(content + b"\0")
     with pytest.raises(BundleError, match="is not the file the card describes"):
         Bundle(folder)
+    assert "is not the file the card describes" in fails(2, "bench", folder)
     model.unlink()
     (tmp_path / "elsewhere").write_bytes(content)
     model.symlink_to(tmp_path / "elsewhere")
