@@ -6,8 +6,11 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 QUICK := not slow and not gpu and not network
 PROCESSES ?= 2
+LOWEST ?= python3.11
+NEWEST ?= $(shell for v in 3.14 3.13 3.12; do command -v python$$v && break; done)
+COVERED ?= tests
 
-.PHONY: demo test docs format audit release clean
+.PHONY: demo test docs coverage test-lowest test-newest format audit release clean
 
 demo: $(VENV)/.installed  ## the whole pipeline on drawn cells, to a target FPS on this CPU
 	@test -d $(DEMO)/cells || $(BIN)/heat data cells $(DEMO)/cells > /dev/null
@@ -31,6 +34,27 @@ docs: $(VENV)/.installed  ## the pages of docs/, into build/docs; dead links are
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "docs: build/docs/index.html  (search works where a server serves them: mkdocs serve)"
 
+coverage: $(VENV)/.installed  ## branch coverage of the four packages, processes included
+	$(BIN)/python -m pip install --quiet "coverage>=7.10"
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m coverage run -m pytest -m "$(QUICK)" $(COVERED)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --skip-covered
+
+# The same tests in environments of their own: the lowest versions that pyproject.toml allows, and
+# the newest ones on the newest Python. LOWEST and NEWEST name the Pythons.
+test-lowest:
+	$(LOWEST) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct \
+		--editable ".[dev]"
+	.venv-lowest/bin/python -m pytest -m "$(QUICK) and not alone" --numprocesses $(PROCESSES)
+
+test-newest:
+	$(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --editable ".[dev]"
+	.venv-newest/bin/python -m pytest -m "$(QUICK) and not alone" --numprocesses $(PROCESSES)
+
 format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -49,4 +73,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) heat-run build dist *.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-newest $(DEMO) heat-run build dist *.egg-info .coverage*

@@ -56,7 +56,7 @@ class Place:
 def build(out: Path, python: str, work: Path) -> Path:
     """Build the sdist, and the wheel from it; return the wheel."""
     place = Place(work / "build", python)
-    place.install("build", "setuptools", "wheel")
+    place.install("build", "setuptools>=77", "wheel")
     shutil.rmtree(out, ignore_errors=True)
     place.run("python", "-m", "build", "--no-isolation", "--outdir", str(out.absolute()), str(ROOT))
     (wheel,) = out.glob("*.whl")

@@ -21,8 +21,11 @@ import cv2
 import numpy as np
 import torch
 
+from deploy.edge.capture import Source, is_animated
 from deploy.edge.detect import Bundle, read_card
+from deploy.edge.runtimes import open_session
 from deploy.export import export_bundle
+from deploy.feeds import described, inputs_of, refuse_open_ranks
 from deploy.form import Form
 from heat.cli import main
 from heat.commands.fleet_file import read_fleet
@@ -46,6 +49,7 @@ from supernet.data.formats import format_of, read_export
 from supernet.data.shapes import make_shapes
 from supernet.errors import HeatError
 from supernet.graph.style import FORMS_VERSION
+from supernet.graph.writer import GraphWriter
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import SearchSpace
@@ -230,6 +234,43 @@ def read_bundle(folder: Path) -> object:
         return bundle.detect(np.zeros((40, 60, 3), np.uint8))
 
 
+def write_video(folder: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    writer = cv2.VideoWriter(str(folder / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (32, 24))
+    for shift in range(6):
+        writer.write(np.roll(pixels, shift, 1))
+    writer.release()
+
+
+def read_video(folder: Path) -> object:
+    """Read the frames as `heat detect` does: at most a hundred, what cannot be read is counted."""
+    source = Source(str(folder / "a.avi"))
+    try:
+        frames = 0
+        while frames < 100 and source.read() is not None:
+            frames += 1
+        return frames, source.missing(frames), is_animated(folder / "a.avi")
+    finally:
+        source.close()
+
+
+def write_model(folder: Path) -> None:
+    graph = GraphWriter()
+    x = graph.input("x", (1, 3, 8, 8))
+    weights = np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)
+    y = graph.unary("Sigmoid", graph.binary("Mul", x, graph.const(weights)))
+    model = graph.model([("y", y, "float32")])
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+
+
+def read_model(folder: Path) -> object:
+    """Load it and make inputs for it as the process of `heat bench` does."""
+    path = folder / "model.onnx"
+    with open_session("onnxruntime", path, 1) as session:
+        refuse_open_ranks(session, path)
+        return described(inputs_of(session))
+
+
 def write_thinned(folder: Path) -> None:
     out = ("--out", str(folder))
     size = ("--space", "micro", "--input-size", "64x96")
@@ -302,6 +343,8 @@ READERS: Mapping[str, Reader] = {
         lambda folder: table_from_results(folder / "results.jsonl"),
         write_results, ("results.jsonl",),
     ),
+    "video": Reader(read_video, write_video, ("a.avi",)),
+    "model": Reader(read_model, write_model, ("model.onnx",)),
     "bundle": Reader(read_bundle, write_bundle, ("bundle/card.json",)),
     "thinned": Reader(read_thinned, write_thinned, ("run.json", "thin/architecture.json")),
     "run": Reader(

@@ -6,6 +6,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
+from supernet import version
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -74,3 +78,14 @@ def test_every_package_is_shipped() -> None:
         for path in (ROOT / top).rglob("__init__.py")
     }
     assert shipped == found
+
+
+def test_a_build_names_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a checkout git is asked; in an installed package a file has the answer."""
+    found = version.commit_of(ROOT)
+    if (ROOT / ".git").exists():
+        assert found is not None and len(found.rstrip("+")) == 12
+    assert version.commit_of(tmp_path) is None
+    monkeypatch.setattr(version, "COMMIT_FILE", tmp_path / "commit.txt")
+    (tmp_path / "commit.txt").write_text("0123456789ab\n")
+    assert version.version_line() == f"{version.__version__} (0123456789ab)"

@@ -136,6 +136,7 @@ def test_a_bundle_is_loaded_after_its_hashes_are_checked(tmp_path: Path) -> None
     model.write_bytes(content + b"\0")
     with pytest.raises(BundleError, match="is not the file the card describes"):
         Bundle(folder)
+    assert "is not the file the card describes" in fails(2, "bench", folder)
     model.unlink()
     (tmp_path / "elsewhere").write_bytes(content)
     model.symlink_to(tmp_path / "elsewhere")
@@ -182,19 +183,22 @@ def test_another_machines_shell_gets_no_commands(
 
 
 SECRET = "hunter2"
+STREAMS = (
+    f"rtsp://me:{SECRET}@127.0.0.1:1/live",
+    f"http://127.0.0.1:1/a.mp4?token={SECRET}",
+    f"rtsp://127.0.0.1:1/user=admin_password={SECRET}",
+)
 
 
-@pytest.mark.parametrize(
-    "source",
-    [f"rtsp://me:{SECRET}@127.0.0.1:1/live", f"http://127.0.0.1:1/a.mp4?token={SECRET}",
-     f"rtsp://127.0.0.1:1/user=admin_password={SECRET}"],
-)  # fmt: skip
-def test_a_streams_password_is_shown_nowhere(source: str, tmp_path: Path) -> None:
+def test_a_streams_password_is_shown_nowhere(tmp_path: Path) -> None:
+    """Neither by HEAT nor by OpenCV and FFmpeg, whose lines come from the same process."""
     write_bundle(tmp_path)
-    command = [sys.executable, "-m", "heat", "detect", tmp_path / "bundle", source, "--save", "out"]
+    command = [sys.executable, "-m", "heat", "detect", tmp_path / "bundle", *STREAMS]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert done.returncode == 2 and "***" in done.stderr
+    done = subprocess.run(
+        [*command, "--save", "out"], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 2 and done.stderr.count("***") >= len(STREAMS), done.stderr
     shown = [done.stdout, done.stderr]
     shown += [path.read_text("utf-8", "replace") for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(SECRET in text for text in shown)

@@ -56,6 +56,13 @@ def file_hash(path: Path) -> str:
         raise BundleError(f"cannot read {path}: {error.strerror}; export again") from None
 
 
+def check_files(folder: Path, card: Card) -> None:
+    """Raise `BundleError` where a file of a bundle is not the one that its card describes."""
+    for name, expected in card["files"].items():
+        if file_hash(folder / name) != expected:
+            raise BundleError(f"{folder / name} is not the file the card describes: export again")
+
+
 class Bundle:
     """A loaded detector: `Bundle(folder).detect(image)`."""
 
@@ -63,11 +70,7 @@ class Bundle:
         """Check the files against the card and load the model."""
         self.folder = folder
         self.card = read_card(folder)
-        for name, expected in self.card["files"].items():
-            if file_hash(folder / name) != expected:
-                raise BundleError(
-                    f"{folder / name} is not the file the card describes: export again"
-                )
+        check_files(folder, self.card)
         self.names = self.card["names"]
         limits = score_limits(self.card, self.names)
         self._limits = limits if self.card.get("thresholds") else None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from deploy.edge.detect import read_card
+from deploy.edge.detect import check_files, read_card
 from deploy.edge.executed import dominant
 from deploy.side_by_side import Entrant, Lap, executed, race, ratio, throughput
 from latency_tables.probe.machine import detect_cpu
@@ -74,6 +74,7 @@ def _entrant(
 ) -> Entrant:
     if path.is_dir():
         card = read_card(path)
+        check_files(path, card)
         return Entrant(
             name=path.name,
             model=path / card["model"],

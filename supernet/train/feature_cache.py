@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from ..atomic import write_text
 from ..data.unlabelled import FEWEST, UnlabelledImages
-from ..errors import DataError, UserError
+from ..errors import DataError, UserError, wrong_format
 from ..letterbox import PAD_RGB, Image
 from ..progress import Progress
 from .feature_key import CacheKey, KeyRecord
@@ -206,7 +206,8 @@ class FeatureCache:
         try:
             record: CacheRecord = json.loads(path.read_text(encoding="utf-8"))
             if record["format"] != FORMAT_VERSION:
-                raise ValueError(f"format {record['format']}")
+                again = f"delete {self.folder}, it is computed again"
+                raise UserError(wrong_format(path, record["format"], [FORMAT_VERSION], again))
             scales = [Scale(*(np.array(p, np.float32) for p in one)) for one in record["scales"]]
             return _Contents(CacheKey.read(record["key"]), record["complete"], tuple(scales))
         except FileNotFoundError:
