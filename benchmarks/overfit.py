@@ -160,6 +160,8 @@ def main() -> None:
         "machine": platform.machine(),
         "torch": torch.__version__,
     }
+    if isinstance(base, DetrArchitecture):
+        result |= {"base": base.base, "queries": base.queries}
     for stride, architecture in strides.items():
         result["gmacs"][str(stride)] = round(count_macs(architecture).total / 1e9, 3)
         result["stride"][str(stride)] = learn(architecture, data, options)
