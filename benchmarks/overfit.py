@@ -163,7 +163,8 @@ def main() -> None:
     if isinstance(base, DetrArchitecture):
         result |= {"base": base.base, "queries": base.queries}
     for stride, architecture in strides.items():
-        result["gmacs"][str(stride)] = round(count_macs(architecture).total / 1e9, 3)
+        if not options.control:
+            result["gmacs"][str(stride)] = round(count_macs(architecture).total / 1e9, 3)
         result["stride"][str(stride)] = learn(architecture, data, options)
     tell(result, RESULTS / f"overfit-{options.name}.json" if options.name else None)
 
