@@ -127,7 +127,7 @@ def mutated(source: str, number: int) -> tuple[str, ast.Module]:
     tree = ast.parse(source)
     name, put = list(faults(tree))[number]
     put()
-    return name, ast.fix_missing_locations(tree)
+    return f"{number} at {name}", ast.fix_missing_locations(tree)
 
 
 class Mutant(importlib.machinery.SourceFileLoader):

@@ -22,6 +22,11 @@ EDGE = ("numpy", "opencv-python-headless", "onnxruntime")
 SMALL = ("--space", "micro", "--input-size", "96x128", "--threads", "1")
 
 
+def bare() -> dict[str, str]:
+    """Return the environment without what this checkout would add to Python."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+
+
 class Place:
     """An environment of its own, and an empty folder that commands run in."""
 
@@ -34,16 +39,15 @@ class Place:
         """Install packages into the environment."""
         pip = (str(self.bin / "python"), "-m", "pip", "install", "--quiet")
         limits = ("--constraint", str(ROOT / "constraints.txt"))
-        subprocess.run([*pip, *limits, *packages], check=True)
+        subprocess.run([*pip, *limits, *packages], check=True, env=bare())
 
     def run(self, program: str, *arguments: str, codes: tuple[int, ...] = (0,)) -> str:
-        """Run a program of the environment, without what this checkout would add."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        """Run a program of the environment; return its output."""
         print(f"$ {program} {' '.join(arguments)}", file=sys.stderr)
         done = subprocess.run(
             [str(self.bin / program), *arguments],
             cwd=self.folder,
-            env=kept,
+            env=bare(),
             stdout=subprocess.PIPE,
             text=True,
             check=False,

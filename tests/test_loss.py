@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -56,13 +57,13 @@ def test_anchor_iou_below_015_is_ignored(side: float, positive: bool) -> None:
     assert (len(found.anchors_P) > 0) is positive
 
 
-@pytest.mark.parametrize(("width", "target"), [(7.1, IGNORED), (6.9, NEGATIVE)])
+@pytest.mark.parametrize(("width", "target"), [(7.1, IGNORED), (7.0, NEGATIVE), (6.9, NEGATIVE)])
 def test_good_predictions_are_no_negatives(width: float, target: int) -> None:
     anchors = torch.cat([boxes((0, 0, 10, 10)), FAR, boxes((500, 500, 600, 600))])
     predicted = anchors.clone()
     predicted[-1] = torch.tensor([0.0, 0.0, width, 10.0])
     found = match(anchors, predicted, boxes((0, 0, 10, 10)), torch.tensor([0]), k=1)
-    assert found.targets_M[-1] == target
+    assert found.targets_M[-1] == target < 0
 
 
 def test_image_without_boxes_is_all_negative() -> None:
@@ -129,3 +130,49 @@ def test_nms_is_class_wise_and_greedy() -> None:
     logits = torch.full((1, 1, 2, 1, 1), 2.0)
     found = decode(logits, torch.zeros(1, 1, 4, 1, 1))[0]
     assert sorted(found.labels.tolist()) == [0, 1], "the same box of two classes stays twice"
+
+
+def test_focal_loss_is_the_papers() -> None:
+    """Against Lin et al.'s equation 5 in float64, on both kinds of targets."""
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(0, 2, (40, 3)), rng.integers(0, 2, (40, 3))
+    p = 1 / (1 + np.exp(-logits))
+    p_t, alpha_t = np.where(targets == 1, p, 1 - p), np.where(targets == 1, 0.25, 0.75)
+    expected = -(alpha_t * (1 - p_t) ** 2 * np.log(p_t)).sum()
+    found = focal_loss(torch.from_numpy(logits), torch.from_numpy(targets).double())
+    assert float(found) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_detection_loss_is_the_specs() -> None:
+    """Section 6 on a batch of two images: both terms, one divisor, background is no class."""
+    torch.manual_seed(0)
+    decode = Decode((32, 64), 3, (96, 128), 0.0)
+    logits, deltas = torch.randn(2, 2, 3, 3, 4), 0.3 * torch.randn(2, 2, 4, 3, 4)
+    truth = [
+        GroundTruth(boxes((20, 20, 60, 70), (70, 10, 120, 60)), torch.tensor([2, 0])),
+        GroundTruth(boxes((5, 30, 40, 80)), torch.tensor([1])),
+    ]
+    anchors, predicted = decode.anchors_xyxy(3, 4), decode.boxes(deltas)
+    classes = overlaps = 0.0
+    pairs = 0
+    for image, target in enumerate(truth):
+        found = match(anchors, predicted[image], target.boxes_xyxy, target.labels)
+        scores = logits[image].flatten(2).transpose(1, 2).reshape(-1, 3)
+        wanted = torch.zeros_like(scores)
+        for anchor in set(found.anchors_P.tolist()):
+            wanted[anchor, found.targets_M[anchor]] = 1
+        used = [m for m in range(len(anchors)) if int(found.targets_M[m]) != IGNORED]
+        classes += float(focal_loss(scores[used], wanted[used]))
+        for anchor, box in zip(found.anchors_P, found.boxes_P, strict=True):
+            a, b = predicted[image, anchor], target.boxes_xyxy[box]
+            common = (torch.minimum(a, b)[2:] - torch.maximum(a, b)[:2]).clamp_min(0).prod()
+            union = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - common
+            hull = (torch.maximum(a, b)[2:] - torch.minimum(a, b)[:2]).prod()
+            overlaps += float(1 - common / union + (hull - union) / hull)
+            pairs += 1
+    assert pairs > 3
+    loss = detection_loss(logits, deltas, truth, decode)
+    assert loss.positives == pairs
+    assert float(loss.classes) == pytest.approx(classes / pairs, rel=1e-5)
+    assert float(loss.boxes) == pytest.approx(overlaps / pairs, rel=1e-5)
+    assert float(loss.total) == pytest.approx((classes + overlaps) / pairs, rel=1e-5)
