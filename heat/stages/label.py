@@ -55,6 +55,7 @@ def label(
         asked, [ToSee(path) for path in paths], folder.seen, threads=threads, option=OPTION
     )
     teacher = looked.teacher
+    print(f"teacher {teacher.name}: {teacher.kind}", file=sys.stderr)
     kept = teacher.names if names is None else tuple(names)
     class_of, left = matched_classes(teacher.names, kept)
     thresholds, source = _thresholds(teacher, asked, kept, folder, score, val, threads)
