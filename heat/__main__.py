@@ -2,6 +2,21 @@
 
 import sys
 
-from .cli import main
+from .commands.interrupts import ending_soon, line_of
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command line; a signal while it is imported ends it with one line too."""
+    try:
+        with ending_soon():
+            from .cli import main as run
+
+            return run()
+    except KeyboardInterrupt as interrupt:
+        line, code = line_of(interrupt)
+        print(f"error: {line}", file=sys.stderr)
+        return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

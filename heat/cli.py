@@ -2,7 +2,7 @@
 
 People read stderr, and a summary on stdout where that is a terminal; programs read the last line of
 stdout, one JSON object. Exit codes: 0 success, 1 a fault of ours, 2 a mistake in the request, 3 a
-promise not kept, 130 interrupted.
+promise not kept, 130 interrupted, 143 terminated.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from supernet.errors import HeatError, refusal
+from supernet.errors import HeatError, out_of_memory, refusal
 from supernet.version import version_line
 
 from .commands import (
@@ -28,6 +28,7 @@ from .commands import (
     thinning,
     training,
 )
+from .commands.interrupts import ending_soon, line_of
 from .commands.options import whole
 from .commands.outcomes import summary
 from .views.quiet import Quiet
@@ -126,7 +127,10 @@ def _take(words: list[str], flag: str) -> bool:
 def _run(words: Sequence[str], *, as_json: bool) -> int:
     """Run a command and print its result; every error is one line and an exit code."""
     try:
-        result = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        with ending_soon():
+            result = app(
+                words, exit_on_error=False, print_error=False, result_action="return_value"
+            )
     except CycloptsError as error:
         command = next((word for word in words[:1] if word in app), "")
         return _fail(
@@ -139,14 +143,15 @@ def _run(words: Sequence[str], *, as_json: bool) -> int:
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         return _fail(f"this command needs {package}: pip install 'heatdetr[build]'", 2)
-    except KeyboardInterrupt:
-        return _fail(
-            "interrupted; what was finished is kept: the same command goes on (train and supernet "
-            "with --resume)",
-            130,
-        )
-    except OSError as error:
-        return _fail(refusal(error), 2)
+    except KeyboardInterrupt as interrupt:
+        return _fail(*line_of(interrupt))
+    except Exception as error:
+        shortage = out_of_memory(error)
+        if shortage is not None:
+            return _fail(shortage, 2)
+        if isinstance(error, OSError):
+            return _fail(refusal(error), 2)
+        raise
     if isinstance(result, Mapping) and os.environ.get("RANK", "0") == "0":
         _show(words, result, as_json=as_json)  # under torchrun once, not by every process
     return 0

@@ -1,7 +1,8 @@
 """The latency tables of a workspace: their files, and how fast the machine was meanwhile."""
 
 import sys
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ import numpy as np
 from latency_tables.conditions import Conditions
 from latency_tables.devices import Target
 from latency_tables.pricing import SUSTAINED, weighted_quantile
-from latency_tables.probe.lock import only_one
 from latency_tables.store import conditions_of, empty_table, open_table
-from latency_tables.table import LatencyTable
+from latency_tables.table import ESTIMATED, LatencyTable
 from latency_tables.table_file import read_table
+from supernet.atomic import remove_remains
 from supernet.errors import TableError
 
 from .workspace import Workspace
@@ -37,12 +38,18 @@ def open_for_writing(
     return existing_table(workspace, target, input_size)
 
 
-def table_lock(workspace: Workspace, conditions: Conditions) -> AbstractContextManager[None]:
+@contextmanager
+def table_lock(workspace: Workspace, conditions: Conditions) -> Iterator[None]:
     """Hold the table of some conditions, and its estimate, for this process alone.
 
     To be entered before the table is read: what another process adds in between would be lost.
     """
-    return only_one(workspace.tables / f"{conditions.stem}.csv")
+    names = [conditions.stem, f"{conditions.stem}{ESTIMATED}"]
+    csv, *others = (workspace.tables / f"{n}{end}" for n in names for end in (".csv", ".json"))
+    with workspace.claimed(csv):
+        for path in others:
+            remove_remains(path)
+        yield
 
 
 def existing_table(

@@ -17,12 +17,14 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
 from latency_tables.probe.lock import only_one
-from supernet.atomic import write_text
+from supernet.atomic import remove_remains, write_text
 from supernet.errors import UserError, masked, wrong_format
 
 from .records import OnDevice, Result, Stages
@@ -130,6 +132,17 @@ class Workspace:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} cannot be read ({error}): use another --out") from None
 
+    @contextmanager
+    def claimed(self, path: Path, doing: str = "") -> Iterator[None]:
+        """Hold a file or folder of the workspace for this process, and tidy it.
+
+        Raises `UserError` naming the process, command and time of the one that holds it. Commands
+        that only read need not hold anything: files are replaced whole.
+        """
+        with only_one(path, doing):
+            remove_remains(path)
+            yield
+
     def need(self, name: Literal["thin"], command: str) -> OnDevice:
         """Return what a stage recorded; raise `UserError` with its command where it has not run."""
         found = self.stages().get(name)
@@ -151,6 +164,7 @@ class Workspace:
         if isinstance(data, str):
             result = {**result, "data": str(Path(data).absolute())}
         with only_one(path, patience_s=PATIENCE_S):
+            remove_remains(path)
             now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
             home = self.home
             record = {

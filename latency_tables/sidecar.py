@@ -132,6 +132,8 @@ class TableSidecar(TypedDict):
     """The whole file."""
 
     format: int
+    seal: NotRequired[str]
+    """Of the CSV that was written after it; absent in files of HEAT 0.1."""
     conditions: Mapping[str, Any]
     """Fields of `Conditions`; a version that lacked some reads as their defaults."""
     calibration: CalibrationRecord

@@ -56,7 +56,7 @@ class CsvRow(EntryColumns):
 
 
 def write_table(table: LatencyTable, folder: Path) -> Path:
-    """Write the CSV and the sidecar; return the CSV's path."""
+    """Write the sidecar, then the CSV, by which a table is found; return the CSV's path."""
     shared = asdict(table.conditions)
     ordered = sorted(table.rows.items())
     frame = pd.DataFrame([entry_columns(entry) | asdict(row) | shared for entry, row in ordered])
@@ -64,6 +64,7 @@ def write_table(table: LatencyTable, folder: Path) -> Path:
     path = folder / f"{table.name}.csv"
     sidecar = {
         "format": FORMAT_VERSION,
+        "seal": seal_of(text),
         "conditions": shared,
         "calibration": asdict(table.calibration),
         "memory": asdict(table.memory) if table.memory else None,
@@ -85,8 +86,8 @@ def write_table(table: LatencyTable, folder: Path) -> Path:
         ],
         "history": [[m.seconds, *m.state] for m in table.history],
     }
-    write_text(path, f"{text}{SEAL}{seal_of(text)}\n")
     write_text(path.with_suffix(".json"), json.dumps(sidecar) + "\n")
+    write_text(path, f"{text}{SEAL}{seal_of(text)}\n")
     return path
 
 
@@ -150,6 +151,8 @@ def read_table(path: Path) -> LatencyTable:
             [_network(record, path) for record in sidecar["networks"]],
             [Moment(seconds, tuple(state)) for seconds, *state in sidecar["history"]],
         )
+        if sidecar.get("seal", seal.strip()) != seal.strip() and table.samples:
+            table.refit()  # a kill between the two files: the samples are newer than the rows
         return table
     except HeatError as error:
         raise TableError(str(error)) from None

@@ -1,17 +1,22 @@
 """Files that are whole or absent: write to a temporary name beside the target, then rename.
 
+Logs grow by whole lines.
 A link is followed. Renaming would also put a file in the place of a device or a pipe: these are
 refused.
 """
 
+import glob
 import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 from .errors import UserError
 
+BLOCK = 2**16
+"""Bytes that are read at once to find the end of a line."""
 SYSTEM_FOLDERS = ("/dev", "/proc", "/sys")
 """Files directly in the first, or anywhere in the others, are devices or the kernel's."""
 
@@ -51,8 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
     check_target(path)
     if path.is_symlink():
         path = Path(os.path.realpath(path))
-    # A name may have 255 bytes; cut, it leaves room for what is added.
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f"{_start(path)}{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -64,6 +68,58 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file and flush it to disk; a last line that a kill cut off is dropped."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+", buffering=0) as stream:
+            size = _whole_lines(stream)
+            stream.truncate(size)
+            left = f"{line}\n".encode()
+            try:
+                while left:
+                    left = left[stream.write(left) :]
+                os.fsync(stream.fileno())
+            except OSError:
+                stream.truncate(size)  # of a full disk: half a line would be left
+                raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _whole_lines(stream: FileIO) -> int:
+    """Return the bytes of a file up to its last line break."""
+    end = stream.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - BLOCK)
+        stream.seek(start)
+        found = stream.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def remove_remains(path: Path) -> None:
+    """Remove what killed processes left of writing a file, or files of a folder.
+
+    For whoever alone may write there: a file that is being written looks the same.
+    """
+    beside = path.parent.glob(f"{glob.escape(_start(path))}{'[0-9a-f]' * 8}.tmp")
+    within = path.glob(f".*.{'[0-9a-f]' * 8}.tmp") if path.is_dir() else ()
+    for left in [*beside, *within]:
+        with suppress(OSError):
+            left.unlink()
+
+
+def _start(path: Path) -> str:
+    """Return how temporary names of a file begin.
+
+    A name may have 255 bytes; cut, it leaves room for what is added.
+    """
+    return f".{path.name[:40]}."
 
 
 def write_text(path: Path, text: str) -> None:

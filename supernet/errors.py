@@ -19,6 +19,13 @@ from collections.abc import Iterable, Mapping
 SECRET_NAME = r"[\w.%-]*(?:pass|pwd|token|key|secret|auth|credential|sig)[\w.%-]*="
 SECRETS = re.compile(rf"(?<=://)[^\s?#]+(?=@)|(?<=[?&;#])({SECRET_NAME})[^&\s]+", re.I)
 """User and password in a URL, and values of such a name in its query."""
+NO_MEMORY = re.compile(
+    r"OutOfMemory|bad_alloc|Insufficient memory|(?:memory.*alloc|alloc.*memory)"
+    r"|failed to map segment|can't start new thread",
+    re.I,
+)
+MEMORY_TEXT = 100
+"""Characters that are shown of a library's text about memory."""
 PATH_SECRETS = re.compile(rf"(://[^\s?#]*?/(?:[^\s?#/]*=)?{SECRET_NAME})[^&\s]+", re.I)
 """Secrets in the path of a camera's URL: rtsp://host/user=admin_password=..."""
 
@@ -56,6 +63,23 @@ def refusal(error: OSError) -> str:
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     reason = error.strerror or str(error) or type(error).__name__
     return masked(f"{' to '.join(names)}: {reason}" if names else reason)
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Return in one line that memory did not suffice; None for another error.
+
+    Libraries raise it under many names, and where a file or a thread could not be had for it.
+    """
+    text = " ".join(str(error).split())
+    if not isinstance(error, MemoryError) and not NO_MEMORY.search(
+        f"{type(error).__name__} {text}"
+    ):
+        return None
+    shown = text[:MEMORY_TEXT] or type(error).__name__
+    return (
+        f"out of memory ({shown}): end other programs, or ask for less (--workers, --batch-size, "
+        "--input-size)"
+    )
 
 
 class HeatError(Exception):

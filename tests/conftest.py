@@ -3,25 +3,17 @@
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-import deploy.export
 import deploy.teachers.looking
-import heat.stages.profile
-import heat.thinning.candidates
-import heat.thinning.filling
-import heat.thinning.floor
-import heat.thinning.measuring
-from deploy.edge.bench import measure_speed
 from latency_tables.models import randomise
-from latency_tables.plan import Checks
 from supernet.data.shapes import make_shapes
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
+from tests.brief import measure_briefly
 from tests.no_network import guard
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -66,18 +58,9 @@ def _alike() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _roughly() -> Iterator[None]:
-    """Let this process profile with few networks, and watch and time briefly."""
-    rough = partial(Checks, networks=4, memory=5, budget_s=2.0)
-    brief = partial(measure_speed, burst_seconds=0.05)
+    """Let this process measure briefly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heat.stages.profile, "Checks", rough)
-        patch.setattr(heat.thinning.candidates, "Checks", rough)
-        patch.setattr(heat.thinning.filling, "WATCH_S", 0.4)
-        patch.setattr(heat.thinning.filling, "REWATCH_S", 1.5)
-        patch.setattr(heat.thinning.candidates, "LAZY", Checks(networks=2, memory=0, budget_s=1.5))
-        patch.setattr(heat.thinning.floor, "BUDGET_S", 6.0)
-        patch.setattr(heat.thinning.measuring, "WAIT_S", 0.1)
-        patch.setattr(deploy.export, "measure_speed", brief)
+        measure_briefly(patch.setattr)
         yield
 
 

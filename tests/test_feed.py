@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet, Record
 from supernet.data.ground_truth import GroundTruth
 from supernet.data.labelled_image import LabelledImage
+from supernet.data.shared_records import SharedRecords
 from supernet.errors import DataError, HeatError
 from supernet.letterbox import PAD_RGB, letterbox, read_image, scale_to_fit
 from supernet.train.distributed import Group
@@ -34,6 +36,22 @@ HW = (96, 128)
 def data(shapes: Path) -> DetectionSet:
     found = load_split(shapes, "train")
     return replace(found, records=found.records[:13])
+
+
+def test_processes_share_the_records(data: DetectionSet) -> None:
+    """They are handed over as tensors, not copied; what training reads of them is the same."""
+    shared = SharedRecords(data.records)
+    assert len(shared) == len(data.records) and len(shared[1:3]) == 2
+    for one, same in zip(data.records, shared, strict=True):
+        assert (one.image_id, one.path, one.height, one.width) == (
+            same.image_id, same.path, same.height, same.width,
+        )  # fmt: skip
+        assert np.array_equal(one.boxes_xyxy, same.boxes_xyxy)
+        assert np.array_equal(one.labels, same.labels)
+    assert shared[-1].path == data.records[-1].path
+    with pytest.raises(IndexError):
+        shared[len(shared)]
+    assert len(ForkingPickler.dumps(SharedRecords(data.records * 200))) < 5000
 
 
 def test_workers_and_processes_change_nothing(data: DetectionSet) -> None:

@@ -63,7 +63,7 @@ def test_every_frame_of_a_file_counts(tmp_path: Path) -> None:
     assert tally.dropped == tally.broken == 0 and tally.source_fps == 25.0
     summary = tally.summary()
     assert set(summary["ms"]) == {
-        "decode", "preprocess", "inference", "postprocess", "draw", "end_to_end"
+        "decode", "preprocess", "inference", "postprocess", "draw", "end_to_end", "interval"
     }  # fmt: skip
     assert summary["ms"]["inference"] == {"p50": 1.0, "p95": 1.0, "p99": 1.0}
     assert not what_was_lost({"source": "clip", **summary})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,13 +17,13 @@ import torch
 
 from heat.commands.data import shapes as shapes_command
 from heat.thinning.evaluation import BATCH, load_batches
+from latency_tables.probe.lock import lock_file, only_one
 from supernet.checkpoint import read_info
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import CheckpointError, DataError, UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
-from supernet.train.claim import claimed
 from supernet.train.early_stop import best_epoch
 from supernet.train.loop import fit
 from supernet.train.pretraining import load_image_folders
@@ -145,21 +146,22 @@ def test_nine_images_in_eights(data: DetectionSet, shapes: Path) -> None:
 
 def test_one_training_in_a_folder(tmp_path: Path) -> None:
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom supernet.train.claim import claimed\n"
-        "with claimed(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+        "import sys, time\nfrom pathlib import Path\n"
+        "from latency_tables.probe.lock import only_one\n"
+        "with only_one(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
     assert other.stdout is not None and other.stdout.readline() == "held\n"
-    message = rf"process {other.pid} \(since .*\) is training in"
-    with pytest.raises(UserError, match=message), claimed(tmp_path):
+    message = rf"process {other.pid} \(heat {tmp_path}, since .*\) is training in it: wait"
+    with pytest.raises(UserError, match=message), only_one(tmp_path, "training in it"):
         pass
     other.kill()
     other.wait()
     other.stdout.close()
-    with claimed(tmp_path):
-        assert json.loads((tmp_path / ".training.lock").read_text())["process"] == os.getpid()
+    with only_one(tmp_path):
+        assert json.loads(lock_file(tmp_path).read_text())["process"] == os.getpid()
 
 
 @pytest.mark.parametrize(
@@ -213,7 +215,7 @@ def test_two_trainings_in_one_workspace(tmp_path: Path) -> None:
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with claimed(tmp_path / "run" / "train"):
+        with only_one(tmp_path / "run" / "train", "training in run"):
             held.set()
             done.wait(60)
 
@@ -223,7 +225,7 @@ def test_two_trainings_in_one_workspace(tmp_path: Path) -> None:
     line = fails(2, "train", "--data", root, *TINY, "--out", tmp_path / "run")
     done.set()
     thread.join()
-    assert f"process {os.getpid()} (since" in line and "is training in" in line
+    assert re.search(rf"process {os.getpid()} \(.*, since .*\) is training in run", line)
     assert not (tmp_path / "run" / "train" / "events.jsonl").exists()
 
 

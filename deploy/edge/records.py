@@ -71,7 +71,8 @@ class StreamSummary(TypedDict):
     ended: str | None
     """Why a live source ended, if the user did not end it."""
     ms: dict[str, StepTimes]
-    """By step: decode, preprocess, inference, postprocess, draw, end_to_end."""
+    """By step: decode, preprocess, inference, postprocess, draw, end_to_end; and the
+    interval between two frames."""
 
 
 class StreamOutputs(Saved, total=False):

@@ -181,11 +181,15 @@ def run_stream(
         frames.end()
 
     def finishing() -> None:
+        before = 0.0
         try:
             for frame, result in found:
                 start = time.perf_counter()
                 finish(frame, result)
                 end = time.perf_counter()
+                if before:
+                    tally.add(interval=(end - before) * 1e3)
+                before = end
                 tally.add(draw=(end - start) * 1e3, end_to_end=(end - frame.arrived_s) * 1e3)
         except BaseException as error:
             raised.append(error)

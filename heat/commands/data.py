@@ -1,5 +1,6 @@
 """Commands about data sets: label, check, convert, cells, shapes."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -172,14 +173,25 @@ def _draw(
     labels: str,
 ) -> Result:
     """Draw a set; refuse what cannot be drawn, and a folder that holds a set already."""
+    from supernet.atomic import write_text
     from supernet.errors import UserError
 
     if train < 1 or val < 1:
         raise UserError(f"--train {train} --val {val}: at least 1 image each")
     if seed < 0:
         raise UserError(f"--seed {seed}: 0 or more")
-    for name in ("annotations", "train", "val", "images", "labels", "data.yaml"):
-        if (folder / name).exists():
-            raise UserError(f"{folder} already holds {name}: give another folder")
+    parts = [
+        folder / name for name in ("annotations", "train", "val", "images", "labels", "data.yaml")
+    ]
+    unfinished = folder / ".unfinished"
+    if unfinished.exists():  # an earlier command was ended: what it drew is drawn anew
+        for part in parts:
+            shutil.rmtree(part, ignore_errors=True)
+            part.unlink(missing_ok=True)
+    for part in parts:
+        if part.exists():
+            raise UserError(f"{folder} already holds {part.name}: give another folder")
+    write_text(unfinished, "heat data has not finished this set\n")
     make(folder, train=train, val=val, seed=seed, labels=labels)
+    unfinished.unlink()
     return {"data": str(folder), "train": train, "val": val, "names": list(names)}

@@ -7,7 +7,6 @@ from supernet.data.detection_set import DetectionSet
 from supernet.detr.family import DetrArchitecture
 from supernet.detr.published import load_published
 from supernet.errors import UserError
-from supernet.train.claim import claimed
 
 from ..records import Result
 from ..workspace import Workspace
@@ -32,7 +31,6 @@ def adopt(
     network = load_published(path, architecture, data.category_ids if data else None)
     classes = network.architecture.num_classes
     names = data.names if data else tuple(f"category_{index}" for index in range(classes))
-    workspace.train.mkdir(parents=True, exist_ok=True)
     info = CheckpointInfo(
         kind="detector",
         description=network.architecture.to_json(),
@@ -41,7 +39,7 @@ def adopt(
         epochs=1,
         facts={"adopted": path.name, "history": []},
     )
-    with claimed(workspace.train):
+    with workspace.claimed(workspace.train, f"training in {workspace.train}"):
         if not restart:  # looked at again: a training may have ended meanwhile
             _keep_trained(workspace, checkpoint)
         (workspace.train / "state.pt").unlink(missing_ok=True)  # of the training that is replaced

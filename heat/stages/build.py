@@ -101,46 +101,49 @@ def build(
         "output_stride": output_stride,
         "head": head,
     }
-    plan = _plan(workspace, target, data, asked)
-    chosen = SearchSpace.from_dict(plan["space"], "run.json")
-    begin("profile")
-    if not _finished(workspace, "profile", space=plan["space"], runtime=target.runtime):
-        profile(workspace, target, chosen)
-    begin("supernet")
-    epochs = _supernet_epochs(workspace, plan, chosen, data, time.monotonic() - started)
-    config = TrainConfig(epochs=epochs, seed=seed)
-    search = SearchConfig(logit_learning_rate=SHORT_RUN_LOGIT_RATE)
-    running = Running(resume=True, threads=physical_cores())
-    seconds, _ = training_budgets(minutes, time.monotonic() - started)
-    budget = Budget(seconds, fewest_epochs=SUPERNET_EPOCHS[0])
-    train_supernet(workspace, data, chosen, config, search, running=replace(running, budget=budget))
-    begin("thin")
-    if not _finished(workspace, "thin", target_fps=target_fps, met=True):
-        ap_drop: ApDropBy = "auto" if minutes >= PROXY_MINUTES else "mass"
-        thin(workspace, [Candidate(chosen, (target,), (limits,))], data=data, ap_drop=ap_drop)
-    begin("train")
-    architecture = Architecture.load(workspace.architecture)
-    epochs = _train_epochs(workspace, architecture, data, minutes, time.monotonic() - started)
-    config = recipe("small", epochs=epochs, seed=seed)
-    budget = Budget(left_to_train(minutes, time.monotonic() - started), TRAIN_EPOCHS[0])
-    running = replace(running, budget=budget)
-    train(workspace, data, architecture, config, from_supernet=True, running=running)
-    begin("export")
-    exported = export(workspace, target, Wish(format=format, calibrate=calibrate), data=val)
-    begin("eval")
-    metrics = evaluate_bundle(workspace, workspace.bundle(format), val)
-    begin("report")
-    from .report import write_report
+    with workspace.claimed(workspace.root / "build", f"building in {workspace.root}"):
+        plan = _plan(workspace, target, data, asked)
+        chosen = SearchSpace.from_dict(plan["space"], "run.json")
+        begin("profile")
+        if not _finished(workspace, "profile", space=plan["space"], runtime=target.runtime):
+            profile(workspace, target, chosen)
+        begin("supernet")
+        epochs = _supernet_epochs(workspace, plan, chosen, data, time.monotonic() - started)
+        config = TrainConfig(epochs=epochs, seed=seed)
+        search = SearchConfig(logit_learning_rate=SHORT_RUN_LOGIT_RATE)
+        running = Running(resume=True, threads=physical_cores())
+        seconds, _ = training_budgets(minutes, time.monotonic() - started)
+        budget = Budget(seconds, fewest_epochs=SUPERNET_EPOCHS[0])
+        train_supernet(
+            workspace, data, chosen, config, search, running=replace(running, budget=budget)
+        )
+        begin("thin")
+        if not _finished(workspace, "thin", target_fps=target_fps, met=True):
+            ap_drop: ApDropBy = "auto" if minutes >= PROXY_MINUTES else "mass"
+            thin(workspace, [Candidate(chosen, (target,), (limits,))], data=data, ap_drop=ap_drop)
+        begin("train")
+        architecture = Architecture.load(workspace.architecture)
+        epochs = _train_epochs(workspace, architecture, data, minutes, time.monotonic() - started)
+        config = recipe("small", epochs=epochs, seed=seed)
+        budget = Budget(left_to_train(minutes, time.monotonic() - started), TRAIN_EPOCHS[0])
+        running = replace(running, budget=budget)
+        train(workspace, data, architecture, config, from_supernet=True, running=running)
+        begin("export")
+        exported = export(workspace, target, Wish(format=format, calibrate=calibrate), data=val)
+        begin("eval")
+        metrics = evaluate_bundle(workspace, workspace.bundle(format), val)
+        begin("report")
+        from .report import write_report
 
-    report = write_report(workspace, val)
-    result = {
-        **need_thinned(workspace).to_dict(),
-        **exported,
-        **metrics,
-        "report": str(report),
-        "build_seconds": round(time.monotonic() - started, 1),
-    }
-    return workspace.record("build", result)
+        report = write_report(workspace, val)
+        result = {
+            **need_thinned(workspace).to_dict(),
+            **exported,
+            **metrics,
+            "report": str(report),
+            "build_seconds": round(time.monotonic() - started, 1),
+        }
+        return workspace.record("build", result)
 
 
 def _plan(workspace: Workspace, target: Target, data: DetectionSet, asked: Asked) -> BuildPlan:

@@ -133,24 +133,26 @@ def export(
         "calibration": {"images": len(pixels), "sha256": pixels_digest(pixels)} if pixels else None,
     }
     setting = replace(target.setting, runtime=form.runtime, precision=form.precision)
-    done = export_bundle(
-        network,
-        workspace.bundle(form.format),
-        form,
-        names=names,
-        images=parity_images,
-        facts=facts,
-        plan=plan,
-        judge=judge,
-        max_ap_drop=wish.max_ap_drop,
-        measure=lambda model: promise.measure(model, network.architecture, setting),
-    )
-    _print_warnings(form, done, thinned, training)
-    served = None
-    if wish.serving:
-        served = write_serving(
-            done.folder, done.card, workspace.root / "serving", serving_name(workspace.root)
+    folder = workspace.bundle(form.format)
+    with workspace.claimed(folder, f"exporting to {folder}"):
+        done = export_bundle(
+            network,
+            folder,
+            form,
+            names=names,
+            images=parity_images,
+            facts=facts,
+            plan=plan,
+            judge=judge,
+            max_ap_drop=wish.max_ap_drop,
+            measure=lambda model: promise.measure(model, network.architecture, setting),
         )
+        served = None
+        if wish.serving:
+            served = write_serving(
+                done.folder, done.card, workspace.root / "serving", serving_name(workspace.root)
+            )
+    _print_warnings(form, done, thinned, training)
     result = {
         "bundle": str(done.folder),
         "serving": str(served) if served else None,

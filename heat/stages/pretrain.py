@@ -7,7 +7,6 @@ import torch
 from supernet.checkpoint import load_weights
 from supernet.errors import DataError
 from supernet.heatdetr.architecture import Architecture
-from supernet.train.claim import claimed
 from supernet.train.distributed import first_process
 from supernet.train.loop import run_task
 from supernet.train.pretraining import Classifier, ClassifyTask, ImageFolders, accuracy
@@ -33,10 +32,14 @@ def pretrain(
     network = Classifier(architecture, len(images.names))
     network.trunk.set_drop_path(config.drop_path)
     task = ClassifyTask(network, images)
-    with claimed(workspace.pretrain) if first_process() else nullcontext():
+    with (
+        workspace.claimed(workspace.pretrain, f"training in {workspace.pretrain}")
+        if first_process()
+        else nullcontext()
+    ):
         done = run_task(task, config, workspace.pretrain, running)
     before = workspace.stages().get("pretrain")
-    if done.finished_before and before is not None:
+    if before is not None and done.is_recorded(before):
         return before
     load_weights(done.checkpoint, network)
     result = {

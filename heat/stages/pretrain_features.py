@@ -17,7 +17,6 @@ from supernet.checkpoint import read_info
 from supernet.data.unlabelled import UnlabelledImages
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
-from supernet.train.claim import claimed
 from supernet.train.distributed import first_process
 from supernet.train.feature_cache import FeatureCache
 from supernet.train.feature_key import CacheKey, keyed, within
@@ -75,7 +74,11 @@ def pretrain_features(
     caching: Caching,
 ) -> Result:
     """Compute the encoder's features, or take them from the cache, and learn them."""
-    with claimed(workspace.pretrain) if first_process() else nullcontext():
+    with (
+        workspace.claimed(workspace.pretrain, f"training in {workspace.pretrain}")
+        if first_process()
+        else nullcontext()
+    ):
         # OMP_NUM_THREADS, which torch heeds, is for the teacher too.
         request = replace(request, threads=min(request.threads, torch.get_num_threads()))
         with Worker(open_encoder, request) as worker:

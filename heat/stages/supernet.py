@@ -7,7 +7,6 @@ import torch
 
 from supernet.data.detection_set import DetectionSet, check_trainable
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
-from supernet.train.claim import claimed
 from supernet.train.distributed import first_process
 from supernet.train.loop import fit
 from supernet.train.recipes import TrainConfig
@@ -36,10 +35,14 @@ def train_supernet(
     start: dict[str, str] = {}
     loaded = start_from(backbone, network, start)
     part, _ = split_held_out(data)
-    with claimed(workspace.supernet) if first_process() else nullcontext():
+    with (
+        workspace.claimed(workspace.supernet, f"training in {workspace.supernet}")
+        if first_process()
+        else nullcontext()
+    ):
         done = fit(network, part, config, workspace.supernet, running, start=start)
     before = workspace.stages().get("supernet")
-    if done.finished_before and before is not None:
+    if before is not None and done.is_recorded(before):
         return before
     result = {
         **done.facts(),

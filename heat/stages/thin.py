@@ -79,6 +79,9 @@ def thin(
         # Without training no stage is known to matter less: every stage's moves are scored.
         rules = ThinningRules(stage_rule="mean" if source.supernet is not None else "all")
     with ExitStack() as stack:
+        stack.enter_context(
+            workspace.claimed(workspace.ledger.parent, f"thinning in {workspace.root}")
+        )
         searches = [
             stack.enter_context(
                 open_search(workspace, candidate, source, data, ap_drop, rules, trust)
@@ -101,12 +104,14 @@ def thin(
             write_frontier(workspace, search.chain, prices, unit)
         result = result_of(workspace, search, found, source, trust=trust)
         write_moves(workspace, search, found)
-    result = replace(result, seconds=round(time.monotonic() - started, 1))
-    search.measured.forget()
-    if found.at_floor:
-        raise floor_error(search, found, result)
-    search.architecture(found.state).save(workspace.architecture)
-    workspace.record(STAGE, result.to_dict())
+        result = replace(result, seconds=round(time.monotonic() - started, 1))
+        missed = floor_error(search, found, result) if found.at_floor else None
+        if missed is None:
+            search.architecture(found.state).save(workspace.architecture)
+            workspace.record(STAGE, result.to_dict())
+        search.measured.forget()  # last: until then a search that is killed goes on from it
+    if missed is not None:
+        raise missed
     if found.broken:
         raise PromiseError(
             f"{'; '.join(found.broken)} after {found.measurements} measurements: this machine is "

@@ -19,7 +19,6 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.inherit import inherit
 from supernet.network import AnyArchitecture, Network, build
-from supernet.train.claim import claimed
 from supernet.train.distributed import first_process
 from supernet.train.early_stop import best_epoch
 from supernet.train.loop import run_task
@@ -86,13 +85,17 @@ def train(
         task = _distill(network, data, students, taken)
     else:
         task = task_of(network, data)
-    with claimed(workspace.train) if first_process() else nullcontext():
+    with (
+        workspace.claimed(workspace.train, f"training in {workspace.train}")
+        if first_process()
+        else nullcontext()
+    ):
         if first_process():
             first = workspace.train / "first-batches.jpg"
             draw_batches(data, architecture.input_size, config, first)
         done = run_task(task, config, workspace.train, running, start=start)
     before = workspace.stages().get("train")
-    if done.finished_before and before is not None:
+    if before is not None and done.is_recorded(before):
         return before
     result: dict[str, object] = {
         **done.facts(),

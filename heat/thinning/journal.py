@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from supernet.atomic import write_text
+from supernet.atomic import append_line, write_text
 
 
 def fingerprint(**facts: Any) -> str:
@@ -56,10 +56,7 @@ class Journal:
             self._known[key] = take()
             if self._path is not None:
                 self._begin()
-                with self._path.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps({"key": key, "value": self._known[key]}) + "\n")
-                    stream.flush()
-                    os.fsync(stream.fileno())
+                append_line(self._path, json.dumps({"key": key, "value": self._known[key]}))
         return self._known[key]
 
     def _begin(self) -> None:

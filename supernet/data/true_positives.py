@@ -31,22 +31,28 @@ def hits_by_class(rows: Sequence[ResultRow], data: DetectionSet) -> list[Hits]:
 
     Highest score first, each with the free object of its class that it overlaps most.
     """
-    found: dict[tuple[int, int], list[ResultRow]] = defaultdict(list)
+    place = {category: label for label, category in enumerate(data.category_ids)}
+    found: dict[int, dict[int, list[ResultRow]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        found[int(row["category_id"]), int(row["image_id"])].append(row)
-    hits = []
-    for label in range(data.num_classes):
-        pairs: list[tuple[float, bool]] = []
-        objects = 0
-        for record in data.records:
+        found[int(row["image_id"])][place[int(row["category_id"])]].append(row)
+    pairs: list[list[tuple[float, bool]]] = [[] for _ in data.names]
+    objects = [0] * data.num_classes
+    for record in data.records:
+        own = found.get(record.image_id, {})
+        for label in {*own, *record.labels.tolist()}:  # of a thousand classes an image has few
             truth = record.boxes_xyxy[record.labels == label].astype(np.float64)
-            objects += len(truth)
-            own = found.get((data.category_ids[label], record.image_id), ())
+            objects[label] += len(truth)
             crowds = [crowd.box_xyxy for crowd in record.crowds if crowd.label == label]
-            pairs += _matched(own, truth, np.reshape(np.array(crowds, np.float64), (-1, 4)))
-        scores, right = zip(*pairs, strict=True) if pairs else ((), ())
-        hits.append(Hits(np.array(scores, np.float64), np.array(right, np.bool_), objects))
-    return hits
+            crowds_C4 = np.reshape(np.array(crowds, np.float64), (-1, 4))
+            pairs[label] += _matched(own.get(label, ()), truth, crowds_C4)
+    return [
+        Hits(
+            np.array([score for score, _ in matched], np.float64),
+            np.array([right for _, right in matched], np.bool_),
+            count,
+        )
+        for matched, count in zip(pairs, objects, strict=True)
+    ]
 
 
 def _matched(

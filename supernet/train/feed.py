@@ -6,9 +6,11 @@ processes changes it, and a resumed run sees the same samples as an uninterrupte
 
 import multiprocessing
 import os
+import shutil
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -22,6 +24,7 @@ from ..data.augment import augment, largest_scale, mosaic
 from ..data.detection_set import DetectionSet, Record
 from ..data.ground_truth import GroundTruth
 from ..data.labelled_image import LabelledImage, load_image
+from ..data.shared_records import SharedRecords
 from ..errors import DataError, HeatError
 from .distributed import Group
 from .recipes import TrainConfig
@@ -42,6 +45,9 @@ SHRINK = {8: 0.3, 4: 0.4, 2: 0.5}
 Two resizes in a row average more than one does: by 10 % of the noise at these limits, by 25 % where
 the second scale is 0.95.
 """
+SHARED_MEMORY = Path("/dev/shm")
+SHARED_SHARE = 0.25
+"""Most of the free shared memory that records take: batches need it too."""
 RARE = 0.1
 """Classes in a smaller share of the images are drawn more often, if asked to."""
 
@@ -185,7 +191,7 @@ def feed(
 ) -> Iterator[Batch]:
     """Yield this process's share of the batches of some epochs of a detection set."""
     yield from feed_keyed(
-        Samples(data.records, input_hw, config),
+        Samples(shareable(data.records) if workers else data.records, input_hw, config),
         config,
         epochs,
         group=group,
@@ -193,6 +199,16 @@ def feed(
         skip=skip,
         weights=rare_first(data) if config.balanced else None,
     )
+
+
+def shareable(records: Sequence[Record]) -> Sequence[Record]:
+    """Return records that processes share, where there is room for them in shared memory."""
+    shared = SharedRecords(records)
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:  # not on Linux: files elsewhere
+        return shared
+    return shared if shared.size_bytes < free * SHARED_SHARE else records
 
 
 def feed_keyed(

@@ -174,10 +174,11 @@ def _train(loop: Loop, on_epoch: OnEpoch | None) -> TrainResult:
         planned_epochs=config.epochs,
         shortened_after=run.schedule.shortened_after,
         stopped_early=run.stopped is not None,
-        images_per_second=images / seconds if images else 0.0,
+        images_per_second=images / seconds if images else run.last_rate,
         seconds=seconds,
         skipped_steps=run.skipped,
         finished_before=finished_before,
+        run=run.identity,
         leads=group.leads,
     )
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from ..errors import out_of_memory
+
 
 def memory_mb() -> float:
     """Return the most memory that was in use: the GPU's where there is one, else this process's."""
@@ -17,8 +19,7 @@ def memory_mb() -> float:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory did not suffice."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or ("memory" in text and "alloc" in text)
+    return isinstance(error, torch.OutOfMemoryError) or out_of_memory(error) is not None
 
 
 def what_fits(train: Callable[[int], None], asked: int, size: int, world: int) -> str:

@@ -1,6 +1,7 @@
 """The files of a training run: averaged weights, the state to resume from, curves, events."""
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any, TypedDict, cast
 
 import torch
 
-from ..atomic import write_bytes, write_text
+from ..atomic import append_line, write_bytes, write_text
 from ..checkpoint import CheckpointInfo, EpochRow, save_checkpoint
 from ..errors import CheckpointError, UserError, wrong_format
 from .early_stop import best_epoch, epochs_without_gain
@@ -103,6 +104,18 @@ class RunFiles:
         """Whether no epoch is left to train."""
         return self.stopped is not None or self.epoch >= self.schedule.epochs
 
+    @property
+    def last_rate(self) -> float:
+        """Images per second when the last epoch ended; 0 before that."""
+        rates = [row["images_per_second"] for row in self.history if "images_per_second" in row]
+        return rates[-1] if rates else 0.0
+
+    @property
+    def identity(self) -> str:
+        """Hash of what is trained, and of the epochs that are finished."""
+        text = json.dumps([self.fingerprint(), self.epoch], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     def fingerprint(self) -> Fingerprint:
         """Return what must be the same for a run to be resumed."""
         return {
@@ -156,12 +169,7 @@ class RunFiles:
         if not self.writes:
             return
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": name, **facts}
-        try:
-            self.events.parent.mkdir(parents=True, exist_ok=True)
-            with self.events.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {self.events}: {error.strerror}") from None
+        append_line(self.events, json.dumps(line))
 
     def save_state(self) -> None:
         """Write what is needed to resume from here."""
@@ -257,10 +265,9 @@ class RunFiles:
             self.event("resume", epoch=self.epoch, steps=self.steps, epochs=epochs)
 
     def _save_weights(self, path: Path) -> None:
-        rates = [row["images_per_second"] for row in self.history if "images_per_second" in row]
         facts = {
             **self.task.facts(),
-            "images_per_second": rates[-1] if rates else 0.0,
+            "images_per_second": self.last_rate,
             "skipped_steps": self.skipped,
             "stopped_early": self.stopped is not None,
             "schedule": self.schedule.to_list(),

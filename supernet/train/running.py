@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from ..errors import UserError
 from .deadline import Budget
@@ -74,6 +74,8 @@ class TrainFacts(TypedDict):
     images_per_second: float
     seconds: float
     skipped_steps: int
+    run: NotRequired[str]
+    """Hash of what was trained, on what and for how many epochs; absent in records of HEAT 0.1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,8 +97,19 @@ class TrainResult:
     """Steps without a finite loss."""
     finished_before: bool
     """The run was finished before; nothing was trained."""
+    run: str
+    """Hash of what was trained, on what and for how many epochs."""
     leads: bool = True
     """Whether this process, of several, is the one that writes."""
+
+    def is_recorded(self, before: Mapping[str, object] | None) -> bool:
+        """Return whether the record of a stage is of this run, which was finished before.
+
+        A training that was killed between its last epoch and its record leaves an older one.
+        """
+        return (
+            self.finished_before and before is not None and before.get("run", self.run) == self.run
+        )
 
     def facts(self) -> TrainFacts:
         """Return the record of a stage."""
@@ -109,4 +122,5 @@ class TrainResult:
             "images_per_second": round(self.images_per_second, 2),
             "seconds": round(self.seconds, 1),
             "skipped_steps": self.skipped_steps,
+            "run": self.run,
         }

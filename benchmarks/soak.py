@@ -1,0 +1,184 @@
+"""Long runs: does memory stay flat, does the rate stay steady, are descriptors given back?
+
+    PYTHONPATH=. python benchmarks/soak.py --minutes 20 --steps 2000 --name soak
+
+`heat detect` works off a drawn video in a loop (a named pipe), then a pipe at 30 FPS that stands
+for a camera; ENACT trains; a folder with 1,000 images of which 30 are broken is detected. Drift
+is the mean resident memory of the last quarter by that of the second, minus 1: the first is
+warm-up. The last line is one JSON object; with --name it goes to benchmarks/results/.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from result import RESULTS, tell
+from watched import Look, Run, watch
+
+from supernet.data.shapes import make_shapes
+
+HEAT = [sys.executable, "-m", "heat"]
+SIZE = ["--input-size", "96x128"]
+FPS = 30
+FRAMES = 300
+DRIFT = 0.01
+"""Growth of the memory that counts as flat."""
+BROKEN = 30
+
+
+def feed(pipe: Path, seconds: float, rate: float) -> None:
+    """Write drawn JPEGs into a pipe for so long, at a rate, or as fast as they are read."""
+    rng = np.random.default_rng(0)
+    background = cv2.resize(
+        rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), (320, 240), interpolation=cv2.INTER_CUBIC
+    )
+    frames = []
+    for number in range(FRAMES):
+        frame = background.copy()
+        cv2.circle(frame, (number * 3 % 320, number * 2 % 240), 24, (30, 200, 60), -1)
+        frames.append(cv2.imencode(".jpg", frame)[1].tobytes())
+    with contextlib.suppress(BrokenPipeError), pipe.open("wb", buffering=0) as stream:
+        start, number = time.monotonic(), 0
+        while time.monotonic() - start < seconds:
+            stream.write(frames[number % FRAMES])
+            number += 1
+            if rate:
+                time.sleep(max(0.0, start + number / rate - time.monotonic()))
+
+
+def drift(looks: list[Look]) -> dict[str, Any]:
+    """Return how memory and descriptors of a process change after its warm-up."""
+    quarter = len(looks) // 4
+    if quarter < 2:
+        return {"looks": len(looks)}
+    early, late = looks[quarter : 2 * quarter], looks[-quarter:]
+    means = [float(np.mean([look.rss_mb for look in part])) for part in (early, late)]
+    return {
+        "looks": len(looks),
+        "rss_mb": [round(mean, 1) for mean in means],
+        "drift": round(means[1] / means[0] - 1, 4),
+        "descriptors": [
+            int(np.median([look.descriptors for look in part])) for part in (early, late)
+        ],
+    }
+
+
+def work(run: Run) -> list[Look]:
+    """Return the looks at the work itself: without the start, and the end in which files close."""
+    return [look for look in run.looks if 0.1 * run.seconds < look.seconds < 0.98 * run.seconds]
+
+
+def detect_stream(bundle: Path, root: Path, minutes: float, rate: float) -> dict[str, Any]:
+    """Detect for so many minutes on a pipe: at the rate of a camera, or as fast as it goes."""
+    name = "camera" if rate else "video"
+    pipe = root / f"{name}.mjpeg"
+    os.mkfifo(pipe)
+    asked = [str(pipe), str(minutes * 60), str(rate)]
+    feeder = subprocess.Popen([sys.executable, __file__, "--feed", *asked])
+    try:
+        command = [*HEAT, "detect", str(bundle), str(pipe), "--track", "--score", "0.2"]
+        run = watch([*command, "--save", str(root / name)], folder=root, every_s=0.5)
+    finally:
+        feeder.kill()
+        feeder.wait()
+    result = json.loads(run.out.splitlines()[-1]) if run.code == 0 else {}
+    return {
+        "minutes": round(run.seconds / 60, 1),
+        "frames": result.get("frames"),
+        "fps": result.get("fps"),
+        "interval_ms": result.get("ms", {}).get("interval"),
+        **drift(work(run)),
+        "exit": run.code,
+        "error": run.errors[-300:] if run.code else "",
+    }
+
+
+def train_enact(data: Path, root: Path, steps: int) -> dict[str, Any]:
+    """Train a small DETR with ENACT for so many steps."""
+    epochs = -(-steps // (len(list((data / "train").iterdir())) // 4))
+    command = [*HEAT, "train", "--data", str(data), "--architecture", "detr-s", *SIZE]
+    options = ["--attention", "enact", "--batch-size", "4", "--epochs", str(epochs)]
+    out = ["--eval-every", "0", "--out", str(root / "enact")]
+    run = watch([*command, *options, *out], folder=root, every_s=0.5)
+    error = run.errors[-300:] if run.code else ""
+    return {"steps": steps, **drift(work(run)), "exit": run.code, "error": error}
+
+
+def detect_broken(bundle: Path, data: Path, root: Path, images: int) -> dict[str, Any]:
+    """Detect on a folder of images of which some are cut off, empty, or no images."""
+    folder = root / "images"
+    folder.mkdir()
+    drawn = sorted((data / "train").iterdir())
+    content = drawn[0].read_bytes()
+    bad = [b"", b"no image", content[:20], content[: len(content) // 200]]
+    broken = set(np.random.default_rng(0).choice(images, BROKEN, replace=False).tolist())
+    for number in range(images):
+        path = folder / f"{number:05d}.jpg"
+        if number in broken:
+            path.write_bytes(bad[number % len(bad)])
+        else:
+            os.link(drawn[number % len(drawn)], path)
+    found = root / "found"
+    run = watch([*HEAT, "detect", str(bundle), str(folder), "--save", str(found)], folder=root)
+    done = json.loads(run.out.splitlines()[-1])["images"] if run.out else 0
+    return {
+        "images": images,
+        "broken": BROKEN,
+        "done": done,
+        "written": len(list(found.glob("*.jpg"))),
+        "exit": run.code,
+        "line": run.errors.strip().splitlines()[-1][:200],
+        **drift(work(run)),
+    }
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=20.0, help="of the video and the camera")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--feed", nargs=3, metavar=("PIPE", "SECONDS", "RATE"))
+    parser.add_argument("--note", default="")
+    parser.add_argument("--name")
+    options = parser.parse_args()
+    if options.feed:
+        feed(Path(options.feed[0]), float(options.feed[1]), float(options.feed[2]))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        data, out, bundle = root / "data", root / "run", root / "run" / "bundle-onnx"
+        make_shapes(data, train=40, val=4, seed=0)
+        for words in (
+            ["train", "--data", str(data), "--architecture", "nano", *SIZE, "--epochs", "1"],
+            ["export", "--threads", "1"],
+        ):
+            run = watch([*HEAT, *words, "--out", str(out)], folder=root)
+            if run.code:
+                raise SystemExit(run.errors[-2000:])
+        parts = {
+            "video": lambda: detect_stream(bundle, root, options.minutes, 0.0),
+            "camera": lambda: detect_stream(bundle, root, options.minutes, FPS),
+            "enact": lambda: train_enact(data, root, options.steps),
+            "broken": lambda: detect_broken(bundle, data, root, options.images),
+        }
+        found = {}
+        for name, part in parts.items():
+            found[name] = part()
+            print(json.dumps({name: found[name]}), file=sys.stderr, flush=True)
+    flat = {name: part.get("drift", 1.0) < DRIFT for name, part in found.items()}
+    result = {**found, "flat": flat, "note": options.note}
+    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
+
+
+if __name__ == "__main__":
+    main()
