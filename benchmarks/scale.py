@@ -28,7 +28,6 @@ from watched import Look, Run, watch
 BOXES = 860_000 / 118_000
 CLASSES = 80
 VAL = 5_000
-HEIGHT, WIDTH = 480, 640
 DRAWN = 16
 MOST_MB = 3_000
 """Memory that the parent may take."""
@@ -42,16 +41,16 @@ EVERY_STEP = [
 """The same with a line of progress for each batch."""
 
 
-def write_split(root: Path, split: str, count: int, seed: int) -> int:
+def write_split(root: Path, split: str, count: int, seed: int, size_wh: tuple[int, int]) -> int:
     """Write a split of hard links to drawn images; return its number of boxes."""
-    rng = np.random.default_rng(seed)
+    rng, (width, height) = np.random.default_rng(seed), size_wh
     folder = root / split
     folder.mkdir(parents=True)
     drawn = []
     for index in range(min(DRAWN, count)):
         small = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
         path = root / f"{split}-{index}.jpg"
-        cv2.imwrite(str(path), cv2.resize(small, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC))
+        cv2.imwrite(str(path), cv2.resize(small, size_wh, interpolation=cv2.INTER_CUBIC))
         drawn.append(path)
     images, annotations = [], []
     counts = rng.poisson(BOXES, count)
@@ -59,9 +58,9 @@ def write_split(root: Path, split: str, count: int, seed: int) -> int:
     for index in range(count):
         name = f"{index:012d}.jpg"
         os.link(drawn[index % len(drawn)], folder / name)
-        images.append({"id": index + 1, "file_name": name, "width": WIDTH, "height": HEIGHT})
-        corner = rng.random((counts[index], 2)) * (WIDTH * 0.8, HEIGHT * 0.8)
-        side = rng.random((counts[index], 2)) * (WIDTH * 0.19, HEIGHT * 0.19) + 4
+        images.append({"id": index + 1, "file_name": name, "width": width, "height": height})
+        corner = rng.random((counts[index], 2)) * (width * 0.8, height * 0.8)
+        side = rng.random((counts[index], 2)) * (width * 0.19, height * 0.19) + 4
         for (x, y), (w, h), label in zip(
             corner, side, rng.integers(1, CLASSES + 1, counts[index]), strict=True
         ):
@@ -95,12 +94,14 @@ def facts(run: Run, **more: Any) -> dict[str, Any]:
     }
 
 
-def measure(root: Path, images: int, val: int, workers: int) -> dict[str, Any]:
+def measure(
+    root: Path, images: int, val: int, workers: int, size_wh: tuple[int, int]
+) -> dict[str, Any]:
     """Make a set of so many training images, and measure the three commands on it."""
     data, small, out = root / "data", root / "small", root / "run"
-    boxes = write_split(data, "train", images, 0)
-    write_split(data, "val", val, 1)
-    write_split(small, "train", 4, 2)
+    boxes = write_split(data, "train", images, 0, size_wh)
+    write_split(data, "val", val, 1, size_wh)
+    write_split(small, "train", 4, 2, size_wh)
     size = ["--architecture", "nano", "--input-size", "96x128", "--batch-size", "4"]
     found: dict[str, Any] = {"images": images, "boxes": boxes}
     run = watch([*HEAT, "data", "check", str(data)], folder=root)
@@ -158,16 +159,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", default="10000,30000,118000")
     parser.add_argument("--val", type=int, default=VAL)
+    parser.add_argument("--pixels", default="640x480", help="WIDTHxHEIGHT of the images")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where the sets are made; a temporary one")
     parser.add_argument("--note", default="")
     parser.add_argument("--name")
     options = parser.parse_args()
+    width, height = map(int, options.pixels.split("x"))
     sizes: list[dict[str, Any]] = []
     for images in map(int, options.images.split(",")):
         root = Path(tempfile.mkdtemp(prefix="heat-scale-", dir=options.folder))
         try:
-            sizes.append(measure(root, images, options.val, options.workers))
+            sizes.append(measure(root, images, options.val, options.workers, (width, height)))
         finally:
             shutil.rmtree(root)
         print(json.dumps(sizes[-1]), file=sys.stderr, flush=True)
@@ -177,6 +180,7 @@ def main() -> None:
         "growth": growth(sizes),
         "parent_mb": parent,
         "within": parent <= MOST_MB,
+        "pixels": options.pixels,
         "note": options.note,
     }
     tell(result, RESULTS / f"{options.name}.json" if options.name else None)

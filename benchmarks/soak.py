@@ -9,17 +9,14 @@ warm-up. The last line is one JSON object; with --name it goes to benchmarks/res
 """
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from result import RESULTS, tell
 from watched import Look, Run, watch
@@ -28,31 +25,11 @@ from supernet.data.shapes import make_shapes
 
 HEAT = [sys.executable, "-m", "heat"]
 SIZE = ["--input-size", "96x128"]
+FEEDER = Path(__file__).with_name("feeder.py")
 FPS = 30
-FRAMES = 300
 DRIFT = 0.01
 """Growth of the memory that counts as flat."""
 BROKEN = 30
-
-
-def feed(pipe: Path, seconds: float, rate: float) -> None:
-    """Write drawn JPEGs into a pipe for so long, at a rate, or as fast as they are read."""
-    rng = np.random.default_rng(0)
-    background = cv2.resize(
-        rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), (320, 240), interpolation=cv2.INTER_CUBIC
-    )
-    frames = []
-    for number in range(FRAMES):
-        frame = background.copy()
-        cv2.circle(frame, (number * 3 % 320, number * 2 % 240), 24, (30, 200, 60), -1)
-        frames.append(cv2.imencode(".jpg", frame)[1].tobytes())
-    with contextlib.suppress(BrokenPipeError), pipe.open("wb", buffering=0) as stream:
-        start, number = time.monotonic(), 0
-        while time.monotonic() - start < seconds:
-            stream.write(frames[number % FRAMES])
-            number += 1
-            if rate:
-                time.sleep(max(0.0, start + number / rate - time.monotonic()))
 
 
 def drift(looks: list[Look]) -> dict[str, Any]:
@@ -83,7 +60,7 @@ def detect_stream(bundle: Path, root: Path, minutes: float, rate: float) -> dict
     pipe = root / f"{name}.mjpeg"
     os.mkfifo(pipe)
     asked = [str(pipe), str(minutes * 60), str(rate)]
-    feeder = subprocess.Popen([sys.executable, __file__, "--feed", *asked])
+    feeder = subprocess.Popen([sys.executable, str(FEEDER), *asked])
     try:
         command = [*HEAT, "detect", str(bundle), str(pipe), "--track", "--score", "0.2"]
         run = watch([*command, "--save", str(root / name)], folder=root, every_s=0.5)
@@ -147,13 +124,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="of the video and the camera")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--feed", nargs=3, metavar=("PIPE", "SECONDS", "RATE"))
     parser.add_argument("--note", default="")
     parser.add_argument("--name")
     options = parser.parse_args()
-    if options.feed:
-        feed(Path(options.feed[0]), float(options.feed[1]), float(options.feed[2]))
-        return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         data, out, bundle = root / "data", root / "run", root / "run" / "bundle-onnx"

@@ -2,7 +2,7 @@
 
 import sys
 
-from .commands.interrupts import ending_soon, line_of
+from .commands.interrupts import CODES, end_now, ending_soon, line_of
 
 
 def main() -> int:
@@ -11,11 +11,13 @@ def main() -> int:
         with ending_soon():
             from .cli import main as run
 
-            return run()
+            code = run()
     except KeyboardInterrupt as interrupt:
         line, code = line_of(interrupt)
         print(f"error: {line}", file=sys.stderr)
-        return code
+    if code in CODES:
+        end_now(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def out_of_memory(error: BaseException) -> str | None:
         f"{type(error).__name__} {text}"
     ):
         return None
-    shown = text[:MEMORY_TEXT] or type(error).__name__
+    shown = text[-MEMORY_TEXT:] or type(error).__name__  # what it was about is said last
     return (
         f"out of memory ({shown}): end other programs, or ask for less (--workers, --batch-size, "
         "--input-size)"

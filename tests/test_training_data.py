@@ -28,6 +28,7 @@ from supernet.train.early_stop import best_epoch
 from supernet.train.loop import fit
 from supernet.train.pretraining import load_image_folders
 from supernet.train.recipes import TrainConfig
+from supernet.train.run_files import RunFiles
 from supernet.train.running import Running
 from supernet.train.stepper import Stepper
 
@@ -154,7 +155,7 @@ def test_one_training_in_a_folder(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
     assert other.stdout is not None and other.stdout.readline() == "held\n"
-    message = rf"process {other.pid} \(heat {tmp_path}, since .*\) is training in it: wait"
+    message = rf"process {other.pid} \(python {tmp_path}, since .*\) is training in it: wait"
     with pytest.raises(UserError, match=message), only_one(tmp_path, "training in it"):
         pass
     other.kill()
@@ -225,7 +226,9 @@ def test_two_trainings_in_one_workspace(tmp_path: Path) -> None:
     line = fails(2, "train", "--data", root, *TINY, "--out", tmp_path / "run")
     done.set()
     thread.join()
-    assert re.search(rf"process {os.getpid()} \(.*, since .*\) is training in run", line)
+    assert re.search(
+        rf"process {os.getpid()} \(.*, since .*\) is training in /.*run/train: wait", line
+    )
     assert not (tmp_path / "run" / "train" / "events.jsonl").exists()
 
 
@@ -241,6 +244,35 @@ def test_the_best_epoch_is_kept_beside_the_last(
     assert read_info(tmp_path / "weights.safetensors").epoch == 3
     fit(Detector(small), data, config, tmp_path, Running(restart=True))
     assert not (tmp_path / "best.safetensors").exists()
+
+
+def test_the_state_of_an_epoch_is_written_last(
+    data: DetectionSet, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was killed after it was finished, but without its curves, stayed without them."""
+
+    def killed(self: RunFiles) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFiles, "save_state", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Detector(small), data, CONFIG, tmp_path)
+    assert read_info(tmp_path / "weights.safetensors").epoch == 1
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 2
+    assert '"epoch"' in (tmp_path / "events.jsonl").read_text()
+
+
+def test_a_record_of_an_older_training_is_not_taken_for_this_one(
+    data: DetectionSet, small: Architecture, tmp_path: Path
+) -> None:
+    """A training that is killed before it is recorded leaves the record of the one before."""
+    first = fit(Detector(small), data, CONFIG, tmp_path)
+    again = fit(Detector(small), data, CONFIG, tmp_path)
+    assert again.is_recorded(dict(first.facts())) and not first.is_recorded(None)
+    longer = fit(Detector(small), data, replace(CONFIG, epochs=2), tmp_path, Running(resume=True))
+    ended = fit(Detector(small), data, replace(CONFIG, epochs=2), tmp_path)
+    assert ended.is_recorded(dict(longer.facts())) and not ended.is_recorded(dict(first.facts()))
+    assert ended.images_per_second > 0
 
 
 def test_no_epoch_is_best_where_none_has_an_ap() -> None:

@@ -5,19 +5,21 @@ compiling of a network, may take a minute. A thread waits for the signals too, a
 where it does not end by itself. Nothing is lost by that: files are replaced whole.
 """
 
-import multiprocessing
 import os
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 PATIENCE_S = 4.0
 """How long a command may take to end by itself: a camera that hangs takes 3 s of it."""
 ENDING = (signal.SIGINT, signal.SIGTERM)
+CODES = tuple(128 + number for number in ENDING)
+"""Exit codes of commands that were ended."""
 KEPT = (
     "what was finished is kept: the same command goes on (train, supernet and pretrain with "
     "--resume)"
@@ -80,7 +82,18 @@ def _watch(signals: socket.socket) -> None:
         except TimeoutError:
             pass
     line, code = line_of(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
-    for child in multiprocessing.active_children():
-        child.kill()
-    print(f"error: {line}", file=sys.stderr, flush=True)
+    print(f"error: {line}", file=sys.stderr)
+    end_now(code)
+
+
+def end_now(code: int) -> NoReturn:
+    """End the process without taking the interpreter apart, which with torch takes a second."""
+    if "multiprocessing" in sys.modules:  # not imported for it: signals come early too
+        import multiprocessing
+
+        for child in multiprocessing.active_children():
+            child.kill()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
     os._exit(code)

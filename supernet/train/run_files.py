@@ -142,11 +142,11 @@ class RunFiles:
         self._save_weights(self.checkpoint)
         if best_epoch(self.history) == epoch:
             self._save_weights(self.best)
-        self.save_state()
         self._save_curves()
         self.event("epoch", **row)
         if self.stopped is not None:
             self.event("early stop", epoch=epoch, best=best_epoch(self.history), patience=patience)
+        self.save_state()  # last: a run that is killed before it repeats the epoch, files and all
         for key, value in facts.items():
             if self.board is not None:
                 self.board.add_scalar(key, value, epoch)
