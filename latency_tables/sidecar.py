@@ -133,7 +133,7 @@ class TableSidecar(TypedDict):
 
     format: int
     seal: NotRequired[str]
-    """Of the CSV that was written after it; absent in files of HEAT 0.1."""
+    """Of the CSV that was written after it; absent in older files."""
     conditions: Mapping[str, Any]
     """Fields of `Conditions`; a version that lacked some reads as their defaults."""
     calibration: CalibrationRecord

@@ -108,7 +108,7 @@ def pretrain_features(
         start = {"teacher": cache.key.digest, "features": str(cache.key.maps)}
         done = run_task(task, config, workspace.pretrain, running, start=start)
     before = workspace.stages().get("pretrain")
-    if done.finished_before and before is not None:
+    if before is not None and done.is_recorded(before):
         return before
     terms = cast(Mapping[str, float], read_info(done.checkpoint).history[-1])
     result = {

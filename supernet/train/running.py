@@ -75,7 +75,7 @@ class TrainFacts(TypedDict):
     seconds: float
     skipped_steps: int
     run: NotRequired[str]
-    """Hash of what was trained, on what and for how many epochs; absent in records of HEAT 0.1."""
+    """Hash of what was trained, on what and for how many epochs; absent in older records."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
