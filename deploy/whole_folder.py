@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from supernet.errors import UserError
+
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
@@ -26,6 +28,11 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             folder.rename(old)
         scratch.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        # Of a full disk, it names no file; of a file elsewhere, it does.
+        if error.filename is not None and scratch not in Path(str(error.filename)).parents:
+            raise
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

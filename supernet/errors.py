@@ -21,7 +21,8 @@ SECRETS = re.compile(rf"(?<=://)[^\s?#]+(?=@)|(?<=[?&;#])({SECRET_NAME})[^&\s]+"
 """User and password in a URL, and values of such a name in its query."""
 NO_MEMORY = re.compile(
     r"OutOfMemory|bad_alloc|Insufficient memory|(?:memory.*alloc|alloc.*memory)"
-    r"|failed to map segment|can't start new thread",
+    r"|failed to map segment|can't start new thread"
+    r"|could not create a (?:memory|primitive)\b(?! desc)",  # oneDNN
     re.I,
 )
 MEMORY_TEXT = 100

@@ -3,6 +3,7 @@
 `benchmarks/faults.py` tries many more moments, and signals, read-only disks, clocks and memory.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deploy.whole_folder import replacing_folder
 from heat.commands import interrupts
 from latency_tables.probe.lock import lock_file
 from supernet.atomic import append_line, replacing
@@ -110,6 +112,7 @@ def _slow(folder: Path) -> None:
 
 STUCK = """
 import sys, time
+from deploy.whole_folder import replacing_folder
 from heat.commands import interrupts
 interrupts.PATIENCE_S = 0.3
 from heat.cli import app, main
@@ -205,6 +208,7 @@ def test_remains_of_killed_writers_are_removed(tmp_path: Path) -> None:
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
         RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a primitive"),
         RuntimeError("can't start new thread"),
         ImportError("libx.so: failed to map segment from shared object"),
     ],
@@ -213,3 +217,15 @@ def test_too_little_memory_is_one_line(error: Exception) -> None:
     line = out_of_memory(error)
     assert line is not None and line.startswith("out of memory (") and "\n" not in line
     assert out_of_memory(RuntimeError("memory format")) is None
+    assert out_of_memory(RuntimeError("could not create a primitive descriptor")) is None
+
+
+def test_a_bundle_on_a_full_disk_is_named(tmp_path: Path) -> None:
+    """A write that fails names no file; one that is read elsewhere keeps its name."""
+    folder = tmp_path / "bundle"
+    with pytest.raises(UserError, match=f"cannot write {folder}: No space left on device"):
+        with replacing_folder(folder):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(FileNotFoundError, match="absent"), replacing_folder(folder):
+        (tmp_path / "absent").read_bytes()
+    assert not list(tmp_path.iterdir())

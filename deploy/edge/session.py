@@ -94,10 +94,12 @@ def import_runtime(runtime: str) -> Any:
     try:
         with without_telemetry():
             return importlib.import_module(runtime)
-    except ImportError:
+    except ModuleNotFoundError:
         raise UserError(
             f"runtime {runtime} is not installed: pip install {PIP_NAME[runtime]}"
         ) from None
+    except ImportError as error:  # too little memory, or a library that is not of this system
+        raise UserError(f"runtime {runtime} cannot be loaded: {error}") from None
 
 
 class WallClock:
