@@ -119,7 +119,7 @@ def measure(
 
     command = [*EVERY_STEP, *train, "--workers", str(workers), "--out", str(out)]
     run = watch(command, until=until, folder=root)
-    _require(run, 130, 0)
+    _require(run, 143, 0)
     found["first_batch"] = facts(run, first_s=round(first[0], 1) if first else None)
 
     trained = [*HEAT, "train", "--data", str(small), *size, "--epochs", "1", "--restart"]

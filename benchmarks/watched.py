@@ -62,7 +62,7 @@ def watch(
     folder: Path,
     **options: Any,
 ) -> Run:
-    """Run a command and look at it; Ctrl-C is sent once `until` returns true.
+    """Run a command and look at it; SIGTERM is sent once `until` returns true.
 
     What it prints goes to files in `folder`.
     """
@@ -78,7 +78,7 @@ def watch(
                     run.looks.append(seen)
                     if not asked and until(seen):
                         asked = True
-                        process.send_signal(2)
+                        process.terminate()  # jobs in the background ignore SIGINT
                 time.sleep(every_s)
         finally:
             process.kill()

@@ -223,9 +223,9 @@ def test_too_little_memory_is_one_line(error: Exception) -> None:
 def test_a_bundle_on_a_full_disk_is_named(tmp_path: Path) -> None:
     """A write that fails names no file; one that is read elsewhere keeps its name."""
     folder = tmp_path / "bundle"
-    with pytest.raises(UserError, match=f"cannot write {folder}: No space left on device"):
-        with replacing_folder(folder):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    full = f"cannot write {folder}: No space left on device"
+    with pytest.raises(UserError, match=full), replacing_folder(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(FileNotFoundError, match="absent"), replacing_folder(folder):
         (tmp_path / "absent").read_bytes()
     assert not list(tmp_path.iterdir())
