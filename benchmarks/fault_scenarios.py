@@ -205,8 +205,8 @@ def _below(pid: int) -> list[int]:
 def two_commands(base: Any) -> Found:
     """Train beside a training: refused by name; what reads goes on; a dead one's lock is free."""
     place = base.place("detect", "two")
-    command = [*STAGES["train"].command(place), "--epochs", "500", "--restart"]
-    first = Child(command, place.folder)
+    long = ["--epochs", "500", "--batch-size", "4", "--eval-every", "0", "--restart"]
+    first = Child(["train", "--data", place.data, *long, *place.out], place.folder)
     _wait_for(lock_file(place.run / "train"))
     done = forked(STAGES["train"].command(place), place.folder)
     wrong = one_line(done, 2, f"process {first.pid} (", "heat train", "is training in")

@@ -113,7 +113,7 @@ def detect_broken(bundle: Path, data: Path, root: Path, images: int) -> dict[str
         "done": done,
         "written": len(list(found.glob("*.jpg"))),
         "exit": run.code,
-        "line": run.errors.strip().splitlines()[-1][:200],
+        "line": run.errors.strip().splitlines()[-1].replace(f"{root}/", "")[:200],
         **drift(work(run)),
     }
 
