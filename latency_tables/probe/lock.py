@@ -66,7 +66,8 @@ def only_one(path: Path, doing: str = "", *, patience_s: float = 0.0) -> Iterato
 def _sign(lock: Path) -> None:
     """Write down who holds the lock; on a full disk it holds unsigned."""
     program = Path(sys.argv[0])
-    name = program.parent.name if program.name == "__main__.py" else program.name
+    package = program.name.startswith("__")  # python -m heat
+    name = program.parent.name if package else program.name
     words = ["python" if name == "-c" else name, *map(masked, sys.argv[1:])]
     own = {
         "process": os.getpid(),
