@@ -1,4 +1,4 @@
-"""Tracks, tiles, labels and class-agnostic suppression of `heat detect`."""
+"""Tracks, tiles, labels and single boxes of `heat detect`."""
 
 import itertools
 import json
