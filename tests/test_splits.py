@@ -82,7 +82,7 @@ def test_a_val_split_without_objects_has_ap_none(tmp_path: Path) -> None:
         assert scored["ap_by_class"] == {"cat": None, "dog": None}
     code, result, errors = run("report", "--out", out)
     page = Path(result["report"]).read_text()
-    assert code == 0 and "AP none, AP50 none, AP75 none on a val (2 images), small none" in page
+    assert code == 0 and "AP50 none, AP75 none; objects by size: small none" in page
     assert ": -1" not in (out / "run.json").read_text()
 
 

@@ -129,7 +129,7 @@ def test_unknown_and_missing_columns_are_named(unit: Architecture, tmp_path: Pat
 def test_an_older_format_is_named(unit: Architecture, tmp_path: Path) -> None:
     sidecar = write_table(table_of(unit), tmp_path).with_suffix(".json")
     sidecar.write_text(json.dumps({"format": 1, "conditions": {}}))
-    with pytest.raises(TableError, match="format 1, this HEAT reads 3 and 2: run heat"):
+    with pytest.raises(TableError, match="format '1', this HEAT reads 2 and 3: run heat"):
         read_table(sidecar.with_suffix(".csv"))
 
 
