@@ -3,7 +3,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from latency_tables.plan import space_entries
 from supernet.boxes import iou_matrix
@@ -11,11 +10,11 @@ from supernet.counting import count_macs, count_params
 from supernet.errors import UserError
 from supernet.heatdetr.anchor_fit import best_iou
 from supernet.heatdetr.architecture import CONDENSED, PRESETS, Architecture, preset
-from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.input_size import parse_size
 from supernet.heatdetr.operators import OPERATORS
 from supernet.heatdetr.operators.decode import make_anchors
 from supernet.heatdetr.operators.entries import Macs
+from tests.counted import on_meta, torch_macs
 
 SPEC_MACS = [
     ("medium", (832, 1344), 79_396_402_176, 999_014_016),
@@ -53,15 +52,8 @@ def test_parameters_equal_the_spec(name: str, millions: float) -> None:
 )
 def test_torch_counts_the_same(architecture: Architecture) -> None:
     """Torch's own counter agrees with the closed form, in the deployed form on the meta device."""
-    with torch.device("meta"):
-        network = Detector(architecture).deployed()
-    height, width = architecture.input_size
-    image = torch.empty((1, height, width, 3), dtype=torch.uint8, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        network(image)
-    flops = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
-    counted = Macs(flops.pop("aten.convolution") // 2, sum(flops.values()) // 2)
-    assert counted == count_macs(architecture)
+    network = on_meta(architecture)
+    assert torch_macs(network) == count_macs(architecture)
     assert sum(p.numel() for p in network.parameters()) == count_params(architecture)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from deploy.edge.postprocess import Postprocess, unpad
 from deploy.edge.runtimes import open_session
@@ -19,11 +18,10 @@ from supernet.counting import count_macs, count_params
 from supernet.graph.style import QUANTIZES_OUTPUTS, GraphStyle
 from supernet.graph.writer import GraphWriter
 from supernet.heatdetr.architecture import Architecture
-from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.operators.decode import Decode
-from supernet.heatdetr.operators.entries import Macs
 from supernet.heatdetr.operators.head import Head
 from supernet.heatdetr.quantization import calibrate
+from tests.counted import on_meta, torch_macs
 
 Array = npt.NDArray[np.float64]
 Found = tuple[Array, Array, Array]
@@ -129,15 +127,8 @@ def drawn(seed: int, **more: object) -> Architecture:
 @pytest.mark.parametrize("seed", range(8))
 def test_macs_are_torchs(seed: int) -> None:
     architecture = drawn(seed)
-    with torch.device("meta"):
-        network = Detector(architecture).deployed()
-    height, width = architecture.input_size
-    image = torch.empty((1, height, width, 3), dtype=torch.uint8, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        network(image)
-    flops = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
-    convolutions = flops.pop("aten.convolution") // 2
-    assert Macs(convolutions, sum(flops.values()) // 2) == count_macs(architecture)
+    network = on_meta(architecture)
+    assert torch_macs(network) == count_macs(architecture)
     many = 0 if network.many is None else sum(p.numel() for p in network.many.parameters())
     assert sum(p.numel() for p in network.parameters()) - many == count_params(architecture)
 

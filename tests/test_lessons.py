@@ -139,7 +139,7 @@ def test_labels_hold_and_other_boxes_are_weighted(data: DetectionSet) -> None:
 
 
 def test_weights_follow_their_boxes(data: DetectionSet) -> None:
-    """Each object's weight is told by its class, in whatever order augmentation leaves them."""
+    """Each object's weight follows from its class, in whatever order augmentation leaves them."""
     images = []
     for record in data.records[:4]:
         weights = (record.labels + 1).astype(np.float32) / 4

@@ -92,7 +92,7 @@ def convert(
 
 
 def one_numbering(sets: Sequence[DetectionSet]) -> list[DetectionSet]:
-    """Return the splits of an export with all its classes, numbered alike."""
+    """Return the splits of an export with all its classes, with the same numbers."""
     names = list(dict.fromkeys(name for data in sets for name in data.names))
     if all(data.names == sets[0].names for data in sets):
         return list(sets)

@@ -50,7 +50,7 @@ class Scored:
     calibration_error: float | None
     charts: list[Chart]
     """Precision and recall, confusion, reliability."""
-    picture: str
+    worst: str
     """JPEG of the worst images, base64; empty without any."""
     missed: list[tuple[str, str, int, int]]
     """Class, size, objects missed, objects; the most missed first."""
@@ -205,8 +205,8 @@ def _scored(workspace: Workspace, stages: Stages) -> Scored | None:
         for path in [folder / name]
         if path.exists()
     ]
-    picture = folder / "mistakes.jpg"
-    drawn = picture.exists() and found.get("mistakes_picture") is not None
+    worst = folder / "mistakes.jpg"
+    drawn = worst.exists() and found.get("mistakes_picture") is not None
     missed = [
         (name, size, few, every)
         for name, sizes in found["missed"].items()
@@ -217,7 +217,7 @@ def _scored(workspace: Workspace, stages: Stages) -> Scored | None:
         split=found["split"],
         calibration_error=found.get("calibration_error"),
         charts=charts,
-        picture=as_jpeg(picture) if drawn else "",
+        worst=as_jpeg(worst) if drawn else "",
         missed=sorted(missed, key=lambda row: -row[2])[:MISSED],
         suspects=found.get("suspected_labels", []),
     )

@@ -87,7 +87,7 @@ class ScoreCalibration:
     def of_rows(self, rows: Sequence[ResultRow], data: DetectionSet) -> list[ResultRow]:
         """Return detections with calibrated scores, the shortest numbers that are the same float32.
 
-        So they equal those of the deployed network, as far as it computes alike.
+        So they equal those of the deployed network, as far as it computes the same.
         """
         place = {category: label for label, category in enumerate(data.category_ids)}
         labels = np.array([place[int(row["category_id"])] for row in rows], dtype=np.int64)

@@ -49,7 +49,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _splits(root: Path) -> dict[str, str]:
-    """Return the split of each name that the lists have; trainval counts where it stands alone."""
+    """Return the split of each name that the lists have; trainval counts only by itself."""
     found: dict[str, str] = {}
     for split in ("trainval", "test", "val", "train"):
         path = root / SETS / f"{split}.txt"

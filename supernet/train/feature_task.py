@@ -1,36 +1,29 @@
 """The task of learning a teacher's features."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checkpoint import Kind
-from .distributed import Group
+from .backbone_task import BackboneTask
 from .feature_cache import FeatureCache
 from .feature_student import FeatureStudent, distance, seen_through
 from .feature_views import FeatureViews
-from .feed import feed_keyed
-from .optimise import ParameterGroup, parameter_groups
 from .recipes import TrainConfig
-from .task import Batch, Traces
 
 
-class FeatureTask:
+class FeatureTask(BackboneTask):
     """Features of a teacher, learnt by a `FeatureStudent`.
 
     The teacher's channels are brought to mean 0 and deviation 1 over the images first: without it a
     mean that all positions share would make every cosine large.
     """
 
-    kind: Kind = "backbone"
-
     def __init__(self, network: FeatureStudent, cache: FeatureCache) -> None:
         """Train `network` on a complete cache."""
-        self.network = self.model = network
-        self.cache, self.size = cache, network.trunk.architecture.input_size
-        self.description = network.trunk.architecture.to_json()
+        super().__init__(network, network.trunk.architecture)
+        self.lessons, self.cache = network.lessons, cache
         self.names: tuple[str, ...] = ()
         self.num_images = len(cache.usable)
         self.digest = cache.key.images
@@ -41,23 +34,9 @@ class FeatureTask:
         roots = [root.name for root in self.cache.images.roots]
         return {"teacher": self.cache.key.teacher, "data": roots, "images": self.num_images}
 
-    def traces(self) -> Traces:
-        """Return nothing: only supernets have traces."""
-        return {}
-
-    def start_epoch(self, epoch: float, epochs: int) -> None:
-        """Do nothing: only supernets change from epoch to epoch."""
-
-    def parameter_groups(self, config: TrainConfig) -> list[ParameterGroup]:
-        """Return decayed convolutions and undecayed vectors."""
-        return parameter_groups(self.network, config)
-
-    def feed(
-        self, config: TrainConfig, epochs: range, group: Group, workers: int, skip: int
-    ) -> Iterator[Batch]:
-        """Yield crops of views, flipped and recoloured, with the teacher's features."""
-        source = FeatureViews(self.cache, self.size, config)
-        yield from feed_keyed(source, config, epochs, group=group, workers=workers, skip=skip)
+    def source(self, config: TrainConfig) -> FeatureViews:
+        """Return crops of views, flipped and recoloured, with the teacher's features."""
+        return FeatureViews(self.cache, self.size, config)
 
     def loss(
         self, outputs: Sequence[Tensor], targets: Any, config: TrainConfig
@@ -73,5 +52,5 @@ class FeatureTask:
             lesson.name: distance(
                 output, seen_through(maps[lesson.map], boxes_B4, (output.shape[2], output.shape[3]))
             )
-            for lesson, output in zip(self.network.lessons, outputs, strict=True)
+            for lesson, output in zip(self.lessons, outputs, strict=True)
         }

@@ -6,7 +6,7 @@ backbone is the network from the stem to the last stage, with the SAM between th
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoint import Kind, read_info
+from ..checkpoint import read_info
 from ..data.augment import AugmentConfig, recoloured
 from ..data.image_files import list_images
 from ..errors import CheckpointError, DataError
@@ -26,11 +26,9 @@ from ..heatdetr.detector import Detector
 from ..heatdetr.place import Place
 from ..heatdetr.supernet import CANDIDATES, GlobalMixture, Mixture
 from ..letterbox import Image, letterbox, read_image, resized
-from .distributed import Group
-from .feed import Keyed, feed_keyed
-from .optimise import ParameterGroup, parameter_groups
+from .backbone_task import BackboneTask
+from .feed import Keyed
 from .recipes import TrainConfig
-from .task import Batch, Traces
 from .transfer import Taken, taken
 
 SMOOTHING = 0.1
@@ -107,16 +105,13 @@ class Classifier(nn.Module):
         return (self.classes(last.mean((2, 3))),)
 
 
-class ClassifyTask:
+class ClassifyTask(BackboneTask):
     """Classification of images by a `Classifier`."""
-
-    kind: Kind = "backbone"
 
     def __init__(self, network: Classifier, images: ImageFolders) -> None:
         """Train `network` on `images`, whose classes it has."""
-        self.network = self.model = network
-        self.images, self.size = images, network.trunk.architecture.input_size
-        self.description = network.trunk.architecture.to_json()
+        super().__init__(network, network.trunk.architecture)
+        self.images = images
         self.names, self.num_images = images.names, len(images.paths)
         self.digest = images.digest
 
@@ -125,23 +120,9 @@ class ClassifyTask:
         of = self.images
         return {"data": of.root.name, "split": of.split, "images": self.num_images}
 
-    def traces(self) -> Traces:
-        """Return nothing: only supernets have traces."""
-        return {}
-
-    def start_epoch(self, epoch: float, epochs: int) -> None:
-        """Do nothing: only supernets change from epoch to epoch."""
-
-    def parameter_groups(self, config: TrainConfig) -> list[ParameterGroup]:
-        """Return decayed convolutions and undecayed vectors."""
-        return parameter_groups(self.network, config)
-
-    def feed(
-        self, config: TrainConfig, epochs: range, group: Group, workers: int, skip: int
-    ) -> Iterator[Batch]:
-        """Yield cropped, flipped and recoloured images."""
-        source: Keyed = Crops(self.images, self.size, config)
-        yield from feed_keyed(source, config, epochs, group=group, workers=workers, skip=skip)
+    def source(self, config: TrainConfig) -> Keyed:
+        """Return cropped, flipped and recoloured images."""
+        return Crops(self.images, self.size, config)
 
     def loss(
         self, outputs: Sequence[Tensor], targets: Any, config: TrainConfig
