@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 from frontier import OURS
 from result import RESULTS, tell
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import supernet.data.augment
 import supernet.train.aligned
 import supernet.train.matching
 import supernet.train.muon
@@ -45,6 +47,7 @@ from supernet.heatdetr.input_size import parse_size
 from supernet.heatdetr.operators.channelwise import ChannelBlock
 from supernet.heatdetr.operators.convbn import ConvBN
 from supernet.heatdetr.operators.decode import Decode, make_anchors
+from supernet.letterbox import Image, resized
 from supernet.train.loop import fit
 from supernet.train.matching import IGNORED, match
 from supernet.train.recipes import recipe
@@ -204,6 +207,11 @@ def heavier_boxes(
     return replace(loss, boxes=2 * loss.boxes)
 
 
+def bilinear(image: Image, hw: tuple[int, int]) -> Image:
+    """Resize by bilinear sampling without averaging, as training did before 28 November 2026."""
+    return cv2.resize(image, (hw[1], hw[0]), interpolation=cv2.INTER_LINEAR)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """The changes of one variant."""
@@ -223,6 +231,8 @@ class Variant:
     rms: float = supernet.train.muon.RMS
     """Size of Muon's updates."""
     loss: Any = DETECTION_LOSS
+    resize: Callable[[Image, tuple[int, int]], Image] = resized
+    """How training images are resized."""
 
 
 PARTS = {
@@ -253,6 +263,7 @@ RECIPES = {
     "matchability-aware loss": FINE(loss=matchability_loss),
     "aligned assignment": FINE(shape={"anchor_offset": 0.5}, training={"assign": "aligned"}),
     "scores learn the IoU": FINE(loss=quality_loss),
+    "training images resized bilinearly": FINE(resize=bilinear),
     "learning rate 2e-3": FINE(training={"learning_rate": 2e-3}),
     "learning rate 5e-4": FINE(training={"learning_rate": 5e-4}),
     "no mosaic": FINE(augment={"mosaic": 0.0}),
@@ -287,8 +298,9 @@ def train(
     supernet.train.matching.IGNORE_ANCHOR_IOU = variant.least_iou
     supernet.train.muon.RMS = variant.rms
     supernet.train.aligned.detection_loss = variant.loss
+    supernet.data.augment.resized = variant.resize
     start = time.monotonic()
-    fit(network, data, config, folder, Running(resume=True))
+    fit(network, data, config, folder, Running(resume=True, workers=0))  # no process unchanged
     metrics = score_rows(found_rows(torch_detect(network.eval()), val, progress=False), val)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.deployed()(torch.zeros(1, *size, 3, dtype=torch.uint8))
