@@ -195,6 +195,8 @@ class Supernet(Detector):
         super().__init__(space.template.with_(name="supernet", blocks=(n1, n2, n3, n4)))
         self.space = space
         self.config = config or SearchConfig()
+        self.elastic = False
+        """Whether its channels are in the order of importance, and its networks ready to use."""
         for stage, count in enumerate(space.positions, 1):
             for position in range(count):
                 mixture = Mixture(space.widths[stage - 1])

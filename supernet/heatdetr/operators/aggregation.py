@@ -138,7 +138,7 @@ def _inherit_fuse(old: Fuse, new: Fuse, streams: Streams) -> None:
 
 
 def _inherit_ffn(old: PoolFFN, new: PoolFFN, streams: Streams) -> None:
-    copy_ffn(old.ffn, new.ffn, streams.own)
+    copy_ffn(old.ffn, new.ffn, streams)
 
 
 def _ffn_scales(unit: PoolFFN) -> list[Tensor]:

@@ -134,7 +134,7 @@ def params_of(d: int) -> int:
 def inherit(old: ChannelBlock, new: ChannelBlock, streams: Streams) -> None:
     """Copy a block of a wide network into a narrow one; whole heads are removed."""
     own = streams.own
-    heads = copy_attention(old, new, own, value=HEAD, rows=rows_by_part(old, HEAD))
+    heads = copy_attention(old, new, streams, value=HEAD, rows=rows_by_part(old, HEAD))
     new.temp.copy_(old.temp[heads])
     copy_conv(old.lpi.conv1, new.lpi.conv1, own, own)
     copy_conv(old.lpi.conv2, new.lpi.conv2, own, own)

@@ -13,10 +13,28 @@ from torch import Tensor, nn
 
 from .convbn import ConvBN, FeedForward
 
+Pick = Callable[[Tensor, int], Tensor]
+"""Returns the indices of so many channels, or heads, given the importance of each."""
+
+
+def top(scores: Tensor, count: int) -> Tensor:
+    """Return the indices of the largest scores in ascending order."""
+    return ranked(scores, count).sort().values
+
+
+def ranked(scores: Tensor, count: int) -> Tensor:
+    """Return the indices of the largest scores, the largest first."""
+    return scores.argsort(descending=True, stable=True)[:count]
+
+
+def first(scores: Tensor, count: int) -> Tensor:
+    """Return the first indices: of weights that were brought into the order of importance."""
+    return torch.arange(count)
+
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """Indices of the channels that are kept, in ascending order."""
+    """Indices of the channels that are kept, and how those inside of a unit are chosen."""
 
     own: Tensor
     """Those of the stream that the unit writes to."""
@@ -24,6 +42,7 @@ class Streams:
     """The stage that has this stream, from 1."""
     stages: Sequence[Tensor]
     """Those of each stage's stream."""
+    pick: Pick = top
 
     @property
     def before(self) -> Tensor:
@@ -42,12 +61,6 @@ class AttentionUnit(Protocol):
     qkv: ConvBN
     proj: ConvBN
     ffn: FeedForward
-
-
-def top(scores: Tensor, count: int) -> Tensor:
-    """Return the indices of the largest scores in ascending order."""
-    best = scores.argsort(descending=True, stable=True)[:count]
-    return best.sort().values
 
 
 def expand(heads: Tensor, size: int) -> Tensor:
@@ -75,19 +88,20 @@ def copy_linear(old: nn.Conv2d, new: nn.Conv2d, columns: Tensor) -> None:
     new.bias.copy_(old.bias)
 
 
-def copy_ffn(old: FeedForward, new: FeedForward, stream: Tensor) -> None:
+def copy_ffn(old: FeedForward, new: FeedForward, streams: Streams) -> None:
     """Copy a feed-forward branch: hidden channels are ranked by the product of their norms."""
     fan_in = old.fc1.conv.weight.abs().sum((1, 2, 3))
     fan_out = old.fc2.conv.weight.abs().sum((0, 2, 3))
-    hidden = top(fan_in * old.fc1.bn.weight.abs() * fan_out, new.fc1.bn.num_features)
-    copy_conv(old.fc1, new.fc1, hidden, stream)
-    copy_conv(old.fc2, new.fc2, stream, hidden)
+    scores = fan_in * old.fc1.bn.weight.abs() * fan_out
+    hidden = streams.pick(scores, new.fc1.bn.num_features)
+    copy_conv(old.fc1, new.fc1, hidden, streams.own)
+    copy_conv(old.fc2, new.fc2, streams.own, hidden)
 
 
 def copy_attention(
     old: AttentionUnit,
     new: AttentionUnit,
-    stream: Tensor,
+    streams: Streams,
     *,
     value: int,
     rows: Callable[[Tensor], Tensor],
@@ -98,10 +112,10 @@ def copy_attention(
     channels there, `rows` gives the outputs of `qkv` that belong to some heads.
     """
     columns = old.proj.conv.weight.abs().sum((0, 2, 3)).view(old.heads, value).sum(1)
-    heads = top(columns, new.heads)
-    copy_conv(old.qkv, new.qkv, rows(heads), stream)
-    copy_conv(old.proj, new.proj, stream, expand(heads, value))
-    copy_ffn(old.ffn, new.ffn, stream)
+    heads = streams.pick(columns, new.heads)
+    copy_conv(old.qkv, new.qkv, rows(heads), streams.own)
+    copy_conv(old.proj, new.proj, streams.own, expand(heads, value))
+    copy_ffn(old.ffn, new.ffn, streams)
     return heads
 
 

@@ -138,7 +138,7 @@ def params_of(d: int, sparsity: float = 0.0) -> int:
 
 def inherit(old: OriginalBlock, new: OriginalBlock, streams: Streams) -> None:
     """Copy a block of a wide network into a narrow one; whole heads are removed."""
-    copy_attention(old, new, streams.own, value=HEAD, rows=rows_by_part(old, HEAD))
+    copy_attention(old, new, streams, value=HEAD, rows=rows_by_part(old, HEAD))
     if old.score is not None:
         assert new.score is not None
         copy_linear(old.score, new.score, streams.own)

@@ -10,7 +10,7 @@ from ...graph.nodes import Value
 from ...graph.writer import GraphWriter
 from .base import Operator, Shape, same_shape
 from .convbn import ConvBN, conv_macs, conv_params, half
-from .cutting import Streams, copy_conv, top
+from .cutting import Streams, copy_conv
 from .entries import Entry, Macs
 
 
@@ -102,8 +102,8 @@ def _conv_macs(entry: Entry, times: int) -> Macs:
 
 
 def _inherit_stem(old: Stem, new: Stem, streams: Streams) -> None:
-    inner1 = top(old.conv1.bn.weight.abs(), new.conv1.bn.num_features)
-    inner2 = top(old.conv2.bn.weight.abs(), new.conv2.bn.num_features)
+    inner1 = streams.pick(old.conv1.bn.weight.abs(), new.conv1.bn.num_features)
+    inner2 = streams.pick(old.conv2.bn.weight.abs(), new.conv2.bn.num_features)
     copy_conv(old.conv1, new.conv1, inner1, torch.arange(3))
     copy_conv(old.conv2, new.conv2, inner2, inner1)
     copy_conv(old.conv3, new.conv3, streams.own, inner2)

@@ -250,7 +250,7 @@ def _inherit(old: WindowBlock, new: WindowBlock, streams: Streams) -> None:
     def rows(heads: Tensor) -> Tensor:
         return expand(heads, HEAD)
 
-    heads = copy_attention(old, new, streams.own, value=VALUE, rows=rows)
+    heads = copy_attention(old, new, streams, value=VALUE, rows=rows)
     new.bias.copy_(old.bias[:, heads])
 
 

@@ -1,0 +1,106 @@
+"""An elastic supernet: its networks run on its own weights."""
+
+import copy
+
+import pytest
+import torch
+
+from heat.thinning.moves import State
+from supernet.errors import CheckpointError
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.elastic import Elastic, Member, cuts_of
+from supernet.heatdetr.inherit import inherit, order_channels
+from supernet.heatdetr.supernet import Supernet
+from tests.test_inherit import logits_of, make
+
+
+def members_of(supernet: Supernet) -> list[Member]:
+    """Return the largest network, a narrower one, and one without some layers and operators."""
+    logits, full = logits_of(supernet), State.full(supernet.space)
+    states = [
+        full,
+        full.narrower(2).narrower(4),
+        full.without((3, 1)).without((1, 0)).narrower(3).forbidding((1, 1), 2).narrower(4),
+    ]
+    return [Member(s.architecture(supernet.space, logits), s.positions()) for s in states]
+
+
+def ordered(supernet: Supernet) -> Supernet:
+    largest = members_of(supernet)[0]
+    return order_channels(supernet, largest.architecture, largest.positions)
+
+
+@pytest.mark.parametrize("block", ["cw", "oa"])
+def test_the_order_of_channels_keeps_the_function(unit: Architecture, block: str) -> None:
+    supernet = make(unit, block)
+    largest = members_of(supernet)[0]
+    elastic = ordered(supernet)
+    image = torch.randint(0, 256, (2, *unit.input_size, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        for a, b in zip(elastic.eval()(image), supernet(image), strict=True):
+            assert float((a - b).abs().max() / b.abs().max()) < 1e-4
+        pair = [
+            inherit(net, largest.architecture, largest.positions) for net in (supernet, elastic)
+        ]
+        for a, b in zip(*(net.eval()(image) for net in pair), strict=True):
+            assert float((a - b).abs().max() / b.abs().max()) < 1e-4
+
+
+def test_the_first_channels_are_those_that_thinning_would_keep(unit: Architecture) -> None:
+    supernet = make(unit)
+    narrow = members_of(supernet)[1]
+    image = torch.randint(0, 256, (2, *unit.input_size, 3), dtype=torch.uint8)
+    once = inherit(supernet, narrow.architecture, narrow.positions).eval()
+    elastic = inherit(ordered(supernet), narrow.architecture, narrow.positions).eval()
+    with torch.no_grad():
+        for a, b in zip(once(image), elastic(image), strict=True):
+            assert float((a - b).abs().max() / b.abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("head", ["nms", "one-to-one"])
+@pytest.mark.parametrize("block", ["cw", "oa"])
+def test_members_compute_what_the_inherited_networks_do(
+    unit: Architecture, block: str, head: str
+) -> None:
+    elastic = ordered(make(unit.with_(head=head), block))
+    members = members_of(elastic)
+    model = Elastic(elastic, members)
+    image = torch.randint(0, 256, (2, *unit.input_size, 3), dtype=torch.uint8)
+    weights = dict(elastic.named_parameters())
+    for member, shared in zip(members, model.shared, strict=True):
+        network = inherit(elastic, member.architecture, member.positions).train()
+        for a, b in zip(network(image), shared(weights, image), strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_gradients_reach_the_supernet_and_the_smallest_member_alone_only_its_part(
+    unit: Architecture,
+) -> None:
+    elastic = ordered(make(unit))
+    members = members_of(elastic)
+    model = Elastic(elastic, members)
+    image = torch.randint(0, 256, (2, *unit.input_size, 3), dtype=torch.uint8)
+    sum(
+        part.square().sum() for part in model.shared[-1](dict(elastic.named_parameters()), image)
+    ).backward()
+    weight = elastic.units["head"].cls.weight
+    kept = members[-1].architecture.widths[3]
+    assert weight.grad is not None
+    assert weight.grad[:, :kept].abs().sum() > 0
+    assert not weight.grad[:, kept:].any()
+    before = copy.deepcopy(elastic.state_dict())
+    torch.manual_seed(3)
+    assert len(model(image)) == 2 * len(model.shared[0](dict(elastic.named_parameters()), image))
+    for name, value in elastic.state_dict().items():
+        assert torch.equal(value, before[name]), f"{name}: statistics are recalibrated, not learnt"
+
+
+def test_members_without_weights_in_the_supernet_are_refused(unit: Architecture) -> None:
+    elastic = ordered(make(unit, "oa"))
+    largest = members_of(elastic)[0]
+    scored = Member(largest.architecture.with_(global_block="enact"), largest.positions)
+    with pytest.raises(CheckpointError, match="no weights here"):
+        cuts_of(elastic, [scored])
+    wider = Member(largest.architecture.with_(widths=(96, 96, 96, 96)), largest.positions)
+    with pytest.raises(CheckpointError, match="no part of the supernet"):
+        cuts_of(elastic, [wider])
