@@ -19,6 +19,7 @@ from supernet.version import version_line
 
 from .commands import (
     data,
+    fleet,
     images,
     look,
     models,
@@ -73,6 +74,7 @@ COMMANDS: tuple[tuple[App, Callable[..., object], str | None, str], ...] = (
     (app, pretraining.pretrain, None, "heat pretrain --data IMAGES --architecture medium"),
     (app, search.supernet, None, "heat supernet --data cells --space midi --epochs 12"),
     (app, thinning.thin, None, "heat thin --target-fps 24"),
+    (app, fleet.fleet, None, "heat fleet fleet.toml --data cells --space mini"),
     (app, training.train, None, "heat train --data cells --epochs 100"),
     (app, training.adopt, None, "heat adopt detr-r50.pth --data COCO --input-size 800x1344"),
     (app, data.label, None, "heat label photos --teacher heat-run/bundle-onnx --out labelled"),

@@ -130,6 +130,7 @@ Stages = TypedDict(
         "profile": OnDevice,
         "pretrain": Result,
         "supernet": Trained,
+        "elastic": Result,
         "thin": OnDevice,
         "train": Trained,
         "eval": Evaluated,

@@ -4,7 +4,9 @@ heat-run/
   run.json           results, inputs and times of every stage
   tables/            latency tables
   supernet/          weights.safetensors, state.pt
-  thin/              architecture.json, thinning.csv, frontier.csv, readings.jsonl
+  elastic/           the same of the elastic supernet; plan.json, the networks that it trains
+  thin/              architecture.json, thinning.csv, frontier.csv, readings.jsonl; of an elastic
+                     supernet weights.safetensors
   train/             weights.safetensors, state.pt
   bundle-onnx/ ...   exported bundles
   serving/           the same laid out for inference servers: triton, ovms
@@ -72,6 +74,16 @@ class Workspace:
     def supernet(self) -> Path:
         """Folder of the supernet's checkpoint."""
         return self.home / "supernet"
+
+    @property
+    def elastic(self) -> Path:
+        """Folder of the elastic supernet's checkpoint."""
+        return self.home / "elastic"
+
+    @property
+    def inherited(self) -> Path:
+        """Weights of the thinned network as an elastic supernet has them."""
+        return self.root / "thin" / "weights.safetensors"
 
     @property
     def pretrain(self) -> Path:

@@ -15,7 +15,7 @@ from .candidates import find_candidates, precisions
 from .options import RuntimeName
 
 if TYPE_CHECKING:
-    from ..stages.fleet import Member
+    from ..thinning.candidates import Wanted
 
 LIMITS = ("target_fps", "max_latency_ms", "percentile", "max_memory_mb", "max_size_mb")
 WHERE = ("device", "runtime", "precision", "threads", "input_size", "trust_table")
@@ -106,11 +106,11 @@ def _limits(values: MemberTable) -> Limits:
 
 def find_members(
     workspace: Workspace, path: Path, *, space: str | None, data: Path | None
-) -> "dict[str, Member]":
+) -> "dict[str, Wanted]":
     """Return what each network of a fleet file is to be; every request is checked."""
-    from ..stages.fleet import Member
+    from ..thinning.candidates import Wanted
 
-    members: dict[str, Member] = {}
+    members: dict[str, Wanted] = {}
     for name, values in read_fleet(path).items():
         trust = bool(values.get("trust_table", False))
         try:
@@ -134,5 +134,5 @@ def find_members(
             )
         except UserError as error:
             raise UserError(f"{path} [{name}]: {error}") from None
-        members[name] = Member(candidates, found, trust)
+        members[name] = Wanted(candidates, found, trust)
     return members

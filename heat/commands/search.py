@@ -151,6 +151,10 @@ def supernet(
     straight_through: bool = False,
     global_block: Literal["cw", "oa", "enact", "pool", "search"] = "cw",
     backbone: Backbone = None,
+    elastic: bool = False,
+    elastic_epochs: int | None = None,
+    drawn: int = 1,
+    targets: Path | None = None,
     workers: Workers = None,
     seed: Seed = 0,
     resume: Resume = False,
@@ -172,8 +176,16 @@ def supernet(
             or cw and oa with two logits; thinning for a CPU takes cw.
         straight_through: Run one drawn operator per position, for less memory (1.6 times less was
             measured).
+        elastic: Then train on all networks that thinning will ask for, on shared weights: what heat
+            thin finds needs no training of its own.
+        elastic_epochs: Passes over the training data for that; 150 by default.
+        drawn: Networks that are trained beside the largest in a step.
+        targets: TOML file of a fleet: networks on the way to these targets are trained. Without it
+            those on the way from the largest to the smallest, by multiply-adds.
         show: Draw r of every position over time, and the importance of each.
     """
+    if not elastic and (elastic_epochs is not None or targets is not None):
+        raise UserError("--elastic-epochs and --targets are of an elastic supernet: add --elastic")
     if show:
         from ..stages.show import show_supernet
 
@@ -182,7 +194,8 @@ def supernet(
         raise UserError("which data? give --data DIR (a small set: heat data shapes)")
     from latency_tables.probe.machine import physical_cores
     from supernet.heatdetr.supernet import SearchConfig
-    from supernet.train.recipes import TrainConfig, changed
+    from supernet.train.elastic_task import ElasticConfig
+    from supernet.train.recipes import TrainConfig, changed, recipe
     from supernet.train.running import Running
 
     from ..stages.supernet import train_supernet
@@ -219,6 +232,27 @@ def supernet(
         noise=noise, straight_through=straight_through, logit_learning_rate=logit_learning_rate
     )
     running = Running(resume=resume, restart=restart, workers=workers, threads=physical_cores())
-    return train_supernet(
+    config_of_all = ElasticConfig(drawn=drawn)
+    trained = train_supernet(
         workspace, train_set, chosen, config, search, backbone=backbone, running=running
+    )
+    if not elastic:
+        return trained
+    from ..stages.elastic import train_elastic
+    from .fleet_file import find_members
+
+    return train_elastic(
+        workspace,
+        train_set,
+        recipe(
+            "small",
+            epochs=elastic_epochs,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            precision=train_precision,
+            seed=seed,
+        ),
+        config_of_all,
+        fleet=find_members(workspace, targets, space=None, data=data) if targets else None,
+        running=running,
     )

@@ -1,30 +1,18 @@
 """`heat thin --targets`: one supernet serves a fleet, a network for each of its devices."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from supernet.data.detection_set import DetectionSet
 from supernet.errors import PromiseError
 
 from ..records import Result
-from ..thinning.candidates import Candidate
+from ..thinning.candidates import Wanted
 from ..thinning.proxies import ApDropBy
 from ..workspace import Workspace
 from .thin import thin
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One network of a fleet."""
-
-    candidates: list[Candidate]
-    data: DetectionSet | None
-    trust: bool
-    """Whether an estimated table, or one of another machine, will do."""
-
-
 def thin_fleet(
-    workspace: Workspace, members: Mapping[str, Member], *, ap_drop: ApDropBy = "auto"
+    workspace: Workspace, members: Mapping[str, Wanted], *, ap_drop: ApDropBy = "auto"
 ) -> Result:
     """Thin for every member into `fleet/NAME/`; raise `PromiseError` at the end if one fails."""
     results: dict[str, Result | None] = {}

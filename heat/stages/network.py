@@ -13,6 +13,7 @@ from supernet.network import AnyArchitecture, Network, build, read_architecture
 
 from ..records import Result
 from ..workspace import Workspace
+from .inherited import inherited_of
 
 Which = Literal["trained", "thinned"]
 """The network of the checkpoint, or the thinned one, where they differ."""
@@ -35,8 +36,9 @@ def load_network(
 ) -> tuple[Network, list[str], Result | None]:
     """Return a workspace's network, its class names, and how it was trained (None if not).
 
-    Raises `UserError` where another network is trained than the thinned one, unless `which` says
-    which of them is meant.
+    The thinned network has weights without a training of its own where an elastic supernet handed
+    them on. Raises `UserError` where another network is trained than the thinned one, unless
+    `which` says which of them is meant.
     """
     path = workspace.train / "weights.safetensors"
     thinned = Architecture.load(workspace.architecture) if workspace.architecture.exists() else None
@@ -49,6 +51,8 @@ def load_network(
     if info is not None:
         architecture = read_architecture(info.description, str(path))
         differs = thinned is not None and not is_thinned(architecture, thinned)
+        if differs and which is None and thinned and inherited_of(workspace, thinned) is not None:
+            which = "thinned"  # it has weights of its own
         if differs and which is None:
             raise UserError(
                 f"{path} is not of the thinned network but of another ({architecture.name}): "
@@ -68,6 +72,13 @@ def load_network(
             facts.pop("history", None)
             return network.eval(), list(info.names), facts
     assert thinned is not None
+    inherited = inherited_of(workspace, thinned)
+    if inherited is not None:
+        network = build(change(thinned))
+        kept = load_weights(inherited, network)
+        facts = {"epoch": kept.epoch, "epochs": kept.epochs, **kept.facts}
+        facts.pop("history", None)
+        return network.eval(), list(kept.names), facts
     torch.manual_seed(0)
     names = [f"class_{index}" for index in range(thinned.num_classes)]
     return build(change(thinned)).eval(), names, None

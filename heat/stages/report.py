@@ -20,6 +20,7 @@ from ..views.inline_svg import embedded
 from ..workspace import Workspace
 from .report_charts import (
     Chart,
+    fleet_charts,
     profiled,
     table_charts,
     table_facts,
@@ -104,6 +105,7 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
         scored=_scored(workspace, stages),
         run=workspace.about(),
         fleet=fleet,
+        fleet_charts=fleet_charts(fleet),
         version=version_line(),
     )
     write_text(workspace.report, page)

@@ -1,5 +1,6 @@
 """Figures of `heat report`: the way of thinning, importance, the table, training."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
@@ -12,7 +13,7 @@ from supernet.errors import TableError
 from supernet.heatdetr.place import Place, local_name
 from supernet.heatdetr.supernet import SearchSpace
 
-from ..records import Stages
+from ..records import Result, Stages
 from ..tables import recorded_table
 from ..thinning.moves import Logits, State, importances, prior_logits
 from ..thinning.thinned import Thinned
@@ -23,6 +24,7 @@ from ..views.report_figures import (
     draw_blocks,
     draw_importance,
     draw_losses,
+    draw_members,
     draw_plane,
 )
 from ..workspace import Workspace
@@ -153,12 +155,28 @@ def table_charts(workspace: Workspace, path: str | None) -> list[Chart]:
     ]
 
 
+def fleet_charts(fleet: Sequence[tuple[str, Result | None]]) -> list[Chart]:
+    """Return AP against frame rate of the members whose accuracy is known."""
+    points = [
+        (name, float(fps), float(ap))
+        for name, of in fleet
+        for fps, ap in [((of or {}).get("deployed_fps"), (of or {}).get("ap"))]
+        if isinstance(fps, float) and isinstance(ap, float)
+    ]
+    if not points:
+        return []
+    title = "Accuracy and frame rate"
+    text = "A point for each network, measured as it is deployed; AP on the val split."
+    return [Chart(title, text, page_svg(draw_members(points), "fleet", title))]
+
+
 def training_charts(workspace: Workspace) -> list[Chart]:
     """Return losses, and AP where it was evaluated meanwhile, of every training."""
     charts = []
     for title, folder in (
         ("Backbone", workspace.pretrain),
         ("Supernet", workspace.supernet),
+        ("Elastic supernet", workspace.elastic),
         ("Detector", workspace.train),
     ):
         path = folder / "weights.safetensors"
@@ -168,6 +186,6 @@ def training_charts(workspace: Workspace) -> list[Chart]:
         for what, figure in (("loss", draw_losses(history)), ("AP", draw_ap(history))):
             if figure is not None:
                 name = f"{title}: {what}"
-                svg = page_svg(figure, name.lower().replace(": ", "-"), name)
+                svg = page_svg(figure, name.lower().replace(": ", "-").replace(" ", "-"), name)
                 charts.append(Chart(name, f"{len(history)} epochs.", svg))
     return charts

@@ -27,6 +27,7 @@ from ..thinning.settle import settle
 from ..thinning.source import load_source
 from ..thinning.thinned import STAGE
 from ..workspace import Workspace
+from .inherited import write_inherited
 from .profile import warn
 
 
@@ -70,6 +71,11 @@ def thin(
     }.values():
         warn(target)
     source = load_source(workspace, candidates[0].space)
+    if source.supernet is not None and source.supernet.elastic and data is None:
+        raise UserError(
+            "BatchNorm of the network that an elastic supernet hands on is recalibrated on images: "
+            "give --data"
+        )
     if len(candidates) > 1 and (source.supernet is None or data is None):
         raise UserError(
             "which input size or precision is best is evaluated on images: give --data and train a "
@@ -78,6 +84,7 @@ def thin(
     if rules is None:
         # Without training no stage is known to matter less: every stage's moves are scored.
         rules = ThinningRules(stage_rule="mean" if source.supernet is not None else "all")
+    inherited: Result = {}
     with ExitStack() as stack:
         stack.enter_context(
             workspace.claimed(workspace.ledger.parent, f"thinning in {workspace.root}")
@@ -108,7 +115,8 @@ def thin(
         missed = floor_error(search, found, result) if found.at_floor else None
         if missed is None:
             search.architecture(found.state).save(workspace.architecture)
-            workspace.record(STAGE, result.to_dict())
+            inherited = write_inherited(workspace, source, result, data)
+            workspace.record(STAGE, {**result.to_dict(), **inherited})
         search.measured.forget()  # last: until then a search that is killed goes on from it
     if missed is not None:
         raise missed
@@ -125,7 +133,7 @@ def thin(
             f"{result.device}, which is not here: measured nowhere",
             file=sys.stderr,
         )
-    return result.to_dict()
+    return {**result.to_dict(), **inherited}
 
 
 def _show_steps(search: CandidateSearch, bar: Progress) -> None:

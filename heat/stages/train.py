@@ -9,7 +9,7 @@ import torch
 
 from deploy.gate import torch_detect
 from deploy.teachers.asked import Asked
-from supernet.checkpoint import read_info
+from supernet.checkpoint import load_weights, read_info
 from supernet.data.average_precision import known
 from supernet.data.detection_set import DetectionSet, check_trainable
 from supernet.data.evaluate import evaluate
@@ -30,10 +30,11 @@ from supernet.train.task import MtkdTask, Task, task_of
 from supernet.train.transfer import Taken, file_digest, read_source, take_weights, weights_file
 
 from ..records import Result
-from ..thinning.source import load_supernet
+from ..thinning.source import WEIGHTS, load_supernet
 from ..thinning.thinned import need_thinned
 from ..views.learning import draw_batches, draw_learning
 from ..workspace import Workspace
+from .inherited import inherited_of
 from .lesson import lesson_of
 
 
@@ -67,7 +68,7 @@ def train(
     network = _inherited(workspace, architecture) if from_supernet else build(architecture)
     start: dict[str, str] = {}
     if from_supernet:
-        start["supernet"] = file_digest(workspace.supernet / "weights.safetensors")
+        start["supernet"] = file_digest(_origin(workspace, architecture))
     loaded = start_from(backbone, network, start)
     taken = None if weights is None else _take(weights, workspace, network, data.names, start)
     network.set_drop_path(config.drop_path)
@@ -172,13 +173,24 @@ def start_from(backbone: Path | None, network: Network, start: dict[str, str]) -
 
 def _inherited(workspace: Workspace, architecture: AnyArchitecture) -> Detector:
     thinned = need_thinned(workspace)
-    supernet = load_supernet(workspace)
-    if supernet is None:
-        raise UserError("--inherit needs a trained supernet: run heat supernet first")
     thin = Architecture.load(workspace.architecture)
     if thin != architecture:
         raise UserError("--inherit needs the thinned architecture: run heat thin again")
+    ready = inherited_of(workspace, thin)
+    if ready is not None:
+        network = Detector(thin)
+        load_weights(ready, network)
+        return network
+    supernet = load_supernet(workspace)
+    if supernet is None:
+        raise UserError("--inherit needs a trained supernet: run heat supernet first")
     return inherit(supernet, thin, thinned.positions)
+
+
+def _origin(workspace: Workspace, architecture: AnyArchitecture) -> Path:
+    """Return the file of the weights that `_inherited` starts from."""
+    assert architecture.family == "heatdetr"
+    return inherited_of(workspace, architecture) or workspace.supernet / WEIGHTS
 
 
 def judge_on(data: DetectionSet) -> Judge:

@@ -48,6 +48,16 @@ class Candidate:
         return f"{height}x{width} {where}"
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One network of a fleet."""
+
+    candidates: list[Candidate]
+    data: DetectionSet | None
+    trust: bool
+    """Whether an estimated table, or one of another machine, will do."""
+
+
 @dataclass(slots=True)
 class CandidateSearch:
     """The chain of moves of one candidate, and what each of its networks costs."""
@@ -106,6 +116,8 @@ def open_search(
             )
             journal = Journal(workspace.root / "thin" / "readings.jsonl", of)
             evaluations = Evaluations(source.supernet, space, data, source.logits, journal)
+        if ap_drop == "auto" and source.supernet is not None and source.supernet.elastic:
+            ap_drop = "mass"  # the chain whose networks were trained
         evaluator = choose(ap_drop, evaluations, space, source.logits, rules)
         run = fingerprint(
             form=str(candidate),

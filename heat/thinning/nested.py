@@ -46,8 +46,10 @@ def by_macs(space: SearchSpace, logits: Logits) -> LatencyMs:
 
 
 def members_of(states: Iterable[State], space: SearchSpace, logits: Logits) -> list[Member]:
-    """Return the networks of some states, each once, the one of most multiply-adds first."""
-    found = dict.fromkeys(
-        Member(state.architecture(space, logits), state.positions()) for state in states
-    )
-    return sorted(found, key=lambda member: -count_macs(member.architecture).total)
+    """Return the networks of some states, each once, the largest first."""
+    return by_size(Member(state.architecture(space, logits), state.positions()) for state in states)
+
+
+def by_size(members: Iterable[Member]) -> list[Member]:
+    """Return networks, each once, the one of most multiply-adds first."""
+    return sorted(dict.fromkeys(members), key=lambda member: -count_macs(member.architecture).total)

@@ -1,17 +1,22 @@
 """What a search thins: a trained supernet, or the prior where none is trained."""
 
-import hashlib
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
 
 from latency_tables.devices import Target
 from supernet.checkpoint import load_weights, read_info
-from supernet.errors import UserError
+from supernet.errors import CheckpointError, UserError
 from supernet.heatdetr.supernet import SearchSpace, Supernet
+from supernet.train.transfer import file_digest
 
 from ..workspace import Workspace
 from .moves import Logits, prior_logits
+
+WEIGHTS: Final = "weights.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +57,12 @@ def check_fits(supernet: Supernet, space: SearchSpace, workspace: Workspace) -> 
             )
 
 
-def load_source(workspace: Workspace, space: SearchSpace) -> Source:
-    """Return the workspace's supernet and its logits, or the prior's where none is trained."""
-    supernet = load_supernet(workspace)
+def load_source(workspace: Workspace, space: SearchSpace, *, elastic: bool = True) -> Source:
+    """Return the workspace's supernet and its logits, or the prior's where none is trained.
+
+    An elastic supernet comes before the one that it was made of, unless that is asked for.
+    """
+    supernet = (load_elastic(workspace) if elastic else None) or load_supernet(workspace)
     if supernet is None:
         return Source(None, prior_logits(space), "")
     logits = supernet.logits()
@@ -65,20 +73,54 @@ def load_source(workspace: Workspace, space: SearchSpace) -> Source:
             f"{bad[0][0]} position {bad[0][1]}: heat supernet --restart with a lower "
             "--logit-learning-rate"
         )
-    weights = (workspace.supernet / "weights.safetensors").read_bytes()
-    return Source(supernet, logits, hashlib.sha256(weights).hexdigest())
+    folder = workspace.elastic if supernet.elastic else workspace.supernet
+    return Source(supernet, logits, file_digest(folder / WEIGHTS))
 
 
 def load_supernet(workspace: Workspace) -> Supernet | None:
     """Return the workspace's supernet if one is trained to its end."""
-    path = workspace.supernet / "weights.safetensors"
+    return _load(workspace.supernet / WEIGHTS, "the supernet", "heat supernet --resume")
+
+
+def load_elastic(workspace: Workspace) -> Supernet | None:
+    """Return the workspace's elastic supernet; one of another supernet is passed over."""
+    path = workspace.elastic / WEIGHTS
+    if not path.exists():
+        return None
+    origin = elastic_facts(path)["supernet"]
+    own = workspace.supernet / WEIGHTS
+    if own.exists() and file_digest(own) != origin:
+        print(
+            f"warning: {path} was made of another supernet than {own} and is not used "
+            "(heat supernet --elastic --restart makes it again)",
+            file=sys.stderr,
+        )
+        return None
+    supernet = _load(path, "the elastic supernet", "heat supernet --elastic --resume")
+    if supernet is not None:
+        supernet.elastic = True
+    return supernet
+
+
+def elastic_facts(path: Path) -> Mapping[str, Any]:
+    """Return what the checkpoint of an elastic supernet records of its networks.
+
+    Raises `CheckpointError` where it is of no elastic supernet.
+    """
+    found = read_info(path).facts.get("elastic")
+    if not isinstance(found, Mapping) or "supernet" not in found:
+        raise CheckpointError(f"{path} was not trained elastic: run heat supernet --elastic")
+    return found
+
+
+def _load(path: Path, what: str, command: str) -> Supernet | None:
     if not path.exists():
         return None
     info = read_info(path)
     if not info.finished:
         print(
-            f"warning: the supernet was trained to epoch {info.epoch} of {info.epochs} "
-            "(heat supernet --resume goes on)",
+            f"warning: {what} was trained to epoch {info.epoch} of {info.epochs} "
+            f"({command} goes on)",
             file=sys.stderr,
         )
     supernet = Supernet(SearchSpace.from_json(info.description, str(path)))

@@ -35,6 +35,17 @@ class Trial:
     chosen: bool
 
 
+def draw_members(points: Sequence[tuple[str, float, float]]) -> Figure:
+    """Draw networks by name, frames per second and AP."""
+    figure, axes = _axes("frames per second (deployed)", "AP")
+    for name, fps, ap in points:
+        axes.plot(fps, ap, "o", color=BLUE)
+        axes.annotate(plain(name), (fps, ap), textcoords="offset points", xytext=(6, 4), fontsize=9)
+    axes.margins(x=0.25)
+    axes.set_ylim(bottom=0, top=1.25 * max(ap for _, _, ap in points) or 1.0)
+    return figure
+
+
 def draw_plane(
     start_fps: float | None,
     trials: Sequence[Trial],

@@ -6,7 +6,7 @@ part it is, `cuts_of` finds by letting `inherit.fill` copy numbers instead of we
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,19 @@ class Member:
             "global_block": self.architecture.global_block,
             "positions": self.positions,
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], template: Architecture) -> Self:
+        """Read JSON values; `template` is the supernet's. Raises `KeyError`, `TypeError`."""
+        w1, w2, w3, w4 = values["widths"]
+        b1, b2, b3, b4 = values["blocks"]
+        architecture = template.with_(
+            name="thinned",
+            widths=(w1, w2, w3, w4),
+            blocks=(b1, b2, b3, b4),
+            global_block=values["global_block"],
+        )
+        return cls(architecture, tuple(tuple(chosen) for chosen in values["positions"]))
 
 
 @dataclass(frozen=True, slots=True)

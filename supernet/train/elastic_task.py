@@ -49,8 +49,13 @@ class ElasticTask(DetectionTask):
         data: DetectionSet,
         members: Sequence[Member],
         config: ElasticConfig | None = None,
+        *,
+        origin: str = "",
     ) -> None:
-        """Train `members` of `supernet` on `data`: the largest first, the smallest last."""
+        """Train `members` of `supernet` on `data`: the largest first, the smallest last.
+
+        `origin` is the digest of the file of the supernet that this one was made of.
+        """
         super().__init__(supernet, data)
         self.config = config or ElasticConfig()
         self.description = supernet.space.to_json()
@@ -60,11 +65,12 @@ class ElasticTask(DetectionTask):
         drawn = self.config.drawn if self.config.sandwich else 0
         self.elastic = Elastic(supernet, members, drawn)
         self.model: Any = self.elastic
-        self.members = members
+        self.members, self.origin = members, origin
 
     def facts(self) -> dict[str, object]:
         """Return data, split and number of images, and the networks that are trained."""
-        elastic = {**asdict(self.config), "members": [member.to_dict() for member in self.members]}
+        networks = [member.to_dict() for member in self.members]
+        elastic = {**asdict(self.config), "supernet": self.origin, "networks": networks}
         return super().facts() | {"elastic": elastic}
 
     def loss(

@@ -1,0 +1,108 @@
+"""The command `heat fleet`: everything for several devices and frame rates, by one training."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from ..records import Result
+from ..workspace import DEFAULT, Workspace
+from .find import find_data, find_space, last_target
+from .options import (
+    STRIDE,
+    Autocast,
+    BatchSize,
+    Calibrate,
+    Epochs,
+    HeadName,
+    Out,
+    Restart,
+    Seed,
+    Size,
+    Space,
+    StrideName,
+    Workers,
+)
+
+
+def fleet(
+    targets: Path,
+    /,
+    *,
+    data: Path,
+    space: Space = None,
+    input_size: Size = None,
+    output_stride: Annotated[StrideName, STRIDE] = "16",
+    head: HeadName = None,
+    supernet_epochs: int = 12,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    precision: Autocast = "auto",
+    calibrate: Calibrate = True,
+    workers: Workers = None,
+    seed: Seed = 0,
+    restart: Restart = False,
+    out: Out = DEFAULT,
+) -> Result:
+    """One training, and a bundle for each device and frame rate of a fleet file.
+
+    Run it again after an interruption and it goes on. A device that is added to the file later
+    costs a latency table and a thinning, no training.
+
+    Args:
+        targets: TOML file with a table for each network, as: [camera] device = "cpu" target_fps =
+            24.
+        data: COCO-format folder with train and val splits.
+        supernet_epochs: Passes over the training data in which operators are chosen.
+        epochs: Passes over the training data in which all networks are trained together; 150 by
+            default.
+    """
+    from latency_tables.devices import Target
+    from latency_tables.probe.machine import physical_cores
+    from supernet.data.detection_set import check_trainable
+    from supernet.train.recipes import TrainConfig, recipe
+    from supernet.train.running import Running
+
+    from ..stages.fleet_build import build_fleet
+    from ..thinning.thinned import need_thinned
+    from .fleet_file import find_members, read_fleet
+
+    workspace = Workspace(out)
+    read_fleet(targets)  # refused now, not after the training
+    train_set = find_data(workspace, data, "train")
+    check_trainable(train_set)
+    val_set = find_data(workspace, data, "val").numbered_as(train_set.names)
+    chosen = find_space(
+        workspace,
+        space,
+        input_size,
+        train_set.num_classes,
+        stages=("supernet",),
+        default="mini",
+        output_stride=output_stride,
+        head=head,
+    )
+
+    def target_of(member: Workspace) -> Target:
+        thinned = need_thinned(member)
+        stages: tuple[Literal["profile", "thin"], ...] = ("thin",)
+        device = None if thinned.here else "cpu"
+        precision = thinned.precision if thinned.here else "f32"
+        runtime = thinned.runtime if thinned.here else "onnxruntime"
+        return last_target(member, device, runtime, None, precision, stages=stages)
+
+    return build_fleet(
+        workspace,
+        chosen,
+        train_set,
+        val_set,
+        members=lambda: find_members(workspace, targets, space=None, data=data),
+        target_of=target_of,
+        supernet=TrainConfig(epochs=supernet_epochs, seed=seed),
+        elastic=recipe(
+            "small", epochs=epochs, batch_size=batch_size, precision=precision, seed=seed
+        ),
+        calibrate=calibrate,
+        restart=restart,
+        running=Running(
+            resume=not restart, restart=restart, workers=workers, threads=physical_cores()
+        ),
+    )

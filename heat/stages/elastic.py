@@ -1,0 +1,173 @@
+"""`heat supernet --elastic`: train all networks that thinning will ask for, on shared weights."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from supernet.atomic import write_text
+from supernet.checkpoint import read_info
+from supernet.data.detection_set import DetectionSet, check_trainable
+from supernet.errors import CheckpointError, UserError
+from supernet.heatdetr.elastic import Member
+from supernet.heatdetr.inherit import order_channels
+from supernet.heatdetr.supernet import SearchSpace, Supernet
+from supernet.train.distributed import first_process
+from supernet.train.elastic_task import ElasticConfig, ElasticTask
+from supernet.train.loop import run_task
+from supernet.train.recipes import TrainConfig
+from supernet.train.running import Running
+from supernet.train.transfer import file_digest
+
+from ..records import Result
+from ..thinning.candidates import Wanted, open_search
+from ..thinning.moves import State, ThinningRules
+from ..thinning.nested import by_size, members_of, whole_chain
+from ..thinning.source import WEIGHTS, elastic_facts, load_source, load_supernet
+from ..workspace import Workspace
+
+PAST_TARGET = 1
+"""Networks of a chain that are trained beyond the first that is fast enough: thinning measures,
+and may find the table too hopeful."""
+
+
+def train_elastic(
+    workspace: Workspace,
+    data: DetectionSet,
+    config: TrainConfig,
+    elastic: ElasticConfig,
+    *,
+    fleet: Mapping[str, Wanted] | None = None,
+    running: Running | None = None,
+) -> Result:
+    """Train the workspace's supernet on until its networks need no training of their own.
+
+    They are those on the chains of a `fleet`, each until its target; without one, those of the
+    whole chain by multiply-adds. A finished training is kept, whatever the fleet is by then:
+    another device costs a thinning, no training. All training images are trained on.
+    """
+    check_trainable(data)
+    running = running or Running()
+    path = workspace.elastic / WEIGHTS
+    supernet = load_supernet(workspace)
+    if supernet is None:
+        raise UserError(f"no supernet in {workspace.supernet}: heat supernet --data DIR first")
+    digest = file_digest(workspace.supernet / WEIGHTS)
+    before = workspace.stages().get("elastic")
+    if not running.restart and before is not None and is_finished(path, digest):
+        return before
+    with (
+        workspace.claimed(workspace.elastic, f"training in {workspace.elastic}")
+        if first_process()
+        else nullcontext()
+    ):
+        members = _planned(workspace, supernet, digest, fleet, afresh=running.restart)
+        largest = members[0]
+        torch.manual_seed(config.seed)
+        ordered = order_channels(supernet, largest.architecture, largest.positions)
+        task = ElasticTask(ordered, data, members, elastic, origin=digest)
+        start = {"supernet": digest, "networks": _digest(members)}
+        done = run_task(task, config, workspace.elastic, running, start=start)
+    result = {
+        **done.facts(),
+        "images": len(data.records),
+        "data": str(data.root),
+        "space": supernet.space.to_dict(),
+        "networks": len(members),
+        "largest": members[0].to_dict(),
+        "smallest": members[-1].to_dict(),
+    }
+    return workspace.record("elastic", result) if done.leads else result
+
+
+def is_finished(path: Path, digest: str) -> bool:
+    """Return whether a checkpoint is the finished training of a supernet of this digest."""
+    try:
+        return elastic_facts(path)["supernet"] == digest and read_info(path).finished
+    except CheckpointError:
+        return False
+
+
+def _planned(
+    workspace: Workspace,
+    supernet: Supernet,
+    digest: str,
+    fleet: Mapping[str, Wanted] | None,
+    *,
+    afresh: bool,
+) -> list[Member]:
+    """Return the networks to train, fixed when the training is first started."""
+    path = workspace.elastic / "plan.json"
+    kept = _read_plan(path, supernet.space, digest) if not afresh else None
+    if kept is not None:
+        return kept
+    if fleet is None:
+        space, logits = supernet.space, supernet.logits()
+        states = whole_chain(space, logits, ThinningRules())
+        members = members_of(states, space, logits)
+    else:
+        members = by_size(
+            member
+            for name, wanted in fleet.items()
+            for member in _on_the_way(workspace, name, wanted)
+        )
+    if first_process():
+        workspace.elastic.mkdir(parents=True, exist_ok=True)
+        plan = {"supernet": digest, "networks": [member.to_dict() for member in members]}
+        write_text(path, json.dumps(plan, indent=1) + "\n")
+    print(f"elastic: {len(members)} networks are trained together", file=sys.stderr)
+    return members
+
+
+def _on_the_way(workspace: Workspace, name: str, wanted: Wanted) -> Iterator[Member]:
+    """Yield the networks that thinning passes through on the way to a device's target."""
+    for candidate in wanted.candidates:
+        source = load_source(workspace, candidate.space, elastic=False)
+        member = workspace.member(name)
+        with open_search(
+            member, candidate, source, None, "mass", ThinningRules(), wanted.trust
+        ) as search:
+            chain, goals = search.chain, search.goals
+            chain.on_step = lambda trials: None
+
+            def good(state: State, goals: Sequence[Any] = goals) -> bool:
+                return not any(goal.limits.broken(goal.predict(state)) for goal in goals)
+
+            index = chain.reach(good)
+            if index is None:
+                fastest, slowest = (goals[0].predict(chain.states[i]).fps for i in (-1, 0))
+                raise UserError(
+                    f"[{name}]: {candidate.limits[0].fps:g} FPS is outside of the chain: its "
+                    f"networks are predicted to run at {slowest:.1f} to {fastest:.1f} FPS on "
+                    f"{candidate.targets[0].name}: a smaller --space or input size, or a lower "
+                    "target"
+                )
+            for _ in range(PAST_TARGET):
+                chain.extend()
+            states = chain.states[: index + 1 + PAST_TARGET]
+            yield from members_of(states, search.candidate.space, chain.logits)
+
+
+def _read_plan(path: Path, space: SearchSpace, digest: str) -> list[Member] | None:
+    """Return the networks that a training was begun for; None where none was, of this supernet."""
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        if plan["supernet"] != digest:
+            return None
+        return [Member.from_dict(values, space.template) for values in plan["networks"]]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): heat supernet --elastic --restart begins again"
+        ) from None
+
+
+def _digest(members: Sequence[Member]) -> str:
+    text = json.dumps([member.to_dict() for member in members])
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,141 @@
+"""`heat fleet`: one training, and a bundle for each device and frame rate."""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from deploy.form import RUNTIME_OF, Format
+from latency_tables.devices import Target
+from supernet.data.detection_set import DetectionSet
+from supernet.errors import PromiseError
+from supernet.heatdetr.supernet import SearchConfig, SearchSpace
+from supernet.progress import begin, stages
+from supernet.train.elastic_task import ElasticConfig
+from supernet.train.recipes import TrainConfig
+from supernet.train.running import Running
+
+from ..records import Result
+from ..thinning.candidates import Wanted
+from ..thinning.thinned import find_thinned, need_thinned
+from ..workspace import Workspace
+from .elastic import train_elastic
+from .export import Wish, export
+from .inherited import inherited_of
+from .supernet import train_supernet
+from .thin import thin
+
+FORMAT_OF = {runtime: cast(Format, format) for format, runtime in RUNTIME_OF.items()}
+
+
+@stages("supernet", "elastic", "thin", "export", "report")
+def build_fleet(
+    workspace: Workspace,
+    space: SearchSpace,
+    data: DetectionSet,
+    val: DetectionSet,
+    *,
+    members: Callable[[], Mapping[str, Wanted]],
+    target_of: Callable[[Workspace], Target],
+    supernet: TrainConfig,
+    elastic: TrainConfig,
+    calibrate: bool,
+    restart: bool,
+    running: Running,
+) -> Result:
+    """Train the supernet and the elastic one, thin and export for each; skip what is finished.
+
+    `members` reads the fleet once the supernet is trained, `target_of` finds the device that a
+    member was thinned for. Raises `PromiseError` at the end where a target is missed.
+    """
+    with workspace.claimed(workspace.root / "fleet", f"building a fleet in {workspace.root}"):
+        begin("supernet")
+        search = SearchConfig(straight_through=True)
+        train_supernet(workspace, data, space, supernet, search, running=running)
+        begin("elastic")
+        wanted = members()
+        train_elastic(workspace, data, elastic, ElasticConfig(), fleet=wanted, running=running)
+        found: dict[str, Result] = {}
+        missed = []
+        for name, member in wanted.items():
+            try:
+                found[name] = _member(
+                    workspace.member(name), name, member, val, target_of, calibrate, afresh=restart
+                )
+            except PromiseError as error:
+                missed.append(f"{name}: {error}")
+                found[name] = {**(error.result or {}), **_of_thinning(workspace.member(name))}
+        begin("report")
+        result: dict[str, object] = {"fleet": found, "met": not missed}
+        workspace.record("fleet", result)
+        from .report import write_report
+
+        result["report"] = str(write_report(workspace, val))
+        workspace.record("fleet", result)
+    if missed:
+        raise PromiseError("; ".join(missed), result)
+    return result
+
+
+def _member(
+    workspace: Workspace,
+    name: str,
+    wanted: Wanted,
+    val: DetectionSet,
+    target_of: Callable[[Workspace], Target],
+    calibrate: bool,
+    *,
+    afresh: bool,
+) -> Result:
+    """Thin and export for one member, where that is not done yet; return what is known of it."""
+    if afresh or not _is_thinned(workspace, wanted):
+        begin("thin")
+        print(f"{name}: thinning", file=sys.stderr)
+        thin(workspace, wanted.candidates, data=wanted.data, trust=wanted.trust)
+    target = target_of(workspace)
+    format = FORMAT_OF.get(target.runtime, "onnx")
+    if not _is_exported(workspace, format):
+        begin("export")
+        print(f"{name}: exporting", file=sys.stderr)
+        export(workspace, target, Wish(format=format, calibrate=calibrate), data=val)
+    exported = _stage(workspace, f"export-{format}")
+    return {
+        **_of_thinning(workspace),
+        "deployed_fps": exported["measured_fps"],
+        "bundle": exported["bundle"],
+        "format": format,
+    }
+
+
+def _of_thinning(workspace: Workspace) -> dict[str, Any]:
+    return _stage(workspace, "thin") if find_thinned(workspace) is not None else {}
+
+
+def _stage(workspace: Workspace, name: str) -> dict[str, Any]:
+    return dict(cast(Mapping[str, dict[str, Any]], workspace.stages()).get(name, {}))
+
+
+def _is_thinned(workspace: Workspace, wanted: Wanted) -> bool:
+    """Return whether a member was thinned for the same limits and device, by this supernet."""
+    if find_thinned(workspace) is None:
+        return False
+    thinned, first = need_thinned(workspace), wanted.candidates[0]
+    limits, targets = first.limits[0], {c.targets[0].device.name for c in wanted.candidates}
+    from supernet.heatdetr.architecture import Architecture
+
+    return (
+        thinned.met
+        and thinned.target_fps == limits.fps
+        and thinned.max_latency_ms == limits.max_latency_ms
+        and thinned.max_memory_mb == limits.max_memory_mb
+        and thinned.max_size_mb == limits.max_size_mb
+        and thinned.requested in targets
+        and inherited_of(workspace, Architecture.load(workspace.architecture)) is not None
+    )
+
+
+def _is_exported(workspace: Workspace, format: Format) -> bool:
+    """Return whether the last thinning was exported, with success or not."""
+    exported, thinned = _stage(workspace, f"export-{format}"), _stage(workspace, "thin")
+    there = Path(str(exported.get("bundle", ""))) / "card.json"
+    return there.exists() and str(exported["finished"]) >= str(thinned["finished"])

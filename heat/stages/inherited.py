@@ -1,0 +1,100 @@
+"""The weights that a thinned network inherits of an elastic supernet: ready without a training."""
+
+import sys
+from pathlib import Path
+
+from deploy.gate import torch_detect
+from supernet.checkpoint import CheckpointInfo, read_info, save_checkpoint
+from supernet.data.average_precision import known
+from supernet.data.coco import find_split, load_split
+from supernet.data.detection_set import DetectionSet
+from supernet.data.evaluate import evaluate
+from supernet.errors import UserError
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.inherit import inherit
+from supernet.heatdetr.recalibrate import recalibrate
+from supernet.network import AnyArchitecture
+from supernet.train.transfer import file_digest
+
+from ..records import Result
+from ..thinning.evaluation import UNLABELLED, load_batches
+from ..thinning.source import WEIGHTS, Source
+from ..thinning.thinned import Thinned
+from ..workspace import Workspace
+
+SOURCE = "elastic supernet"
+FINETUNE_SHARE = 0.1
+"""Epochs of fine-tuning, as a share of the elastic supernet's."""
+FINETUNE_RATE = 2e-4
+"""Peak learning rate of fine-tuning, a fifth of the recipe's."""
+
+
+def write_inherited(
+    workspace: Workspace, source: Source, thinned: Thinned, data: DetectionSet | None
+) -> Result:
+    """Write the weights of the thinned network; return what is known of them.
+
+    BatchNorm is recalibrated on training images, AP measured on the val split where there is one.
+    Where the supernet is not elastic, weights of an earlier thinning are removed.
+    """
+    if source.supernet is None or not source.supernet.elastic or data is None:
+        workspace.inherited.unlink(missing_ok=True)
+        return {}
+    architecture = Architecture.load(workspace.architecture)
+    network = inherit(source.supernet, architecture, thinned.positions)
+    few = data.records[:UNLABELLED]
+    recalibrate(network, [images for images, _ in load_batches(few, architecture.input_size)])
+    trained = read_info(workspace.elastic / WEIGHTS)
+    facts: dict[str, object] = {
+        "inherited": SOURCE,
+        "supernet": source.digest,
+        "data": data.root.name,
+        "images": trained.facts["images"],
+        "recalibrated_on": len(few),
+        "history": [],
+    }
+    if find_split(data.root, "val") is not None:
+        val = load_split(data.root, "val").numbered_as(trained.names)
+        metrics = evaluate(torch_detect(network), val)
+        facts |= {"ap": known(metrics.ap), "ap50": known(metrics.ap50), "ap_on": "val"}
+    info = CheckpointInfo(
+        kind="detector",
+        description=architecture.to_json(),
+        names=trained.names,
+        epoch=trained.epoch,
+        epochs=trained.epochs,
+        facts=facts,
+    )
+    save_checkpoint(workspace.inherited, network.state_dict(), info)
+    ap = facts.get("ap")
+    scored = f", AP {100 * ap:.1f} on val" if isinstance(ap, float) else ""
+    print(f"weights: inherited from the elastic supernet{scored}", file=sys.stderr)
+    return {"weights": str(workspace.inherited), "ap": ap, "inherited": SOURCE}
+
+
+def inherited_of(workspace: Workspace, architecture: Architecture) -> Path | None:
+    """Return the file of a thinned network's inherited weights; None where it has none.
+
+    Weights of an elastic supernet that was trained again since are none.
+    """
+    path = workspace.inherited
+    if not path.exists():
+        return None
+    info = read_info(path)
+    elastic = workspace.elastic / WEIGHTS
+    if Architecture.from_json(info.description) != architecture:
+        return None
+    if elastic.exists() and file_digest(elastic) != info.facts.get("supernet"):
+        return None
+    return path
+
+
+def finetune_epochs(workspace: Workspace, architecture: AnyArchitecture) -> int:
+    """Return how long inherited weights are polished; `UserError` where there are none."""
+    path = inherited_of(workspace, architecture) if architecture.family == "heatdetr" else None
+    if path is None:
+        raise UserError(
+            f"--finetune polishes what an elastic supernet handed on, and {workspace.inherited} "
+            "has no weights of this network: heat supernet --elastic, then heat thin"
+        )
+    return max(1, round(FINETUNE_SHARE * read_info(path).epochs))
