@@ -23,6 +23,7 @@ from .edge import (
     found,
     gpu,
     labels,
+    ladder,
     pixels,
     postprocess,
     recorder,
@@ -30,6 +31,7 @@ from .edge import (
     runtimes,
     saving,
     score_limits,
+    script,
     session,
     sources,
     stream,
@@ -41,6 +43,7 @@ from .edge import (
 DETECTING = (
     card, records, postprocess, score_limits, found, sources, containers, capture, stream, saving,
     recorder, pixels, drawing, labels, tiles, track, work, detect,
+    ladder, script,
 )  # fmt: skip
 PARTS = (errors, image_header, letterbox, session, runtimes, *DETECTING)
 """In the order in which they need each other."""

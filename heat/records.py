@@ -138,6 +138,7 @@ Stages = TypedDict(
         "export-onnx": Result,
         "export-openvino": Result,
         "export-tensorrt": Result,
+        "export-ladder": Result,
         "fleet": Result,
         "plan": BuildPlan,
         "supernet-plan": SupernetPlan,

@@ -102,6 +102,9 @@ class Spots(FakeBundle):
 
     input_hw = (64, 64)
 
+    def held(self) -> None:
+        return None
+
     def detect(self, image: Image, score: float | None = None) -> Found:
         scale = min(1.0, 64 / max(image.shape[:2]))
         mask = (image[:, :, 0] > 200).astype(np.uint8)
@@ -139,6 +142,9 @@ def test_one_object_at_one_place() -> None:
 
     class Double(FakeBundle):
         names = ("a", "b")
+
+        def held(self) -> None:
+            return None
 
         def detect(self, image: Image, score: float | None = None) -> Found:
             return one

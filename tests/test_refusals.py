@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import heat
-from deploy.edge import detect
+from deploy.edge import ladder, script
 from deploy.edge.runtimes import check_threads
 from deploy.edge.score_limits import check_score
 from deploy.form import Form
@@ -51,8 +51,8 @@ def test_what_the_system_refuses_is_one_line(
 
     monkeypatch.setattr(cli, "app", fail)
     assert fails(2, "devices") == f"error: {line}"
-    monkeypatch.setattr(detect, "Bundle", fail)
-    assert detect.main(["x.jpg"]) == 2
+    monkeypatch.setattr(ladder, "Bundle", fail)
+    assert script.main(["x.jpg"]) == 2
     assert capsys.readouterr().err == f"error: {line}\n"
 
 

@@ -37,6 +37,9 @@ class FakeBundle:
     input_hw = (48, 64)
     card: dict[str, Any] = {}  # noqa: RUF012
 
+    def held(self) -> None:
+        return None
+
     def detect(self, image: Image, score: float | None = None) -> Found:
         return found()
 
@@ -325,6 +328,9 @@ def test_ctrl_c_keeps_what_a_camera_gave(tmp_path: Path) -> None:
     calls = []
 
     class Interrupted(FakeBundle):
+        def held(self) -> None:
+            return None
+
         def detect(self, image: Image, score: float | None = None) -> Found:
             calls.append(1)
             if len(calls) > 5:

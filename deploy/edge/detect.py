@@ -3,11 +3,9 @@
 `heat detect` and `heat.load` use this file; every bundle's own `detect.py` carries its text.
 """
 
-import argparse
 import hashlib
 import itertools
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,18 +13,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from supernet.errors import BundleError, HeatError, UserError, refusal, wrong_format
+from supernet.errors import BundleError, HeatError, UserError, wrong_format
 from supernet.letterbox import boxes_to_image, letterbox
 
 from .card import Card, check_card
-from .found import ONCE_IOU, Found
-from .labels import LABEL_KINDS
+from .found import Found
 from .pixels import as_pixels
 from .postprocess import Postprocess, unpad
 from .runtimes import check_threads, core_count, open_session
 from .score_limits import check_score, score_limits
 from .session import Array
-from .work import DetectOptions, detect_sources
 
 CARD_FORMAT = 1
 """History of `card.json`: 1, the first."""
@@ -142,6 +138,9 @@ class Bundle:
                 "export again"
             ) from None
 
+    def held(self) -> None:
+        """Return nothing: one network holds no rate."""
+
     def close(self) -> None:
         """Release the model and its memory; a second call does nothing."""
         self._closed = True
@@ -154,54 +153,3 @@ class Bundle:
     def __exit__(self, *raised: object) -> None:
         """Close it."""
         self.close()
-
-
-def main(arguments: list[str]) -> int:
-    """Run as a script: `python detect.py SOURCE...`."""
-    parser = argparse.ArgumentParser(description="Detect objects with this bundle.")
-    parser.add_argument(
-        "sources",
-        nargs="+",
-        help="images, folders, patterns, video files, camera numbers, stream URLs",
-    )
-    parser.add_argument("--bundle", type=Path, default=Path(__file__).resolve().parent)
-    parser.add_argument(
-        "--score", type=float, help="lowest score shown (default: the card's thresholds, or 0.3)"
-    )
-    parser.add_argument("--save", type=Path, help="folder for images and videos with boxes")
-    parser.add_argument("--show", action="store_true", help="show a video while it runs")
-    parser.add_argument("--frames", type=int, default=0, help="end a video after so many")
-    parser.add_argument("--threads", type=int, help="threads (default: the card's)")
-    parser.add_argument("--labels", choices=LABEL_KINDS, help="also write labels of images")
-    parser.add_argument(
-        "--all-boxes",
-        action="store_true",
-        help="report several boxes of one object too; by default only the best of those that "
-        f"overlap (IoU above {ONCE_IOU:g}), whatever their classes",
-    )
-    parser.add_argument("--tiles", action="store_true", help="look at large images in tiles too")
-    parser.add_argument("--track", action="store_true", help="number the objects of a video")
-    given = parser.parse_args(arguments)
-    try:
-        options = DetectOptions(
-            score=given.score,
-            save=given.save,
-            show=given.show,
-            limit=given.frames,
-            labels=given.labels,
-            all_boxes=given.all_boxes,
-            tiles=given.tiles,
-            track=given.track,
-        )
-        with Bundle(given.bundle, given.threads) as bundle:
-            result, problems = detect_sources(bundle, given.sources, options)
-    except HeatError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: {refusal(error)}", file=sys.stderr)
-        return 2
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-    print(json.dumps(result))
-    return 2 if problems else 0

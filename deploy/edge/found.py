@@ -15,7 +15,7 @@ from supernet.errors import UserError
 
 from .card import Card
 from .postprocess import suppressed
-from .records import CocoResult, FoundRecord
+from .records import CocoResult, FoundRecord, Held
 from .score_limits import Limits
 
 ONCE_IOU = 0.4
@@ -151,3 +151,6 @@ class Finder(Protocol):
 
     def detect(self, image: Any, score: float | None = None) -> Found:
         """Find objects of at least a score in an RGB image."""
+
+    def held(self) -> Held | None:
+        """Return how a frame rate was held, where one was to be."""

@@ -75,11 +75,34 @@ class StreamSummary(TypedDict):
     interval between two frames."""
 
 
+class Switch(TypedDict):
+    """Another network of a ladder takes over."""
+
+    frame: int
+    """Number of frames before it, of all sources."""
+    rung: str
+    """The network that takes over."""
+    before_ms: float
+    """What the last frame took the one before."""
+
+
+class Held(TypedDict):
+    """How a ladder held a frame rate."""
+
+    hold_fps: float
+    frames: dict[str, int]
+    """By network, the most accurate first."""
+    switched: int
+    switches: list[Switch]
+    """The first hundred."""
+
+
 class StreamOutputs(Saved, total=False):
     """What options of `heat detect` add to the result of a stream."""
 
     tracks: int
     """Number of tracked objects."""
+    hold: Held
 
 
 class StreamResult(StreamSummary, StreamOutputs):

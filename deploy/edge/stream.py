@@ -102,8 +102,10 @@ class Tally:
 class _Slots(Generic[Item]):
     """A queue of a few items; a live one drops its oldest rather than wait."""
 
-    def __init__(self, live: bool, on_drop: Callable[[], None] = lambda: None) -> None:
-        self._queue: queue.Queue[Item | None] = queue.Queue(QUEUE)
+    def __init__(
+        self, live: bool, on_drop: Callable[[], None] = lambda: None, size: int = QUEUE
+    ) -> None:
+        self._queue: queue.Queue[Item | None] = queue.Queue(size)
         self._live, self._on_drop = live, on_drop
         self.stop = threading.Event()
         self.starved = False
@@ -152,11 +154,12 @@ def run_stream(
     finish: Callable[[Frame, Found], None],
     *,
     limit: int = 0,
+    waiting: int = QUEUE,
 ) -> Tally:
     """Detect on every frame; `finish` draws and saves, in a thread of its own.
 
-    `limit` ends it after so many frames. Ctrl-C ends it too, and raises once all that was found is
-    finished. Exceptions of the threads are raised here.
+    `limit` ends it after so many frames, `waiting` of them may wait for their turn. Ctrl-C ends it
+    too, and raises once all that was found is finished. Exceptions of the threads are raised here.
     """
     tally = Tally(source_fps=round(source.fps, 3))
     raised: list[BaseException] = []
@@ -164,7 +167,7 @@ def run_stream(
     def drop() -> None:
         tally.dropped += 1
 
-    frames = _Slots[Frame](source.live, drop)
+    frames = _Slots[Frame](source.live, drop, waiting)
     found = _Slots[tuple[Frame, Found]](live=False)
 
     def reading() -> None:

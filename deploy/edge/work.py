@@ -4,6 +4,7 @@ Every bundle's `detect.py` carries this file's text.
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +24,12 @@ from .records import DetectResult, FrameRecord, ImageRecord, Saved, StreamOutput
 from .saving import outputs_of, recordings_of, write_image, write_whole
 from .score_limits import Limits, check_score, score_limits
 from .sources import expanded, image_paths, is_video, videos_in
-from .stream import Frame, run_stream
+from .stream import QUEUE, Frame, run_stream
 from .tiles import detect_tiled
 from .track import Tracker
 
+CHANGE_S = 0.25
+"""Seconds of frames that may wait where a rate is held."""
 SAME_PLACE_IOU = 0.6
 """IoU above which boxes of several tiles are one object, where the bundle's card states none."""
 
@@ -47,6 +50,8 @@ class DetectOptions:
     """Whether several boxes of one object are reported; `Found.once` leaves one by default."""
     tiles: bool = False
     track: bool = False
+    hold_fps: float | None = None
+    """Frame rate that a ladder holds."""
 
     def __post_init__(self) -> None:
         """Refuse invalid thresholds and counts."""
@@ -56,6 +61,14 @@ class DetectOptions:
             raise UserError(f"--frames {self.limit}: at least 1, or 0 for all")
         if self.labels is not None and self.save is None:
             raise UserError(f"--labels {self.labels}: where to? give --save FOLDER")
+
+        if self.tiles and self.hold_fps is not None:
+            raise UserError("--hold-fps times whole frames: leave --tiles out")
+
+    @property
+    def waiting(self) -> int:
+        """Frames that may wait to be processed: more where a rate is held, while a rung changes."""
+        return max(QUEUE, math.ceil((self.hold_fps or 0.0) * CHANGE_S))
 
     def limits(self, bundle: Finder) -> Limits:
         """Return the lowest score reported of each class."""
@@ -162,7 +175,9 @@ def detect_stream(
 
     whole = False
     try:
-        tally = run_stream(opened, options.finder(bundle), finish, limit=options.limit)
+        tally = run_stream(
+            opened, options.finder(bundle), finish, limit=options.limit, waiting=options.waiting
+        )
         whole = tally.done > 0
     except KeyboardInterrupt:
         whole = True  # how detection on a camera is ended
@@ -176,6 +191,9 @@ def detect_stream(
     outputs: StreamOutputs = {}
     if tracker is not None:
         outputs["tracks"] = tracker.count
+    held = bundle.held()
+    if held is not None:
+        outputs["hold"] = held
     if recorder is not None:
         outputs["saved"] = str(recorder.video)
     return {"source": masked(source), **tally.summary(), **outputs}

@@ -65,6 +65,18 @@ def last_target(
     return found
 
 
+def target_of_thinning(workspace: Workspace) -> "Target":
+    """Return where the network of the last thinning is checked: its device, or this machine."""
+    from ..thinning.thinned import need_thinned
+
+    thinned = need_thinned(workspace)
+    if thinned.here:
+        return last_target(
+            workspace, None, thinned.runtime, None, thinned.precision, stages=("thin",)
+        )
+    return last_target(workspace, "cpu", "onnxruntime", None, "f32", stages=("thin",))
+
+
 def thin_target(
     workspace: Workspace,
     device: str | None,

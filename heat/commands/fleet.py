@@ -1,11 +1,11 @@
 """The command `heat fleet`: everything for several devices and frame rates, by one training."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from ..records import Result
 from ..workspace import DEFAULT, Workspace
-from .find import find_data, find_space, last_target
+from .find import find_data, find_space, target_of_thinning
 from .options import (
     STRIDE,
     Autocast,
@@ -55,14 +55,12 @@ def fleet(
         epochs: Passes over the training data in which all networks are trained together; 150 by
             default.
     """
-    from latency_tables.devices import Target
     from latency_tables.probe.machine import physical_cores
     from supernet.data.detection_set import check_trainable
     from supernet.train.recipes import TrainConfig, recipe
     from supernet.train.running import Running
 
     from ..stages.fleet_build import build_fleet
-    from ..thinning.thinned import need_thinned
     from .fleet_file import find_members, read_fleet
 
     workspace = Workspace(out)
@@ -81,21 +79,13 @@ def fleet(
         head=head,
     )
 
-    def target_of(member: Workspace) -> Target:
-        thinned = need_thinned(member)
-        stages: tuple[Literal["profile", "thin"], ...] = ("thin",)
-        device = None if thinned.here else "cpu"
-        precision = thinned.precision if thinned.here else "f32"
-        runtime = thinned.runtime if thinned.here else "onnxruntime"
-        return last_target(member, device, runtime, None, precision, stages=stages)
-
     return build_fleet(
         workspace,
         chosen,
         train_set,
         val_set,
         members=lambda: find_members(workspace, targets, space=None, data=data),
-        target_of=target_of,
+        target_of=target_of_thinning,
         supernet=TrainConfig(epochs=supernet_epochs, seed=seed),
         elastic=recipe(
             "small", epochs=epochs, batch_size=batch_size, precision=precision, seed=seed

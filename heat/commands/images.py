@@ -23,6 +23,7 @@ def detect(
     all_boxes: bool = False,
     tiles: bool = False,
     track: bool = False,
+    hold_fps: float | None = None,
     json: Path | None = None,
     threads: Threads = None,
 ) -> Result:
@@ -46,9 +47,11 @@ def detect(
             highest score.
         tiles: Look at images larger than the network's input in overlapping tiles too.
         track: Number the objects of a video and follow them (ByteTrack).
+        hold_fps: Frame rate that a ladder (heat export --ladder) holds: a faster network takes over
+            while the machine is too slow for the more accurate one.
         json: Also write the result's JSON to this file; replaced is only an earlier result.
     """
-    from deploy.edge.detect import Bundle
+    from deploy.edge.ladder import open_finder
     from deploy.edge.work import DetectOptions, detect_sources
     from supernet.atomic import check_replaceable, write_text
     from supernet.errors import DataError, UserError
@@ -68,8 +71,9 @@ def detect(
         all_boxes=all_boxes,
         tiles=tiles,
         track=track,
+        hold_fps=hold_fps,
     )
-    with Bundle(bundle, threads) as loaded:
+    with open_finder(bundle, threads, hold_fps) as loaded:
         if not loaded.card["trained"]:
             print("warning: this bundle is UNTRAINED: its detections mean nothing", file=sys.stderr)
         result, problems = detect_sources(loaded, sources, options)
@@ -88,6 +92,13 @@ def detect(
             f"{video['dropped']} dropped",
             file=sys.stderr,
         )
+        if "hold" in video:
+            turns = ", ".join(f"{name} {count}" for name, count in video["hold"]["frames"].items())
+            print(
+                f"held {hold_fps:g} FPS with {video['hold']['switched']} changes; frames by "
+                f"network: {turns}",
+                file=sys.stderr,
+            )
     print(f"images, videos and detections are in {save}", file=sys.stderr)
     if json is not None:
         write_text(json, dumps(result) + "\n")

@@ -101,6 +101,7 @@ def export(
     rounds: Rounds = None,
     window: Window = None,
     clusters: Clusters = None,
+    ladder: str | None = None,
     data: Data = None,
     out: Out = DEFAULT,
 ) -> Result:
@@ -120,6 +121,9 @@ def export(
             or NNCF (OpenVINO only, an extra).
         max_ap_drop: Points of AP that a lower precision may lose on labelled data; in int8, parts
             stay in floating point until it is kept.
+        ladder: Frame rates as 60,30,15: a network of an elastic supernet is thinned and exported
+            for each, into one folder, whose networks stand in for each other (heat detect
+            --hold-fps).
     """
     from deploy.edge.engine import gpu_here
     from deploy.form import RUNTIME_OF
@@ -133,6 +137,12 @@ def export(
         raise UserError(f"--gpu is for engines: --format tensorrt, not {format}")
     workspace = Workspace(out)
     runtime = RUNTIME_OF[format]
+    if ladder is not None:
+        if data is None:
+            data = recorded_data(workspace, "the networks' AP is not measured")
+        if data is None:
+            raise UserError("--ladder recalibrates its networks on images: give --data")
+        return _ladder(workspace, ladder, data, device, runtime, threads, precision, calibrate)
     thinned = find_thinned(workspace)
     if device is None and thinned is not None and not thinned.here:
         # Thinned by a table for a device that is not here: checked and timed on this machine.
@@ -181,6 +191,44 @@ def export(
             attending, attention=attention, rounds=rounds, window=window, clusters=clusters
         ),
     )
+
+
+def _ladder(
+    workspace: Workspace,
+    rates: str,
+    data: Path,
+    device: str | None,
+    runtime: str,
+    threads: int | None,
+    precision: PrecisionName | None,
+    calibrate: bool,
+) -> Result:
+    from supernet.errors import UserError
+
+    from ..stages.ladder import export_ladder
+    from ..thinning.candidates import Wanted
+    from ..thinning.limits import Limits
+    from .candidates import find_candidates
+    from .find import target_of_thinning
+
+    try:
+        wanted_fps = {float(rate) for rate in rates.split(",")}
+    except ValueError:
+        raise UserError(f"--ladder {rates}: frame rates with commas between, as 60,30,15") from None
+    rungs = {}
+    for fps in wanted_fps:
+        candidates, found = find_candidates(
+            workspace,
+            Limits(target_fps=fps),
+            devices=[device] if device else [],
+            runtime=runtime,
+            threads=threads,
+            precision=precision,
+            data=data,
+        )
+        rungs[fps] = Wanted(candidates, found, trust=False)
+    val = find_judged(workspace, data)
+    return export_ladder(workspace, rungs, val, target_of=target_of_thinning, calibrate=calibrate)
 
 
 def build(

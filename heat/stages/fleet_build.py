@@ -59,12 +59,18 @@ def build_fleet(
         missed = []
         for name, member in wanted.items():
             try:
-                found[name] = _member(
-                    workspace.member(name), name, member, val, target_of, calibrate, afresh=restart
+                found[name] = ship(
+                    workspace.member(name),
+                    name,
+                    member,
+                    val,
+                    target_of,
+                    calibrate=calibrate,
+                    afresh=restart,
                 )
             except PromiseError as error:
                 missed.append(f"{name}: {error}")
-                found[name] = {**(error.result or {}), **_of_thinning(workspace.member(name))}
+                found[name] = _missed(workspace.member(name), error.result or {})
         begin("report")
         result: dict[str, object] = {"fleet": found, "met": not missed}
         workspace.record("fleet", result)
@@ -77,15 +83,15 @@ def build_fleet(
     return result
 
 
-def _member(
+def ship(
     workspace: Workspace,
     name: str,
     wanted: Wanted,
     val: DetectionSet,
     target_of: Callable[[Workspace], Target],
-    calibrate: bool,
     *,
-    afresh: bool,
+    calibrate: bool,
+    afresh: bool = False,
 ) -> Result:
     """Thin and export for one member, where that is not done yet; return what is known of it."""
     if afresh or not _is_thinned(workspace, wanted):
@@ -105,6 +111,14 @@ def _member(
         "bundle": exported["bundle"],
         "format": format,
     }
+
+
+def _missed(workspace: Workspace, result: Result) -> Result:
+    """Return what is known of a member that breaks a promise, by its thinning or its export."""
+    if "bundle" not in result:
+        return {**result, "met": False}
+    deployed = {"deployed_fps": result["measured_fps"], "bundle": result["bundle"]}
+    return {**_of_thinning(workspace), **deployed, "met": False}
 
 
 def _of_thinning(workspace: Workspace) -> dict[str, Any]:
