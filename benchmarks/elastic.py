@@ -68,7 +68,7 @@ class Way:
 WAYS = {
     "elastic": Way(),
     "without sandwich": Way(ElasticConfig(sandwich=False)),
-    "without distillation": Way(ElasticConfig(teach=False)),
+    "without distillation": Way(ElasticConfig(teach_from=1.0)),
     "random networks of the space": Way(anywhere=True),
 }
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -106,6 +107,11 @@ def _planned(
     kept = _read_plan(path, supernet.space, digest) if not afresh else None
     if kept is not None:
         return kept
+    if fleet is not None and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            "--targets measures latency tables, which one process does: start this without "
+            "torchrun, interrupt it once it trains, and go on under torchrun with --resume"
+        )
     if fleet is None:
         space, logits = supernet.space, supernet.logits()
         states = whole_chain(space, logits, ThinningRules())

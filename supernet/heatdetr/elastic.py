@@ -144,41 +144,35 @@ class Shared:
 
 
 class Elastic(nn.Module):
-    """Runs the largest network and some that are drawn, on the weights of the supernet.
+    """Runs one of the networks at a time on the weights of the supernet.
 
     The first member is the largest network, the last the smallest.
     """
 
-    def __init__(self, supernet: Supernet, members: Sequence[Member], drawn: int = 1) -> None:
-        """Let `drawn` members run beside the largest one; with 0 one of all runs alone."""
+    def __init__(self, supernet: Supernet, members: Sequence[Member]) -> None:
+        """Find the members' weights."""
         super().__init__()
         self.supernet = supernet
-        self.drawn = drawn
-        self.shared = [
-            Shared(*pair) for pair in zip(members, cuts_of(supernet, members), strict=True)
-        ]
+        cuts = cuts_of(supernet, members)
+        self.shared = [Shared(*pair) for pair in zip(members, cuts, strict=True)]
+        self.largest = True
+        """Whether the largest network is the next to run, or one that is drawn."""
+        self.anyone = False
+        """Whether the largest may be drawn too."""
 
     def forward(self, image_BHW3: Tensor) -> tuple[Tensor, ...]:
-        """Return the maps of each network that runs, the largest's first."""
+        """Return the maps of the network whose turn it is."""
         weights = dict(self.supernet.named_parameters())
-        maps: tuple[Tensor, ...] = ()
-        for index in self.draw():
-            maps += self.shared[index](weights, image_BHW3)
-        return maps
+        return self.shared[0 if self.largest else self.draw()](weights, image_BHW3)
 
-    def draw(self) -> list[int]:
-        """Return which members run in a step.
+    def draw(self) -> int:
+        """Return which member runs: the smallest, or any but the largest.
 
         Drawn from torch's generator, which the training seeds anew for each step.
         """
         last = len(self.shared) - 1
-        if not self.drawn:
-            return [int(torch.randint(0, last + 1, ()))]
-        return [0, *(self._beside(last) for _ in range(self.drawn))]
-
-    @staticmethod
-    def _beside(last: int) -> int:
-        """Return the smallest member, or any but the largest."""
+        if self.anyone:
+            return int(torch.randint(0, last + 1, ()))
         if last == 0 or torch.rand(()) < SMALLEST_SHARE:
             return last
         return int(torch.randint(1, last + 1, ()))

@@ -1,14 +1,17 @@
 """Training of an elastic supernet: the largest network on labels, others of its chain beside it.
 
-A step runs the largest network and some that are drawn (the sandwich rule of Yu et al. 2020,
-BigNAS). All learn the labels; those that are drawn also learn the largest network's maps of the
-same images, anchor by anchor (`distill.py`), which is their teacher in place.
+A step trains the largest network, then one that is drawn, on the same images (the sandwich rule of
+Yu et al. 2020, BigNAS). Each makes an update of its own: gradients of two networks in one sum
+learnt more slowly. Both learn the labels; for the last share of the epochs those that are drawn
+also learn the largest network's maps, anchor by anchor (`distill.py`), which is their teacher in
+place. From the start, an untrained teacher held all of them back.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..checkpoint import Kind
@@ -17,6 +20,7 @@ from ..errors import UserError
 from ..heatdetr.elastic import Elastic, Member
 from ..heatdetr.supernet import Supernet
 from .distill import distillation
+from .optimise import is_logit
 from .recipes import TrainConfig
 from .task import DetectionTask
 
@@ -29,13 +33,16 @@ class ElasticConfig:
     """Networks that are drawn in a step."""
     sandwich: bool = True
     """Whether each step has the largest network too; else one of all is drawn, and no teacher."""
-    teach: bool = True
-    """Whether networks that are drawn learn the largest one's maps."""
+    teach_from: float = 0.6
+    """Share of the epochs after which networks that are drawn learn the largest one's maps; 1 for
+    never."""
 
     def __post_init__(self) -> None:
-        """Refuse a number that no step can have."""
+        """Refuse what no step can have."""
         if self.drawn < 1:
             raise UserError(f"--drawn {self.drawn}: at least 1 network beside the largest")
+        if not 0 <= self.teach_from <= 1:
+            raise UserError(f"--teach-from {self.teach_from:g}: a share from 0 to 1")
 
 
 class ElasticTask(DetectionTask):
@@ -58,14 +65,35 @@ class ElasticTask(DetectionTask):
         """
         super().__init__(supernet, data)
         self.config = config or ElasticConfig()
+        self.members, self.origin = members, origin
         self.description = supernet.space.to_json()
         for name, parameter in supernet.named_parameters():
-            if name.rpartition(".")[2] in ("r", "global_r"):
+            if is_logit(name):
                 parameter.requires_grad_(False)
-        drawn = self.config.drawn if self.config.sandwich else 0
-        self.elastic = Elastic(supernet, members, drawn)
+        self.elastic = Elastic(supernet, members)
+        self.elastic.anyone = not self.config.sandwich
         self.model: Any = self.elastic
-        self.members, self.origin = members, origin
+        self.turns = 1 + self.config.drawn if self.config.sandwich else 1
+        self._taught = False
+        self._teacher: list[list[Tensor]] = []
+        """The largest network's maps of each batch of the step."""
+        self._batch = 0
+
+    @property
+    def turn(self) -> int:
+        """The update of the step that is being made: the first is the largest network's."""
+        return self._turn
+
+    @turn.setter
+    def turn(self, number: int) -> None:
+        self._turn, self._batch = number, 0
+        self.elastic.largest = number == 0 and self.config.sandwich
+        if number == 0:
+            self._teacher.clear()
+
+    def start_epoch(self, epoch: float, epochs: int) -> None:
+        """Begin to teach when the largest network has learnt enough."""
+        self._taught = self.config.sandwich and epoch >= self.config.teach_from * epochs
 
     def facts(self) -> dict[str, object]:
         """Return data, split and number of images, and the networks that are trained."""
@@ -76,29 +104,23 @@ class ElasticTask(DetectionTask):
     def loss(
         self, outputs: Sequence[Tensor], targets: Any, config: TrainConfig
     ) -> dict[str, Tensor]:
-        """Return the terms of the largest network, and the means of those that were drawn."""
-        count = 1 + self.elastic.drawn
-        maps = len(outputs) // count
-        parts = [outputs[start : start + maps] for start in range(0, len(outputs), maps)]
-        terms = dict(super().loss(parts[0], targets, config))
-        for part in parts[1:]:
-            found = {
-                f"drawn_{name}": value
-                for name, value in super().loss(part, targets, config).items()
-            }
-            if self.config.teach:
-                found |= self._taught(part, parts[0])
-            for name, value in found.items():
-                share = value / (count - 1)
-                terms[name] = terms[name] + share if name in terms else share
-        return terms
-
-    def _taught(self, part: Sequence[Tensor], teacher: Sequence[Tensor]) -> Mapping[str, Tensor]:
-        """Return what a network lacks to the maps of the largest one, over all its heads."""
-        found: dict[str, Tensor] = {}
-        for head in range(0, len(part), 2):
-            theirs = [maps.detach() for maps in teacher[head : head + 2]]
-            of_head = distillation(part[head : head + 2], theirs, self.network.decode)
-            for name, value in of_head.items():
-                found[name] = found[name] + value if name in found else value
+        """Return the terms of the network whose turn it is, those of drawn ones as their mean."""
+        terms = super().loss(outputs, targets, config)
+        if self.turn == 0:
+            if self._taught:
+                self._teacher.append([maps.detach() for maps in outputs])
+            return terms
+        found = {f"drawn_{name}": value for name, value in terms.items()}
+        if self._taught:
+            teacher = self._teacher[self._batch]
+            self._batch += 1
+            found |= self._lack(outputs, teacher)
         return found
+
+    def _lack(self, outputs: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return what a network lacks to the maps of the largest one, over all its heads."""
+        heads = [
+            distillation(outputs[at : at + 2], teacher[at : at + 2], self.network.decode)
+            for at in range(0, len(outputs), 2)
+        ]
+        return {name: torch.stack([head[name] for head in heads]).sum() for name in heads[0]}

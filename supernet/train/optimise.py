@@ -41,7 +41,7 @@ def parameter_groups(network: nn.Module, config: TrainConfig) -> list[ParameterG
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
-        if not _is_logit(name):
+        if not is_logit(name):
             (decayed if parameter.ndim == 4 else plain).append(parameter)
     peak = config.learning_rate
     return [
@@ -52,11 +52,12 @@ def parameter_groups(network: nn.Module, config: TrainConfig) -> list[ParameterG
 
 def logit_group(network: Supernet) -> ParameterGroup:
     """Return the selection logits of a supernet, which have a learning rate of their own."""
-    logits = [parameter for name, parameter in network.named_parameters() if _is_logit(name)]
+    logits = [parameter for name, parameter in network.named_parameters() if is_logit(name)]
     return {"params": logits, "weight_decay": 0.0, "peak": network.config.logit_learning_rate}
 
 
-def _is_logit(name: str) -> bool:
+def is_logit(name: str) -> bool:
+    """Return whether a parameter is one of the selection logits of a supernet."""
     return name.rpartition(".")[2] in ("r", "global_r")
 
 

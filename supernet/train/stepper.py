@@ -42,17 +42,18 @@ class Stepper:
     def step(self, parts: Sequence[Batch]) -> dict[str, float] | None:
         """Take one step on some batches, and return the sums of their losses by term.
 
-        None, changing nothing, if a loss is not finite; all processes take the step or none does.
+        None, changing nothing more, if a loss is not finite; all processes take the step or none.
         Raises `HeatError` where memory does not suffice.
         """
         try:
-            losses = self._step(parts)
+            losses = self._turns(parts)
             self.bad_steps = self.bad_steps + 1 if losses is None else 0
             return losses
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
         self.optimizer.zero_grad(set_to_none=True)
+        self.task.turn = 0
         images, targets = parts[0]
 
         def gradients(size: int) -> None:
@@ -60,6 +61,18 @@ class Stepper:
 
         asked = self.config.batch_size
         raise HeatError(what_fits(gradients, asked, len(images), self.group.world))
+
+    def _turns(self, parts: Sequence[Batch]) -> dict[str, float] | None:
+        """Update the weights once for each turn of the task, most have one; sum their losses."""
+        sums: dict[str, float] = {}
+        for turn in range(self.task.turns):
+            self.task.turn = turn
+            found = self._step(parts)
+            if found is None:
+                return None
+            for key, value in found.items():
+                sums[key] = sums.get(key, 0.0) + value
+        return sums
 
     def _step(self, parts: Sequence[Batch]) -> dict[str, float] | None:
         network = self.task.network

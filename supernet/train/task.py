@@ -46,6 +46,10 @@ class Task(Protocol):
     """Images of an epoch."""
     digest: str
     """Hash of the images and their annotations."""
+    turns: int
+    """Updates of the weights that a step makes, each by a loss of its own on the same images."""
+    turn: int
+    """The one that is being made, from 0."""
 
     @property
     def network(self) -> nn.Module:
@@ -82,6 +86,8 @@ class _Detection:
     """The common part of all tasks on a detection set."""
 
     kind: Kind = "detector"
+    turns = 1
+    turn = 0
 
     def __init__(self, network: Network, data: DetectionSet) -> None:
         self.data, self.input_size = data, network.architecture.input_size
