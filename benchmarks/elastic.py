@@ -187,7 +187,8 @@ class Seed:
         largest = members[0]
         network = order_channels(self.supernet, largest.architecture, largest.positions)
         torch.manual_seed(self.seed)
-        task = ElasticTask(network, self.data, members, WAYS[name].config)
+        asked = [] if WAYS[name].anywhere else spread(members)
+        task = ElasticTask(network, self.data, members, WAYS[name].config, asked=asked)
         run_task(task, config, self.work / name.replace(" ", "-"), RUNNING)
         self.trained[name] = network.eval()
         return network

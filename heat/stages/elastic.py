@@ -67,12 +67,12 @@ def train_elastic(
         if first_process()
         else nullcontext()
     ):
-        members = _planned(workspace, supernet, digest, fleet, afresh=running.restart)
+        members, asked = _planned(workspace, supernet, digest, fleet, afresh=running.restart)
         largest = members[0]
         torch.manual_seed(config.seed)
         ordered = order_channels(supernet, largest.architecture, largest.positions)
-        task = ElasticTask(ordered, data, members, elastic, origin=digest)
-        start = {"supernet": digest, "networks": _digest(members)}
+        task = ElasticTask(ordered, data, members, elastic, asked=asked, origin=digest)
+        start = {"supernet": digest, "networks": _digest([*members, *asked])}
         done = run_task(task, config, workspace.elastic, running, start=start)
     result = {
         **done.facts(),
@@ -101,8 +101,11 @@ def _planned(
     fleet: Mapping[str, Wanted] | None,
     *,
     afresh: bool,
-) -> list[Member]:
-    """Return the networks to train, fixed when the training is first started."""
+) -> tuple[list[Member], list[Member]]:
+    """Return the networks to train, and those of them that are asked for.
+
+    They are fixed when the training is first started.
+    """
     path = workspace.elastic / "plan.json"
     kept = _read_plan(path, supernet.space, digest) if not afresh else None
     if kept is not None:
@@ -115,23 +118,28 @@ def _planned(
     if fleet is None:
         space, logits = supernet.space, supernet.logits()
         states = whole_chain(space, logits, ThinningRules())
-        members = members_of(states, space, logits)
+        members, asked = members_of(states, space, logits), []
     else:
-        members = by_size(
-            member
-            for name, wanted in fleet.items()
-            for member in _on_the_way(workspace, name, wanted)
-        )
+        ways = [way for name, wanted in fleet.items() for way in _ways(workspace, name, wanted)]
+        members = by_size(member for way, _ in ways for member in way)
+        asked = by_size(goal for _, goal in ways)
     if first_process():
         workspace.elastic.mkdir(parents=True, exist_ok=True)
-        plan = {"supernet": digest, "networks": [member.to_dict() for member in members]}
+        plan = {
+            "supernet": digest,
+            "networks": [member.to_dict() for member in members],
+            "asked": [member.to_dict() for member in asked],
+        }
         write_text(path, json.dumps(plan, indent=1) + "\n")
     print(f"elastic: {len(members)} networks are trained together", file=sys.stderr)
-    return members
+    return members, asked
 
 
-def _on_the_way(workspace: Workspace, name: str, wanted: Wanted) -> Iterator[Member]:
-    """Yield the networks that thinning passes through on the way to a device's target."""
+def _ways(workspace: Workspace, name: str, wanted: Wanted) -> Iterator[tuple[list[Member], Member]]:
+    """Yield the networks that thinning passes through, and the one that reaches the target.
+
+    One way for each size and precision that it may choose.
+    """
     for candidate in wanted.candidates:
         source = load_source(workspace, candidate.space, elastic=False)
         member = workspace.member(name)
@@ -156,16 +164,24 @@ def _on_the_way(workspace: Workspace, name: str, wanted: Wanted) -> Iterator[Mem
             for _ in range(PAST_TARGET):
                 chain.extend()
             states = chain.states[: index + 1 + PAST_TARGET]
-            yield from members_of(states, search.candidate.space, chain.logits)
+            space, logits = search.candidate.space, chain.logits
+            goal = members_of([chain.states[index]], space, logits)[0]
+            yield members_of(states, space, logits), goal
 
 
-def _read_plan(path: Path, space: SearchSpace, digest: str) -> list[Member] | None:
+def _read_plan(
+    path: Path, space: SearchSpace, digest: str
+) -> tuple[list[Member], list[Member]] | None:
     """Return the networks that a training was begun for; None where none was, of this supernet."""
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
         if plan["supernet"] != digest:
             return None
-        return [Member.from_dict(values, space.template) for values in plan["networks"]]
+        members, asked = (
+            [Member.from_dict(values, space.template) for values in plan[key]]
+            for key in ("networks", "asked")
+        )
+        return members, asked
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

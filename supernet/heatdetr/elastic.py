@@ -4,7 +4,7 @@ A network's tensor is a part of the supernet's: its first rows and columns, or s
 part it is, `cuts_of` finds by letting `inherit.fill` copy numbers instead of weights.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -18,8 +18,8 @@ from .detector import Detector
 from .inherit import Positions, fill
 from .supernet import Supernet
 
-SMALLEST_SHARE = 0.3
-"""Share of the draws that are the smallest network, beside those that are any."""
+ASKED_SHARE = 0.7
+"""Share of the draws that are networks which are asked for already, beside those that are any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +149,20 @@ class Elastic(nn.Module):
     The first member is the largest network, the last the smallest.
     """
 
-    def __init__(self, supernet: Supernet, members: Sequence[Member]) -> None:
-        """Find the members' weights."""
+    def __init__(
+        self, supernet: Supernet, members: Sequence[Member], asked: Collection[Member] = ()
+    ) -> None:
+        """Find the members' weights; those that are `asked` for are drawn more often.
+
+        Where none is known to be asked for, the smallest one is.
+        """
         super().__init__()
         self.supernet = supernet
         cuts = cuts_of(supernet, members)
         self.shared = [Shared(*pair) for pair in zip(members, cuts, strict=True)]
+        often = [place for place, member in enumerate(members) if place and member in asked]
+        self.often = often or [len(members) - 1]
+        """Places of the members that are drawn more often."""
         self.largest = True
         """Whether the largest network is the next to run, or one that is drawn."""
         self.anyone = False
@@ -166,13 +174,13 @@ class Elastic(nn.Module):
         return self.shared[0 if self.largest else self.draw()](weights, image_BHW3)
 
     def draw(self) -> int:
-        """Return which member runs: the smallest, or any but the largest.
+        """Return which member runs: one of those asked for, or any but the largest.
 
         Drawn from torch's generator, which the training seeds anew for each step.
         """
         last = len(self.shared) - 1
         if self.anyone:
             return int(torch.randint(0, last + 1, ()))
-        if last == 0 or torch.rand(()) < SMALLEST_SHARE:
-            return last
+        if last == 0 or torch.rand(()) < ASKED_SHARE * (1 - 1 / (1 + len(self.often))):
+            return self.often[int(torch.randint(0, len(self.often), ()))]
         return int(torch.randint(1, last + 1, ()))

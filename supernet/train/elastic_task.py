@@ -7,7 +7,7 @@ also learn the largest network's maps, anchor by anchor (`distill.py`), which is
 place. From the start, an untrained teacher held all of them back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,11 +57,13 @@ class ElasticTask(DetectionTask):
         members: Sequence[Member],
         config: ElasticConfig | None = None,
         *,
+        asked: Collection[Member] = (),
         origin: str = "",
     ) -> None:
         """Train `members` of `supernet` on `data`: the largest first, the smallest last.
 
-        `origin` is the digest of the file of the supernet that this one was made of.
+        Those that are `asked` for already have more turns. `origin` is the digest of the file of
+        the supernet that this one was made of.
         """
         super().__init__(supernet, data)
         self.config = config or ElasticConfig()
@@ -70,7 +72,7 @@ class ElasticTask(DetectionTask):
         for name, parameter in supernet.named_parameters():
             if is_logit(name):
                 parameter.requires_grad_(False)
-        self.elastic = Elastic(supernet, members)
+        self.elastic = Elastic(supernet, members, asked)
         self.elastic.anyone = not self.config.sandwich
         self.model: Any = self.elastic
         self.turns = 1 + self.config.drawn if self.config.sandwich else 1
