@@ -161,6 +161,7 @@ def export(
         "trained": training is not None,
         "threads": target.threads,
         "runtime": done.card["runtime"],
+        "broken": promise.broken or None,
     }
     workspace.record(f"export-{form.format}", result)
     if promise.broken:

@@ -70,7 +70,7 @@ def build_fleet(
                 )
             except PromiseError as error:
                 missed.append(f"{name}: {error}")
-                found[name] = _missed(workspace.member(name), error.result or {})
+                found[name] = missed_by(workspace.member(name), error.result or {})
         begin("report")
         result: dict[str, object] = {"fleet": found, "met": not missed}
         workspace.record("fleet", result)
@@ -113,7 +113,7 @@ def ship(
     }
 
 
-def _missed(workspace: Workspace, result: Result) -> Result:
+def missed_by(workspace: Workspace, result: Result) -> Result:
     """Return what is known of a member that breaks a promise, by its thinning or its export."""
     if "bundle" not in result:
         return {**result, "met": False}
@@ -149,7 +149,9 @@ def _is_thinned(workspace: Workspace, wanted: Wanted) -> bool:
 
 
 def _is_exported(workspace: Workspace, format: Format) -> bool:
-    """Return whether the last thinning was exported, with success or not."""
+    """Return whether the last thinning was exported, and its promise kept."""
     exported, thinned = _stage(workspace, f"export-{format}"), _stage(workspace, "thin")
     there = Path(str(exported.get("bundle", ""))) / "card.json"
-    return there.exists() and str(exported["finished"]) >= str(thinned["finished"])
+    if not there.exists() or exported.get("broken"):
+        return False
+    return str(exported["finished"]) >= str(thinned["finished"])

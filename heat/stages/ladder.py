@@ -10,14 +10,16 @@ from deploy.whole_folder import replacing_folder
 from latency_tables.devices import Target
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import PromiseError, UserError
+from supernet.progress import stages
 
 from ..records import Result
 from ..thinning.candidates import Wanted
 from ..thinning.source import load_elastic
 from ..workspace import Workspace
-from .fleet_build import ship
+from .fleet_build import missed_by, ship
 
 
+@stages("thin", "export")
 def export_ladder(
     workspace: Workspace,
     rungs: Mapping[float, Wanted],
@@ -28,8 +30,8 @@ def export_ladder(
 ) -> Result:
     """Thin and export for each frame rate, and put the bundles in one folder.
 
-    A rung that misses its rate is left out, and reported by a `PromiseError` once the others are
-    there. Raises `UserError` where no elastic supernet is trained.
+    A rung that misses its rate is reported by a `PromiseError` once all are there, and left out
+    where it could not be exported. Raises `UserError` where no elastic supernet is trained.
     """
     if load_elastic(workspace) is None:
         raise UserError(
@@ -47,6 +49,9 @@ def export_ladder(
             )
         except PromiseError as error:
             missed.append(f"{name}: {error}")
+            known = missed_by(workspace.member(name), error.result or {})
+            if "bundle" in known:  # its card states what it runs at
+                found[name] = known
     if found:
         with workspace.claimed(folder, f"exporting to {folder}"):
             _write(folder, found)
