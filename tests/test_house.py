@@ -16,7 +16,17 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_public_names() -> None:
     import heat
 
-    commands = ["build", "evaluate", "export", "profile", "report", "supernet", "thin", "train"]
+    commands = [
+        "build",
+        "evaluate",
+        "export",
+        "fleet",
+        "profile",
+        "report",
+        "supernet",
+        "thin",
+        "train",
+    ]
     assert sorted(heat.__all__) == sorted(["__version__", "load", *commands])
     for name in commands:
         assert callable(getattr(heat, name)) and getattr(heat, name).__doc__

@@ -13,6 +13,7 @@ from supernet.errors import UserError, did_you_mean
 
 from ..records import Result
 from ..workspace import DEFAULT, Workspace
+from . import fleet as fleets
 from . import look, models, search, thinning, training
 from .outcomes import Evaluation, Export, Outcome, Profile, Report, Thinning, Training
 
@@ -87,4 +88,5 @@ train = returning(training.train, Training)
 export = returning(models.export, Export)
 evaluate = returning(models.evaluate, Evaluation)
 build = returning(models.build, Export)
+fleet = returning(fleets.fleet, Outcome)
 report = returning(look.report, Report)
