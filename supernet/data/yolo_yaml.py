@@ -101,7 +101,7 @@ def read_head(path: Path) -> Head:
     """Read a `data.yaml`; every value is taken as text, so `no` and `010` stay what they are."""
     try:
         raw = yaml.load(_decoded(path), Loader=_Texts)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict) or "names" not in raw:
         raise DataError(f"{path}: names needed (a list of classes), and train, val")
