@@ -47,9 +47,14 @@ class Subject:
 SUBJECTS = {
     "loss": Subject("supernet/train/uniform.py", ("tests/test_loss.py",)),
     "matching": Subject("supernet/train/matching.py", ("tests/test_loss.py",)),
-    "moves": Subject("heat/thinning/moves.py", ("tests/test_thinning.py", "tests/test_bumps.py")),
-    "table": Subject("latency_tables/table.py", ("tests/test_table.py", "tests/test_model.py")),
-    "calibration": Subject("latency_tables/calibration.py", ("tests/test_model.py",)),
+    "moves": Subject("heat/thinning/moves.py", ("tests/test_moves.py", "tests/test_thinning.py")),
+    "table": Subject(
+        "latency_tables/table.py",
+        ("tests/test_table_values.py", "tests/test_table.py", "tests/test_model.py"),
+    ),
+    "calibration": Subject(
+        "latency_tables/calibration.py", ("tests/test_table_values.py", "tests/test_table.py")
+    ),
     "quantization": Subject("supernet/heatdetr/quantization.py", ("tests/test_quantization.py",)),
     "decode": Subject(
         "supernet/heatdetr/operators/decode.py",
