@@ -72,7 +72,7 @@ audit: $(VENV)/.installed  ## known vulnerabilities and licences of the packages
 	$(BIN)/python benchmarks/audit.py
 
 release: $(VENV)/.installed  ## build sdist and wheel, install them elsewhere, use them
-	$(BIN)/python benchmarks/release.py --out dist
+	PYTHONPATH=. $(BIN)/python benchmarks/release.py --out dist --name release
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
