@@ -37,23 +37,31 @@ docs: $(VENV)/.installed  ## the pages of docs/, into build/docs; dead links are
 coverage: $(VENV)/.installed  ## branch coverage of the four packages, processes included
 	$(BIN)/python -m pip install --quiet "coverage>=7.10"
 	rm -f .coverage .coverage.*
+	mkdir -p build
 	$(BIN)/python -m coverage run -m pytest -m "$(QUICK)" $(COVERED)
 	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage json --quiet -o build/coverage.json
+	PYTHONPATH=. $(BIN)/python benchmarks/trust.py --coverage build/coverage.json --name coverage
 	$(BIN)/python -m coverage report --skip-covered
 
 # The same tests in environments of their own: the lowest versions that pyproject.toml allows, and
-# the newest ones on the newest Python. LOWEST and NEWEST name the Pythons.
+# the newest ones on the newest Python. LOWEST and NEWEST name the Pythons. What passed is kept in
+# benchmarks/results/.
 test-lowest:
 	$(LOWEST) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet uv
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct \
 		--editable ".[dev]"
-	.venv-lowest/bin/python -m pytest -m "$(QUICK) and not alone" --numprocesses $(PROCESSES)
+	.venv-lowest/bin/python -m pytest -m "$(QUICK) and not alone" --numprocesses $(PROCESSES) \
+		--junitxml build/lowest.xml; code=$$?; PYTHONPATH=. .venv-lowest/bin/python \
+		benchmarks/trust.py --tests build/lowest.xml --name tests-lowest; exit $$code
 
 test-newest:
 	$(NEWEST) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade --editable ".[dev]"
-	.venv-newest/bin/python -m pytest -m "$(QUICK) and not alone" --numprocesses $(PROCESSES)
+	.venv-newest/bin/python -m pytest -m "$(QUICK) and not alone" --numprocesses $(PROCESSES) \
+		--junitxml build/newest.xml; code=$$?; PYTHONPATH=. .venv-newest/bin/python \
+		benchmarks/trust.py --tests build/newest.xml --name tests-newest; exit $$code
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .
@@ -64,7 +72,7 @@ audit: $(VENV)/.installed  ## known vulnerabilities and licences of the packages
 	$(BIN)/python benchmarks/audit.py
 
 release: $(VENV)/.installed  ## build sdist and wheel, install them elsewhere, use them
-	$(BIN)/python benchmarks/release.py --out dist
+	PYTHONPATH=. $(BIN)/python benchmarks/release.py --out dist --name release
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

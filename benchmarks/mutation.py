@@ -1,12 +1,13 @@
 """Mutation testing: one small fault at a time is put into a module; do its tests fail?
 
-    python benchmarks/mutation.py [--each 40] [--only decode] [--minutes 60]
+    python benchmarks/mutation.py [--each 40] [--seed 1] [--only decode] [--minutes 60]
 
 A mutant changes one comparison, operator, number, truth value or condition. Mutants are drawn by a
-fixed seed, so that a run is resumed: what `results/mutation.json` has already is not run again,
-unless its module or its tests changed. Each mutant runs in a process forked from one that has
+seed, so that a run is resumed: what `results/mutation.json` has already is not run again, unless
+its module, its tests or the seed changed. Each mutant runs in a process forked from one that has
 imported torch, in which the module is compiled with the fault; its tests run until one fails. One
-that takes far longer than the module itself counts as killed.
+that takes far longer than the module itself counts as killed. Survivors are listed with their line,
+and with a reason where one is known (`REASONS`).
 """
 
 import argparse
@@ -22,7 +23,7 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -47,25 +48,37 @@ class Subject:
 SUBJECTS = {
     "loss": Subject("supernet/train/uniform.py", ("tests/test_loss.py",)),
     "matching": Subject("supernet/train/matching.py", ("tests/test_loss.py",)),
-    "moves": Subject("heat/thinning/moves.py", ("tests/test_thinning.py", "tests/test_bumps.py")),
-    "table": Subject("latency_tables/table.py", ("tests/test_table.py", "tests/test_model.py")),
-    "calibration": Subject("latency_tables/calibration.py", ("tests/test_model.py",)),
+    "moves": Subject("heat/thinning/moves.py", ("tests/test_moves.py", "tests/test_thinning.py")),
+    "table": Subject(
+        "latency_tables/table.py",
+        ("tests/test_table_values.py", "tests/test_table.py", "tests/test_model.py"),
+    ),
+    "calibration": Subject(
+        "latency_tables/calibration.py", ("tests/test_table_values.py", "tests/test_table.py")
+    ),
     "quantization": Subject("supernet/heatdetr/quantization.py", ("tests/test_quantization.py",)),
     "decode": Subject(
         "supernet/heatdetr/operators/decode.py",
         ("tests/test_loss.py", "tests/test_differential_network.py", "tests/test_aligned.py"),
         "not macs and not runtimes",
     ),
-    "parity": Subject("deploy/parity.py", ("tests/test_deploy.py",), "parity or disagrees"),
+    "parity": Subject(
+        "deploy/parity.py",
+        ("tests/test_parity_values.py", "tests/test_deploy.py"),
+        "parity or disagrees or nms_cannot",
+    ),
     "coco": Subject(
         "supernet/data/annotations.py",
-        ("tests/test_annotations.py", "tests/test_data.py", "tests/test_misread.py"),
+        ("tests/test_annotation_values.py", "tests/test_annotations.py", "tests/test_data.py"),
     ),
     "average_precision": Subject(
         "supernet/data/average_precision.py",
         ("tests/test_evaluate.py", "tests/test_differential_ap.py"),
     ),
 }
+
+REASONS: Mapping[str, Mapping[str, str]] = {}
+"""Why a mutant of a module cannot be killed, or is not, by its line and what was changed in it."""
 
 Replace = Callable[[], None]
 SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
@@ -187,9 +200,34 @@ def passes(subject: Subject, tree: ast.Module | None) -> bool:
     return os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
 
 
-def version_of(subject: Subject) -> str:
-    """Return a hash of a module and its tests."""
-    found = hashlib.sha256()
+def survivor(name: str, fault: str) -> dict[str, str | None]:
+    """Return a mutant that survived, with its line and why."""
+    _, _, where, *change = fault.split(" ")
+    lines = (ROOT / SUBJECTS[name].path).read_text(encoding="utf-8").splitlines()
+    line = lines[int(where.partition(":")[0]) - 1].strip()
+    reason = REASONS.get(name, {}).get(f"{line} | {' '.join(change)}")
+    return {"fault": fault, "line": line, "reason": reason}
+
+
+def summary(modules: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return what all modules have together, and the survivors of each."""
+    killed = sum(len(module["killed"]) for module in modules.values())
+    return {
+        "modules": modules,
+        "killed": killed,
+        "made": killed + sum(len(module["survived"]) for module in modules.values()),
+        "survivors": {
+            name: [survivor(name, fault) for fault in module["survived"]]
+            for name, module in modules.items()
+            if module["survived"] and name in SUBJECTS
+        },
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def version_of(subject: Subject, seed: int) -> str:
+    """Return a hash of a module, its tests and the seed of its mutants."""
+    found = hashlib.sha256(str(seed).encode())
     for path in (subject.path, *subject.tests):
         found.update((ROOT / path).read_bytes())
     return found.hexdigest()[:16]
@@ -199,6 +237,7 @@ def main() -> None:
     """Run the mutants that have not been run; write and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--each", type=int, default=40, help="mutants of each module")
+    parser.add_argument("--seed", type=int, default=1, help="of which mutants are drawn")
     parser.add_argument("--only", choices=SUBJECTS, action="append")
     parser.add_argument("--minutes", type=float, default=1e9)
     given = parser.parse_args()
@@ -217,10 +256,10 @@ def main() -> None:
         subject = SUBJECTS[name]
         source = (ROOT / subject.path).read_text(encoding="utf-8")
         total = len(list(faults(ast.parse(source))))
-        drawn = random.Random(0).sample(range(total), min(given.each, total))
+        drawn = random.Random(given.seed).sample(range(total), min(given.each, total))
         done = results["modules"].get(name, {})
-        if done.get("version") != version_of(subject):
-            done = {"path": subject.path, "version": version_of(subject), "of": total}
+        if done.get("version") != version_of(subject, given.seed):
+            done = {"path": subject.path, "version": version_of(subject, given.seed), "of": total}
             done |= {"killed": [], "survived": []}
             if not passes(subject, None):
                 sys.exit(f"{name}: its tests fail without any mutant")
@@ -235,13 +274,12 @@ def main() -> None:
             done["survived" if survived else "killed"].append(fault)
             print(f"{name} {fault}: {'SURVIVED' if survived else 'killed'}", file=sys.stderr)
             results["modules"][name] = done
-            results["killed"] = sum(len(m["killed"]) for m in results["modules"].values())
-            results["made"] = results["killed"] + sum(
-                len(m["survived"]) for m in results["modules"].values()
+            RESULTS.write_text(
+                json.dumps(summary(results["modules"]), indent=1) + "\n", encoding="utf-8"
             )
-            results["date"] = time.strftime("%Y-%m-%d")
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({key: results.get(key) for key in ("killed", "made", "date")}))
+    found = summary(results["modules"])
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({key: found[key] for key in ("killed", "made", "date")}))
 
 
 if __name__ == "__main__":

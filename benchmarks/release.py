@@ -1,11 +1,12 @@
 """Builds HEAT's packages and uses them as a stranger would: `make release`.
 
-    python benchmarks/release.py [--out dist] [--python PYTHON]
+    PYTHONPATH=. python benchmarks/release.py [--out dist] [--python PYTHON] [--name release]
 
 The sdist is built, the wheel from it. The wheel is installed into an empty environment in an empty
 folder, and there run `heat --version`, `heat doctor` and the three commands at a small size. The
 bundle that comes out is then run by its own `detect.py` in a second environment that has numpy,
-OpenCV and ONNX Runtime only. Versions are those of `constraints.txt`.
+OpenCV and ONNX Runtime only. Versions are those of `constraints.txt`. With --name the result goes
+to benchmarks/results/.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from result import RESULTS, tell
 
 ROOT = Path(__file__).parent.parent
 EDGE = ("numpy", "opencv-python-headless", "onnxruntime")
@@ -72,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
     parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--name")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -99,7 +103,7 @@ def main() -> None:
         "edge_packages": packages,
         "edge_images": detected["images"],
     }
-    print(json.dumps(result))
+    tell(result, RESULTS / f"{given.name}.json" if given.name else None)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ class Workspace:
             return {**record, "stages": stages}
         except FileNotFoundError:
             return {"stages": {}}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path} cannot be read ({error}): use another --out") from None
 
     @contextmanager

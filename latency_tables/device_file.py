@@ -139,7 +139,7 @@ def load_device(path: Path) -> Device:
     """Read a device file; an unknown key or value is a `DeviceError` that names it."""
     try:
         values = cast(DeviceValues, tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DeviceError(f"{path} is no device file ({error}): correct it") from None
     _check_keys(path, values, Device, required={"title", "kind", "runtime", "precision"})
     figures = values.get("figures")

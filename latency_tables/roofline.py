@@ -134,7 +134,7 @@ class Efficiencies:
             values = json.loads(path.read_text(encoding="utf-8"))
             coefficients = {op: (a, b, c) for op, (a, b, c) in values["coefficients"].items()}
             return cls(coefficients, tuple(values["fitted_on"]), values["error"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise TableError(
                 f"{path} cannot be read ({error}): benchmarks/estimate_error.py --write makes it"
             ) from None

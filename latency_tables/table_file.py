@@ -102,7 +102,7 @@ def read_table(path: Path) -> LatencyTable:
                 f"{path} is no latency table: it has no {path.with_suffix('.json').name} beside it"
             ) from None
         raise TableError(f"no table at {error.filename}: run heat profile") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TableError(
             f"{path} or its .json cannot be read ({error}): run heat profile again"
         ) from None

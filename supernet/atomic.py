@@ -42,7 +42,7 @@ def check_replaceable(path: Path, option: str, is_ours: Callable[[Path], bool]) 
     check_target(path)
     try:
         ours = not path.exists() or not path.stat().st_size or is_ours(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         ours = False
     if not ours:
         raise UserError(
@@ -71,13 +71,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a file and flush it to disk; a last line that a kill cut off is dropped."""
+    """Append a line to a file and flush it to disk; a last line that a kill cut off is dropped.
+
+    Names of files may be in it that are no UTF-8: they keep their bytes.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+", buffering=0) as stream:
             size = _whole_lines(stream)
             stream.truncate(size)
-            left = f"{line}\n".encode()
+            left = f"{line}\n".encode(errors="surrogateescape")
             try:
                 while left:
                     left = left[stream.write(left) :]

@@ -102,7 +102,7 @@ def read_info(path: Path) -> CheckpointInfo:
         )
     except (FileNotFoundError, IsADirectoryError):
         raise CheckpointError(f"no checkpoint at {path}: train one with heat train") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is truncated or no HEAT checkpoint ({error}): train again, or --resume"
         ) from None

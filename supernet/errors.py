@@ -37,6 +37,15 @@ def masked(text: str) -> str:
     return PATH_SECRETS.sub(lambda found: found[1] + "***", shown)
 
 
+def in_one_line(text: str) -> str:
+    """Return a text as a terminal may show it: line breaks are blanks, control codes are escaped.
+
+    Names of files and classes are anybody's.
+    """
+    joined = re.sub(r"\s*[\r\n]\s*", " ", text)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in joined)
+
+
 def wrong_format(what: object, found: object, known: Iterable[int], otherwise: str) -> str:
     """Return why a file of a format that is not `known` is refused.
 
@@ -93,7 +102,7 @@ class HeatError(Exception):
 
     def __init__(self, message: str, result: Mapping[str, object] | None = None) -> None:
         """Take a message, whose URLs are stripped of passwords, and a result."""
-        super().__init__(masked(message))
+        super().__init__(in_one_line(masked(message)))
         self.result = result
 
 

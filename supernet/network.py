@@ -109,7 +109,7 @@ def read_architecture(text: str, source: str) -> AnyArchitecture:
     """Read the JSON of either kind; raise `UserError` naming what is wrong."""
     try:
         family = "family" in json.loads(text)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         family = False
     return (DetrArchitecture if family else Architecture).from_json(text, source)
 

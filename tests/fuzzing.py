@@ -11,7 +11,8 @@ import math
 import random
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,26 +28,35 @@ from deploy.edge.runtimes import open_session
 from deploy.export import export_bundle
 from deploy.feeds import described, inputs_of, refuse_open_ranks
 from deploy.form import Form
+from deploy.teachers.asked import Asked
+from deploy.teachers.detector import Seen, Teacher, TeacherFacts, ToSee
+from deploy.teachers.encoder import EncoderRequest
+from deploy.teachers.onnx_encoder import OnnxEncoder
+from deploy.teachers.seen_file import SeenFile
 from heat.cli import main
 from heat.commands.fleet_file import read_fleet
 from heat.stages.network import load_network
 from heat.thinning.source import load_supernet
 from heat.thinning.thinned import find_thinned
+from heat.views.outputs import is_pack
 from heat.workspace import Workspace
 from latency_tables.device_file import load_device
 from latency_tables.devices import declared
 from latency_tables.estimate import estimated_table
 from latency_tables.pack import probe_version, table_from_results
 from latency_tables.plan import space_entries
-from latency_tables.probe.setting import REFERENCES, Setting
+from latency_tables.probe.program import Pack
+from latency_tables.probe.setting import REFERENCES, Model, Setting
 from latency_tables.roofline import Efficiencies
 from latency_tables.table_file import read_table, write_table
 from latency_tables.terms import terms
+from supernet.atomic import check_replaceable
 from supernet.checkpoint import CheckpointInfo, read_info, save_checkpoint
 from supernet.data.coco import load_split
 from supernet.data.format_names import Format
 from supernet.data.formats import format_of, read_export
 from supernet.data.shapes import make_shapes
+from supernet.data.unlabelled import UnlabelledImages
 from supernet.errors import HeatError
 from supernet.graph.style import FORMS_VERSION
 from supernet.graph.writer import GraphWriter
@@ -55,8 +65,12 @@ from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import SearchSpace
 from supernet.letterbox import read_image
 from supernet.network import read_architecture
+from supernet.train.feature_cache import FeatureCache
+from supernet.train.feature_key import CacheKey
 from supernet.train.transfer import read_source
 from tests.tool_exports import write_cvat_export, write_tasks, write_voc_export
+from tests.toy_encoders import write_encoder
+from tests.toy_teachers import nms_rows, write_onnx
 
 LONGEST_S = 10
 """Seconds after which a reader hangs."""
@@ -254,6 +268,92 @@ def read_video(folder: Path) -> object:
         source.close()
 
 
+TEACHER = {"names": "{0: 'a', 1: 'b'}", "imgsz": "[64, 96]"}
+
+
+def write_teacher(folder: Path) -> None:
+    """Write an ONNX detector, and the files that lie beside it."""
+    rows = nms_rows([1, 1, 20, 20, 0.9, 1])
+    write_onnx(folder / "model.onnx", {"out": rows}, shape=(1, 3, "h", "w"), metadata=TEACHER)
+    values = {"do_rescale": True, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2],
+              "size": {"height": 64, "width": 96}}  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(values))
+    write_image("jpg")(folder)
+
+
+def read_teacher(folder: Path) -> object:
+    teacher = Teacher(Asked(teacher=folder / "model.onnx"))
+    return teacher.facts(), teacher.see(ToSee(folder / "image.jpg"))
+
+
+def read_encoder(folder: Path) -> object:
+    encoder = OnnxEncoder(EncoderRequest(source=str(folder / "model.onnx")))
+    height, width = encoder.facts().input_hw
+    return encoder.features(np.zeros((1, height, width, 3), np.uint8))
+
+
+SEEN_BY = TeacherFacts("a", "b", ("c",), "d", {})
+
+
+def write_seen(folder: Path) -> None:
+    boxes = np.array([[1, 2, 3, 4]], np.float32)
+    found = (boxes, np.array([0.5], np.float32), np.array([0]))
+    with SeenFile(folder / "teacher.jsonl", SEEN_BY, option="another --out") as file:
+        for key in ("first", "second"):
+            file.add(key, Seen((64, 96), found))
+
+
+def read_seen(folder: Path) -> object:
+    with SeenFile(folder / "teacher.jsonl", SEEN_BY, option="another --out") as file:
+        return file.find("first", (64, 96)), file.find("second")
+
+
+FEATURES = CacheKey(
+    teacher="a", digest="b", input_hw=(8, 8), normalisation="none", maps=(("c", 3, 2, 2),),
+    images="d", num_images=3, views=1,
+)  # fmt: skip
+
+
+def features_in(folder: Path) -> FeatureCache:
+    images = UnlabelledImages((folder,), tuple(folder / f"{name}.jpg" for name in "abc"))
+    return FeatureCache(folder, FEATURES, images)
+
+
+def write_features(folder: Path) -> None:
+    class Zeros:
+        def stream(self, images: Iterable[Any]) -> Iterator[list[Any]]:
+            for batch in images:
+                yield [np.zeros((len(batch), 3, 2, 2), np.float16)]
+
+    cache = features_in(folder)
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    a, b, c = cache.images.paths
+    cache.fill(Zeros(), ((a, pixels), (b, None), (c, pixels)))
+
+
+def read_features(folder: Path) -> object:
+    cache = features_in(folder).check(restart=False)
+    return cache.scales if cache.complete else None, cache.usable
+
+
+def write_pack(folder: Path) -> None:
+    model = Model(b"no model", {"x": ((1, 2), "float32")})
+    manifest = {
+        "probe": "p", "pack": "q", "plan": {}, "inputs": {"k": model.inputs},
+        "setting": Setting(runtime="onnxruntime", precision="f32", threads=1).to_json(),
+    }  # fmt: skip
+    with zipfile.ZipFile(folder / "pack.pyz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("manifest.json", json.dumps(manifest))
+        archive.writestr("models/k.onnx", model.onnx)
+
+
+def read_pack(folder: Path) -> object:
+    path = folder / "pack.pyz"
+    check_replaceable(path, "--pack", is_pack)
+    pack = Pack(path)
+    return pack.setting, pack.model("k")
+
+
 def write_model(folder: Path) -> None:
     graph = GraphWriter()
     x = graph.input("x", (1, 3, 8, 8))
@@ -343,6 +443,16 @@ READERS: Mapping[str, Reader] = {
         lambda folder: table_from_results(folder / "results.jsonl"),
         write_results, ("results.jsonl",),
     ),
+    "teacher": Reader(
+        read_teacher, write_teacher, ("model.onnx", "preprocessor_config.json")
+    ),
+    "encoder": Reader(
+        read_encoder, lambda folder: write_encoder(folder / "model.onnx") and None,
+        ("model.onnx",),
+    ),
+    "teacher's boxes": Reader(read_seen, write_seen, ("teacher.jsonl",)),
+    "features": Reader(read_features, write_features, ("cache.json", "broken.txt")),
+    "pack": Reader(read_pack, write_pack, ("pack.pyz",)),
     "video": Reader(read_video, write_video, ("a.avi",)),
     "model": Reader(read_model, write_model, ("model.onnx",)),
     "bundle": Reader(read_bundle, write_bundle, ("bundle/card.json",)),
@@ -467,20 +577,31 @@ def finding(reader: Reader, folder: Path) -> str | None:
     return None
 
 
+HOSTILE = (
+    b"", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 6000, b"[[1]]", b'"a"', b"null",
+    b'{"format": 1}', b'{"format": 1e999}', b"\xef\xbb\xbf{}", b"\x00" * 100, b"\xff" * 64, b"\n\n",
+)  # fmt: skip
+"""Whole contents that stand where others are expected; the first cases of every file."""
+
+
 def cases(
     name: str, count: int, folder: Path, *, seed: int = 0
 ) -> Iterator[tuple[int, str, bytes]]:
-    """Yield the findings of a reader: the number of the case, what is wrong, the mutated file."""
+    """Yield the findings of a reader: the number of the case, what is wrong, the file."""
     reader = READERS[name]
     reader.write(folder)
     originals = {file: (folder / file).read_bytes() for file in reader.files}
     problem = finding(reader, folder)
     if problem is not None and not problem.startswith("a message"):
         yield -1, problem, b""
+    hostile = [(file, data) for file in reader.files for data in HOSTILE]
     for number in range(count):
-        chance = random.Random(f"{seed} {name} {number}")
-        file = chance.choice(reader.files)
-        data = mutated(originals[file], chance)
+        if number < len(hostile):
+            file, data = hostile[number]
+        else:
+            chance = random.Random(f"{seed} {name} {number}")
+            file = chance.choice(reader.files)
+            data = mutated(originals[file], chance)
         (folder / file).write_bytes(data)
         problem = finding(reader, folder)
         (folder / file).write_bytes(originals[file])

@@ -1,6 +1,7 @@
 """A backbone that learns a teacher's features: what it is shown, what is kept, what it gives."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,18 @@ def test_an_interrupted_computation_goes_on(photos: Path, tmp_path: Path) -> Non
     (part.folder / "map-0.f16").unlink()
     make_cache(tmp_path / "part", photos, views=3, teacher=idle)
     assert idle.batches == 3
+
+
+def test_a_cut_list_of_broken_images_loses_none(photos: Path, tmp_path: Path) -> None:
+    """A kill may leave half a name, and names need not be UTF-8."""
+    (photos / os.fsdecode(b"\xff\xe2\x80\xa8.jpg")).write_bytes(b"no image")
+    folder = tmp_path / "features"
+    folder.mkdir()
+    (folder / "broken.txt").write_bytes(b"/photos/a/bro")
+    cache = make_cache(folder, photos)
+    found = [path for path in cache.images.paths if str(path) in cache.broken]
+    assert len(found) == 2 and len(cache.usable) == len(cache.images.paths) - 2
+    assert not (folder / "broken.txt").read_bytes().startswith(b"/photos/a/bro")
 
 
 def test_what_a_cache_refuses(

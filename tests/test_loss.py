@@ -40,6 +40,13 @@ def test_candidates_are_the_nearest_of_both() -> None:
     assert found.targets_M[2] == NEGATIVE
 
 
+def test_near_is_by_the_sum_of_coordinates() -> None:
+    """L1, as in YOLOF: 10 in one coordinate is nearer than 6 in two."""
+    anchors = torch.cat([boxes((10, 0, 50, 40), (6, 6, 46, 46)), FAR])
+    found = match(anchors, FAR.repeat(2, 1)[:6], boxes((0, 0, 40, 40)), torch.tensor([0]), k=1)
+    assert set(found.anchors_P.tolist()) == {0} and found.targets_M[1] == NEGATIVE
+
+
 def test_an_anchor_claimed_twice_goes_to_the_nearer_box() -> None:
     anchors = torch.cat([boxes((0, 0, 10, 10)), FAR])
     claims = boxes((3, 0, 13, 10), (1, 0, 11, 10))
@@ -85,6 +92,13 @@ def test_loss_of_an_empty_batch_is_finite_and_has_gradient() -> None:
     loss.total.backward()
     assert float(loss.boxes.detach()) == 0.0
     assert logits.grad is not None and float(logits.grad.abs().sum()) > 0
+
+
+def test_a_batch_has_a_ground_truth_for_each_image() -> None:
+    decode = Decode((32, 64), 3, (64, 96), 0.0)
+    empty = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="zip"):
+        detection_loss(torch.zeros(2, 2, 3, 2, 3), torch.zeros(2, 2, 4, 2, 3), [empty], decode)
 
 
 def test_perfect_boxes_cost_nothing() -> None:

@@ -19,7 +19,14 @@ from supernet.graph.style import GraphStyle
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.fake_quant import simulate_int8
 from supernet.heatdetr.operators.repcnn import ConvRelu
-from supernet.heatdetr.quantization import BINS, Quantization, best_range, calibrate, place_of
+from supernet.heatdetr.quantization import (
+    BINS,
+    Quantization,
+    Range,
+    best_range,
+    calibrate,
+    place_of,
+)
 from supernet.letterbox import Image
 
 
@@ -50,6 +57,34 @@ def test_outliers_are_clipped_and_even_values_are_not() -> None:
     counts[-1] = 1.0  # one far away
     assert best_range(8.0, counts).limit < 8.0
     assert best_range(0.0, torch.zeros(BINS, dtype=torch.float64)).limit > 0
+
+
+def test_the_range_is_that_of_least_squared_error() -> None:
+    """Against a loop over clips and bins: a step's square over 12 within the range, else the clip.
+
+    The first histogram is one bin at the end, whose error is known by a formula.
+    """
+    last = torch.zeros(BINS, dtype=torch.float64)
+    last[-1] = 3.0
+    value = 8.0 * (BINS - 0.5) / BINS
+    error = (8.0 / 127) ** 2 / 12 / value**2
+    assert best_range(8.0, last) == Range(8.0, pytest.approx(error, rel=1e-12))
+    rng = np.random.default_rng(0)
+    for top, power in ((8.0, 1), (0.25, 6), (3.0, 30)):
+        counts = rng.random(BINS) * np.linspace(1, 0, BINS) ** power
+        counts[-1] += 1e-3
+        values = (np.arange(BINS) + 0.5) * (top / BINS)
+        tried = []
+        for clip in range(8, 33):
+            limit = top * clip / 32
+            lost = sum(
+                count * ((limit / 127) ** 2 / 12 if v <= limit else (v - limit) ** 2)
+                for v, count in zip(values, counts, strict=True)
+            )
+            tried.append((lost / (counts @ values**2), limit))
+        least, limit = min(tried)
+        found = best_range(top, torch.from_numpy(counts))
+        assert found == Range(pytest.approx(limit), pytest.approx(least, rel=1e-9))
 
 
 def test_the_artefact_rounds_as_the_simulation_does(network: Detector, batch: torch.Tensor) -> None:

@@ -35,7 +35,7 @@ def read_card(folder: Path) -> Card:
         card: Card = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(f"{folder} is no bundle (no card.json): heat export makes one") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read ({error}): export again") from None
     version = card.get("format") if isinstance(card, dict) else None
     if version != CARD_FORMAT:

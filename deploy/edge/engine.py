@@ -177,7 +177,7 @@ def read_engine(path: Path) -> bytes:
     try:
         facts: Sidecar = json.loads(sidecar.read_text(encoding="utf-8"))
         data = path.read_bytes()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{sidecar} or its engine cannot be read ({error}): export it") from None
     _, package = tensorrt()
     check_sidecar(facts, package, tensorrt_version(), gpu_here())

@@ -69,7 +69,7 @@ def read_json(path: Path) -> Mapping[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} is no JSON object")

@@ -73,7 +73,7 @@ class SeenFile:
             kept = json.loads(head)
             same = kept == self._head
             name = kept["teacher"]
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             raise UserError(f"{self.path} is no file of a teacher's detections: {option}") from None
         if not same:
             raise UserError(
@@ -81,7 +81,8 @@ class SeenFile:
                 f"{option}"
             )
         for text in rest:
-            with suppress(ValueError, KeyError, TypeError):  # cut off when a run was killed
+            # Cut off when a run was killed, or edited.
+            with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 line: Line = json.loads(text)
                 seen_of(line)
                 self._lines[line["image"]] = line
@@ -137,7 +138,10 @@ class SeenFile:
 
 
 def seen_of(line: Mapping[str, object] | Line) -> Seen:
-    """Return the detections of a line; raise `ValueError`, `KeyError` or `TypeError` for none."""
+    """Return the detections of a line.
+
+    Raises `ValueError`, `KeyError`, `TypeError` or `OverflowError` where it has none.
+    """
     boxes = np.array(line["boxes"], dtype=np.float32).reshape(-1, 4)
     scores = np.array(line["scores"], dtype=np.float32)
     labels = np.array(line["labels"], dtype=np.int64)

@@ -149,7 +149,7 @@ def _preprocessing(path: Path) -> tuple[Normalisation | None, tuple[int, int] | 
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None, None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
     stated = None
     if "image_mean" in facts and "image_std" in facts:

@@ -57,7 +57,7 @@ def read_fleet(path: Path) -> dict[str, MemberTable]:
         fleet = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from None
     if not fleet or not all(isinstance(values, dict) for values in fleet.values()):
         raise UserError(

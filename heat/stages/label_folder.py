@@ -87,7 +87,7 @@ class LabelFolder:
         """Return the hashes that the files may have: of the last text and of the one before."""
         try:
             found = json.loads(self._record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         whole = isinstance(found, dict) and all(isinstance(v, list) for v in found.values())
         return found if whole else {}

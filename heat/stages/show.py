@@ -99,7 +99,10 @@ def stacks_of(workspace: Workspace, setting: Setting) -> dict[str, float]:
     path = workspace.tables / name
     with only_one(path):
         if path.exists():
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            try:
+                return dict(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError, RecursionError) as error:
+                raise UserError(f"{path} cannot be read ({error}): delete it") from None
         print(f"measuring the stacks of Figure 2 ({name})", file=sys.stderr)
         found = measure_stacks(setting)
         write_text(path, json.dumps(found, indent=1) + "\n")

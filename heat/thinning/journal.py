@@ -79,6 +79,6 @@ class Journal:
 def _record(line: bytes) -> dict[str, object] | None:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

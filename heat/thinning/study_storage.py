@@ -97,7 +97,7 @@ def _check_journal(path: Path) -> None:
         raise UserError(f"--study {path} is a database: --study sqlite:///{path}")
     try:
         entry = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         entry = None
     if not isinstance(entry, dict) or "op_code" not in entry:
         raise UserError(f"--study {path} is no journal of a study: give another file")

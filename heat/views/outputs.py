@@ -4,6 +4,8 @@ import json
 import zipfile
 from pathlib import Path
 
+from latency_tables.probe.program import UNREADABLE
+
 DRAWN_BY = "HEAT"
 """Creator in the metadata of every SVG."""
 SVG_HEAD_BYTES = 4096
@@ -37,10 +39,9 @@ def is_result(path: Path) -> bool:
 
 def is_pack(path: Path) -> bool:
     """Return whether a file is a pack of `heat profile --pack`."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            manifest = json.loads(archive.read("manifest.json"))
+    except UNREADABLE:
         return False
-    with zipfile.ZipFile(path) as archive:
-        if "manifest.json" not in archive.namelist():
-            return False
-        manifest = json.loads(archive.read("manifest.json"))
     return isinstance(manifest, dict) and {"probe", "pack", "plan"} <= manifest.keys()

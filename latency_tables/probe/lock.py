@@ -87,5 +87,5 @@ def _holder(lock: Path) -> str:
         found = json.loads(lock.read_text(encoding="utf-8"))
         host = f" on {found['host']}" if found["host"] != platform.node() else ""
         return f"process {found['process']}{host} ({found['command']}, since {found['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,13 @@ LOCK_PATIENCE_S = 60.0
 """A probe whose connection was lost ends at its next line of output; the next one waits so long."""
 
 
+UNREADABLE = (
+    OSError, EOFError, KeyError, ValueError, RecursionError, RuntimeError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
+"""What a zip archive that is broken raises while it is read."""
+
+
 class Pack:
     """The zip archive that the probe runs from, with the manifest and the models."""
 
@@ -46,16 +54,19 @@ class Pack:
         try:
             self._zip = zipfile.ZipFile(path)
             self.manifest: Manifest = json.loads(self._zip.read("manifest.json"))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise TableError(
                 f"{path} is no pack ({error}): heat profile --pack makes one"
             ) from None
 
     def model(self, key: str) -> Model:
-        """Return one model."""
+        """Return one model; raise `TableError` where the archive is broken."""
         inputs = self.manifest["inputs"][key]
         shapes = {name: (tuple(shape), dtype) for name, (shape, dtype) in inputs.items()}
-        return Model(self._zip.read(f"models/{key}.onnx"), shapes)
+        try:
+            return Model(self._zip.read(f"models/{key}.onnx"), shapes)
+        except UNREADABLE as error:
+            raise TableError(f"{self.path} is broken ({error}): copy it again") from None
 
     @property
     def setting(self) -> Setting:
@@ -73,7 +84,7 @@ def read_results(path: Path) -> list[Record]:
         if not all(isinstance(record, dict) for record in found):
             raise ValueError("a line is no record")
         return found
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise TableError(f"{path} is no results file: run the probe again") from None
 
 

@@ -80,6 +80,8 @@ def number(value: object) -> float:
 
 def whole(value: object) -> int:
     """Return a whole number, also of text or of 3.0; raise `ValueError` for anything else."""
+    if isinstance(value, str) and DIGITS.fullmatch(value.strip()):
+        value = int(value)  # as a floating-point number, long ones would become others
     found = value if type(value) is int else number(value)
     if not abs(found) <= LARGEST_ID or found != int(found):  # NaN is not smaller either
         raise ValueError(value)

@@ -179,12 +179,15 @@ def _categories(raw: RawCoco, path: Path) -> tuple[tuple[int, ...], tuple[str, .
 
 
 def _name(value: object, path: Path) -> str:
-    """Return the name of a class; a number is its text."""
+    """Return the name of a class; a number is its text.
+
+    Halves of a character, as JSON may escape it, are put together; a lone one is U+FFFD.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{path}: every class needs a name as text, found {value!r}")
-    return value
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _images(

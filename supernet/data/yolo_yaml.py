@@ -1,6 +1,6 @@
 """Reads `data.yaml`: class names as written, and the image files of each split."""
 
-import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -101,7 +101,7 @@ def read_head(path: Path) -> Head:
     """Read a `data.yaml`; every value is taken as text, so `no` and `010` stay what they are."""
     try:
         raw = yaml.load(_decoded(path), Loader=_Texts)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict) or "names" not in raw:
         raise DataError(f"{path}: names needed (a list of classes), and train, val")
@@ -126,7 +126,11 @@ def read_head(path: Path) -> Head:
 
 def head_text(names: Iterable[str], splits: Iterable[str]) -> str:
     """Return the `data.yaml` of a set whose images are in `images/SPLIT`."""
-    listed = "".join(f"  {index}: {json.dumps(name)}\n" for index, name in enumerate(names))
+    quoted = (
+        yaml.safe_dump(name, default_style='"', allow_unicode=True, width=math.inf)
+        for name in names
+    )
+    listed = "".join(f"  {index}: {text}" for index, text in enumerate(quoted))
     folders = "".join(f"{split}: images/{split}\n" for split in splits)
     return f"path: .\n{folders}names:\n{listed}"
 

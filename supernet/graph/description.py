@@ -51,7 +51,7 @@ class Description:
         """Read a text; raise `UserError` naming what is wrong."""
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{source} {cls.invalid} ({error})") from None
         return cls.from_dict(values, source)
 

@@ -1,17 +1,20 @@
 """Parses the size of the network input."""
 
+import re
+
 from ..errors import UserError
 
 MAX_SIDE = 8192
 """Largest side in pixels; a larger one is taken for a typing error."""
+SIDES = re.compile("([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 
 def parse_sides(text: str, option: str = "--input-size") -> tuple[int, int]:
     """Read `HxW`, such as `640x640`, of somebody's model: any sides."""
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+    sides = SIDES.fullmatch(text)
+    if sides is None:
         raise UserError(f"{option} {text}: HxW is needed, 640x640 for instance")
-    return int(height), int(width)
+    return int(sides[1]), int(sides[2])
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -91,7 +91,7 @@ class SearchSpace:
         """Read a text; raise `CheckpointError` where it holds no space."""
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{source} holds no search space ({error})") from None
         return cls.from_dict(values, source)
 

@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol, Self, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from ..atomic import write_text
+from ..atomic import append_line, write_text
 from ..data.unlabelled import FEWEST, UnlabelledImages
 from ..errors import DataError, UserError, wrong_format
 from ..letterbox import PAD_RGB, Image
@@ -90,7 +90,7 @@ class FeatureCache:
             text = path.read_text(encoding="utf-8", errors="surrogateescape")
         except FileNotFoundError:
             return frozenset()
-        return frozenset(text.splitlines())
+        return frozenset(filter(None, text.split("\n")))
 
     @cached_property
     def usable(self) -> tuple[int, ...]:
@@ -208,11 +208,15 @@ class FeatureCache:
             if record["format"] != FORMAT_VERSION:
                 again = f"delete {self.folder}, it is computed again"
                 raise UserError(wrong_format(path, record["format"], [FORMAT_VERSION], again))
+            key, complete = CacheKey.read(record["key"]), record["complete"]
             scales = [Scale(*(np.array(p, np.float32) for p in one)) for one in record["scales"]]
-            return _Contents(CacheKey.read(record["key"]), record["complete"], tuple(scales))
+            shapes = [part.shape for scale in scales for part in scale]
+            if shapes != [(c,) for _, c, _, _ in key.maps for _ in Scale._fields] * bool(complete):
+                raise ValueError(f"means and deviations of shapes {shapes[:4]}")
+            return _Contents(key, complete, tuple(scales))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
             raise UserError(
                 f"{path} cannot be read ({error}): delete {self.folder}, it is computed again"
             ) from None
@@ -263,8 +267,7 @@ class _Batches:
         pixels: list[Image] = []
         for path, image in self.views:
             if image is None:
-                with self.broken.open("a", encoding="utf-8", errors="surrogateescape") as file:
-                    file.write(f"{path}\n")
+                append_line(self.broken, str(path))
                 image = np.full((*self.input_hw, 3), PAD_RGB, dtype=np.uint8)
             names.append(path)
             pixels.append(image)
