@@ -240,7 +240,6 @@ def test_train_with_a_teacher(tmp_path: Path, small: Architecture) -> None:
     more.mkdir()
     for name in ("a", "b"):
         cv2.imwrite(str(more / f"{name}.png"), np.full((64, 96, 3), ord(name), np.uint8))
-    assert "who labels these images?" in fails(2, *common, "--unlabelled", more)
     asked = [*common, *out, "--teacher", path, "--unlabelled", more]
     line = fails(2, *asked)
     assert "other images or annotations" in line and "other weights to start from" in line

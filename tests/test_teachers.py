@@ -10,15 +10,17 @@ import pytest
 import torch
 from onnx import TensorProto
 
+from deploy.edge.session import Array, Feeds
 from deploy.teachers.asked import Asked
 from deploy.teachers.detector import Teacher, ToSee, matched_classes
+from deploy.teachers.onnx_file import OnnxDetector
 from deploy.teachers.worker import Worker
 from supernet.checkpoint import CheckpointInfo, save_checkpoint
 from supernet.data.evaluate import Found
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
-from tests.toy_teachers import logit, nms_rows, write_onnx
+from tests.toy_teachers import logit, nms_rows, write_batched, write_onnx
 
 NAMES = {"names": "{0: 'cat', 1: 'dog', 2: 'cow'}"}
 INPUT = (64, 96)
@@ -33,7 +35,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def seen(path: Path, image: Path, **asked: Any) -> Found:
-    found = Teacher(Asked(teacher=path, **asked)).see(ToSee(image))
+    (found,) = Teacher(Asked(teacher=path, **asked)).see([ToSee(image)])
     assert found is not None
     return found.found
 
@@ -120,15 +122,37 @@ def test_what_a_file_does_not_say_comes_from_beside_it(tmp_path: Path, image: Pa
         Teacher(Asked(teacher=path))  # two classes
     teacher = Teacher(Asked(teacher=path, teacher_format="nms"))
     assert teacher.facts().names == ("a", "b")
-    found = teacher.see(ToSee(image))
+    (found,) = teacher.see([ToSee(image)])
     assert found is not None and found.image_hw == (128, 192)
     assert found.found[0].tolist() == [HALF]
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_images_of_a_batch(tmp_path: Path, mixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run together where the graph gives each what it gives it alone, else one by one."""
+    path = write_batched(tmp_path / "m.onnx", mixed=mixed)
+    files = []
+    for level in (51, 102, 204):
+        files.append(ToSee(tmp_path / f"{level}.png"))
+        cv2.imwrite(str(files[-1].path), np.full((128, 192, 3), level, np.uint8))
+    files.insert(1, ToSee(path))  # no image
+    teacher = Teacher(Asked(teacher=path))
+    runs: list[int] = []
+    real = OnnxDetector._execute
+
+    def execute(self: OnnxDetector, feeds: Feeds) -> list[Array]:
+        runs.append(len(feeds["image"]))
+        return real(self, feeds)
+
+    monkeypatch.setattr(OnnxDetector, "_execute", execute)
+    found = teacher.see(files)
+    assert runs == ([1, 1, 1] if mixed else [3])
+    scores = [float(each.found[1][0]) for each in found if each is not None]
+    assert found[1] is None and scores == pytest.approx([0.2, 0.4, 0.8], abs=1e-4)
+
+
 def test_normalisation(tmp_path: Path) -> None:
     """A white pixel is 1 by default, as a `preprocessor_config.json` has it, or as asked."""
-    from deploy.teachers.onnx_file import OnnxDetector
-
     white = np.full((64, 96, 3), 255, np.uint8)
     path = write_onnx(tmp_path / "m.onnx", {"out": nms_rows()}, metadata=NAMES)
 
@@ -191,9 +215,8 @@ def test_a_checkpoint_of_heat(tmp_path: Path, unit: Architecture, image: Path) -
     with Worker(Teacher, Asked(teacher=tmp_path), 1) as worker:
         facts = worker.ask("facts")
         assert facts.names == ("a", "b", "c") and facts.kind == "HEAT checkpoint, unit"
-        found, missing = worker.stream(
-            "see", [ToSee(image), ToSee(tmp_path / "weights.safetensors")]
-        )
+        both = [ToSee(image), ToSee(tmp_path / "weights.safetensors")]
+        ((found, missing),) = worker.stream("see", [both])
         assert found.image_hw == (128, 192) and missing is None
     torch.nn.init.constant_(network.units["head"].cls.bias, float("nan"))  # type: ignore[union-attr, arg-type]
     save_checkpoint(path, network.state_dict(), info)
@@ -229,8 +252,16 @@ def test_a_folder_of_transformers(tmp_path: Path, image: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     teacher = Teacher(Asked(teacher=tmp_path))
     assert teacher.facts().names == ("cat", "dog")
-    found = teacher.see(ToSee(image))
+    (found,) = teacher.see([ToSee(image)])
     assert found is not None
+    dark = tmp_path / "dark.png"
+    cv2.imwrite(str(dark), np.full((100, 200, 3), 30, np.uint8))
+    several = teacher.see([ToSee(image), ToSee(dark), ToSee(image)])
+    for one, file in zip(several, (image, dark, image), strict=True):
+        (alone,) = teacher.see([ToSee(file)])
+        assert one is not None and alone is not None
+        for part, same in zip(one.found, alone.found, strict=True):
+            np.testing.assert_allclose(part, same, atol=1e-3)
     white = torch.ones(1, 3, 64, 96)
     with torch.no_grad():
         theirs = model(white)

@@ -56,3 +56,31 @@ def nms_rows(*rows: Sequence[float]) -> np.ndarray:
     for index, row in enumerate(rows):
         found[0, index] = row
     return found
+
+
+def write_batched(path: Path, *, mixed: bool = False) -> Path:
+    """Write a graph of an open batch axis, whose one row after NMS scores the image's mean.
+
+    If `mixed`, that of all images together.
+    """
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 64, 96])
+    rows, place = nms_rows([0, 0, 48, 64, 0, 1]), np.zeros((1, 8, 6), np.float32)
+    place[0, 0, 4] = 1
+    axes = numpy_helper.from_array(np.array([2, 3], np.int64), "axes")
+    constants = [numpy_helper.from_array(rows, "rows"), numpy_helper.from_array(place, "place")]
+    over = [0, 1, 2, 3] if mixed else [1, 2, 3]
+    nodes = [
+        helper.make_node("ReduceMean", ["image"], ["mean"], axes=over, keepdims=1),
+        helper.make_node("Squeeze", ["mean", "axes"], ["score"]),
+        helper.make_node("Unsqueeze", ["score", "last"], ["scores"]),
+        helper.make_node("Mul", ["scores", "place"], ["placed"]),
+        helper.make_node("Add", ["placed", "rows"], ["out"]),
+    ]
+    last = numpy_helper.from_array(np.array([2], np.int64), "last")
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", 8, 6])
+    graph = helper.make_graph(nodes, "toy", [image], [out], [axes, last, *constants])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    helper.set_model_props(model, {"names": "['cat', 'dog', 'cow']"})
+    onnx.save(model, str(path))
+    return path

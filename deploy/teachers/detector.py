@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -31,11 +32,15 @@ READ = (
 )
 
 
-class Finder(Protocol):
-    """Finds the objects of an image: boxes xyxy in its pixels, scores, class indices."""
+BATCH = 4
+"""Images that a teacher is given together."""
 
-    def __call__(self, image: Image, /) -> Found:
-        """Return the objects of an RGB image, best first."""
+
+class Finder(Protocol):
+    """Finds the objects of images: boxes xyxy in their pixels, scores, class indices."""
+
+    def __call__(self, images: Sequence[Image], /) -> Iterator[Found]:
+        """Yield the objects of each RGB image, best first."""
 
 
 class ToSee(NamedTuple):
@@ -84,21 +89,26 @@ class Teacher:
         """Return what is known of it."""
         return self._facts
 
-    def see(self, image_file: ToSee) -> Seen | None:
-        """Return what it finds on an image file; None where that cannot be decoded."""
-        path, size_hw = image_file
-        image = read_image(path, size_hw)
-        if image is None:
-            return None
-        try:
-            boxes, scores, labels = self._find(image)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise UserError(f"{path}: the teacher gives NaN or infinity: train or export it again")
-        sides = boxes[:, 2:] - boxes[:, :2]
-        real = (sides > 0).all(axis=1)
-        return Seen(image.shape[:2], (boxes[real], scores[real], labels[real]))
+    def see(self, files: Sequence[ToSee]) -> list[Seen | None]:
+        """Return what it finds on image files; None where one cannot be decoded."""
+        images = [read_image(path, size_hw) for path, size_hw in files]
+        found = self._find([image for image in images if image is not None])
+        return [
+            None if image is None else _seen(path, image, found)
+            for (path, _), image in zip(files, images, strict=True)
+        ]
+
+
+def _seen(path: Path, image: Image, found: Iterator[Found]) -> Seen:
+    """Return the next of what was found, on this image."""
+    try:
+        boxes, scores, labels = next(found)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise UserError(f"{path}: the teacher gives NaN or infinity: train or export it again")
+    real = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    return Seen(image.shape[:2], (boxes[real], scores[real], labels[real]))
 
 
 def _opened(path: Path, asked: Asked, threads: int) -> tuple[Finder, TeacherFacts]:
@@ -126,9 +136,10 @@ def _opened(path: Path, asked: Asked, threads: int) -> tuple[Finder, TeacherFact
 def _bundle(path: Path, threads: int) -> tuple[Finder, TeacherFacts]:
     bundle = Bundle(path, threads)
 
-    def find(image: Image) -> Found:
-        found = bundle.detect(image, score=0.0)
-        return found.boxes_xyxy_px, found.scores, found.labels
+    def find(images: Sequence[Image]) -> Iterator[Found]:
+        for image in images:
+            found = bundle.detect(image, score=0.0)
+            yield found.boxes_xyxy_px, found.scores, found.labels
 
     card = bundle.card
     digest = json.dumps(card["files"], sort_keys=True)
@@ -142,7 +153,8 @@ def _bundle(path: Path, threads: int) -> tuple[Finder, TeacherFacts]:
 def _checkpoint(path: Path) -> tuple[Finder, TeacherFacts]:
     network, names, digest = load_teacher(path)
     kind = f"HEAT checkpoint, {network.architecture.name}"
-    return torch_detect(network), TeacherFacts(path.name, kind, names, digest, {})
+    detect = torch_detect(network)
+    return partial(map, detect), TeacherFacts(path.name, kind, names, digest, {})
 
 
 def load_teacher(

@@ -7,7 +7,7 @@ from pathlib import Path
 from supernet.progress import Progress
 
 from .asked import Asked
-from .detector import Seen, Teacher, TeacherFacts, ToSee
+from .detector import BATCH, Seen, Teacher, TeacherFacts, ToSee
 from .seen_file import SeenFile, content_key
 from .worker import Worker
 
@@ -48,10 +48,12 @@ def look(
             if not todo:
                 return Looked(facts, found, 0)
             with Progress("teacher", len(images), done=len(images) - len(todo)) as bar:
-                answers = worker.stream("see", (images[index] for index in todo))
-                for index, seen in zip(todo, answers, strict=True):
-                    key = keys[index]
-                    if seen is not None and key is not None:
-                        found[index] = known.add(key, seen)
-                    bar.advance()
+                batches = [todo[first : first + BATCH] for first in range(0, len(todo), BATCH)]
+                answers = worker.stream("see", ([images[i] for i in batch] for batch in batches))
+                for batch, answer in zip(batches, answers, strict=True):
+                    for index, seen in zip(batch, answer, strict=True):
+                        key = keys[index]
+                        if seen is not None and key is not None:
+                            found[index] = known.add(key, seen)
+                    bar.advance(steps=len(batch))
     return Looked(facts, found, sum(found[index] is not None for index in todo))

@@ -5,7 +5,7 @@ as Optimum writes them) or from the user.
 """
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,28 +41,34 @@ class OnnxDetector:
         self.names = _names(path, asked, metadata)
         self._image, sides, dtype = self._image_input()
         channels_last = sides[3] in COLOURS and sides[1] not in COLOURS
+        self._channels_last = channels_last
         processor = read_json(path.parent / "preprocessor_config.json")
         hw = _size(path, sides, channels_last, asked, metadata, processor)
         unit = InputRule(Fit(hw), PRESETS["none"], channels_last, dtype)
         blank = np.full((*hw, 3), PAD_RGB, dtype=np.uint8)
-        outputs, _ = self._run(unit, blank)
+        outputs = self._run([unit.prepare(blank)[0]])[0]
         self.format: Format = asked.teacher_format or recognised(outputs, len(self.names))
         values, self.norm = _values(asked, processor, self.format, dtype)
         fit = Fit(hw, stretch=self.format not in LETTERBOXED)
         self.rule = InputRule(fit, values, channels_last, dtype)
         read(self.format, outputs, hw, len(self.names))
+        self.batched = sides[0] is None and self._takes_two(blank)
 
     def __str__(self) -> str:
         """Return what was recognised, for a log line."""
         height, width = self.rule.fit.input_hw or (0, 0)
         return f"{self.format}, input {height}x{width}, values {self.norm}"
 
-    def detect(self, image: Image) -> Found:
-        """Find objects: boxes in pixels of the image, scores, class indices."""
-        outputs, ratio = self._run(self.rule, image)
-        hw = self.rule.fit.hw(image.shape[:2])
-        boxes, scores, labels = read(self.format, outputs, hw, len(self.names))
-        return to_image(boxes, ratio, image.shape[:2]), scores, labels
+    def detect(self, images: Sequence[Image]) -> Iterator[Found]:
+        """Find the objects of each image: boxes in its pixels, scores, class indices."""
+        prepared = [self.rule.prepare(image) for image in images]
+        inputs = [pixels for pixels, _ in prepared]
+        runs = [inputs] if self.batched else [[one] for one in inputs]
+        found = (outputs for run in runs for outputs in self._run(run))
+        for outputs, image, (_, ratio) in zip(found, images, prepared, strict=True):
+            hw = self.rule.fit.hw(image.shape[:2])
+            boxes, scores, labels = read(self.format, outputs, hw, len(self.names))
+            yield to_image(boxes, ratio, image.shape[:2]), scores, labels
 
     def _image_input(self) -> tuple[str, list[Side], np.dtype[np.generic]]:
         found = [row for row in declared(self._session) if row[1] is not None and len(row[1]) == 4]
@@ -72,15 +78,38 @@ class OnnxDetector:
         assert sides is not None
         return name, sides, np.dtype(DTYPES[kind.removeprefix("tensor(").removesuffix(")")])
 
-    def _run(self, rule: InputRule, image: Image) -> tuple[Outputs, Array]:
-        """Return the outputs by name, and image pixels by input pixel."""
-        pixels, ratio = rule.prepare(image)
+    def _takes_two(self, blank: Image) -> bool:
+        """Return whether two images together give what each gives alone: not all graphs do."""
+        noise = np.random.default_rng(0).integers(0, 256, blank.shape, dtype=np.uint8)
+        inputs = [self.rule.prepare(image)[0] for image in (blank, noise)]
+        alone = [self._run([one])[0] for one in inputs]
+        try:
+            together = self._run(inputs)
+        except UserError:
+            return False
+        return all(
+            both[name].shape == one[name].shape
+            and np.allclose(both[name], one[name], rtol=1e-3, atol=1e-2)
+            for both, one in zip(together, alone, strict=True)
+            for name in one
+        )
+
+    def _run(self, inputs: Sequence[Array]) -> list[Outputs]:
+        """Run inputs [1, ...] together; return the outputs of each by name, [1, ...]."""
+        pixels = np.concatenate(inputs)
         feeds: dict[str, Array] = {self._image: pixels}
-        rows, columns = (1, 2) if rule.channels_last else (2, 3)
+        rows, columns = (1, 2) if self._channels_last else (2, 3)
+        size = [pixels.shape[columns], pixels.shape[rows]]
         for name, sides, _ in declared(self._session):
             if name == SIZES or (name != self._image and sides is not None and sides[1:] == [2]):
-                feeds[name] = np.array([[pixels.shape[columns], pixels.shape[rows]]], np.int64)
-        return dict(zip(self._outputs(), self._execute(feeds), strict=True)), ratio
+                feeds[name] = np.array([size] * len(pixels), np.int64)
+        found = dict(zip(self._outputs(), self._execute(feeds), strict=True))
+        if len(inputs) == 1:
+            return [found]
+        return [
+            {name: array[index : index + 1] for name, array in found.items()}
+            for index in range(len(inputs))
+        ]
 
     def _outputs(self) -> list[str]:
         return [output.name for output in self._session.session.get_outputs()]

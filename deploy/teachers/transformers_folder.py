@@ -1,6 +1,8 @@
 """A detector in a folder of the transformers library (`save_pretrained`), run in torch."""
 
 import importlib
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from supernet.data.evaluate import Found
 from supernet.errors import UserError
 from supernet.letterbox import Image
 
+from ..edge.session import Array
 from .inputs import InputRule, read_json, stated_fit, stated_values, to_image
-from .outputs import read, recognised
+from .outputs import Outputs, read, recognised
 
 
 class TransformersDetector:
@@ -43,17 +46,28 @@ class TransformersDetector:
         """Return what was found, for a log line."""
         return type(self._model).__name__
 
-    def detect(self, image: Image) -> Found:
-        """Find objects: boxes in pixels of the image, scores, class indices."""
-        pixels, ratio = self._rule.prepare(image)
+    def detect(self, images: Sequence[Image]) -> Iterator[Found]:
+        """Find the objects of each image: boxes in its pixels, scores, class indices.
+
+        Images whose inputs are of one size run together.
+        """
+        prepared = [self._rule.prepare(image) for image in images]
+        for _, run in groupby(range(len(images)), lambda index: prepared[index][0].shape):
+            rows = list(run)
+            found = self._run(np.concatenate([prepared[row][0] for row in rows]))
+            for index, row in enumerate(rows):
+                outputs = {name: array[index : index + 1] for name, array in found.items()}
+                (pixels, ratio), image_hw = prepared[row], images[row].shape[:2]
+                format = recognised(outputs, len(self.names))
+                hw = (pixels.shape[2], pixels.shape[3])
+                boxes, scores, labels = read(format, outputs, hw, len(self.names))
+                yield to_image(boxes, ratio, image_hw), scores, labels
+
+    def _run(self, pixels: Array) -> Outputs:
         with torch.inference_mode():
             found = self._model(pixel_values=torch.from_numpy(pixels))
-        outputs = {
+        return {
             name: np.asarray(found[name].float())
             for name in ("logits", "pred_boxes")
             if name in found
         }
-        format = recognised(outputs, len(self.names))
-        hw = (pixels.shape[2], pixels.shape[3])
-        boxes, scores, labels = read(format, outputs, hw, len(self.names))
-        return to_image(boxes, ratio, image.shape[:2]), scores, labels

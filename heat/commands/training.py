@@ -84,8 +84,11 @@ def train(
     Args:
         data: Folder in COCO or YOLO format with a train split; images without boxes are trained on
             as background. AP is reported on its val split, if it has one.
-        unlabelled: Folder of images without labels, nested or not: the teacher's boxes are learnt
-            there, weighted by their scores.
+        unlabelled: Folder of images without labels, nested or not. With a teacher its boxes are
+            learnt there, weighted by their scores. Without, every batch has as many of these images
+            as labelled ones, and the averaged weights of the run label them as soon as they find
+            30 % of the labelled objects; each box counts as often as such boxes are right on the
+            labelled images.
         recipe: small trains from scratch on small sets; 1x and 3x are the paper's; detr and
             sam-detr are their authors'; mtkd fine-tunes a trained DETR (--weights) so that accuracy
             holds with ACT of --rounds.
@@ -115,8 +118,6 @@ def train(
     from ..stages.train import train as run
 
     asked = asked_of(teacher)
-    if unlabelled is not None and asked is None:
-        raise UserError(f"--unlabelled {unlabelled}: who labels these images? give --teacher")
     workspace = Workspace(out)
     train_set = find_data(workspace, data, "train")
     chosen: AnyArchitecture

@@ -65,9 +65,7 @@ def lesson_of(
     assert asked.teacher is not None
     labelled = len(data.records)
     if unlabelled is not None:
-        data = with_images(data, list_images(unlabelled))
-        if len(data.records) == labelled:
-            raise DataError(f"--unlabelled {unlabelled}: no image in this folder")
+        data = with_unlabelled(data, unlabelled)
     maps = _maps(asked.teacher, network, data, folder)
     facts: dict[str, object] = {"teacher": str(asked.teacher)}
     task: Task
@@ -86,6 +84,16 @@ def lesson_of(
         assert network.heatdetr is not None
         task = DistilledTask(network.heatdetr, data, maps.network, maps.names)
     return Lesson(task, data, str(facts["digest"]), facts)
+
+
+def with_unlabelled(data: DetectionSet, folder: Path) -> DetectionSet:
+    """Return a set with the images of a folder, which have no labels, after its own."""
+    if not folder.is_dir():
+        raise DataError(f"--unlabelled {folder}: no such folder")
+    both = with_images(data, list_images(folder))
+    if len(both.records) == len(data.records):
+        raise DataError(f"--unlabelled {folder}: no image in this folder")
+    return both
 
 
 class _Maps(NamedTuple):

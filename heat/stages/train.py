@@ -28,6 +28,7 @@ from supernet.train.recipes import TrainConfig
 from supernet.train.running import Judge, Running
 from supernet.train.task import MtkdTask, Task, task_of
 from supernet.train.transfer import Taken, file_digest, read_source, take_weights, weights_file
+from supernet.train.unlabelled_task import UnlabelledTask
 
 from ..records import Result
 from ..thinning.source import WEIGHTS, load_supernet
@@ -35,7 +36,7 @@ from ..thinning.thinned import need_thinned
 from ..views.learning import draw_batches, draw_learning
 from ..workspace import Workspace
 from .inherited import inherited_of
-from .lesson import lesson_of
+from .lesson import lesson_of, with_unlabelled
 
 
 def train(
@@ -56,13 +57,16 @@ def train(
 
     It starts from the supernet's weights, from a pretrained backbone, from what fits of another
     network's `weights` (a file, or a workspace), or from scratch. `students` are the hash functions
-    of ACT that MTKD teaches a trained DETR. Of a `teacher` it learns
-    beside the labels, and on `unlabelled` images.
+    of ACT that MTKD teaches a trained DETR. Of a `teacher` it learns beside the labels. On
+    `unlabelled` images it learns what the teacher finds, or its own averaged weights without one.
     """
     if teacher is None:
         check_trainable(data)
-    elif students is not None:
-        raise UserError("--recipe mtkd has the network itself as its teacher: leave --teacher out")
+    if students is not None and (teacher is not None or unlabelled is not None):
+        raise UserError(
+            "--recipe mtkd has the network itself as its teacher: leave --teacher and --unlabelled "
+            "out"
+        )
     architecture = architecture.with_(num_classes=data.num_classes)
     torch.manual_seed(config.seed)
     network = _inherited(workspace, architecture) if from_supernet else build(architecture)
@@ -84,6 +88,8 @@ def train(
         check_trainable(data)
     elif students is not None:
         task = _distill(network, data, students, taken)
+    elif unlabelled is not None:
+        task = UnlabelledTask(network, data, with_unlabelled(data, unlabelled))
     else:
         task = task_of(network, data)
     with (
@@ -95,12 +101,15 @@ def train(
             first = workspace.train / "first-batches.jpg"
             draw_batches(data, architecture.input_size, config, first)
         done = run_task(task, config, workspace.train, running, start=start)
+    if isinstance(task, UnlabelledTask) and done.leads:
+        task.warn_of_nothing_learnt()
     before = workspace.stages().get("train")
     if before is not None and done.is_recorded(before):
         return before
     result: dict[str, object] = {
         **done.facts(),
         "images": len(data.records),
+        "unlabelled": len(task.others) if isinstance(task, UnlabelledTask) else None,
         "data": str(data.root),
         "inherited": from_supernet,
         "backbone": loaded,

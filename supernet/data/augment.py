@@ -179,7 +179,8 @@ def _placed(
         sides.prod(axis=1) > MIN_VISIBLE * before
     )
     weights = None if image.weights is None else image.weights[kept]
-    return LabelledImage(canvas, boxes[kept], image.labels[kept], weights)
+    frame = np.concatenate([offset, offset + size])
+    return LabelledImage(canvas, boxes[kept], image.labels[kept], weights, frame)
 
 
 def _finish(
@@ -192,6 +193,7 @@ def _finish(
         np.concatenate([part.boxes_xyxy for part in parts]),
         np.concatenate([part.labels for part in parts]),
         np.concatenate(weights) if weights else None,
+        parts[0].frame if len(parts) == 1 else None,
     )
     for axis, chance in ((1, config.flip), (0, config.flip_vertical)):
         if chance and rng.random() < chance:
@@ -203,9 +205,12 @@ def _finish(
 def _flipped(image: LabelledImage, axis: int) -> LabelledImage:
     """Mirror an image left to right (axis 1) or top to bottom (axis 0)."""
     near, far = (0, 2) if axis == 1 else (1, 3)
-    boxes = image.boxes_xyxy.copy()
+    boxes, frame = image.boxes_xyxy.copy(), image.frame
     boxes[:, [near, far]] = image.pixels.shape[axis] - boxes[:, [far, near]]
-    return replace(image, pixels=np.flip(image.pixels, axis), boxes_xyxy=boxes)
+    if frame is not None:
+        frame = frame.copy()
+        frame[[near, far]] = image.pixels.shape[axis] - frame[[near, far]]
+    return replace(image, pixels=np.flip(image.pixels, axis), boxes_xyxy=boxes, frame=frame)
 
 
 def recoloured(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:

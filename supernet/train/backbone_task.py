@@ -11,10 +11,10 @@ from .distributed import Group
 from .feed import Keyed, feed_keyed
 from .optimise import ParameterGroup, parameter_groups
 from .recipes import TrainConfig
-from .task import Batch, Traces
+from .task import Batch, Constant
 
 
-class BackboneTask(ABC):
+class BackboneTask(Constant, ABC):
     """Trains a network around a backbone; subclasses give the data and the loss."""
 
     kind: Kind = "backbone"
@@ -25,13 +25,6 @@ class BackboneTask(ABC):
         """Train `network`, whose backbone is of `architecture`."""
         self.network = self.model = network
         self.size, self.description = architecture.input_size, architecture.to_json()
-
-    def traces(self) -> Traces:
-        """Return nothing: only supernets have traces."""
-        return {}
-
-    def start_epoch(self, epoch: float, epochs: int) -> None:  # noqa: B027  nothing is abstract
-        """Do nothing: only supernets change from epoch to epoch."""
 
     def parameter_groups(self, config: TrainConfig) -> list[ParameterGroup]:
         """Return decayed convolutions and undecayed vectors."""

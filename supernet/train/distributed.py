@@ -55,6 +55,14 @@ class Group:
             dist.all_reduce(value, dist.ReduceOp.SUM)
         return float(value) / self.world
 
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum of values over the processes, on the CPU."""
+        if self.world == 1:
+            return values
+        shared = values.to(self.device)
+        dist.all_reduce(shared, dist.ReduceOp.SUM)
+        return shared.cpu()
+
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.world > 1:

@@ -92,19 +92,18 @@ class Samples(Keyed):
         together = config.augment.mosaic and epoch < config.epochs - config.plain_epochs
         if together and rng.random() < config.augment.mosaic:
             chosen = [index, *map(int, rng.integers(0, len(self.records), 3))]
-            images = [self.load(i) for i in chosen]
+            images = [self.load(self.records[i]) for i in chosen]
             image = mosaic(images, self.input_hw, config.augment, rng)
         else:
-            image = augment(self.load(index), self.input_hw, config.augment, rng)
+            image = augment(self.load(self.records[index]), self.input_hw, config.augment, rng)
         return torch.from_numpy(image.pixels), GroundTruth(
             torch.from_numpy(image.boxes_xyxy),
             torch.from_numpy(image.labels),
             None if image.weights is None else torch.from_numpy(image.weights),
         )
 
-    def load(self, index: int) -> LabelledImage:
+    def load(self, record: Record) -> LabelledImage:
         """Return an image before augmentation, a large one decoded smaller."""
-        record = self.records[index]
         size = record.height, record.width
         most = largest_scale(size, self.input_hw, self.config.augment)
         shrink = next((f for f, limit in SHRINK.items() if most * f <= limit), 1)
@@ -122,10 +121,15 @@ class Batches(Sampler[list[Key]]):
         group: Group,
         skip: int,
         weights: Weights | None = None,
+        more: int = 0,
     ) -> None:
-        """Take the epochs to cover, the first of them without its first `skip` batches."""
+        """Take the epochs to cover, the first of them without its first `skip` batches.
+
+        Of `more` images, whose keys follow the others', every batch has as many besides.
+        """
         self.config, self.epochs, self.group, self.skip = config, epochs, group, skip
-        self.num_images, self.weights = num_images, weights
+        self.num_images, self.weights, self.more = num_images, weights, more
+        self._passes: dict[int, npt.NDArray[np.int64]] = {}
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Yield the keys of each batch."""
@@ -135,8 +139,21 @@ class Batches(Sampler[list[Key]]):
             ends = [*starts[1:], len(order)]
             first = self.skip if epoch == self.epochs.start else 0
             for start, stop in list(zip(starts, ends, strict=True))[first:]:
-                part = order[start:stop][self.group.rank :: self.group.world]
-                yield [(epoch, int(index)) for index in part]
+                batch = range(start, stop)[self.group.rank :: self.group.world]
+                keys = []
+                for place in batch:
+                    keys.append((epoch, int(order[place])))
+                    if self.more:
+                        keys.append((epoch, self.num_images + self._other(epoch, place)))
+                yield keys
+
+    def _other(self, epoch: int, place: int) -> int:
+        """Return which of the other images accompanies an image: each once before any again."""
+        pass_, index = divmod(epoch * self.num_images + place, self.more)
+        if self._passes.get(pass_) is None:
+            order = np.random.default_rng([self.config.seed, pass_, self.more])
+            self._passes = {pass_: order.permutation(self.more)}
+        return int(self._passes[pass_][index])
 
     def _order(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         rng = np.random.default_rng([self.config.seed, epoch])
@@ -220,15 +237,17 @@ def feed_keyed(
     workers: int = 0,
     skip: int = 0,
     weights: Weights | None = None,
+    more: int = 0,
 ) -> Iterator[tuple[Tensor, list[Any]]]:
     """Yield this process's share of the batches of some epochs, on its device.
 
+    `weights` and `more` as of `Batches`, by default for all images of the source and for none.
     Raises `DataError` naming a file that cannot be read, `HeatError` if a worker died.
     """
     group = group or Group()
     loader = DataLoader(
         source,
-        batch_sampler=Batches(len(source), config, epochs, group, skip, weights),
+        batch_sampler=Batches(len(source), config, epochs, group, skip, weights, more),
         collate_fn=_as_it_is,
         num_workers=workers,
         # Forked from a clean process: this one has threads of several libraries.

@@ -191,6 +191,7 @@ class RunFiles:
             "skipped": self.skipped,
             "threads": self.threads,
             "stopped": self.stopped,
+            "task": dict(self.task.state()),
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -260,6 +261,7 @@ class RunFiles:
         self.epoch, self.steps, self.sums = state["epoch"], state["steps"], state["sums"]
         self.threads = state.get("threads")
         self.counted = state["counted"]
+        self.task.load_state(state.get("task", {}))
         self.stopped = stopped
         if not self.finished:
             self.event("resume", epoch=self.epoch, steps=self.steps, epochs=epochs)

@@ -55,12 +55,14 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         self.task.turn = 0
         images, targets = parts[0]
+        asked = self.config.batch_size
+        each = max(1, len(images) * self.group.world // asked)  # images without labels besides
 
         def gradients(size: int) -> None:
-            total(self._loss(images[:size], targets[:size])).backward()  # type: ignore[no-untyped-call]
+            part = slice(each * size)
+            total(self._loss(images[part], targets[part])).backward()  # type: ignore[no-untyped-call]
 
-        asked = self.config.batch_size
-        raise HeatError(what_fits(gradients, asked, len(images), self.group.world))
+        raise HeatError(what_fits(gradients, asked, len(images) // each, self.group.world))
 
     def _turns(self, parts: Sequence[Batch]) -> dict[str, float] | None:
         """Update the weights once for each turn of the task, most have one; sum their losses."""
@@ -105,6 +107,7 @@ class Stepper:
         return sums
 
     def _loss(self, images: Tensor, targets: Any) -> dict[str, Tensor]:
+        images, targets = self.task.prepare((images, targets), self.config)
         device = images.device.type
         with torch.autocast(device, self.type, enabled=self.type is not None):
             outputs = self.model(images)

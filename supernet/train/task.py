@@ -18,7 +18,13 @@ from .aligned import training_loss
 from .distributed import Group
 from .feed import feed
 from .mtkd import Branches, Mtkd, distance
-from .optimise import ParameterGroup, logit_group, parameter_groups, parameter_groups_of_detr
+from .optimise import (
+    Averaged,
+    ParameterGroup,
+    logit_group,
+    parameter_groups,
+    parameter_groups_of_detr,
+)
 from .recipes import TrainConfig
 from .set_loss import DETR, SAM_DETR, set_loss
 
@@ -31,6 +37,8 @@ class Traces(TypedDict, total=False):
 
     r: dict[str, list[float]]
     """Selection logits of a supernet, by place."""
+    labelled_found: float
+    """Share of the labelled objects that the averaged weights find."""
 
 
 class Task(Protocol):
@@ -65,8 +73,20 @@ class Task(Protocol):
     def traces(self) -> Traces:
         """Return what the history records of the epoch that ends."""
 
+    def begin(self, average: Averaged, group: Group) -> None:
+        """Take the averaged weights of the run, and the processes that share it."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Return what changes from step to step besides the weights, for a run to be resumed."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state; it is empty for runs of older versions."""
+
     def start_epoch(self, epoch: float, epochs: int) -> None:
         """Prepare the network for an epoch."""
+
+    def prepare(self, batch: Batch, config: TrainConfig) -> Batch:
+        """Return a batch as the network is shown it, with targets as `loss` takes them."""
 
     def parameter_groups(self, config: TrainConfig) -> list[ParameterGroup]:
         """Return the network's parameters with their weight decays and learning rates."""
@@ -82,7 +102,32 @@ class Task(Protocol):
         """Return the terms of the loss by name."""
 
 
-class _Detection:
+class Constant:
+    """The part of a task that is the same in every step and epoch."""
+
+    def traces(self) -> Traces:
+        """Return nothing."""
+        return {}
+
+    def begin(self, average: Averaged, group: Group) -> None:
+        """Do nothing."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Return nothing."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Do nothing."""
+
+    def start_epoch(self, epoch: float, epochs: int) -> None:
+        """Do nothing."""
+
+    def prepare(self, batch: Batch, config: TrainConfig) -> Batch:
+        """Return the batch."""
+        return batch
+
+
+class _Detection(Constant):
     """The common part of all tasks on a detection set."""
 
     kind: Kind = "detector"
@@ -102,13 +147,6 @@ class _Detection:
             "split": self.data.split,
             "images": self.num_images,
         }
-
-    def traces(self) -> Traces:
-        """Return nothing: only supernets have traces."""
-        return {}
-
-    def start_epoch(self, epoch: float, epochs: int) -> None:
-        """Do nothing: only supernets change from epoch to epoch."""
 
     def feed(
         self, config: TrainConfig, epochs: range, group: Group, workers: int, skip: int
