@@ -43,6 +43,9 @@ class FoundTruth(GroundTruth):
 class UnlabelledTask:
     """A detection task, and images without labels whose objects the run itself finds."""
 
+    turns = 1
+    turn = 0
+
     def __init__(self, network: Network, data: DetectionSet, both: DetectionSet) -> None:
         """Train `network` on `data`; `both` has its records, then those without labels."""
         self.labelled = task_of(network, data)
