@@ -1,6 +1,8 @@
 """An elastic supernet: its networks run on its own weights."""
 
 import copy
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,6 +13,11 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.elastic import Elastic, Member, cuts_of
 from supernet.heatdetr.inherit import inherit, order_channels
 from supernet.heatdetr.supernet import Supernet
+from supernet.train.distributed import Group
+from supernet.train.elastic_task import ElasticTask
+from supernet.train.optimise import make_optimizer
+from supernet.train.recipes import recipe
+from supernet.train.stepper import Stepper
 from tests.test_inherit import logits_of, make
 
 
@@ -107,3 +114,29 @@ def test_members_without_weights_in_the_supernet_are_refused(unit: Architecture)
     wider = Member(largest.architecture.with_(widths=(96, 96, 96, 96)), largest.positions)
     with pytest.raises(CheckpointError, match="no part of the supernet"):
         cuts_of(elastic, [wider])
+
+
+def test_a_loss_that_is_not_finite_skips_the_step(
+    unit: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is that of a drawn network; what the largest learnt before it stays."""
+    elastic = ordered(make(unit.with_(input_size=(64, 64))))
+    data = SimpleNamespace(names=("a",), records=[], digest="")
+    task = ElasticTask(elastic, cast(Any, data), members_of(elastic))
+    config = recipe("small", precision="f32", epochs=1)
+    optimizer = make_optimizer(task.parameter_groups(config), config, torch.device("cpu"))
+    stepper = Stepper(task, config, optimizer, Group())
+    turns: list[int] = []
+
+    def loss(outputs: Any, targets: Any, config: Any) -> dict[str, torch.Tensor]:
+        turns.append(task.turn)
+        scale = float("nan") if len(turns) == 2 else 1.0
+        return {"classes": scale * outputs[0].square().mean()}
+
+    monkeypatch.setattr(task, "loss", loss)
+    batch = (torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8), [None, None])
+    assert stepper.step([batch]) is None
+    assert turns == [0, 1] and stepper.bad_steps == 1
+    assert all(value.isfinite().all() for value in elastic.state_dict().values())
+    assert stepper.step([batch]) is not None
+    assert turns == [0, 1, 0, 1] and stepper.bad_steps == 0
