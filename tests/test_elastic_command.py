@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from deploy.edge.ladder import read_ladder
 from heat.thinning.source import load_elastic
 from heat.workspace import Workspace
 from supernet.checkpoint import read_info, save_checkpoint
@@ -134,6 +135,16 @@ def test_a_fleet_is_trained_once_and_grows_without_training(
     assert (workspace / "elastic" / "weights.safetensors").stat().st_mtime_ns == before
     assert bundle.stat().st_mtime_ns == made
     assert "Accuracy and frame rate" in (workspace / "report.html").read_text()
+
+
+def test_a_ladder_is_a_folder_of_bundles(workspace: Path, shapes: Path) -> None:
+    line = ["export", "--ladder", "1", "--threads", 1, "--data", shapes, "--out", workspace]
+    code, result, errors = run(*line)
+    assert code in (0, 3), errors
+    assert read_ladder(Path(result["bundle"])) == [{"bundle": "1-fps", "target_fps": 1.0}]
+    assert "frame rates with commas" in fails(2, *line[:2], "60;30", *line[3:])
+    shutil.rmtree(workspace / "elastic")
+    assert "heat supernet --elastic" in fails(2, *line)
 
 
 def test_a_target_outside_the_chain_names_its_ends(workspace: Path, shapes: Path) -> None:

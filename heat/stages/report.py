@@ -89,7 +89,8 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
         thin=thin,
         bundles=bundles,
         kept=_kept(thin, cards) if thin is not None else _fleet_kept(fleet),
-        untrained=any(not card["trained"] for card in cards) or (thin is not None and not cards),
+        untrained=any(not card["trained"] for card in cards)
+        or (thin is not None and not cards and not _inherited(stages)),
         advice=_advice(stages, thin, cards) if thin is not None or not fleet else None,
         accuracy=_accuracy(stages, cards),
         speeds=speeds,
@@ -145,7 +146,7 @@ def _advice(stages: Stages, thin: Thinned | None, cards: list[Card]) -> tuple[st
     """Return what is missing and the command that makes it; None where all is there."""
     if thin is None:
         return "No network has been thinned yet", "heat thin --target-fps FPS"
-    if "train" not in stages:
+    if "train" not in stages and not _inherited(stages):
         return "The network is not trained yet", "heat train --data DIR"
     if not cards:
         return "Nothing is exported yet", "heat export --format onnx"
@@ -154,6 +155,11 @@ def _advice(stages: Stages, thin: Thinned | None, cards: list[Card]) -> tuple[st
     if "eval" not in stages:
         return "Accuracy was not measured yet", "heat eval --split val"
     return None
+
+
+def _inherited(stages: Stages) -> bool:
+    """Return whether the thinned network has weights of an elastic supernet."""
+    return "inherited" in stages.get("thin", {})
 
 
 def _accuracy(stages: Stages, cards: list[Card]) -> Result | None:
