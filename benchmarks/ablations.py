@@ -276,6 +276,7 @@ RECIPES = {
     ),
     "no averaged weights": FINE(training={"ema_decay": 0.0}),
     "drop path 0.1": FINE(training={"drop_path": 0.1}),
+    "batches of 4": FINE(training={"batch_size": 4}),
     "batches of 16": FINE(training={"batch_size": 16}),
     "rare classes more often": FINE(training={"balanced": True}),
 }
