@@ -4,6 +4,7 @@ A network's tensor is a part of the supernet's: its first rows and columns, or s
 part it is, `cuts_of` finds by letting `inherit.fill` copy numbers instead of weights.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, cast
@@ -112,7 +113,7 @@ def _axes(numbers: Tensor, shape: Sequence[int]) -> tuple[int | Tensor, ...]:
     axes: list[int | Tensor] = []
     again = torch.zeros_like(numbers)
     for axis, size in enumerate(shape):
-        stride = int(torch.tensor(shape[axis + 1 :]).prod()) if axis + 1 < len(shape) else 1
+        stride = math.prod(shape[axis + 1 :])
         line = numbers[tuple(slice(None) if a == axis else 0 for a in range(numbers.ndim))]
         kept = line // stride % size
         view = [1] * numbers.ndim
