@@ -154,6 +154,7 @@ def supernet(
     elastic: bool = False,
     elastic_epochs: int | None = None,
     drawn: int = 1,
+    teach_from: float = 1.0,
     targets: Path | None = None,
     workers: Workers = None,
     seed: Seed = 0,
@@ -180,6 +181,8 @@ def supernet(
             thin finds needs no training of its own.
         elastic_epochs: Passes over the training data for that; 150 by default.
         drawn: Networks that are trained beside the largest in a step.
+        teach_from: Share of those epochs after which they also learn the largest one's maps; 1 for
+            never, which was better where all are trained from scratch.
         targets: TOML file of a fleet: networks on the way to these targets are trained. Without it
             those on the way from the largest to the smallest, by multiply-adds.
         show: Draw r of every position over time, and the importance of each.
@@ -232,7 +235,7 @@ def supernet(
         noise=noise, straight_through=straight_through, logit_learning_rate=logit_learning_rate
     )
     running = Running(resume=resume, restart=restart, workers=workers, threads=physical_cores())
-    config_of_all = ElasticConfig(drawn=drawn)
+    config_of_all = ElasticConfig(drawn=drawn, teach_from=teach_from)
     trained = train_supernet(
         workspace, train_set, chosen, config, search, backbone=backbone, running=running
     )

@@ -2,9 +2,9 @@
 
 A step trains the largest network, then one that is drawn, on the same images (the sandwich rule of
 Yu et al. 2020, BigNAS). Each makes an update of its own: gradients of two networks in one sum
-learnt more slowly. Both learn the labels; for the last share of the epochs those that are drawn
-also learn the largest network's maps, anchor by anchor (`distill.py`), which is their teacher in
-place. From the start, an untrained teacher held all of them back.
+learnt more slowly. All learn the labels. Those that are drawn may also learn the largest network's
+maps, anchor by anchor (`distill.py`), which is then their teacher in place; where all are trained
+from scratch on small data it held them back (benchmarks/results/elastic).
 """
 
 from collections.abc import Collection, Sequence
@@ -33,7 +33,7 @@ class ElasticConfig:
     """Networks that are drawn in a step."""
     sandwich: bool = True
     """Whether each step has the largest network too; else one of all is drawn, and no teacher."""
-    teach_from: float = 0.6
+    teach_from: float = 1.0
     """Share of the epochs after which networks that are drawn learn the largest one's maps; 1 for
     never."""
 
