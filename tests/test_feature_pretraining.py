@@ -20,7 +20,7 @@ from supernet.train.feature_cache import FeatureCache
 from supernet.train.feature_key import CacheKey, keyed, within
 from supernet.train.feature_student import FeatureStudent, TeacherMap, lessons, seen_through
 from supernet.train.feature_task import FeatureTask
-from supernet.train.feature_views import FeatureViews, teacher_views
+from supernet.train.feature_views import FeatureViews, LiveTarget, teacher_views
 from supernet.train.loop import run_task
 from supernet.train.pretraining import load_backbone
 from supernet.train.recipes import FEATURES, changed
@@ -178,7 +178,7 @@ def test_what_a_cache_refuses(
     with pytest.raises(HeatError, match=r"cache.json cannot be read .*: delete "):
         cache.check(restart=False)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(HeatError, match="GB are free; a smaller --cache-gb takes fewer images"):
+    with pytest.raises(HeatError, match="GB are free; a smaller --cache-gb keeps fewer"):
         make_cache(tmp_path / "full", photos)
     lonely = tmp_path / "lonely"
     lonely.mkdir()
@@ -208,23 +208,62 @@ def test_a_disk_that_fills_keeps_what_is_there(photos: Path, tmp_path: Path) -> 
     assert (part.folder / "map-0.f16").read_bytes() == (whole.folder / "map-0.f16").read_bytes()
 
 
-def test_a_small_cache_takes_fewer_images(capsys: pytest.CaptureFixture[str]) -> None:
-    images = UnlabelledImages((Path("a"),), tuple(Path(f"a/{i}.jpg") for i in range(10)))
+def test_a_small_cache_keeps_fewer_images(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [photos / ("a" if i % 2 else "b/c") / f"{i}.png" for i in range(7)]
+    nothing = [photos / "a/broken.jpg", *(photos / f"a/{i}.png" for i in (7, 9))]
+    images = UnlabelledImages((photos,), (*paths, *nothing))
     key = CacheKey(
         teacher="t", digest="", input_hw=(64, 64), normalisation="", maps=(("m", 1000, 10, 10),),
         images="", num_images=0, views=1,
     )  # fmt: skip
-    assert within(images, key, 1.0) == images
-    assert [path.stem for path in within(images, key, 0.001).paths] == list("02468")
-    assert "5 of them fit into --cache-gb 0.001 and are used" in capsys.readouterr().err
+    assert within(images, key, 1.0) == (images, None)
+    kept, others = within(images, key, 0.001)
+    assert [path.stem for path in kept.paths] == ["0", "2", "4", "6", "7"]
+    assert others is not None and [path.stem for path in others.paths] == list("135")
+    line = capsys.readouterr().err
+    assert "all 10 images take 0.002 GB: those of 5 fit into --cache-gb 0.001 and are kept" in line
+    assert "those of 3 are computed anew in every epoch; 2 cannot be decoded" in line
     with pytest.raises(HeatError, match=r"features of an image take 0.2 MB, so 1 fit"):
         within(images, key, 0.0003)
 
 
+def test_features_that_are_not_kept(photos: Path, tmp_path: Path, unit: Architecture) -> None:
+    """They are those of the view that is shown; a file that cannot be decoded shows another."""
+    cache = make_cache(tmp_path / "features", photos / "b", views=2)
+    found = find_images([photos / "a"])
+    assert cache.key.num_images == 4 and len(found.paths) == 4
+    student = FeatureStudent(unit.with_(input_size=(64, 64)), [TeacherMap(3, 16.0)])
+    teacher = Means()
+    task = FeatureTask(student, cache, found, teacher)
+    assert task.num_images == 8 and task.digest != cache.key.images
+    views = task.source(FEATURES)
+    samples = [views.sample(0, index) for index in range(8)]
+    live = [target for _, target in samples if isinstance(target, LiveTarget)]
+    assert len(live) == 3  # of the four files one is broken
+    images, targets = torch.stack([image for image, _ in samples]), [t for _, t in samples]
+    _, known = task.prepare((images, targets), FEATURES)
+    assert teacher.batches == 1 and known[0] is targets[0]
+    for target, before in zip(known, targets, strict=True):
+        assert target.maps[0].shape == (3, 8, 8) and target.maps[0].dtype == torch.float16
+        if isinstance(before, LiveTarget):
+            cells = before.view_HW3.float().reshape(8, 16, 8, 16, 3).mean((1, 3)) / 255
+            torch.testing.assert_close(
+                target.maps[0].float(), cells.permute(2, 0, 1), atol=2e-3, rtol=0
+            )
+            assert torch.equal(target.box, before.box)
+    task.loss(task.model(images), known, FEATURES)
+    with pytest.raises(DataError, match=r"not finite, or beyond half precision, for .*1\.png"):
+        FeatureTask(student, cache, found, Means(bad=float("nan"))).prepare(
+            (images, targets), FEATURES
+        )
+
+
+@pytest.mark.parametrize("kept", ["", "b"])
 def test_a_resumed_run_ends_in_the_same_weights(
-    photos: Path, tmp_path: Path, unit: Architecture
+    photos: Path, tmp_path: Path, unit: Architecture, kept: str
 ) -> None:
-    cache = make_cache(tmp_path / "features", photos, views=2)
+    cache = make_cache(tmp_path / "features", photos / kept, views=2)
+    others = find_images([photos / "a"]) if kept else None
     config = changed(FEATURES, epochs=3, batch_size=4)
 
     def train(folder: str, stop: int | None = None, resume: bool = False) -> dict[str, Any]:
@@ -236,7 +275,8 @@ def test_a_resumed_run_ends_in_the_same_weights(
                 raise KeyboardInterrupt
 
         running = Running(resume=resume, workers=0, threads=1)
-        run_task(FeatureTask(student, cache), config, tmp_path / folder, running, on_epoch=on_epoch)
+        task = FeatureTask(student, cache, others, Means())
+        run_task(task, config, tmp_path / folder, running, on_epoch=on_epoch)
         return dict(student.state_dict())
 
     whole = train("whole")
@@ -262,6 +302,11 @@ def test_from_images_to_a_detector(photos: Path, shapes: Path, tmp_path: Path) -
     assert json.loads((out / "run.json").read_text())["stages"]["pretrain"]["data"][1] == str(
         shapes
     )
+
+    few = [*learn[:-1], tmp_path / "few", "--epochs", 1, "--cache-gb", 2e-6]
+    code, result, errors = run(*few)
+    assert code == 0 and result["computed_each_epoch"] > 10, errors
+    assert "are computed anew in every epoch" in errors and result["cache_gb"] <= 2e-6
 
     other = write_encoder(tmp_path / "other.onnx", scale=2.0)
     learn[2] = other

@@ -79,8 +79,8 @@ def pretrain(
         std: Instead, the deviation of its input by channel.
         views: Views of each image that it is shown: the whole, and further fixed crops; 1 by
             default.
-        cache_gb: Most disk space of its features, 16 by default; fewer images are used where all
-            take more.
+        cache_gb: Most disk space of its features, 16 by default; where all take more, those of the
+            other images are computed anew in every epoch.
     """
     from latency_tables.probe.machine import physical_cores
     from supernet.errors import UserError

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Self, cast
 
@@ -74,37 +74,37 @@ def pretrain_features(
     caching: Caching,
 ) -> Result:
     """Compute the encoder's features, or take them from the cache, and learn them."""
-    with (
-        workspace.claimed(workspace.pretrain, f"training in {workspace.pretrain}")
-        if first_process()
-        else nullcontext()
-    ):
+    with ExitStack() as stack:
+        if first_process():
+            claim = workspace.claimed(workspace.pretrain, f"training in {workspace.pretrain}")
+            stack.enter_context(claim)
         # OMP_NUM_THREADS, which torch heeds, is for the teacher too.
         request = replace(request, threads=min(request.threads, torch.get_num_threads()))
-        with Worker(open_encoder, request) as worker:
-            found: EncoderFacts = worker.ask("facts")
-            key = _key(found, caching)
-            images = within(images, key, caching.cache_gb)
-            folder = workspace.pretrain / "features"
-            cache = FeatureCache(folder, keyed(key, images), images)
-            if first_process():
-                print(f"teacher: {found}", file=sys.stderr, flush=True)
-                views = teacher_views(
-                    images, cache.key, cache.check(restart=running.restart).present()
-                )
-                cache.fill(_Streamed(worker), views)
+        teachers = stack.enter_context(ExitStack())
+        worker = teachers.enter_context(Worker(open_encoder, request))
+        found: EncoderFacts = worker.ask("facts")
+        key = _key(found, caching)
+        kept, others = within(images, key, caching.cache_gb)
+        folder = workspace.pretrain / "features"
+        cache = FeatureCache(folder, keyed(key, kept), kept)
+        if first_process():
+            print(f"teacher: {found}", file=sys.stderr, flush=True)
+            views = teacher_views(kept, cache.key, cache.check(restart=running.restart).present())
+            cache.fill(_Streamed(worker), views)
+        if others is None:
+            teachers.close()
         while not cache.complete:  # the first process fills it
             time.sleep(POLL_S)
         if first_process() and cache.broken:
             print(
-                f"warning: {len(cache.broken)} of {len(images.paths)} images cannot be decoded and "
+                f"warning: {len(cache.broken)} of {len(kept.paths)} images cannot be decoded and "
                 f"are left out, listed in {folder / 'broken.txt'}",
                 file=sys.stderr,
             )
         torch.manual_seed(config.seed)
         network = FeatureStudent(architecture, _seen_by_student(found, architecture.input_size))
         network.trunk.set_drop_path(config.drop_path)
-        task = FeatureTask(network, cache)
+        task = FeatureTask(network, cache, others, _Streamed(worker))
         start = {"teacher": cache.key.digest, "features": str(cache.key.maps)}
         done = run_task(task, config, workspace.pretrain, running, start=start)
     before = workspace.stages().get("pretrain")
@@ -114,6 +114,7 @@ def pretrain_features(
     result = {
         **done.facts(),
         "images": task.num_images,
+        "computed_each_epoch": len(task.others),
         "broken_images": len(cache.broken),
         "data": [str(root.absolute()) for root in images.roots],
         "teacher": request.source,

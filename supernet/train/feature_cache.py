@@ -25,7 +25,7 @@ from ..data.unlabelled import FEWEST, UnlabelledImages
 from ..errors import DataError, UserError, wrong_format
 from ..letterbox import PAD_RGB, Image
 from ..progress import Progress
-from .feature_key import CacheKey, KeyRecord
+from .feature_key import CacheKey, KeyRecord, Row
 
 FORMAT_VERSION = 1
 """History of `cache.json`: 1, the first."""
@@ -34,7 +34,6 @@ BATCH = 8
 SMALLEST_STD = 1e-6
 FOR_SCALE = 1024
 """Rows from which means and deviations of channels are taken, at most."""
-Row = npt.NDArray[np.float16]
 Images = npt.NDArray[np.uint8]
 """RGB images of one size, [B, H, W, 3]."""
 
@@ -138,7 +137,7 @@ class FeatureCache:
         if missing > free:
             raise UserError(
                 f"{self.folder}: the features need {missing / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
-                "free; a smaller --cache-gb takes fewer images"
+                "free; a smaller --cache-gb keeps fewer"
             )
         self._write(complete=False)
         batches = _Batches(views, self.key.input_hw, self.folder / "broken.txt")
@@ -148,7 +147,7 @@ class FeatureCache:
                 for file in files:
                     file.seek(0, os.SEEK_END)
                 for maps in teacher.stream(batches):
-                    self._check_finite(maps, batches.names.pop(0))
+                    self.key.check_finite(maps, batches.names.pop(0))
                     for file, values in zip(files, maps, strict=True):
                         file.write(np.ascontiguousarray(values).data)
                     bar.advance(steps=len(maps[0]))
@@ -185,16 +184,6 @@ class FeatureCache:
             with path.open("ab") as file:
                 file.truncate(rows * 2 * c * h * w)
         return self._files()
-
-    def _check_finite(self, maps: Sequence[Row], names: Sequence[Path]) -> None:
-        for (name, *_), values in zip(self.key.maps, maps, strict=True):
-            bad = ~np.isfinite(values).all(axis=(1, 2, 3))
-            if bad.any():
-                raise DataError(
-                    f"{self.key.teacher} returns features ({name}) that are not finite, or beyond "
-                    f"half precision, for {names[int(bad.argmax())]}: is it whole, and is its "
-                    f"normalisation right ({self.key.normalisation})?"
-                )
 
     def _map(self, number: int) -> npt.NDArray[np.float16]:
         _, c, h, w = self.key.maps[number]

@@ -1,12 +1,21 @@
 """Whose features of which images a cache holds, and how many images fit into it."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Self, TypedDict
 
+import numpy as np
+import numpy.typing as npt
+
+from ..data.image_files import image_size
 from ..data.unlabelled import FEWEST, UnlabelledImages
-from ..errors import UserError
+from ..errors import DataError, UserError
 from .distributed import first_process
+
+Row = npt.NDArray[np.float16]
+"""Features of one view, or of several along the first axis."""
 
 
 class KeyRecord(TypedDict):
@@ -75,6 +84,17 @@ class CacheKey:
             views=values["views"],
         )
 
+    def check_finite(self, maps: Sequence[Row], files: Sequence[Path]) -> None:
+        """Refuse maps [B, C, h, w] of files that are not finite."""
+        for (name, *_), values in zip(self.maps, maps, strict=True):
+            bad = ~np.isfinite(values).all(axis=(1, 2, 3))
+            if bad.any():
+                raise DataError(
+                    f"{self.teacher} returns features ({name}) that are not finite, or beyond "
+                    f"half precision, for {files[int(bad.argmax())]}: is it whole, and is its "
+                    f"normalisation right ({self.normalisation})?"
+                )
+
     def differences(self, other: "CacheKey") -> str:
         """Return in what another key differs."""
         found = [
@@ -92,8 +112,13 @@ class CacheKey:
         return ", ".join(found)
 
 
-def within(images: UnlabelledImages, key: CacheKey, cache_gb: float) -> UnlabelledImages:
-    """Return the images whose features fit into so many GB, and report how many others do not."""
+def within(
+    images: UnlabelledImages, key: CacheKey, cache_gb: float
+) -> tuple[UnlabelledImages, UnlabelledImages | None]:
+    """Return the images whose features fit into so many GB, and the others; report how many.
+
+    Of the others those are left out whose header cannot be read.
+    """
     most = int(cache_gb * 1e9 // key.bytes_an_image)
     if most < FEWEST:
         raise UserError(
@@ -101,14 +126,19 @@ def within(images: UnlabelledImages, key: CacheKey, cache_gb: float) -> Unlabell
             f"MB, so {most} fit"
         )
     chosen = images.first(most)
-    if len(chosen.paths) < len(images.paths) and first_process():
+    kept = frozenset(chosen.paths)
+    more = [path for path in images.paths if path not in kept]
+    others = tuple(path for path in more if image_size(path) is not None)
+    if more and first_process():
         needed = len(images.paths) * key.bytes_an_image / 1e9
+        broken = f"; {len(more) - len(others)} cannot be decoded" if len(others) < len(more) else ""
         print(
-            f"warning: the features of all {len(images.paths)} images take {needed:.1f} GB: "
-            f"{len(chosen.paths)} of them fit into --cache-gb {cache_gb} and are used",
+            f"warning: the features of all {len(images.paths)} images take {needed:.3g} GB: those "
+            f"of {len(chosen.paths)} fit into --cache-gb {cache_gb:g} and are kept, those of "
+            f"{len(others)} are computed anew in every epoch{broken}",
             file=sys.stderr,
         )
-    return chosen
+    return chosen, replace(images, paths=others) if others else None
 
 
 def keyed(key: CacheKey, images: UnlabelledImages) -> CacheKey:

@@ -5,7 +5,8 @@ student sees a random crop of one of these views, flipped and recoloured; the te
 it are the same crop of the teacher's map.
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from ..data.unlabelled import UnlabelledImages
 from ..errors import DataError
 from ..letterbox import Image, letterbox, read_image, resized
 from .feature_cache import FeatureCache
-from .feature_key import CacheKey
+from .feature_key import CacheKey, Row
 from .feed import SHRINK, Keyed
 from .recipes import TrainConfig
 
@@ -94,23 +95,78 @@ class FeatureTarget:
         return FeatureTarget(maps, self.box.to(device, non_blocking=True))
 
 
-class FeatureViews(Keyed):
-    """The student's images, with the teacher's features of them."""
+@dataclass(frozen=True, slots=True)
+class LiveTarget:
+    """A view whose features are not kept, and which part of it the student sees."""
 
-    def __init__(self, cache: FeatureCache, input_hw: tuple[int, int], config: TrainConfig) -> None:
-        """Take a complete cache, and the student's input size."""
+    path: Path
+    view_HW3: Tensor
+    """The teacher's input, uint8; it stays on the CPU."""
+    box: Tensor
+    """As of `FeatureTarget`."""
+
+    def to(self, device: torch.device) -> "LiveTarget":
+        """Return it with its box on a device."""
+        return LiveTarget(self.path, self.view_HW3, self.box.to(device, non_blocking=True))
+
+    def with_maps(self, maps: Sequence[Row], row: int) -> FeatureTarget:
+        """Return it with its row of the teacher's maps."""
+        own = (torch.from_numpy(np.array(one[row])) for one in maps)
+        return FeatureTarget(tuple(own), self.box.cpu()).to(self.box.device)
+
+
+class FeatureViews(Keyed):
+    """The student's images, with the teacher's features of them, or with what it is to see."""
+
+    def __init__(
+        self,
+        cache: FeatureCache,
+        input_hw: tuple[int, int],
+        config: TrainConfig,
+        others: Sequence[Path] = (),
+    ) -> None:
+        """Take a complete cache, images that are not in it, and the student's input size."""
         self.cache, self.input_hw, self.config = cache, input_hw, config
+        self.others = others
+        self._reported: set[Path] = set()
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self.cache.usable)
+        return len(self.cache.usable) + len(self.others)
 
-    def sample(self, epoch: int, index: int) -> tuple[Tensor, FeatureTarget]:
+    def sample(self, epoch: int, index: int) -> tuple[Tensor, FeatureTarget | LiveTarget]:
         """Return one crop of one view, uint8 [H, W, 3], and the features of it."""
         rng = np.random.default_rng([self.config.seed, epoch, index])
-        cache, index = self.cache, self.cache.usable[index]
+        cache, live = self.cache, index - len(self.cache.usable)
         view = int(rng.integers(0, cache.key.views))
-        image = self._load(index, view)
+        image = self._live(live) if live >= 0 else None
+        if image is None:
+            kept = cache.usable[index % len(cache.usable)]
+            pixels, box = self._shown(self._load(kept, view), kept, view, rng)
+            maps = tuple(torch.from_numpy(one) for one in cache.row(kept, view))
+            return pixels, FeatureTarget(maps, box)
+        place = cache.key.num_images + live
+        pixels, box = self._shown(image, place, view, rng)
+        seen = torch.from_numpy(teacher_view(image, place, view, cache.key.input_hw))
+        return pixels, LiveTarget(self.others[live], seen, box)
+
+    def _live(self, index: int) -> Image | None:
+        """Return an image that is not in the cache; None, and a warning, where it is broken."""
+        path = self.others[index]
+        image = read_image(path)
+        if image is None and path not in self._reported:
+            self._reported.add(path)
+            print(
+                f"warning: {path} cannot be decoded: another image is shown instead",
+                file=sys.stderr,
+                flush=True,
+            )
+        return image
+
+    def _shown(
+        self, image: Image, index: int, view: int, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return a crop of a view, uint8 [H, W, 3], and where it is on the teacher's maps."""
         x1, y1, x2, y2 = view_box(index, view).pixels(*image.shape[:2])
         shown = image[y1:y2, x1:x2]
         pixels, box = random_part(shown, self.input_hw, rng)
@@ -118,9 +174,8 @@ class FeatureViews(Keyed):
             pixels = np.ascontiguousarray(pixels[:, ::-1])
             box = Box(box.x2, box.y1, box.x1, box.y2)
         pixels = recoloured(pixels, self.config.augment, rng)
-        on_map = _letterboxed(box, shown.shape[:2], cache.key.input_hw)
-        maps = tuple(torch.from_numpy(one) for one in cache.row(index, view))
-        return torch.from_numpy(pixels), FeatureTarget(maps, torch.tensor(on_map))
+        on_map = _letterboxed(box, shown.shape[:2], self.cache.key.input_hw)
+        return torch.from_numpy(pixels), torch.tensor(on_map)
 
     def _load(self, index: int, view: int) -> Image:
         """Return an image, a large one decoded smaller."""
