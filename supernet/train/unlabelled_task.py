@@ -138,24 +138,26 @@ class UnlabelledTask:
     def prepare(self, batch: Batch, config: TrainConfig) -> Batch:
         """Return a batch with what the averaged weights find as labels, or without those images.
 
-        What they find on its labelled images is counted first.
+        What they find on its labelled images is counted.
         """
         images, targets = batch
         own, others = _rows(targets, GroundTruth), _rows(targets, TwoViews)
-        weak = [images[own], *(targets[i].weak_HW3[None] for i in others)]
-        found = self._find(torch.cat(weak), config)
-        self.trust.count(found[: len(own)], [targets[i] for i in own], self._group)
         learns = self.trust.found() >= READY
-        if learns and not self._reported and first_process():
+        seen = [images[own]]
+        if learns:
+            seen += [targets[i].weak_HW3[None] for i in others]
+        found = self._find(torch.cat(seen), config)
+        self.trust.count(found[: len(own)], [targets[i] for i in own], self._group)
+        if not learns:
+            return images[own], [targets[i] for i in own]
+        if not self._reported and first_process():
             print(
-                f"unlabelled: the averaged weights find {self.trust.found():.0%} of the labelled "
-                f"objects, so their labels are learnt from epoch {self._epoch + 1} on",
+                f"unlabelled: the averaged weights find {READY:.0%} of the labelled objects: what "
+                f"they find on the other images is learnt from epoch {self._epoch + 1} on",
                 file=sys.stderr,
                 flush=True,
             )
-        self._reported |= learns
-        if not learns:
-            return images[own], [targets[i] for i in own]
+        self._reported = True
         targets = list(targets)
         for i, detections in zip(others, found[len(own) :], strict=True):
             targets[i] = self._moved(self.trust.labels(detections), targets[i])
