@@ -6,15 +6,19 @@
         --epochs 36 --seeds 0,1
     python benchmarks/detector_teacher.py labels --data DIR --work DIR --name labels-bccd \
         --teacher-epochs 35
+    heat build --data DIR --target-fps 100 --minutes 5 --out WORK/build
+    python benchmarks/detector_teacher.py supernet --data DIR --work WORK --name supernet-shapes \
+        --epochs 12 --seeds 0,1
 
 `distil` trains a teacher (heat-m of `frontier.py`) with `heat train`, and students (heat-xs) with
 and without --teacher. `halves` hides the labels of every second training image: a network is
 trained on half of the labels, teaches one like it that is given the other images without labels
 (--unlabelled), and a third one has all labels. `labels` compares what `heat label --score auto` by
-the teacher writes for the test split with that split's labels, at IoU 0.5. All trainings are
-`--recipe small` and go on where they were interrupted; AP is that of the val split after the last
-epoch. Seeds and epochs are in the result, the last line, which with --name goes to
-benchmarks/results/detector-teacher-NAME.json.
+the teacher writes for the test split with that split's labels, at IoU 0.5. `supernet` trains the
+network that a build has thinned from the weights of its supernet, with and without the supernet as
+its teacher, and scores the supernet itself. All trainings are `--recipe small` and go on where they
+were interrupted; AP is that of the val split after the last epoch. Seeds and epochs are in the
+result, the last line, which with --name goes to benchmarks/results/detector-teacher-NAME.json.
 """
 
 import argparse
@@ -31,10 +35,13 @@ import torch
 from frontier import OURS
 from result import RESULTS, tell
 
+from deploy.gate import torch_detect
+from deploy.teachers.detector import load_teacher
 from supernet.checkpoint import read_info
 from supernet.data.coco import load_split
 from supernet.data.coco_file import ResultRow
 from supernet.data.detection_set import DetectionSet
+from supernet.data.evaluate import evaluate
 from supernet.data.true_positives import hits_by_class
 from supernet.heatdetr.input_size import parse_size
 
@@ -155,6 +162,36 @@ def halves(options: argparse.Namespace) -> dict[str, Any]:
     return arms
 
 
+def supernet(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the supernet of a build, and its thinned network with and without it as teacher."""
+    build = options.work / "build"
+    arms: dict[str, list[dict[str, Any]]] = {"plain": [], "distilled": []}
+    for seed in options.seeds:
+        for arm, runs in arms.items():
+            out = options.work / f"supernet-{arm}-{seed}"
+            if not out.exists():
+                shutil.copytree(build, out, ignore=shutil.ignore_patterns("train", "export*"))
+            more = ["--teacher", build / "supernet"] if arm == "distilled" else []
+            run(
+                (
+                    *(sys.executable, "-m", "heat", "train", "--data", options.data, "--inherit"),
+                    *("--recipe", "small", "--epochs", options.epochs, "--batch-size", 8),
+                    *("--eval-every", 0, "--workers", options.workers, "--seed", seed, "--resume"),
+                    *("--out", out, *more),
+                )
+            )
+            runs.append({"seed": seed, **scored(out / "train", options.data)})
+    return {"supernet": scored(build / "supernet", options.data), **arms}
+
+
+def scored(path: Path, data: Path) -> dict[str, Any]:
+    """Return the AP of a trained network on the val split, and its epochs."""
+    network, names, _ = load_teacher(path)
+    metrics = evaluate(torch_detect(network), load_split(data, "val").numbered_as(names))
+    epochs = read_info(path / "weights.safetensors").epoch
+    return {"epochs": epochs, "ap": round(metrics.ap, 4), "ap50": round(metrics.ap50, 4)}
+
+
 def split(data: DetectionSet, root: Path, work: Path) -> tuple[Path, Path]:
     """Write a set of every second training image, with the same val, and the others' images."""
     half, rest = work / "half", work / "rest"
@@ -174,7 +211,7 @@ def split(data: DetectionSet, root: Path, work: Path) -> tuple[Path, Path]:
     return half, rest
 
 
-DOING = {"distil": distil, "halves": halves, "labels": labels}
+DOING = {"distil": distil, "halves": halves, "labels": labels, "supernet": supernet}
 
 
 def main() -> None:

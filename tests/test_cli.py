@@ -26,7 +26,7 @@ OPTIONS = {
     "bench": "models runtime precision threads rounds throughput input_size picture",
     "completion": "shell",
     "build": "data target_fps device runtime threads minutes format space input_size output_stride "
-    "head calibrate seed out",
+    "head distil calibrate seed out",
     "describe": "what input_size",
     "detect": "bundle sources score save show frames labels all_boxes tiles track json threads",
     "devices": "",
@@ -184,7 +184,7 @@ def test_training_to_report(shapes: Path, tmp_path: Path) -> None:
 def test_build_goes_on_where_it_was(shapes: Path, tmp_path: Path) -> None:
     arguments = [
         "build", "--data", shapes, "--target-fps", 2, "--minutes", 0.05, "--threads", 1,
-        "--space", "micro", "--input-size", "96x128", "--out", tmp_path / "run",
+        "--space", "micro", "--input-size", "96x128", "--distil", "--out", tmp_path / "run",
     ]  # fmt: skip
     code, _, errors = run(*arguments)
     if code == 3:  # a noisy machine may break the speed promise; the stages are kept all the same
@@ -203,6 +203,7 @@ def test_build_goes_on_where_it_was(shapes: Path, tmp_path: Path) -> None:
         (TrainPlan, "train-plan"),
     ):
         assert kind.__required_keys__ <= set(stages[name]), name
+    assert stages["train"]["teacher"]["learnt"] == "maps"
     weights = (tmp_path / "run" / "train" / "weights.safetensors").stat().st_mtime_ns
     code, again, errors = run(*arguments)
     assert (tmp_path / "run" / "train" / "weights.safetensors").stat().st_mtime_ns == weights

@@ -244,6 +244,7 @@ def build(
     input_size: Size = None,
     output_stride: Annotated[StrideName, STRIDE] = "16",
     head: HeadName = None,
+    distil: bool = False,
     calibrate: Calibrate = True,
     seed: Seed = 0,
     out: Out = DEFAULT,
@@ -258,6 +259,8 @@ def build(
         minutes: Time to spend; epochs and supernet size are chosen to fit, and fewer epochs are
             trained where steps turn out slower than planned.
         format: onnx for ONNX Runtime, openvino for OpenVINO.
+        distil: The thinned network learns the supernet's maps beside the labels. Only where the
+            supernet detects well: that of a build is trained briefly, and the network ends worse.
     """
     from deploy.form import RUNTIME_OF
     from supernet.data.detection_set import check_trainable
@@ -281,6 +284,7 @@ def build(
         input_size=parse_size(input_size) if input_size is not None else None,
         output_stride=int(output_stride),
         head=head or "nms",
+        distil=distil,
         calibrate=calibrate,
         seed=seed,
     )

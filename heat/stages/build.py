@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deploy.form import RUNTIME_OF, Format
+from deploy.teachers.asked import Asked as Teacher
 from latency_tables.devices import Target
 from latency_tables.probe.machine import physical_cores
 from supernet.data.detection_set import DetectionSet
@@ -68,6 +69,7 @@ def build(
     input_size: tuple[int, int] | None,
     output_stride: int,
     head: HeadKind,
+    distil: bool,
     calibrate: bool,
     seed: int,
 ) -> Result:
@@ -127,7 +129,11 @@ def build(
         config = recipe("small", epochs=epochs, seed=seed)
         budget = Budget(left_to_train(minutes, time.monotonic() - started), TRAIN_EPOCHS[0])
         running = replace(running, budget=budget)
-        train(workspace, data, architecture, config, from_supernet=True, running=running)
+        teacher = Teacher(teacher=workspace.supernet) if distil else None
+        train(
+            workspace, data, architecture, config,
+            from_supernet=True, teacher=teacher, running=running,
+        )  # fmt: skip
         begin("export")
         exported = export(workspace, target, Wish(format=format, calibrate=calibrate), data=val)
         begin("eval")
