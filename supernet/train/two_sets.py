@@ -9,11 +9,11 @@ from torch import Tensor
 from ..data.detection_set import Record
 from ..data.ground_truth import GroundTruth
 from ..data.two_views import TwoViews, two_views
-from .feed import Samples
+from .feed import Keyed, Samples
 from .recipes import TrainConfig
 
 
-class TwoSets(Samples):
+class TwoSets(Keyed):
     """Augmented images of a detection set with their objects, and two views of other images."""
 
     def __init__(
@@ -24,14 +24,19 @@ class TwoSets(Samples):
         config: TrainConfig,
     ) -> None:
         """Take labelled images, and `others` whose keys follow theirs."""
-        super().__init__(records, input_hw, config)
+        self.labelled = Samples(records, input_hw, config)
         self.others = others
 
-    def sample(self, epoch: int, index: int) -> tuple[Tensor, GroundTruth | TwoViews]:  # type: ignore[override]
+    def __len__(self) -> int:
+        """Return the number of labelled images."""
+        return len(self.labelled)
+
+    def sample(self, epoch: int, index: int) -> tuple[Tensor, GroundTruth | TwoViews]:
         """Return one augmented image and its objects, or the strong view and how to find them."""
-        if index < len(self.records):
-            return super().sample(epoch, index)
-        rng = np.random.default_rng([self.config.seed, epoch, index])
-        image = self.load(self.others[index - len(self.records)])
-        shown = two_views(image, self.input_hw, self.config.augment, rng)
-        return torch.from_numpy(np.ascontiguousarray(shown.strong)), shown.target
+        if index < len(self):
+            return self.labelled.sample(epoch, index)
+        config = self.labelled.config
+        rng = np.random.default_rng([config.seed, epoch, index])
+        image = self.labelled.load(self.others[index - len(self)])
+        shown = two_views(image, self.labelled.input_hw, config.augment, rng)
+        return torch.from_numpy(shown.strong), shown.target

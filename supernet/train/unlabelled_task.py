@@ -172,7 +172,8 @@ class UnlabelledTask:
         with torch.autocast(device, dtype, enabled=dtype is not None):
             outputs = functional_call(self.network, self._average.weights, (images,))
         self.network.train(training)
-        return self.detector.decode(*(part.float() for part in outputs[:2]))  # type: ignore[no-any-return]
+        found: list[Detections] = self.detector.decode(*(part.float() for part in outputs[:2]))
+        return found
 
     @staticmethod
     def _moved(found: GroundTruth, views: TwoViews) -> FoundTruth:
