@@ -43,6 +43,7 @@ from supernet.data.coco_file import ResultRow
 from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import evaluate
 from supernet.data.true_positives import hits_by_class
+from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.input_size import parse_size
 
 
@@ -181,7 +182,9 @@ def supernet(options: argparse.Namespace) -> dict[str, Any]:
                 )
             )
             runs.append({"seed": seed, **scored(out / "train", options.data)})
-    return {"supernet": scored(build / "supernet", options.data), **arms}
+    height, width = Architecture.load(build / "thin" / "architecture.json").input_size
+    size = {"input_size": f"{height}x{width}"}
+    return {**size, "supernet": scored(build / "supernet", options.data), **arms}
 
 
 def scored(path: Path, data: Path) -> dict[str, Any]:
