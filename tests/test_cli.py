@@ -28,12 +28,15 @@ OPTIONS = {
     "build": "data target_fps device runtime threads minutes format space input_size output_stride "
     "head distil calibrate seed out",
     "describe": "what input_size",
-    "detect": "bundle sources score save show frames labels all_boxes tiles track json threads",
+    "detect": "bundle sources score save show frames labels all_boxes tiles track "
+    "hold_fps json threads",
     "devices": "",
     "doctor": "device out",
     "eval": "data split bundle network attention rounds window clusters calibrate out",
     "export": "format precision raw dynamic_batch opset max_ap_drop calibrate serving device gpu "
-    "quantizer threads images network attention rounds window clusters data out",
+    "quantizer threads images network attention rounds window clusters ladder data out",
+    "fleet": "targets data space input_size output_stride head supernet_epochs epochs batch_size "
+    "precision calibrate workers seed restart out",
     "init": "",
     "label": "images teacher score data out",
     "pretrain": "data teacher feature teacher_size teacher_norm mean std views cache_gb "
@@ -45,14 +48,15 @@ OPTIONS = {
     "report": "data out",
     "supernet": "data space input_size output_stride head epochs batch_size accumulate "
     "learning_rate ema_decay train_precision logit_learning_rate noise straight_through "
-    "global_block backbone workers seed resume restart show out",
+    "global_block backbone elastic elastic_epochs drawn teach_from targets workers seed resume "
+    "restart show out",
     "thin": "target_fps max_latency_ms at max_memory_mb max_size_mb device runtime precision "
     "threads space input_size data trust_table ap_drop search trials study frontier targets "
     "explain diff out",
     "train": "data architecture input_size output_stride head backbone weights teacher "
     "unlabelled attention rounds window recipe epochs batch_size accumulate learning_rate schedule "
-    "drop_path assign balanced precision inherit eval_every patience workers compile tensorboard "
-    "seed resume restart out",
+    "drop_path assign balanced precision inherit finetune eval_every patience workers compile "
+    "tensorboard seed resume restart out",
 }
 """New flags are deliberate: this list changes with them."""
 
