@@ -68,7 +68,6 @@ class Way:
 WAYS = {
     "elastic": Way(),
     "without sandwich": Way(ElasticConfig(sandwich=False)),
-    "distillation": Way(ElasticConfig(teach_from=0.0)),
     "distillation from 60 % on": Way(ElasticConfig(teach_from=0.6)),
     "random networks of the space": Way(anywhere=True),
 }
