@@ -36,7 +36,7 @@ OPTIONS = {
     "export": "format precision raw dynamic_batch opset max_ap_drop calibrate serving device gpu "
     "quantizer threads images network attention rounds window clusters ladder data out",
     "fleet": "targets data space input_size output_stride head supernet_epochs epochs batch_size "
-    "precision calibrate workers seed restart out",
+    "precision finetune calibrate workers seed restart out",
     "init": "",
     "label": "images teacher score data out",
     "pretrain": "data teacher feature teacher_size teacher_norm mean std views cache_gb "

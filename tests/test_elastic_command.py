@@ -133,7 +133,13 @@ def test_a_fleet_is_trained_once_and_grows_without_training(
     assert code in (0, 3), errors
     assert set(result["fleet"]) == {"slow", "other"}
     assert (workspace / "elastic" / "weights.safetensors").stat().st_mtime_ns == before
-    assert bundle.stat().st_mtime_ns == made
+    if code == 0:
+        assert bundle.stat().st_mtime_ns == made
+    fleet.write_text(table.format("slow", 1))
+    code, result, errors = run(*line, "--finetune")
+    assert code in (0, 3), errors
+    card = json.loads((bundle / "card.json").read_text())
+    assert "inherited" not in card["training"] and card["training"]["epochs"] == 1
     assert "Accuracy and frame rate" in (workspace / "report.html").read_text()
 
 

@@ -1,5 +1,6 @@
 """The command `heat fleet`: everything for several devices and frame rates, by one training."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,7 @@ def fleet(
     epochs: int | None = None,
     batch_size: BatchSize = None,
     precision: Autocast = "auto",
+    finetune: bool = False,
     calibrate: Calibrate = True,
     workers: Workers = None,
     seed: Seed = 0,
@@ -53,6 +55,8 @@ def fleet(
         supernet_epochs: Passes over the training data in which operators are chosen.
         epochs: Passes over the training data in which all networks are trained together; 150 by
             default.
+        finetune: Then polish each network by itself, for a tenth of these epochs: as accurate as
+            one that was trained alone.
     """
     from latency_tables.probe.machine import physical_cores
     from supernet.data.detection_set import check_trainable
@@ -60,6 +64,7 @@ def fleet(
     from supernet.train.running import Running
 
     from ..stages.fleet_build import build_fleet
+    from ..stages.inherited import FINETUNE_RATE
     from .fleet_file import find_members, read_fleet
 
     workspace = Workspace(out)
@@ -78,6 +83,11 @@ def fleet(
         head=head,
     )
 
+    settings = partial(recipe, "small", batch_size=batch_size, precision=precision, seed=seed)
+
+    def polish(epochs: int) -> TrainConfig:
+        return settings(epochs=epochs, learning_rate=FINETUNE_RATE)
+
     return build_fleet(
         workspace,
         chosen,
@@ -86,9 +96,8 @@ def fleet(
         members=lambda: find_members(workspace, targets, space=None, data=data),
         target_of=target_of_thinning,
         supernet=TrainConfig(epochs=supernet_epochs, seed=seed),
-        elastic=recipe(
-            "small", epochs=epochs, batch_size=batch_size, precision=precision, seed=seed
-        ),
+        elastic=settings(epochs=epochs),
+        polish=polish if finetune else None,
         calibrate=calibrate,
         restart=restart,
         running=Running(

@@ -2,13 +2,16 @@
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from deploy.form import RUNTIME_OF, Format
 from latency_tables.devices import Target
 from supernet.data.detection_set import DetectionSet
-from supernet.errors import PromiseError
+from supernet.errors import CheckpointError, PromiseError
+from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace
 from supernet.progress import begin, stages
 from supernet.train.elastic_task import ElasticConfig
@@ -21,14 +24,15 @@ from ..thinning.thinned import find_thinned, need_thinned
 from ..workspace import Workspace
 from .elastic import train_elastic
 from .export import Wish, export
-from .inherited import inherited_of
+from .inherited import finetune_epochs, inherited_of
 from .supernet import train_supernet
 from .thin import thin
+from .train import train
 
 FORMAT_OF = {runtime: cast(Format, format) for format, runtime in RUNTIME_OF.items()}
 
 
-@stages("supernet", "elastic", "thin", "export", "report")
+@stages("supernet", "elastic", "thin", "train", "export", "report")
 def build_fleet(
     workspace: Workspace,
     space: SearchSpace,
@@ -39,6 +43,7 @@ def build_fleet(
     target_of: Callable[[Workspace], Target],
     supernet: TrainConfig,
     elastic: TrainConfig,
+    polish: Callable[[int], TrainConfig] | None,
     calibrate: bool,
     restart: bool,
     running: Running,
@@ -46,7 +51,8 @@ def build_fleet(
     """Train the supernet and the elastic one, thin and export for each; skip what is finished.
 
     `members` reads the fleet once the supernet is trained, `target_of` finds the device that a
-    member was thinned for. Raises `PromiseError` at the end where a target is missed.
+    member was thinned for, `polish` gives the settings of so many epochs of fine-tuning. Raises
+    `PromiseError` at the end where a target is missed.
     """
     with workspace.claimed(workspace.root / "fleet", f"building a fleet in {workspace.root}"):
         begin("supernet")
@@ -65,6 +71,9 @@ def build_fleet(
                     member,
                     val,
                     target_of,
+                    polish=partial(_polish, data=data, config=polish, running=running)
+                    if polish is not None
+                    else None,
                     calibrate=calibrate,
                     afresh=restart,
                 )
@@ -90,14 +99,21 @@ def ship(
     val: DetectionSet,
     target_of: Callable[[Workspace], Target],
     *,
+    polish: Callable[[Workspace], None] | None = None,
     calibrate: bool,
     afresh: bool = False,
 ) -> Result:
-    """Thin and export for one member, where that is not done yet; return what is known of it."""
+    """Thin and export for one member, where that is not done yet; return what is known of it.
+
+    Between the two its network may be polished.
+    """
     if afresh or not _is_thinned(workspace, wanted):
         begin("thin")
         print(f"{name}: thinning", file=sys.stderr)
         thin(workspace, wanted.candidates, data=wanted.data, trust=wanted.trust)
+    if polish is not None:
+        begin("train")
+        polish(workspace)
     target = target_of(workspace)
     format = FORMAT_OF.get(target.runtime, "onnx")
     if not _is_exported(workspace, format):
@@ -105,12 +121,32 @@ def ship(
         print(f"{name}: exporting", file=sys.stderr)
         export(workspace, target, Wish(format=format, calibrate=calibrate), data=val)
     exported = _stage(workspace, f"export-{format}")
+    checked = exported.get("accuracy_check") or {}
+    ap = {"ap": round(checked["ap"] / 100, 5)} if checked.get("ap") is not None else {}
     return {
         **_of_thinning(workspace),
+        **ap,
         "deployed_fps": exported["measured_fps"],
         "bundle": exported["bundle"],
         "format": format,
     }
+
+
+def _polish(
+    workspace: Workspace,
+    *,
+    data: DetectionSet,
+    config: Callable[[int], TrainConfig],
+    running: Running,
+) -> None:
+    """Fine-tune the thinned network for a share of the epochs that it was trained."""
+    architecture = Architecture.load(workspace.architecture)
+    settings = config(finetune_epochs(workspace, architecture))
+    again = partial(train, workspace, data, architecture, settings, from_supernet=True)
+    try:
+        again(running=running)
+    except CheckpointError:  # of the network of another target, or of another training
+        again(running=replace(running, resume=False, restart=True))
 
 
 def missed_by(workspace: Workspace, result: Result) -> Result:
@@ -135,8 +171,6 @@ def _is_thinned(workspace: Workspace, wanted: Wanted) -> bool:
         return False
     thinned, first = need_thinned(workspace), wanted.candidates[0]
     limits, targets = first.limits[0], {c.targets[0].device.name for c in wanted.candidates}
-    from supernet.heatdetr.architecture import Architecture
-
     return (
         thinned.met
         and thinned.target_fps == limits.fps
@@ -149,9 +183,10 @@ def _is_thinned(workspace: Workspace, wanted: Wanted) -> bool:
 
 
 def _is_exported(workspace: Workspace, format: Format) -> bool:
-    """Return whether the last thinning was exported, and its promise kept."""
+    """Return whether the last thinning or training was exported, and its promise kept."""
     exported, thinned = _stage(workspace, f"export-{format}"), _stage(workspace, "thin")
+    trained = str(_stage(workspace, "train").get("finished", ""))
     there = Path(str(exported.get("bundle", ""))) / "card.json"
     if not there.exists() or exported.get("broken"):
         return False
-    return str(exported["finished"]) >= str(thinned["finished"])
+    return str(exported["finished"]) >= max(str(thinned["finished"]), trained)
