@@ -33,7 +33,7 @@ from heat.spaces import search_space
 from heat.thinning.evaluation import UNLABELLED, load_batches
 from heat.thinning.moves import ThinningRules
 from heat.thinning.nested import members_of, whole_chain
-from heat.views.charts import save
+from heat.views.charts import plain_numbers, save
 from supernet.atomic import write_text
 from supernet.counting import count_macs
 from supernet.data.coco import load_split
@@ -312,7 +312,7 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
             axis.plot([row["fps"] for row in rows], [row[key] for row in rows], style, label=label)
     axis.set(xlabel="frames per second, one CPU thread", ylabel="AP on val", title=title)
     axis.set_xscale("log")
-    axis.set_ylim(bottom=0)
+    plain_numbers(axis.xaxis)
     axis.grid(alpha=0.3)
     axis.legend()
     save(figure, path)
