@@ -2,7 +2,7 @@
 
 import sys
 
-from .commands.interrupts import CODES, end_now, ending_soon, line_of
+from .commands.interrupts import CODES, end_now, ending_soon, finished, line_of
 
 
 def main() -> int:
@@ -17,6 +17,7 @@ def main() -> int:
         print(f"error: {line}", file=sys.stderr)
     if code in CODES:
         end_now(code)
+    finished(code)
     return code
 
 

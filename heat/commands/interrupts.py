@@ -86,6 +86,15 @@ def _watch(signals: socket.socket) -> None:
     end_now(code)
 
 
+def finished(code: int) -> None:
+    """Let a signal end the process with the exit code of its command, which is done."""
+    _flush()
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda *_: end_now(code))
+
+
 def end_now(code: int) -> NoReturn:
     """End the process without taking the interpreter apart, which with torch takes a second."""
     if "multiprocessing" in sys.modules:  # not imported for it: signals come early too
@@ -93,7 +102,11 @@ def end_now(code: int) -> NoReturn:
 
         for child in multiprocessing.active_children():
             child.kill()
+    _flush()
+    os._exit(code)
+
+
+def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    os._exit(code)
