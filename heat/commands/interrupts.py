@@ -5,6 +5,7 @@ compiling of a network, may take a minute. A thread waits for the signals too, a
 where it does not end by itself. Nothing is lost by that: files are replaced whole.
 """
 
+import atexit
 import os
 import signal
 import socket
@@ -84,6 +85,15 @@ def _watch(signals: socket.socket) -> None:
     line, code = line_of(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
     print(f"error: {line}", file=sys.stderr)
     end_now(code)
+
+
+def ignore_at_last() -> None:
+    """Ignore signals once Python has run all that is registered for its exit.
+
+    It sets its own handlers back before libraries are taken apart, which with torch takes a while.
+    To be called before anything else is registered.
+    """
+    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in ENDING])
 
 
 def finished(code: int) -> None:
