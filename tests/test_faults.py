@@ -152,10 +152,11 @@ import atexit, sys, time
 def leave() -> None:
     print("leaving", file=sys.stderr, flush=True)
     time.sleep(60)
-atexit.register(leave)
-from heat.__main__ import main
+from heat import __main__ as command
+first = command.ignore_at_last
+command.ignore_at_last = lambda: (first(), atexit.register(leave))
 sys.argv = ["heat", "--version"]
-sys.exit(main())
+sys.exit(command.main())
 """
 """A command that is done, in an interpreter that takes its time to end, as with torch."""
 
