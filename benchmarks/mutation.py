@@ -77,7 +77,37 @@ SUBJECTS = {
     ),
 }
 
-REASONS: Mapping[str, Mapping[str, str]] = {}
+REASONS: Mapping[str, Mapping[str, str]] = {
+    "matching": {"IGNORED = -2 | 2 + 1": "any negative number but NEGATIVE means ignored"},
+    "table": {
+        "_model: LatencyModel | None = field(default=None, init=False, compare=False, repr=False) "
+        "| True": "only what repr shows",
+        "known = sorted(row.reference_ms for row in self.rows.values() if row.reference_ms > 0) "
+        "| 0 + 1": "no test has a reference of less than a millisecond",
+        "return sum(abs(math.log2(max(1, x) / max(1, y))) for x, y in pairs) | 1 + 1": (
+            "sides of 1 occur where both entries have them"
+        ),
+    },
+    "quantization": {
+        "BINS = 2048 | 2048 + 1": "one bin more is as good",
+        "CLIPS = tuple(share / 32 for share in range(8, 33)) | 33 + 1": (
+            "a range beyond the largest value never has the least error"
+        ),
+        "found = torch.histc(x.abs().float(), BINS, 0.0, largest[name] or 1.0).double() "
+        "| 1.0 + 1": "an input that is always 0 may have any range",
+    },
+    "decode": {
+        'graph.op("Gather", [picked, column], (-1, 4), axis=0), | without -': (
+            "the number of boxes that is stated of a value, which no reader of the graph needs"
+        ),
+        'graph.op("Gather", [labels, column], (-1,), axis=0), | without -': (
+            "the number of boxes that is stated of a value, which no reader of the graph needs"
+        ),
+        "self, graph: GraphWriter, scores: Value, deltas: Value, *, padded: bool = False | True": (
+            "every caller states it"
+        ),
+    },
+}
 """Why a mutant of a module cannot be killed, or is not, by its line and what was changed in it."""
 
 Replace = Callable[[], None]

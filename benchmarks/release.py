@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from result import RESULTS, tell
 
@@ -70,6 +71,37 @@ def build(out: Path, python: str, work: Path) -> Path:
     return wheel.absolute()
 
 
+def used(place: Place) -> dict[str, Any]:
+    """Use the installed wheel as the README begins; return what came out.
+
+    On a busy machine a frame rate may be missed (exit code 3): that is recorded, and goes on.
+    """
+    version = place.run("heat", "--version")
+    place.run("heat", "doctor")
+    place.run("heat", "profile", *SMALL)
+    thinned = json.loads(
+        place.run("heat", "thin", "--target-fps", "24", codes=(0, 3)).splitlines()[-1]
+    )
+    exported = place.run("heat", "export", "--format", "onnx", codes=(0, 3)).splitlines()[-1]
+    place.run("heat", "data", "shapes", "set", "--train", "2", "--val", "2")
+    keys = ("target_fps", "predicted_fps", "measured_fps")
+    return {
+        "version": version,
+        "thin_met": thinned["met"],
+        "exported": {key: json.loads(exported).get(key) for key in keys},
+    }
+
+
+def carried(place: Place, edge: Place) -> dict[str, Any]:
+    """Detect with the bundle alone, in an environment of its own; return what came out."""
+    edge.install(*EDGE)
+    shutil.copytree(place.folder / "heat-run" / "bundle-onnx", edge.folder / "bundle")
+    shutil.copytree(place.folder / "set" / "val", edge.folder / "val")
+    found = edge.run("python", "bundle/detect.py", "val", "--save", "out")
+    packages = edge.run("python", "-m", "pip", "list", "--format", "freeze").splitlines()
+    return {"edge_packages": packages, "edge_images": json.loads(found.splitlines()[-1])["images"]}
+
+
 def main() -> None:
     """Build, install and use; print what was seen as one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -83,26 +115,11 @@ def main() -> None:
         place = Place(work / "whole", given.python)
         place.install("torch")
         place.install(f"{wheel}[build]")
-        version = place.run("heat", "--version")
-        place.run("heat", "doctor")
-        place.run("heat", "profile", *SMALL)
-        thinned = json.loads(place.run("heat", "thin", "--target-fps", "24").splitlines()[-1])
-        place.run("heat", "export", "--format", "onnx")
-        place.run("heat", "data", "shapes", "set", "--train", "2", "--val", "2")
-        edge = Place(work / "edge", given.python)
-        edge.install(*EDGE)
-        shutil.copytree(place.folder / "heat-run" / "bundle-onnx", edge.folder / "bundle")
-        shutil.copytree(place.folder / "set" / "val", edge.folder / "val")
-        found = edge.run("python", "bundle/detect.py", "val", "--save", "out")
-        detected = json.loads(found.splitlines()[-1])
-        packages = edge.run("python", "-m", "pip", "list", "--format", "freeze").splitlines()
-    result = {
-        "version": version,
-        "files": sorted(path.name for path in given.out.iterdir()),
-        "thin_met": thinned["met"],
-        "edge_packages": packages,
-        "edge_images": detected["images"],
-    }
+        result = {
+            "files": sorted(path.name for path in given.out.iterdir()),
+            **used(place),
+            **carried(place, Place(work / "edge", given.python)),
+        }
     tell(result, RESULTS / f"{given.name}.json" if given.name else None)
 
 

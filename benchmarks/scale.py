@@ -4,11 +4,11 @@
 
 The training images are hard links to a few drawn ones, with 7.3 boxes each of 80 classes; val has
 5,000 images. Measured for each size are `heat data check`, `heat train` until its first batch with
-two processes that load images, and `heat eval` of an untrained network, which finds 100 objects an
-image. The parent's peak is its resident memory, that of the loaders their share (PSS). Growth is
-the seconds and megabytes of each size above the first, by those that so many more images would
-take at the rate of the first two sizes. The last line is one JSON object; with --name it goes to
-benchmarks/results/.
+two processes that load images, and for the largest `heat eval` of an untrained network, which finds
+100 objects an image. The parent's peak is its resident memory, that of the loaders their share
+(PSS). Growth is the seconds and megabytes of each size above the first, by those that so many more
+images would take at the rate of the first two sizes. The last line is one JSON object; with --name
+it goes to benchmarks/results/.
 """
 
 import argparse
@@ -29,6 +29,7 @@ BOXES = 860_000 / 118_000
 CLASSES = 80
 VAL = 5_000
 DRAWN = 16
+STAGES = ("check", "first_batch", "eval")
 MOST_MB = 3_000
 """Memory that the parent may take."""
 HEAT = [sys.executable, "-m", "heat"]
@@ -95,9 +96,9 @@ def facts(run: Run, **more: Any) -> dict[str, Any]:
 
 
 def measure(
-    root: Path, images: int, val: int, workers: int, size_wh: tuple[int, int]
+    root: Path, images: int, val: int, workers: int, size_wh: tuple[int, int], *, evaluated: bool
 ) -> dict[str, Any]:
-    """Make a set of so many training images, and measure the three commands on it."""
+    """Make a set of so many training images, and measure the commands on it."""
     data, small, out = root / "data", root / "small", root / "run"
     boxes = write_split(data, "train", images, 0, size_wh)
     write_split(data, "val", val, 1, size_wh)
@@ -121,6 +122,8 @@ def measure(
     run = watch(command, until=until, folder=root)
     _require(run, 143, 0)
     found["first_batch"] = facts(run, first_s=round(first[0], 1) if first else None)
+    if not evaluated:
+        return found
 
     trained = [*HEAT, "train", "--data", str(small), *size, "--epochs", "1", "--restart"]
     _require(watch([*trained, "--out", str(out)], folder=root), 0)
@@ -167,14 +170,18 @@ def main() -> None:
     options = parser.parse_args()
     width, height = map(int, options.pixels.split("x"))
     sizes: list[dict[str, Any]] = []
-    for images in map(int, options.images.split(",")):
+    counts = [int(count) for count in options.images.split(",")]
+    for images in counts:
         root = Path(tempfile.mkdtemp(prefix="heat-scale-", dir=options.folder))
         try:
-            sizes.append(measure(root, images, options.val, options.workers, (width, height)))
+            last = images == counts[-1]
+            sizes.append(
+                measure(root, images, options.val, options.workers, (width, height), evaluated=last)
+            )
         finally:
             shutil.rmtree(root)
         print(json.dumps(sizes[-1]), file=sys.stderr, flush=True)
-    parent = max(size[s]["parent_mb"] for size in sizes for s in ("check", "first_batch", "eval"))
+    parent = max(size[s]["parent_mb"] for size in sizes for s in STAGES if s in size)
     result = {
         "sizes": sizes,
         "growth": growth(sizes),

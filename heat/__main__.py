@@ -2,11 +2,12 @@
 
 import sys
 
-from .commands.interrupts import CODES, end_now, ending_soon, line_of
+from .commands.interrupts import CODES, end_now, ending_soon, finished, ignore_at_last, line_of
 
 
 def main() -> int:
     """Run the command line; a signal while it is imported ends it with one line too."""
+    ignore_at_last()
     try:
         with ending_soon():
             from .cli import main as run
@@ -17,6 +18,7 @@ def main() -> int:
         print(f"error: {line}", file=sys.stderr)
     if code in CODES:
         end_now(code)
+    finished(code)
     return code
 
 

@@ -22,6 +22,7 @@ from latency_tables.probe.lock import lock_file
 from supernet.atomic import append_line, replacing
 from supernet.data.shapes import make_shapes
 from supernet.errors import UserError, out_of_memory
+from supernet.version import __version__
 from tests.faulting import STAGES, Child, Place, Results, forked, half_written, remains
 
 ORDER = ("estimate", "supernet", "thin", "train", "export", "detect")
@@ -144,6 +145,30 @@ def test_a_signal_ends_a_command(number: signal.Signals, code: int, word: str, d
     assert process.returncode == code
     assert errors.startswith(f"error: {word}; what was finished is kept: the same command goes on")
     assert errors.count("\n") == 1
+
+
+LEAVING = """
+import atexit, sys, time
+def leave() -> None:
+    print("leaving", file=sys.stderr, flush=True)
+    time.sleep(60)
+from heat import __main__ as command
+first = command.ignore_at_last
+command.ignore_at_last = lambda: (first(), atexit.register(leave))
+sys.argv = ["heat", "--version"]
+sys.exit(command.main())
+"""
+"""A command that is done, in an interpreter that takes its time to end, as with torch."""
+
+
+@pytest.mark.parametrize("number", interrupts.ENDING)
+def test_a_signal_takes_nothing_from_a_finished_command(number: signal.Signals) -> None:
+    command = [sys.executable, "-c", LEAVING]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None and process.stderr.readline() == "leaving\n"
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "") and out.startswith(__version__)
 
 
 def test_a_command_leaves_signals_as_they_were() -> None:

@@ -5,6 +5,7 @@ compiling of a network, may take a minute. A thread waits for the signals too, a
 where it does not end by itself. Nothing is lost by that: files are replaced whole.
 """
 
+import atexit
 import os
 import signal
 import socket
@@ -86,6 +87,24 @@ def _watch(signals: socket.socket) -> None:
     end_now(code)
 
 
+def ignore_at_last() -> None:
+    """Ignore signals once Python has run all that is registered for its exit.
+
+    It sets its own handlers back before libraries are taken apart, which with torch takes a while.
+    To be called before anything else is registered.
+    """
+    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in ENDING])
+
+
+def finished(code: int) -> None:
+    """Let a signal end the process with the exit code of its command, which is done."""
+    _flush()
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda *_: end_now(code))
+
+
 def end_now(code: int) -> NoReturn:
     """End the process without taking the interpreter apart, which with torch takes a second."""
     if "multiprocessing" in sys.modules:  # not imported for it: signals come early too
@@ -93,7 +112,11 @@ def end_now(code: int) -> NoReturn:
 
         for child in multiprocessing.active_children():
             child.kill()
+    _flush()
+    os._exit(code)
+
+
+def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    os._exit(code)
