@@ -96,7 +96,10 @@ def test_an_avif_file_is_the_same_in_every_reader(tmp_path: Path, orientation: i
         assert (record.height, record.width) == ((height, width) if as_seen else (40, 60))
         assert image_problems(data) == []
         training = Samples(data.records, (64, 64), TrainConfig())
-        read = [read_image(path, (record.height, record.width)), training.load(0).pixels]
+        read = [
+            read_image(path, (record.height, record.width)),
+            training.load(training.records[0]).pixels,
+        ]
         stored = as_pixels(path) if as_seen else read_image(path, turned=False)
         for pixels in (*read, stored):
             assert pixels is not None and pixels.shape[:2] == (record.height, record.width)
