@@ -171,6 +171,26 @@ def test_a_signal_takes_nothing_from_a_finished_command(number: signal.Signals) 
     assert (process.returncode, errors) == (0, "") and out.startswith(__version__)
 
 
+def test_a_signal_within_a_flush_ends_the_command_too() -> None:
+    """Python refuses to flush a stream that the interrupted code is flushing."""
+    code = """
+import io, os, signal, sys
+from heat.commands import interrupts
+class Raw(io.RawIOBase):
+    def writable(self): return True
+    def write(self, data):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return len(data)
+interrupts.finished(3)
+sys.stderr = io.TextIOWrapper(io.BufferedWriter(Raw()))
+sys.stderr.write("last words")
+sys.stderr.flush()
+sys.exit(9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 def test_a_command_leaves_signals_as_they_were() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with interrupts.ending_soon():
