@@ -2,30 +2,79 @@
 
     python benchmarks/hold.py heat-run/bundle-ladder --hold-fps 30 --name hold
 
-A pipe stands for a camera (`feeder.py`). After a third of the time processes that compute without
-a pause start on every core, and end after two thirds. The ladder's own `detect.py` runs with
---hold-fps, then without, so that its most accurate network does all the work. The last line is one
-JSON object: frames, dropped frames and the time of frames of each, and when networks took turns;
-with --name it goes to benchmarks/results/.
+A local MJPEG stream stands for a camera: frames that come too late are dropped. After a third of
+the time processes that compute without a pause start, two for each core, and end after two thirds.
+The ladder's own `detect.py` runs with --hold-fps, then without, so that its most accurate network
+does all the work. The last line is one JSON object: frames, dropped frames and the time of frames
+of each, and when networks took turns; with --name it goes to benchmarks/results/.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
-import tempfile
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import cv2
+import numpy as np
 from result import RESULTS, here, tell
 
 from deploy.edge.detect import read_card
 from deploy.edge.ladder import read_ladder
 
-FEEDER = Path(__file__).with_name("feeder.py")
+FRAMES = 300
+
+
+class Camera(BaseHTTPRequestHandler):
+    """Sends drawn JPEGs at a rate, for so long, to whoever connects."""
+
+    frames: ClassVar[list[bytes]] = []
+    rate: ClassVar[float] = 30.0
+    seconds: ClassVar[float] = 60.0
+
+    def do_GET(self) -> None:
+        """Answer with an endless image."""
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        start, number = time.monotonic(), 0
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - start < self.seconds:
+                image = self.frames[number % FRAMES]
+                head = (
+                    f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(image)}\r\n\r\n"
+                )
+                self.wfile.write(head.encode() + image + b"\r\n")
+                number += 1
+                time.sleep(max(0.0, start + number / self.rate - time.monotonic()))
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def serve(port: int, rate: float, seconds: float) -> None:
+    """Be the camera until killed."""
+    rng = np.random.default_rng(0)
+    for number in range(FRAMES):
+        frame = cv2.resize(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), (320, 240))
+        cv2.circle(frame, (number * 3 % 320, number * 2 % 240), 24, (30, 200, 60), -1)
+        Camera.frames.append(cv2.imencode(".jpg", frame)[1].tobytes())
+    Camera.rate, Camera.seconds = rate, seconds
+    HTTPServer(("127.0.0.1", port), Camera).serve_forever()
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 def burn() -> None:
@@ -36,27 +85,28 @@ def burn() -> None:
 
 def run(options: argparse.Namespace, hold: bool) -> dict[str, Any]:
     """Detect on a camera for the given time; return what is reported of it."""
-    with tempfile.TemporaryDirectory() as folder:
-        pipe = Path(folder) / "camera.mjpeg"
-        os.mkfifo(pipe)
-        command = [sys.executable, str(options.ladder / "detect.py"), str(pipe)]
-        command += ["--threads", str(options.threads)]
-        command += ["--hold-fps", str(options.hold_fps)] if hold else []
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        asked = [str(pipe), str(options.seconds), str(options.hold_fps)]
-        feeder = subprocess.Popen([sys.executable, str(FEEDER), *asked])
-        load = [multiprocessing.Process(target=burn, daemon=True) for _ in range(options.load)]
-        try:
-            time.sleep(options.seconds / 3)
-            for one in load:
-                one.start()
-            time.sleep(options.seconds / 3)
-            for one in load:
-                one.kill()
-            out, _ = process.communicate()
-        finally:
-            feeder.kill()
-            process.kill()
+    port = free_port()
+    camera = multiprocessing.Process(
+        target=serve, args=(port, options.hold_fps, options.seconds), daemon=True
+    )
+    camera.start()
+    time.sleep(2)
+    command = [sys.executable, str(options.ladder / "detect.py"), f"http://127.0.0.1:{port}/c.mjpg"]
+    command += ["--threads", str(options.threads), "--frames", str(10**9)]
+    command += ["--hold-fps", str(options.hold_fps)] if hold else []
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    load = [multiprocessing.Process(target=burn, daemon=True) for _ in range(options.load)]
+    try:
+        time.sleep(options.seconds / 3)
+        for one in load:
+            one.start()
+        time.sleep(options.seconds / 3)
+        for one in load:
+            one.kill()
+        out, _ = process.communicate()
+    finally:
+        camera.kill()
+        process.kill()
     result = json.loads(out.splitlines()[-1])
     return {
         "frames": result["frames"],
