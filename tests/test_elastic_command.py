@@ -108,8 +108,9 @@ def test_refusals(workspace: Path, shapes: Path) -> None:
     save_checkpoint(path, load_file(path), replace(info, facts=facts))
     thin = ["thin", "--target-fps", 1, *HERE, "--out", workspace]
     assert "was not trained elastic" in fails(2, *thin)
-    (workspace / "elastic" / "plan.json").write_text("[")
-    assert "cannot be read" in fails(2, *again)
+    for broken in ("[", "[" * 100_000):
+        (workspace / "elastic" / "plan.json").write_text(broken)
+        assert "cannot be read" in fails(2, *again)
 
 
 def test_a_fleet_is_trained_once_and_grows_without_training(

@@ -78,12 +78,23 @@ def test_the_fastest_network_is_the_last(tmp_path: Path) -> None:
         ('{"format": 1, "rungs": []}', "names of folders"),
         ('{"format": 1, "rungs": [{"bundle": "../x", "target_fps": 3}]}', "names of folders"),
         ('{"format": 1, "rungs": [{"bundle": "x"}]}', "cannot be read"),
+        ('{"format": 1, "rungs": [{"bundle": "..", "target_fps": 3}]}', "outside its folder"),
+        ("[" * 100_000, "cannot be read"),
     ],
 )
 def test_a_damaged_ladder_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "ladder.json").write_text(text)
     with pytest.raises(BundleError, match=message):
         read_ladder(tmp_path)
+
+
+def test_a_rung_is_no_link_to_another_folder(tmp_path: Path) -> None:
+    (tmp_path / "ladder").mkdir()
+    (tmp_path / "ladder" / "x").symlink_to(tmp_path)
+    text = '{"format": 1, "rungs": [{"bundle": "x", "target_fps": 3}]}'
+    (tmp_path / "ladder" / "ladder.json").write_text(text)
+    with pytest.raises(BundleError, match="a link to outside"):
+        read_ladder(tmp_path / "ladder")
 
 
 def test_a_rate_needs_a_ladder(tmp_path: Path) -> None:

@@ -199,15 +199,21 @@ def check_card(card: Mapping[str, Any], path: Path) -> None:
     if maps is not None and not _are_maps(maps, len(card["names"])):
         raise BundleError(f"{damaged} (calibration: {str(maps)[:60]}): export again")
     for name in (*card["files"], card["model"]):
-        if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
-            raise BundleError(f"{damaged} ({name!r} is outside its folder): export again")
-        if not (path.parent / name).resolve().is_relative_to(path.parent.resolve()):
-            raise BundleError(
-                f"{damaged} ({name!r} is a link to outside its folder): copy the file itself"
-            )
+        check_inside(name, path)
     for name in loaded_files(card["model"]):
         if name not in card["files"] and (path.parent / name).exists():
             raise BundleError(f"{damaged} (it has no hash of {name}): export again")
+
+
+def check_inside(name: str, path: Path) -> None:
+    """Raise `BundleError` where a name in the file `path` leads out of that file's folder."""
+    damaged = f"{path} is damaged"
+    if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
+        raise BundleError(f"{damaged} ({name!r} is outside its folder): export again")
+    if not (path.parent / name).resolve().is_relative_to(path.parent.resolve()):
+        raise BundleError(
+            f"{damaged} ({name!r} is a link to outside its folder): copy the file itself"
+        )
 
 
 def _are_maps(maps: object, count: int) -> bool:

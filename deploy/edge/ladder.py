@@ -19,7 +19,7 @@ import numpy as np
 
 from supernet.errors import BundleError, UserError, wrong_format
 
-from .card import Card
+from .card import Card, check_inside
 from .detect import Bundle
 from .found import Found
 from .records import Held, Switch
@@ -96,16 +96,16 @@ class Ladder:
         self, folder: Path, threads: int | None = None, hold_fps: float | None = None
     ) -> None:
         """Load all rungs; without `hold_fps` the most accurate one does all the work."""
-        self.folder, self.hold_fps = folder, hold_fps
+        self.hold_fps = hold_fps
         self.rungs: list[Bundle] = []
         try:
             for rung in read_ladder(folder):
                 self.rungs.append(Bundle(folder / rung["bundle"], threads))
+            if any(rung.names != self.rungs[0].names for rung in self.rungs):
+                raise BundleError(f"{folder}: its networks have different classes: export it again")
         except BaseException:
             self.close()
             raise
-        if any(rung.names != self.rungs[0].names for rung in self.rungs):
-            raise BundleError(f"{folder}: its networks have different classes: export it again")
         self.card: Card = self.rungs[0].card
         """That of the most accurate network, whose thresholds are those of all."""
         self.names, self.input_hw = self.rungs[0].names, self.rungs[0].input_hw
@@ -178,10 +178,12 @@ def read_ladder(folder: Path) -> list[Rung]:
             {"bundle": str(rung["bundle"]), "target_fps": float(rung["target_fps"])}
             for rung in ladder["rungs"]
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read ({error}): export again") from None
     if not rungs or any(Path(rung["bundle"]).name != rung["bundle"] for rung in rungs):
         raise BundleError(f"{path}: the names of folders beside it are needed: export again")
+    for rung in rungs:
+        check_inside(rung["bundle"], path)
     return sorted(rungs, key=lambda rung: rung["target_fps"])
 
 

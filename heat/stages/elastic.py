@@ -184,7 +184,7 @@ def _read_plan(
         return members, asked
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): heat supernet --elastic --restart begins again"
         ) from None
