@@ -2,8 +2,9 @@
 
     python benchmarks/hold.py heat-run/bundle-ladder --hold-fps 30 --name hold
 
-A local MJPEG stream stands for a camera: frames that come too late are dropped. After a third of
-the time processes that compute without a pause start, two for each core, and end after two thirds.
+A local MJPEG stream takes the place of a camera: frames that come too late are dropped. After a
+third of the time processes that compute without a pause start, two for each core, and end after two
+thirds.
 The ladder's own `detect.py` runs with --hold-fps, then without, so that its most accurate network
 does all the work. The last line is one JSON object: frames, dropped frames and the time of frames
 of each, and when networks took turns; with --name it goes to benchmarks/results/.
@@ -22,14 +23,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
-import cv2
-import numpy as np
+from feeder import drawn_frames
 from result import RESULTS, here, tell
 
 from deploy.edge.detect import read_card
 from deploy.edge.ladder import read_ladder
-
-FRAMES = 300
 
 
 class Camera(BaseHTTPRequestHandler):
@@ -47,7 +45,7 @@ class Camera(BaseHTTPRequestHandler):
         start, number = time.monotonic(), 0
         with contextlib.suppress(ConnectionError):
             while time.monotonic() - start < self.seconds:
-                image = self.frames[number % FRAMES]
+                image = self.frames[number % len(self.frames)]
                 head = (
                     f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(image)}\r\n\r\n"
                 )
@@ -61,12 +59,7 @@ class Camera(BaseHTTPRequestHandler):
 
 def serve(port: int, rate: float, seconds: float) -> None:
     """Be the camera until killed."""
-    rng = np.random.default_rng(0)
-    for number in range(FRAMES):
-        frame = cv2.resize(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), (320, 240))
-        cv2.circle(frame, (number * 3 % 320, number * 2 % 240), 24, (30, 200, 60), -1)
-        Camera.frames.append(cv2.imencode(".jpg", frame)[1].tobytes())
-    Camera.rate, Camera.seconds = rate, seconds
+    Camera.frames, Camera.rate, Camera.seconds = drawn_frames(), rate, seconds
     HTTPServer(("127.0.0.1", port), Camera).serve_forever()
 
 

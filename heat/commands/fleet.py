@@ -99,7 +99,6 @@ def fleet(
         elastic=settings(epochs=epochs),
         polish=polish if finetune else None,
         calibrate=calibrate,
-        restart=restart,
         running=Running(
             resume=not restart, restart=restart, workers=workers, threads=physical_cores()
         ),

@@ -122,7 +122,7 @@ def export(
         max_ap_drop: Points of AP that a lower precision may lose on labelled data; in int8, parts
             stay in floating point until it is kept.
         ladder: Frame rates as 60,30,15: a network of an elastic supernet is thinned and exported
-            for each, into one folder, whose networks stand in for each other (heat detect
+            for each, into one folder, whose networks take turns (heat detect
             --hold-fps).
     """
     from deploy.edge.engine import gpu_here

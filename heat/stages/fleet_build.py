@@ -20,7 +20,7 @@ from supernet.train.running import Running
 
 from ..records import Result
 from ..thinning.candidates import Wanted
-from ..thinning.thinned import find_thinned, need_thinned
+from ..thinning.thinned import find_thinned
 from ..workspace import Workspace
 from .elastic import train_elastic
 from .export import Wish, export
@@ -45,7 +45,6 @@ def build_fleet(
     elastic: TrainConfig,
     polish: Callable[[int], TrainConfig] | None,
     calibrate: bool,
-    restart: bool,
     running: Running,
 ) -> Result:
     """Train the supernet and the elastic one, thin and export for each; skip what is finished.
@@ -75,7 +74,7 @@ def build_fleet(
                     if polish is not None
                     else None,
                     calibrate=calibrate,
-                    afresh=restart,
+                    afresh=running.restart,
                 )
             except PromiseError as error:
                 missed.append(f"{name}: {error}")
@@ -124,7 +123,7 @@ def ship(
     checked = exported.get("accuracy_check") or {}
     ap = {"ap": round(checked["ap"] / 100, 5)} if checked.get("ap") is not None else {}
     return {
-        **_of_thinning(workspace),
+        **_stage(workspace, "thin"),
         **ap,
         "deployed_fps": exported["measured_fps"],
         "bundle": exported["bundle"],
@@ -154,11 +153,7 @@ def missed_by(workspace: Workspace, result: Result) -> Result:
     if "bundle" not in result:
         return {**result, "met": False}
     deployed = {"deployed_fps": result["measured_fps"], "bundle": result["bundle"]}
-    return {**_of_thinning(workspace), **deployed, "met": False}
-
-
-def _of_thinning(workspace: Workspace) -> dict[str, Any]:
-    return _stage(workspace, "thin") if find_thinned(workspace) is not None else {}
+    return {**_stage(workspace, "thin"), **deployed, "met": False}
 
 
 def _stage(workspace: Workspace, name: str) -> dict[str, Any]:
@@ -167,9 +162,9 @@ def _stage(workspace: Workspace, name: str) -> dict[str, Any]:
 
 def _is_thinned(workspace: Workspace, wanted: Wanted) -> bool:
     """Return whether a member was thinned for the same limits and device, by this supernet."""
-    if find_thinned(workspace) is None:
+    thinned, first = find_thinned(workspace), wanted.candidates[0]
+    if thinned is None:
         return False
-    thinned, first = need_thinned(workspace), wanted.candidates[0]
     limits, targets = first.limits[0], {c.targets[0].device.name for c in wanted.candidates}
     return (
         thinned.met

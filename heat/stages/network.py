@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -48,37 +49,36 @@ def load_network(
     if thinned is None and (info is None or which == "thinned"):
         workspace.need("thin", "heat thin --target-fps FPS")
         thinned = Architecture.load(workspace.architecture)  # names the file that is gone
+    inherited = inherited_of(workspace, thinned) if thinned is not None else None
     if info is not None:
         architecture = read_architecture(info.description, str(path))
         differs = thinned is not None and not is_thinned(architecture, thinned)
-        if differs and which is None and thinned and inherited_of(workspace, thinned) is not None:
-            which = "thinned"  # it has weights of its own
-        if differs and which is None:
+        if differs and which is None and inherited is None:
             raise UserError(
                 f"{path} is not of the thinned network but of another ({architecture.name}): "
                 "--network trained takes the one that is trained, --network thinned the thinned "
                 "one without training; heat train --restart trains the thinned one"
             )
         if not differs or which == "trained":
-            network = build(change(architecture))
-            load_weights(path, network)
             if not info.finished:
                 print(
                     f"warning: training ended at epoch {info.epoch} of {info.epochs} "
                     "(heat train --resume goes on)",
                     file=sys.stderr,
                 )
-            facts = {"epoch": info.epoch, "epochs": info.epochs, **info.facts}
-            facts.pop("history", None)
-            return network.eval(), list(info.names), facts
+            return _loaded(path, change(architecture))
     assert thinned is not None
-    inherited = inherited_of(workspace, thinned)
     if inherited is not None:
-        network = build(change(thinned))
-        kept = load_weights(inherited, network)
-        facts = {"epoch": kept.epoch, "epochs": kept.epochs, **kept.facts}
-        facts.pop("history", None)
-        return network.eval(), list(kept.names), facts
+        return _loaded(inherited, change(thinned))
     torch.manual_seed(0)
     names = [f"class_{index}" for index in range(thinned.num_classes)]
     return build(change(thinned)).eval(), names, None
+
+
+def _loaded(path: Path, architecture: AnyArchitecture) -> tuple[Network, list[str], Result]:
+    """Return a network with the weights of a file, its class names, and how it was trained."""
+    network = build(architecture)
+    info = load_weights(path, network)
+    facts = {"epoch": info.epoch, "epochs": info.epochs, **info.facts}
+    facts.pop("history", None)
+    return network.eval(), list(info.names), facts

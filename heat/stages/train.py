@@ -69,10 +69,8 @@ def train(
         )
     architecture = architecture.with_(num_classes=data.num_classes)
     torch.manual_seed(config.seed)
-    network = _inherited(workspace, architecture) if from_supernet else build(architecture)
     start: dict[str, str] = {}
-    if from_supernet:
-        start["supernet"] = file_digest(_origin(workspace, architecture))
+    network = _inherited(workspace, architecture, start) if from_supernet else build(architecture)
     loaded = start_from(backbone, network, start)
     taken = None if weights is None else _take(weights, workspace, network, data.names, start)
     network.set_drop_path(config.drop_path)
@@ -180,7 +178,10 @@ def start_from(backbone: Path | None, network: Network, start: dict[str, str]) -
     return loaded.facts()
 
 
-def _inherited(workspace: Workspace, architecture: AnyArchitecture) -> Detector:
+def _inherited(
+    workspace: Workspace, architecture: AnyArchitecture, start: dict[str, str]
+) -> Detector:
+    """Return the thinned network with the supernet's weights; note their digest in `start`."""
     thinned = need_thinned(workspace)
     thin = Architecture.load(workspace.architecture)
     if thin != architecture:
@@ -189,17 +190,13 @@ def _inherited(workspace: Workspace, architecture: AnyArchitecture) -> Detector:
     if ready is not None:
         network = Detector(thin)
         load_weights(ready, network)
+        start["supernet"] = file_digest(ready)
         return network
     supernet = load_supernet(workspace)
     if supernet is None:
         raise UserError("--inherit needs a trained supernet: run heat supernet first")
+    start["supernet"] = file_digest(workspace.supernet / WEIGHTS)
     return inherit(supernet, thin, thinned.positions)
-
-
-def _origin(workspace: Workspace, architecture: AnyArchitecture) -> Path:
-    """Return the file of the weights that `_inherited` starts from."""
-    assert architecture.family == "heatdetr"
-    return inherited_of(workspace, architecture) or workspace.supernet / WEIGHTS
 
 
 def judge_on(data: DetectionSet) -> Judge:

@@ -9,8 +9,8 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.supernet import SearchSpace
 
 from .limits import Pricer
-from .moves import Logits, State, ThinningRules, removed_mass
-from .search import Chain
+from .moves import Logits, ThinningRules
+from .nested import whole_chain
 
 ON_THE_CHAIN = 25
 """Networks of the chain that are aimed at, evenly over it."""
@@ -39,12 +39,7 @@ def chain_networks(table: LatencyTable, space: SearchSpace, logits: Logits) -> l
 
     prices = Pricer(table, space, logits, no_more)
 
-    def drop(before: State, after: State) -> float:
-        return removed_mass(before, after, logits)
-
-    chain = Chain(space, logits, ThinningRules(stage_rule="all"), prices.table_ms, drop)
-    while chain.extend():
-        pass
-    last = len(chain.states) - 1
+    states = whole_chain(space, logits, ThinningRules(stage_rule="all"), prices.table_ms)
+    last = len(states) - 1
     places = np.linspace(0, last, min(ON_THE_CHAIN, last + 1)).round().astype(int)
-    return [chain.states[place].architecture(space, logits) for place in places]
+    return [states[place].architecture(space, logits) for place in places]

@@ -19,7 +19,7 @@ def whole_chain(
 ) -> list[State]:
     """Return the states of the greedy chain by importance mass, down to the smallest network.
 
-    Without a latency multiply-adds stand for milliseconds.
+    Without a latency multiply-adds take its place.
     """
     chain = Chain(
         space,

@@ -20,7 +20,7 @@ from .inherit import Positions, fill
 from .supernet import Supernet
 
 ASKED_SHARE = 0.7
-"""Share of the draws that are networks which are asked for already, beside those that are any."""
+"""Of n networks that are asked for: share of the draws that are theirs, times n / (n + 1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +182,7 @@ class Elastic(nn.Module):
         last = len(self.shared) - 1
         if self.anyone:
             return int(torch.randint(0, last + 1, ()))
-        if last == 0 or torch.rand(()) < ASKED_SHARE * (1 - 1 / (1 + len(self.often))):
-            return self.often[int(torch.randint(0, len(self.often), ()))]
+        asked = len(self.often)
+        if last == 0 or torch.rand(()) < ASKED_SHARE * asked / (asked + 1):
+            return self.often[int(torch.randint(0, asked, ()))]
         return int(torch.randint(1, last + 1, ()))

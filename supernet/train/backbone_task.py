@@ -18,8 +18,6 @@ class BackboneTask(Constant, ABC):
     """Trains a network around a backbone; subclasses give the data and the loss."""
 
     kind: Kind = "backbone"
-    turns = 1
-    turn = 0
 
     def __init__(self, network: nn.Module, architecture: Architecture) -> None:
         """Train `network`, whose backbone is of `architecture`."""

@@ -105,6 +105,9 @@ class Task(Protocol):
 class Constant:
     """The part of a task that is the same in every step and epoch."""
 
+    turns = 1
+    turn = 0
+
     def traces(self) -> Traces:
         """Return nothing."""
         return {}
@@ -131,8 +134,6 @@ class _Detection(Constant):
     """The common part of all tasks on a detection set."""
 
     kind: Kind = "detector"
-    turns = 1
-    turn = 0
 
     def __init__(self, network: Network, data: DetectionSet) -> None:
         self.data, self.input_size = data, network.architecture.input_size
