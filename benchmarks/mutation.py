@@ -59,7 +59,12 @@ SUBJECTS = {
     "quantization": Subject("supernet/heatdetr/quantization.py", ("tests/test_quantization.py",)),
     "decode": Subject(
         "supernet/heatdetr/operators/decode.py",
-        ("tests/test_loss.py", "tests/test_differential_network.py", "tests/test_aligned.py"),
+        (
+            "tests/test_decode_values.py",
+            "tests/test_loss.py",
+            "tests/test_differential_network.py",
+            "tests/test_aligned.py",
+        ),
         "not macs and not runtimes",
     ),
     "parity": Subject(
@@ -82,11 +87,6 @@ REASONS: Mapping[str, Mapping[str, str]] = {
     "table": {
         "_model: LatencyModel | None = field(default=None, init=False, compare=False, repr=False) "
         "| True": "only what repr shows",
-        "known = sorted(row.reference_ms for row in self.rows.values() if row.reference_ms > 0) "
-        "| 0 + 1": "no test has a reference of less than a millisecond",
-        "return sum(abs(math.log2(max(1, x) / max(1, y))) for x, y in pairs) | 1 + 1": (
-            "sides of 1 occur where both entries have them"
-        ),
     },
     "quantization": {
         "BINS = 2048 | 2048 + 1": "one bin more is as good",
@@ -102,9 +102,6 @@ REASONS: Mapping[str, Mapping[str, str]] = {
         ),
         'graph.op("Gather", [labels, column], (-1,), axis=0), | without -': (
             "the number of boxes that is stated of a value, which no reader of the graph needs"
-        ),
-        "self, graph: GraphWriter, scores: Value, deltas: Value, *, padded: bool = False | True": (
-            "every caller states it"
         ),
     },
 }

@@ -39,6 +39,7 @@ def note(box: Any, image: Any = 1, category: Any = 3, **more: Any) -> dict[str, 
 
 def test_numbers_flags_and_ids() -> None:
     assert number("1.5") == 1.5 and number(2) == 2.0 and whole("3.0") == 3 and whole(-4.0) == -4
+    assert LARGEST_ID == 9007199254740992, "the whole numbers that a float holds exactly"
     assert whole(LARGEST_ID) == LARGEST_ID and whole(-LARGEST_ID) == -LARGEST_ID
     for wrong in (True, None, "1_0", "x", 10**400, [1]):
         with pytest.raises(ValueError):

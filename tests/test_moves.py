@@ -97,6 +97,11 @@ def test_the_moves_of_a_stage() -> None:
     assert list(stage_moves(narrowed.after, 1, DEAREST, RULES))[-1].kind == "SR"
 
 
+def test_the_positions_are_those_of_each_stage() -> None:
+    assert FULL.positions() == tuple(tuple(range(n)) for n in SPACE.positions)
+    assert FULL.without((3, 1)).positions()[2] == (0, *range(2, SPACE.positions[2]))
+
+
 def test_moves_that_are_made_again() -> None:
     narrower = Move("WR", 4, None, FULL.narrower(4))
     widths = [(m.steps, m.after.widths[3]) for m in repeated(narrower, DEAREST, RULES)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from deploy.parity import ALLOWED, Parity, compare, largest, match_detections
+from deploy.parity import ALLOWED, Parity, compare, largest, match_detections, unexplained
 from supernet.boxes import Detections
 from supernet.heatdetr.operators.decode import Decode
 
@@ -110,6 +110,15 @@ def test_a_box_that_is_clipped_to_nothing_is_its_own_copy() -> None:
     assert match_detections(found(flat), parts(found(near)))[:3] == (1, 0, 0.0625)
     apart = (0.25, 10.0, 0.25, 60.0, 0.9, 1)
     assert match_detections(found(flat), parts(found(apart)))[:2] == (0, 2)
+
+
+def test_with_nms_either_of_two_equal_boxes_is_explained_without_it_only_the_better_one() -> None:
+    scores = torch.tensor([0.9, 0.8999, 0.01]).reshape(1, 1, 3)
+    boxes = torch.tensor([[0.0, 0, 32, 32], [4, 0, 36, 32], [50, 50, 60, 60]])
+    second = parts(found((4.0, 0.0, 36.0, 32.0, 0.8999, 0)))
+    for nms, missing in ((True, 0), (False, 1)):
+        decode = Decode((32,), 1, (64, 96), 0.0, nms=nms)
+        assert unexplained(decode, scores, boxes, second, 0.99) == missing
 
 
 class Fixed:

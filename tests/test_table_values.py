@@ -52,6 +52,9 @@ def test_shares_and_counts_of_rows(unit: Architecture) -> None:
     }
     assert table.sampled == 2 and table.unstable == pytest.approx(2 / 3)
     assert table.reference_ms == 7.0, "the middle one of those that are known"
+    table.rows[entries[0]] = replace(ROW, reference_ms=0.5)
+    table.rows[entries[2]] = replace(ROW, reference_ms=0.25)
+    assert table.reference_ms == 0.5, "a fast device's too"
     table.rows = {entries[0]: replace(ROW, uncertainty_ms=1.0)}
     assert table.unstable == 1.0
     assert table.times_ms() == {entries[0]: 0.5} and table.row(entries[0]).ms == 0.5
@@ -76,6 +79,10 @@ def test_the_nearest_row_is_that_of_the_nearest_widths() -> None:
     for width, nearest in ((96, 128), (48, 32), (1024, 128)):
         with pytest.raises(TableError, match=rf"nearest: repcnn {nearest}\b"):
             table.row(Entry("repcnn", 8, width, width, 56, 56))
+    low, near = Entry("repcnn", 8, 32, 32, 1, 56), Entry("repcnn", 8, 32, 32, 3, 56)
+    table.rows[low] = table.rows[near] = ROW
+    with pytest.raises(TableError, match="nearest: repcnn 32 @8 3x56"):
+        table.row(Entry("repcnn", 8, 32, 32, 2, 56))
     assert table.missing({"a": Entry("repcnn", 8, 32, 32, 56, 56)}) == []
     with pytest.raises(TableError, match="nearest: None"):
         LatencyTable(CONDITIONS).row(Entry("repcnn", 8, 32, 32, 56, 56))
@@ -132,6 +139,9 @@ def test_networks_alone_give_the_base_and_the_checks() -> None:
     for check, network in zip(quiet.calibration.checks, networks, strict=True):
         assert check.measured_ms == network.ms
         assert check.predicted_ms == pytest.approx(network.ms, rel=0.1)
+    assert quiet.model is not None
+    for check, (_, error, _) in zip(quiet.calibration.checks, quiet.model.checks, strict=True):
+        assert error != 0 and check.error == pytest.approx(error)
 
 
 def test_a_known_calibration_is_kept_without_networks() -> None:
