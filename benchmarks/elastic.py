@@ -30,7 +30,8 @@ from result import RESULTS, here, tell
 from deploy.gate import torch_detect
 from deploy.side_by_side import Entrant, race
 from heat.spaces import search_space
-from heat.thinning.evaluation import UNLABELLED, load_batches
+from heat.stages.inherited import recalibration_images
+from heat.thinning.evaluation import load_batches
 from heat.thinning.moves import ThinningRules
 from heat.thinning.nested import members_of, whole_chain
 from heat.views.charts import plain_numbers, save
@@ -126,7 +127,7 @@ class Seed:
         self.space = space_of(options, self.data.num_classes)
         self.work: Path = options.work / str(seed)
         self.work.mkdir(parents=True, exist_ok=True)
-        few = self.data.records[:UNLABELLED]
+        few = recalibration_images(self.data)
         self.images = [pixels for pixels, _ in load_batches(few, self.size)]
         self.trained: dict[str, Supernet] = {}
 
