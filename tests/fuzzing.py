@@ -24,6 +24,7 @@ import torch
 
 from deploy.edge.capture import Source, is_animated
 from deploy.edge.detect import Bundle, read_card
+from deploy.edge.ladder import read_ladder
 from deploy.edge.runtimes import open_session
 from deploy.export import export_bundle
 from deploy.feeds import described, inputs_of, refuse_open_ranks
@@ -35,8 +36,11 @@ from deploy.teachers.onnx_encoder import OnnxEncoder
 from deploy.teachers.seen_file import SeenFile
 from heat.cli import main
 from heat.commands.fleet_file import read_fleet
+from heat.stages.elastic import read_plan
 from heat.stages.network import load_network
-from heat.thinning.source import load_supernet
+from heat.thinning.moves import State
+from heat.thinning.nested import members_of
+from heat.thinning.source import load_elastic, load_supernet
 from heat.thinning.thinned import find_thinned
 from heat.views.outputs import is_pack
 from heat.workspace import Workspace
@@ -62,7 +66,7 @@ from supernet.graph.style import FORMS_VERSION
 from supernet.graph.writer import GraphWriter
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
-from supernet.heatdetr.supernet import SearchSpace
+from supernet.heatdetr.supernet import SearchSpace, Supernet
 from supernet.letterbox import read_image
 from supernet.network import read_architecture
 from supernet.train.feature_cache import FeatureCache
@@ -147,9 +151,39 @@ def write_checkpoint(folder: Path) -> None:
     save_checkpoint(folder / "weights.safetensors", network.state_dict(), info)
 
 
+def write_elastic(folder: Path) -> None:
+    workspace = Workspace(folder)
+    workspace.elastic.mkdir(exist_ok=True)
+    supernet = Supernet(SearchSpace(template=small(), positions=(1, 1, 1, 1)))
+    logits = supernet.logits()
+    members = members_of([State.full(supernet.space)], supernet.space, logits)
+    networks = [member.to_dict() for member in members]
+    info = CheckpointInfo(
+        kind="supernet",
+        description=supernet.space.to_json(),
+        names=("a", "b", "c", "d"),
+        epoch=1,
+        epochs=1,
+        facts={"elastic": {"supernet": "0" * 64, "networks": networks}},
+    )
+    save_checkpoint(workspace.elastic / "weights.safetensors", supernet.state_dict(), info)
+    plan = {"supernet": "0" * 64, "networks": networks, "asked": networks}
+    (workspace.elastic / "plan.json").write_text(json.dumps(plan))
+
+
+def read_elastic(folder: Path) -> object:
+    workspace = Workspace(folder)
+    supernet = load_elastic(workspace)
+    return supernet and read_plan(workspace.elastic / "plan.json", supernet.space, "0" * 64)
+
+
 def write_text(name: str, text: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_text(text, encoding="utf-8") and None
 
+
+LADDER = json.dumps(
+    {"format": 1, "rungs": [{"bundle": f"bundle-{x}", "target_fps": x} for x in (60, 30)]}
+)
 
 FLEET = """
 [camera]
@@ -455,6 +489,10 @@ READERS: Mapping[str, Reader] = {
     "pack": Reader(read_pack, write_pack, ("pack.pyz",)),
     "video": Reader(read_video, write_video, ("a.avi",)),
     "model": Reader(read_model, write_model, ("model.onnx",)),
+    "elastic": Reader(
+        read_elastic, write_elastic, ("elastic/weights.safetensors", "elastic/plan.json")
+    ),
+    "ladder": Reader(read_ladder, write_text("ladder.json", LADDER), ("ladder.json",)),
     "bundle": Reader(read_bundle, write_bundle, ("bundle/card.json",)),
     "thinned": Reader(read_thinned, write_thinned, ("run.json", "thin/architecture.json")),
     "run": Reader(

@@ -79,6 +79,8 @@ def test_the_fastest_network_is_the_last(tmp_path: Path) -> None:
         ('{"format": 1, "rungs": [{"bundle": "../x", "target_fps": 3}]}', "names of folders"),
         ('{"format": 1, "rungs": [{"bundle": "x"}]}', "cannot be read"),
         ('{"format": 1, "rungs": [{"bundle": "..", "target_fps": 3}]}', "outside its folder"),
+        ('{"format": 1, "rungs": [{"bundle": "a", "target_fps": NaN}]}', "positive numbers"),
+        (f'{{"format": 1, "rungs": [{{"bundle": "a", "target_fps": 1{"0" * 400}}}]}}', "too large"),
         ("[" * 100_000, "cannot be read"),
     ],
 )

@@ -178,8 +178,10 @@ def read_ladder(folder: Path) -> list[Rung]:
             {"bundle": str(rung["bundle"]), "target_fps": float(rung["target_fps"])}
             for rung in ladder["rungs"]
         ]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read ({error}): export again") from None
+    if not all(0 < rung["target_fps"] < float("inf") for rung in rungs):
+        raise BundleError(f"{path}: frame rates must be positive numbers: export again")
     if not rungs or any(Path(rung["bundle"]).name != rung["bundle"] for rung in rungs):
         raise BundleError(f"{path}: the names of folders beside it are needed: export again")
     for rung in rungs:

@@ -107,7 +107,7 @@ def _planned(
     They are fixed when the training is first started.
     """
     path = workspace.elastic / "plan.json"
-    kept = _read_plan(path, supernet.space, digest) if not afresh else None
+    kept = read_plan(path, supernet.space, digest) if not afresh else None
     if kept is not None:
         return kept
     if fleet is not None and os.environ.get("WORLD_SIZE", "1") != "1":
@@ -169,7 +169,7 @@ def _ways(workspace: Workspace, name: str, wanted: Wanted) -> Iterator[tuple[lis
             yield members_of(states, space, logits), goal
 
 
-def _read_plan(
+def read_plan(
     path: Path, space: SearchSpace, digest: str
 ) -> tuple[list[Member], list[Member]] | None:
     """Return the networks that a training was begun for; None where none was, of this supernet."""
