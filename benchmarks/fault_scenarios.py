@@ -71,6 +71,10 @@ def signalled(base: Any, name: str, number: signal.Signals, after_s: float) -> F
     return {"wrong": wrong, "ended_s": round(ended_s, 2)}
 
 
+ROOM_KB = 400_000
+"""Enough for all that a command writes, and for each file twice."""
+
+
 @contextlib.contextmanager
 def disk(place: Place, room_kb: int) -> Iterator[Callable[[str], None]]:
     """Put the folder onto a file system with so much room; yield what changes its options.
@@ -107,7 +111,7 @@ def full_disk(base: Any, name: str, room_kb: int) -> Found:
             done = forked(STAGES[name].command(there), there.folder)
             wrong = [] if done.code == 0 else one_line(done, 2)
             wrong += half_written(there.folder)
-            remount("size=200m")
+            remount(f"size={ROOM_KB}k")
             wrong += base.wrong(STAGES[name], there)
     except OSError as error:
         return {"wrong": [], "skipped": f"no small disk: {error}"}
@@ -118,7 +122,7 @@ def read_only(base: Any, name: str) -> Found:
     """Run a command in a read-only workspace, which stays as it is, then in a writable one."""
     place = base.place(name, "read-only")
     try:
-        with disk(place, 100_000) as remount:
+        with disk(place, ROOM_KB) as remount:
             there = Place(place.data, place.folder.with_name(f"{place.folder.name}-disk"))
             remount("ro")
             done = forked(STAGES[name].command(there), there.folder)
