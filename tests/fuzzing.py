@@ -40,7 +40,7 @@ from heat.stages.elastic import read_plan
 from heat.stages.network import load_network
 from heat.thinning.moves import State
 from heat.thinning.nested import members_of
-from heat.thinning.source import load_elastic, load_supernet
+from heat.thinning.source import elastic_members, load_elastic, load_supernet
 from heat.thinning.thinned import find_thinned
 from heat.views.outputs import is_pack
 from heat.workspace import Workspace
@@ -174,7 +174,10 @@ def write_elastic(folder: Path) -> None:
 def read_elastic(folder: Path) -> object:
     workspace = Workspace(folder)
     supernet = load_elastic(workspace)
-    return supernet and read_plan(workspace.elastic / "plan.json", supernet.space, "0" * 64)
+    if supernet is None:
+        return None
+    trained = elastic_members(workspace.elastic / "weights.safetensors", supernet.space.template)
+    return trained, read_plan(workspace.elastic / "plan.json", supernet.space, "0" * 64)
 
 
 def write_text(name: str, text: str) -> Callable[[Path], None]:

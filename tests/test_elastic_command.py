@@ -2,8 +2,11 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +14,22 @@ import torch
 from safetensors.torch import load_file
 
 from deploy.edge.ladder import read_ladder
-from heat.thinning.source import load_elastic
+from heat.commands.candidates import find_candidates
+from heat.stages import elastic as stage
+from heat.stages import inherited
+from heat.stages.fleet_build import is_thinned
+from heat.stages.network import Which, load_network
+from heat.thinning.candidates import Candidate, Wanted
+from heat.thinning.limits import Cost, Limits
+from heat.thinning.moves import ThinningRules, removed_mass
+from heat.thinning.nested import by_macs, by_size
+from heat.thinning.search import Chain
+from heat.thinning.source import elastic_members, load_elastic
 from heat.workspace import Workspace
 from supernet.checkpoint import read_info, save_checkpoint
 from supernet.data.coco import load_split
+from supernet.errors import UserError
+from supernet.heatdetr.elastic import Member
 from supernet.heatdetr.inherit import order_channels
 from supernet.train.elastic_task import ElasticTask
 from supernet.train.loop import run_task
@@ -79,7 +94,81 @@ def test_a_finished_training_is_kept(workspace: Path, shapes: Path) -> None:
     again = ["supernet", "--data", shapes, *SIZE, "--elastic"]
     code, _, errors = run(*again, "--elastic-epochs", 1, "--out", workspace)
     assert code == 0, errors
-    assert path.stat().st_mtime_ns == before
+    assert path.stat().st_mtime_ns == before and "warning: the finished" not in errors
+    code, _, errors = run(*again, "--elastic-epochs", 2, "--drawn", 2, "--out", workspace)
+    assert code == 0 and path.stat().st_mtime_ns == before
+    assert "is kept: epochs 1, not 2, drawn 1, not 2" in errors
+
+
+@pytest.mark.parametrize(
+    ("asked", "again"),
+    [
+        ({}, False),
+        ({"runtime": "openvino"}, True),
+        ({"precision": "bf16"}, True),
+        ({"threads": 2}, True),
+        ({"input_size": "64..128"}, True),
+        ({"limits": Limits(target_fps=2)}, True),
+        ({"limits": Limits(target_fps=1, percentile="p95")}, True),
+        ({"limits": Limits(target_fps=1, max_size_mb=9)}, True),
+    ],
+)
+def test_a_member_is_thinned_again_for_another_wish(
+    workspace: Path, shapes: Path, asked: dict[str, Any], again: bool
+) -> None:
+    root = Workspace(workspace)
+    here = {"runtime": "onnxruntime", "threads": 1, "limits": Limits(target_fps=1)} | asked
+    candidates, data = find_candidates(root, here.pop("limits"), devices=["cpu"], **here)
+    if "input_size" in asked:
+        candidates = [c for c in candidates if c.space.template.input_size != (96, 128)]
+    assert is_thinned(root, Wanted(candidates, data, trust=False)) is not again
+
+
+def test_a_promise_that_an_export_broke_is_thinned_again(workspace: Path) -> None:
+    root = Workspace(workspace)
+    candidates, data = find_candidates(
+        root, Limits(target_fps=1), devices=["cpu"], runtime="onnxruntime", threads=1
+    )
+    root.record("export-onnx", {"broken": None})
+    assert is_thinned(root, Wanted(candidates, data, trust=False))
+    root.record("export-onnx", {"broken": ["40 FPS, target 60"]})
+    assert not is_thinned(root, Wanted(candidates, data, trust=False))
+
+
+def test_a_training_of_an_earlier_thinning_is_not_exported(
+    workspace: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    polish = ["train", "--data", shapes, "--finetune", "--batch-size", 8, "--out", workspace]
+    code, _, errors = run(*polish)
+    assert code == 0, errors
+    root = Workspace(workspace)
+
+    def taken(which: Which | None = None) -> object:
+        _, _, facts = load_network(root, which=which)
+        assert facts is not None
+        return facts.get("inherited")
+
+    assert taken() is None, "the training is newer"
+    records = json.loads((workspace / "run.json").read_text())
+    records["stages"]["train"]["finished"] = "2026-01-01T00:00:00+00:00"
+    (workspace / "run.json").write_text(json.dumps(records))
+    assert taken() == taken("thinned") == "elastic supernet" and taken("trained") is None
+    assert "no finished training of this thinning" in capsys.readouterr().err
+
+
+def test_a_network_smaller_than_any_that_was_trained_is_told(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, path = Workspace(workspace), workspace / "elastic" / "weights.safetensors"
+    supernet = load_elastic(root)
+    assert supernet is not None
+    members = elastic_members(path, supernet.space.template)
+    small = members[-1].architecture.with_(input_size=(192, 256))
+    inherited.warn_if_smaller(root, supernet, small)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(inherited, "elastic_members", lambda path, template: members[:1])
+    inherited.warn_if_smaller(root, supernet, small)
+    assert "the smallest network that was trained has" in capsys.readouterr().err
 
 
 def test_another_supernet_makes_the_elastic_one_void(
@@ -97,7 +186,12 @@ def test_another_supernet_makes_the_elastic_one_void(
 
 def test_refusals(workspace: Path, shapes: Path) -> None:
     again = ["supernet", "--data", shapes, *SIZE, "--elastic", "--out", workspace]
-    assert "add --elastic" in fails(2, "supernet", "--data", shapes, "--elastic-epochs", 3)
+    for option in (["--elastic-epochs", 3], ["--drawn", 2], ["--teach-from", 0.5]):
+        assert "add --elastic" in fails(2, "supernet", "--data", shapes, *option)
+    fresh = ["supernet", "--data", shapes, *SIZE, "--elastic", "--out", workspace / "new"]
+    assert "cannot read" in fails(2, *fresh, "--targets", workspace / "none.toml")
+    assert "--epochs 0" in fails(2, *fresh, "--elastic-epochs", 0)
+    assert not (workspace / "new" / "supernet").exists(), "refused before any work"
     assert "at least 1 network" in fails(2, *again, "--drawn", 0)
     (workspace / "thin" / "weights.safetensors").unlink()
     polish = ["train", "--data", shapes, "--finetune", "--out", workspace]
@@ -160,7 +254,52 @@ def test_a_target_outside_the_chain_names_its_ends(workspace: Path, shapes: Path
     shutil.rmtree(workspace / "elastic")
     again = ["supernet", "--data", shapes, *SIZE, "--elastic"]
     line = fails(2, *again, "--targets", fleet, "--out", workspace)
-    assert "9000 FPS is outside of the chain" in line and "predicted to run at" in line
+    assert "outside of the chain" in line and "predicted to run at" in line
+    assert "target 9000" in line
+
+
+def test_ways_of_several_sizes_are_trained_at_one_and_one_that_fails_is_passed_over(
+    unit: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    supernet = make(unit)
+    space, logits = supernet.space, supernet.logits()
+    rules = ThinningRules()
+    limits = Limits(target_fps=1.0, max_size_mb=9.0)
+
+    @contextmanager
+    def search(*given: Any) -> Iterator[Any]:
+        candidate = given[1]
+        chain = Chain(
+            candidate.space, logits, rules, by_macs(candidate.space, logits),
+            lambda before, after: removed_mass(before, after, logits),
+        )  # fmt: skip
+        heavy = candidate.space.template.input_size == (64, 64)
+        cost = Cost(fps=50.0, size_mb=10.0 if heavy else 8.0, memory_mb=1.0)
+        goal = SimpleNamespace(limits=limits, predict=lambda state: cost)
+        yield SimpleNamespace(chain=chain, goals=[goal], candidate=candidate)
+
+    monkeypatch.setattr(stage, "open_search", search)
+    monkeypatch.setattr(stage, "load_source", lambda *given, **more: None)
+    sizes = [(64, 64), space.template.input_size, (128, 192)]
+    target = SimpleNamespace(name="cpu")
+    candidates = [
+        Candidate(
+            replace(space, template=space.template.with_(input_size=size)),
+            (target,), (limits,),
+        )
+        for size in sizes
+    ]  # type: ignore[arg-type]  # fmt: skip
+    wanted = Wanted(candidates, None, trust=False)
+    own = space.template.input_size
+    ways = list(stage._ways(Workspace(tmp_path), "gate", wanted, own))
+    assert len(ways) == 2 and ways[0] == ways[1], "of two sizes the same networks"
+    members = by_size(member for way, _ in ways for member in way)
+    assert [m.architecture.input_size for m in members] == [own] * len(members)
+    again = [Member.from_dict(m.to_dict(), space.template) for m in members]
+    assert again == members
+    only = Wanted(candidates[:1], None, trust=False)
+    with pytest.raises(UserError, match=r"\[gate\]: outside .* has size 10.0 MiB, at most 9"):
+        list(stage._ways(Workspace(tmp_path), "gate", only, own))
 
 
 def test_a_resumed_training_ends_with_the_same_weights(

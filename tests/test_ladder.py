@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from deploy.edge import script
 from deploy.edge.found import Found
 from deploy.edge.ladder import Hold, Ladder, open_finder, read_ladder
 from deploy.export import export_bundle
@@ -174,6 +175,11 @@ def test_two_late_frames_of_a_real_network_bring_the_faster_one(
         assert loaded.frames == [2, 2]
         held = loaded.held()
         assert held is not None and held["switches"][0]["rung"] == "40-fps"
+        assert held["frames"] == {"20-fps": 2, "40-fps": 2} and held["switched"] == 1
+        loaded.detect(image)
+        again = loaded.held()
+        assert again is not None and sum(again["frames"].values()) == 1, "of the next source"
+        assert again["switched"] == 0 and again["switches"] == []
 
 
 def test_networks_of_other_classes_are_no_ladder(ladder: Path, tmp_path: Path) -> None:
@@ -183,3 +189,14 @@ def test_networks_of_other_classes_are_no_ladder(ladder: Path, tmp_path: Path) -
     (other / "40-fps" / "card.json").write_text(json.dumps({**card, "names": ["a", "b", "z"]}))
     with pytest.raises(BundleError, match="different classes"):
         Ladder(other)
+
+
+def test_ctrl_c_of_the_script_is_one_line(
+    ladder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "detect_sources", stopped)
+    assert script.main(["a.jpg", "--bundle", str(ladder)]) == 130
+    assert capsys.readouterr().err == "interrupted: what was finished is kept\n"

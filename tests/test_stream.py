@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,33 @@ def test_a_recording_appears_whole(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "clip.jsonl").read_text()) == {"frame": 0}
     with pytest.raises(DataError, match="cannot write to"):
         Recorder(tmp_path / "out" / "clip.mp4" / "below", "clip", 25.0)
+
+
+def test_ctrl_c_ends_a_camera_and_breaks_off_a_file(tmp_path: Path) -> None:
+    """What a camera gave is told: there is no other way to end it. SIGTERM ends all."""
+
+    class TermError(KeyboardInterrupt):
+        pass
+
+    def stopping(error: type[KeyboardInterrupt]) -> Callable[[Image], Found]:
+        seen: list[Image] = []
+
+        def detect(image: Image) -> Found:
+            seen.append(image)
+            if len(seen) > 3:
+                raise error
+            return NOTHING
+
+        return detect
+
+    kept: list[int] = []
+    tally = run_stream(
+        Camera(0.01, 100),
+        stopping(KeyboardInterrupt),
+        lambda frame, found: kept.append(frame.number),
+    )
+    assert tally.done == len(kept) == 3 and tally.summary()["ended"] is None
+    path = write_video(tmp_path / "clip.mp4", 20)
+    for source, error in ((Camera(0.01, 100), TermError), (Source(str(path)), KeyboardInterrupt)):
+        with pytest.raises(KeyboardInterrupt):
+            run_stream(source, stopping(error), lambda frame, found: None)

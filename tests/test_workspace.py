@@ -112,6 +112,12 @@ def test_the_record_holds_no_password(tmp_path: Path, monkeypatch: pytest.Monkey
         ('[".."]\ntarget_fps = 24', "name is that of its folder"),
         ('[""]\ntarget_fps = 24', "name is that of its folder"),
         ('["a/b"]\ntarget_fps = 24', "name is that of its folder"),
+        ('[camera]\ntarget_fps = 24\ndevice = "no-such"', "unknown device 'no-such'"),
+        ('[camera]\ntarget_fps = 24\ndevice = "cpu:openvno"', "'openvno'"),
+        ("[camera]\ntarget_fps = 24\nthreads = 0", "threads = 0: at least 1"),
+        ('[camera]\ntarget_fps = 24\ninput_size = "640..320"', "must be the smaller one"),
+        ('[camera]\ntarget_fps = 24\ninput_size = "320..480..640"', "two sides, as 320..640"),
+        (f"[camera]\ntarget_fps = 1{'0' * 400}", "too large"),
     ],
 )
 def test_a_fleet_file_is_read_whole_before_anything_is_thinned(

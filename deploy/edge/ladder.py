@@ -139,15 +139,20 @@ class Ladder:
         return found
 
     def held(self) -> Held | None:
-        """Return how often each network had its turn; None where no rate was to be held."""
+        """Return how often each network had its turn since this was last asked.
+
+        None where no rate is to be held.
+        """
         if self.hold_fps is None:
             return None
-        return {
+        held: Held = {
             "hold_fps": self.hold_fps,
             "frames": {self._name(index): count for index, count in enumerate(self.frames)},
             "switched": self._switched,
             "switches": self.switches,
         }
+        self.frames, self.switches, self._switched = [0] * len(self.rungs), [], 0
+        return held
 
     def _name(self, rung: int) -> str:
         return self.rungs[rung].folder.name

@@ -119,4 +119,5 @@ class DetectResult(TypedDict, total=False):
     detections: list[ImageRecord]
     latency_ms: float | None
     """Median."""
+    hold: Held
     videos: list[StreamResult]

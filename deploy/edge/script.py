@@ -65,6 +65,9 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         print(f"error: {refusal(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is kept", file=sys.stderr)
+        return 130
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     print(json.dumps(result))

@@ -1,9 +1,9 @@
 """Detects on video files, cameras and streams: reading, inferring and drawing overlap.
 
-Three threads with queues of two frames between them. A file is read no faster than it is
-processed, and every frame counts. A camera or stream keeps its own rate: a frame that is not
-processed when a newer one comes is dropped, the oldest first, and counted, so that what is shown
-is never more than two frames old.
+Three threads with queues of two frames between them, or of more where a rate is held. A file is
+read no faster than it is processed, and every frame counts. A camera or stream keeps its own rate:
+a frame that is not processed when the queue is full is dropped, the oldest first, and counted, so
+that what is shown is never older than the frames of the queue.
 
 Needs numpy and OpenCV only; every bundle's `detect.py` carries this file's text.
 """
@@ -158,8 +158,9 @@ def run_stream(
 ) -> Tally:
     """Detect on every frame; `finish` draws and saves, in a thread of its own.
 
-    `limit` ends it after so many frames, `waiting` of them may wait for their turn. Ctrl-C ends it
-    too, and raises once all that was found is finished. Exceptions of the threads are raised here.
+    `limit` ends it after so many frames, `waiting` of them may wait for their turn. Ctrl-C ends a
+    live source as the limit does; of a file it raises once all that was found is finished.
+    Exceptions of the threads are raised here.
     """
     tally = Tally(source_fps=round(source.fps, 3))
     raised: list[BaseException] = []
@@ -216,6 +217,9 @@ def run_stream(
             found.put((frame, result))
             if limit and tally.done >= limit:
                 break
+    except KeyboardInterrupt as interrupt:
+        if not source.live or type(interrupt) is not KeyboardInterrupt:  # a signal to end all
+            raise
     finally:
         tally.seconds = time.perf_counter() - start
         frames.stop.set()

@@ -180,7 +180,7 @@ def detect_stream(
         )
         whole = tally.done > 0
     except KeyboardInterrupt:
-        whole = True  # how detection on a camera is ended
+        whole = True
         raise
     finally:
         if recorder is not None:
@@ -225,6 +225,9 @@ def detect_sources(
     if images:
         records, broken = detect_files(bundle, images, options)
         result = summary(records)
+        held = bundle.held()
+        if held is not None:
+            result["hold"] = held
         for file in broken:
             why = why_unread(Path(file))
             problems.append(

@@ -51,10 +51,8 @@ def find_candidates(
     candidates = []
     for size in sizes:
         for name in precisions(precision):
-            targets = tuple(
-                thin_target(workspace, *_parts(text, runtime, threads, name), size, trust=trust)
-                for text in (devices or (None,))
-            )
+            asked = [device_parts(text, runtime, threads, name) for text in devices or (None,)]
+            targets = tuple(thin_target(workspace, *parts, size, trust=trust) for parts in asked)
             at_size = replace(chosen, template=chosen.template.with_(input_size=size))
             candidates.append(Candidate(at_size, targets, (limits,) * len(targets)))
     return candidates, found
@@ -74,6 +72,8 @@ def precisions(text: str | None) -> list[str | None]:
 def sizes_between(text: str, own: tuple[int, int]) -> list[tuple[int, int]]:
     """Read `320..640`: longer sides in steps of 64, the other side in the space's proportion."""
     first, _, last = text.partition("..")
+    if ".." in last:
+        raise UserError(f"--input-size {text}: two sides, as 320..640")
     low, high = max(parse_size(first)), max(parse_size(last))
     if low > high:
         raise UserError(f"--input-size {text}: the first side must be the smaller one")
@@ -87,7 +87,7 @@ def sizes_between(text: str, own: tuple[int, int]) -> list[tuple[int, int]]:
     return sizes
 
 
-def _parts(
+def device_parts(
     text: str | None, runtime: str | None, threads: int | None, precision: str | None
 ) -> tuple[str | None, str | None, int | None, str | None]:
     """Read `NAME`, `NAME:RUNTIME` or `NAME:RUNTIME:PRECISION`."""

@@ -188,8 +188,12 @@ def find_data(workspace: Workspace, root: Path | None, split: str) -> "Detection
 
 
 def recorded_data(workspace: Workspace, without: str) -> Path | None:
-    """Return the data of the last training; where it is gone, warn and say what is left out."""
-    trained = workspace.stages().get("train")
+    """Return the data of the last training; where it is gone, warn and say what is left out.
+
+    The training of a network counts before that of a supernet.
+    """
+    stages = workspace.stages()
+    trained = stages.get("train") or stages.get("supernet")
     if trained is None:
         return None
     root = Path(trained["data"])

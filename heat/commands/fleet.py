@@ -60,7 +60,7 @@ def fleet(
     """
     from latency_tables.probe.machine import physical_cores
     from supernet.data.detection_set import check_trainable
-    from supernet.train.recipes import TrainConfig, recipe
+    from supernet.train.recipes import TrainConfig, changed, recipe
     from supernet.train.running import Running
 
     from ..stages.fleet_build import build_fleet
@@ -95,7 +95,13 @@ def fleet(
         val_set,
         members=lambda: find_members(workspace, targets, space=None, data=data),
         target_of=target_of_thinning,
-        supernet=TrainConfig(epochs=supernet_epochs, seed=seed),
+        supernet=changed(
+            TrainConfig(),
+            epochs=supernet_epochs,
+            batch_size=batch_size,
+            precision=precision,
+            seed=seed,
+        ),
         elastic=settings(epochs=epochs),
         polish=polish if finetune else None,
         calibrate=calibrate,

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast, get_args
 
+from latency_tables.device_file import find_device
 from supernet.errors import DeviceError, TableError, UserError, did_you_mean
 from supernet.heatdetr.input_size import parse_size
 
 from ..thinning.ceiling import refuse_impossible
 from ..thinning.limits import DEFAULT_PERCENTILE, Limits, Percentile
 from ..workspace import Workspace
-from .candidates import find_candidates, precisions
+from .candidates import device_parts, find_candidates, precisions, sizes_between
 from .options import RuntimeName
 
 if TYPE_CHECKING:
@@ -87,10 +88,18 @@ def _check_member(where: str, name: str, values: Mapping[str, object]) -> None:
     table = cast(MemberTable, values)
     try:
         _limits(table)
+        size = table.get("input_size")
+        if size is not None:
+            sizes_between(size, (1, 1)) if ".." in size else parse_size(size)
+        if table.get("threads", 1) < 1:
+            raise UserError(f"threads = {table['threads']}: at least 1 is needed")
         precisions(table.get("precision"))
-        for side in table.get("input_size", "448x448").split(".."):
-            parse_size(side)
-    except UserError as error:
+        device, *_ = device_parts(table.get("device"), table.get("runtime"), None, None)
+        if device is not None:
+            find_device(device)
+    except OverflowError:
+        raise UserError(f"{where}: a number is too large") from None
+    except (UserError, DeviceError) as error:
         raise UserError(f"{where}: {error}") from None
 
 
@@ -126,13 +135,10 @@ def find_members(
                 data=data,
                 trust=trust,
             )
-        except (DeviceError, TableError) as error:
-            raise UserError(f"{path} [{name}]: {error}") from None
-        try:
             refuse_impossible(
                 [(candidate.space, candidate.targets, candidate.limits) for candidate in candidates]
             )
-        except UserError as error:
+        except (DeviceError, TableError, UserError) as error:
             raise UserError(f"{path} [{name}]: {error}") from None
         members[name] = Wanted(candidates, found, trust)
     return members

@@ -189,6 +189,8 @@ def supernet(
     """
     if not elastic and (elastic_epochs is not None or targets is not None):
         raise UserError("--elastic-epochs and --targets are of an elastic supernet: add --elastic")
+    if not elastic and (drawn != 1 or teach_from != 1.0):
+        raise UserError("--drawn and --teach-from are of an elastic supernet: add --elastic")
     if show:
         from ..stages.show import show_supernet
 
@@ -201,7 +203,9 @@ def supernet(
     from supernet.train.recipes import TrainConfig, changed, recipe
     from supernet.train.running import Running
 
+    from ..stages.elastic import PLAN, refuse_several_processes, train_elastic
     from ..stages.supernet import train_supernet
+    from .fleet_file import find_members, read_fleet
 
     workspace = Workspace(out)
     train_set = find_data(workspace, data, "train")
@@ -236,25 +240,28 @@ def supernet(
     )
     running = Running(resume=resume, restart=restart, workers=workers, threads=physical_cores())
     config_of_all = ElasticConfig(drawn=drawn, teach_from=teach_from)
+    # What cannot be is refused now, not after the first training.
+    elastic_config = recipe(
+        "small",
+        epochs=elastic_epochs,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        precision=train_precision,
+        seed=seed,
+    )
+    if targets is not None:
+        read_fleet(targets)
+        if not (workspace.elastic / PLAN).exists():
+            refuse_several_processes()
     trained = train_supernet(
         workspace, train_set, chosen, config, search, backbone=backbone, running=running
     )
     if not elastic:
         return trained
-    from ..stages.elastic import train_elastic
-    from .fleet_file import find_members
-
     return train_elastic(
         workspace,
         train_set,
-        recipe(
-            "small",
-            epochs=elastic_epochs,
-            batch_size=batch_size,
-            accumulate=accumulate,
-            precision=train_precision,
-            seed=seed,
-        ),
+        elastic_config,
         config_of_all,
         fleet=find_members(workspace, targets, space=None, data=data) if targets else None,
         running=running,

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,16 @@ from supernet.train.running import Running
 from supernet.train.transfer import file_digest
 
 from ..records import Result
-from ..thinning.candidates import Wanted, open_search
+from ..thinning.candidates import Candidate, Wanted, open_search
 from ..thinning.moves import State, ThinningRules
 from ..thinning.nested import by_size, members_of, whole_chain
+from ..thinning.search import Chain
+from ..thinning.settle import Goal
 from ..thinning.source import WEIGHTS, elastic_facts, load_source, load_supernet
 from ..workspace import Workspace
 
+PLAN = "plan.json"
+"""The networks that an elastic supernet trains."""
 PAST_TARGET = 1
 """Networks of a chain that are trained beyond the first that is fast enough: thinning measures,
 and may find the table too hopeful."""
@@ -61,6 +66,7 @@ def train_elastic(
     digest = file_digest(workspace.supernet / WEIGHTS)
     before = workspace.stages().get("elastic")
     if not running.restart and before is not None and is_finished(path, digest):
+        _say_what_is_kept(path, config, elastic)
         return before
     with (
         workspace.claimed(workspace.elastic, f"training in {workspace.elastic}")
@@ -72,7 +78,8 @@ def train_elastic(
         torch.manual_seed(config.seed)
         ordered = order_channels(supernet, largest.architecture, largest.positions)
         task = ElasticTask(ordered, data, members, elastic, asked=asked, origin=digest)
-        start = {"supernet": digest, "networks": _digest([*members, *asked])}
+        networks = [member.to_dict() for member in (*members, *asked)]
+        start = {"supernet": digest, "networks": _digest([*networks, asdict(elastic)])}
         done = run_task(task, config, workspace.elastic, running, start=start)
     result = {
         **done.facts(),
@@ -86,12 +93,36 @@ def train_elastic(
     return workspace.record("elastic", result) if done.leads else result
 
 
+def _say_what_is_kept(path: Path, config: TrainConfig, elastic: ElasticConfig) -> None:
+    """Print a warning where a finished training is not the one that is asked for."""
+    kept, epochs = elastic_facts(path), read_info(path).epochs
+    ways = {"epochs": (epochs, config.epochs)} | {
+        name: (kept.get(name), value) for name, value in asdict(elastic).items()
+    }
+    other = [f"{name} {old}, not {new}" for name, (old, new) in ways.items() if old != new]
+    if other:
+        print(
+            f"warning: the finished elastic supernet is kept: {', '.join(other)} "
+            "(heat supernet --elastic --restart trains anew)",
+            file=sys.stderr,
+        )
+
+
 def is_finished(path: Path, digest: str) -> bool:
     """Return whether a checkpoint is the finished training of a supernet of this digest."""
     try:
         return elastic_facts(path)["supernet"] == digest and read_info(path).finished
     except CheckpointError:
         return False
+
+
+def refuse_several_processes() -> None:
+    """Raise `UserError` under torchrun, where latency tables cannot be measured."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            "--targets measures latency tables, which one process does: start this without "
+            "torchrun, interrupt it once it trains, and go on under torchrun with --resume"
+        )
 
 
 def _planned(
@@ -106,21 +137,26 @@ def _planned(
 
     They are fixed when the training is first started.
     """
-    path = workspace.elastic / "plan.json"
+    path = workspace.elastic / PLAN
     kept = read_plan(path, supernet.space, digest) if not afresh else None
     if kept is not None:
+        if fleet is not None:
+            print(
+                f"elastic: goes on with the {len(kept[0])} networks of {path}; what the fleet asks "
+                "for since then is thinned from them (--restart plans anew)",
+                file=sys.stderr,
+            )
         return kept
-    if fleet is not None and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UserError(
-            "--targets measures latency tables, which one process does: start this without "
-            "torchrun, interrupt it once it trains, and go on under torchrun with --resume"
-        )
     if fleet is None:
         space, logits = supernet.space, supernet.logits()
         states = whole_chain(space, logits, ThinningRules())
         members, asked = members_of(states, space, logits), []
     else:
-        ways = [way for name, wanted in fleet.items() for way in _ways(workspace, name, wanted)]
+        refuse_several_processes()
+        size = supernet.space.template.input_size
+        ways = [
+            way for name, wanted in fleet.items() for way in _ways(workspace, name, wanted, size)
+        ]
         members = by_size(member for way, _ in ways for member in way)
         asked = by_size(goal for _, goal in ways)
     if first_process():
@@ -135,11 +171,15 @@ def _planned(
     return members, asked
 
 
-def _ways(workspace: Workspace, name: str, wanted: Wanted) -> Iterator[tuple[list[Member], Member]]:
+def _ways(
+    workspace: Workspace, name: str, wanted: Wanted, size: tuple[int, int]
+) -> Iterator[tuple[list[Member], Member]]:
     """Yield the networks that thinning passes through, and the one that reaches the target.
 
-    One way for each size and precision that it may choose.
+    One way for each size and precision that it may choose; `UserError` where none gets there. All
+    are trained at the supernet's size.
     """
+    refusals = []
     for candidate in wanted.candidates:
         source = load_source(workspace, candidate.space, elastic=False)
         member = workspace.member(name)
@@ -154,19 +194,29 @@ def _ways(workspace: Workspace, name: str, wanted: Wanted) -> Iterator[tuple[lis
 
             index = chain.reach(good)
             if index is None:
-                fastest, slowest = (goals[0].predict(chain.states[i]).fps for i in (-1, 0))
-                raise UserError(
-                    f"[{name}]: {candidate.limits[0].fps:g} FPS is outside of the chain: its "
-                    f"networks are predicted to run at {slowest:.1f} to {fastest:.1f} FPS on "
-                    f"{candidate.targets[0].name}: a smaller --space or input size, or a lower "
-                    "target"
-                )
+                refusals.append(_refusal(candidate, chain, goals))
+                continue
             for _ in range(PAST_TARGET):
                 chain.extend()
             states = chain.states[: index + 1 + PAST_TARGET]
-            space, logits = search.candidate.space, chain.logits
+            template = search.candidate.space.template.with_(input_size=size)
+            space, logits = replace(search.candidate.space, template=template), chain.logits
             goal = members_of([chain.states[index]], space, logits)[0]
             yield members_of(states, space, logits), goal
+    if len(refusals) == len(wanted.candidates):
+        raise UserError(f"[{name}]: {refusals[0]}")
+
+
+def _refusal(candidate: Candidate, chain: Chain, goals: Sequence[Goal]) -> str:
+    """Say why no network of a chain will do."""
+    fastest, slowest = (goals[0].predict(chain.states[i]) for i in (-1, 0))
+    last = chain.states[-1]
+    broken = [reason for goal in goals for reason in goal.limits.broken(goal.predict(last))]
+    return (
+        f"outside of the chain, whose networks are predicted to run at {slowest.fps:.1f} to "
+        f"{fastest.fps:.1f} FPS on {candidate.targets[0].name}; the fastest has "
+        f"{'; '.join(broken)}: a smaller --space or input size, or a lower target"
+    )
 
 
 def read_plan(
@@ -190,6 +240,5 @@ def read_plan(
         ) from None
 
 
-def _digest(members: Sequence[Member]) -> str:
-    text = json.dumps([member.to_dict() for member in members])
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(values: Sequence[Mapping[str, object]]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()

@@ -19,8 +19,8 @@ from supernet.train.recipes import TrainConfig
 from supernet.train.running import Running
 
 from ..records import Result
-from ..thinning.candidates import Wanted
-from ..thinning.thinned import find_thinned
+from ..thinning.candidates import Candidate, Wanted
+from ..thinning.thinned import Thinned, find_thinned
 from ..workspace import Workspace
 from .elastic import train_elastic
 from .export import Wish, export
@@ -106,7 +106,7 @@ def ship(
 
     Between the two its network may be polished.
     """
-    if afresh or not _is_thinned(workspace, wanted):
+    if afresh or not is_thinned(workspace, wanted):
         begin("thin")
         print(f"{name}: thinning", file=sys.stderr)
         thin(workspace, wanted.candidates, data=wanted.data, trust=wanted.trust)
@@ -119,16 +119,7 @@ def ship(
         begin("export")
         print(f"{name}: exporting", file=sys.stderr)
         export(workspace, target, Wish(format=format, calibrate=calibrate), data=val)
-    exported = _stage(workspace, f"export-{format}")
-    checked = exported.get("accuracy_check") or {}
-    ap = {"ap": round(checked["ap"] / 100, 5)} if checked.get("ap") is not None else {}
-    return {
-        **_stage(workspace, "thin"),
-        **ap,
-        "deployed_fps": exported["measured_fps"],
-        "bundle": exported["bundle"],
-        "format": format,
-    }
+    return _shipped(workspace, _stage(workspace, f"export-{format}"))
 
 
 def _polish(
@@ -150,38 +141,66 @@ def _polish(
 
 def missed_by(workspace: Workspace, result: Result) -> Result:
     """Return what is known of a member that breaks a promise, by its thinning or its export."""
-    if "bundle" not in result:
-        return {**result, "met": False}
-    deployed = {"deployed_fps": result["measured_fps"], "bundle": result["bundle"]}
-    return {**_stage(workspace, "thin"), **deployed, "met": False}
+    found = _shipped(workspace, result) if "bundle" in result else result
+    return {**found, "met": False}
+
+
+def _shipped(workspace: Workspace, exported: Mapping[str, Any]) -> Result:
+    """Return what is known of a member by its thinning and its export."""
+    thinned = _stage(workspace, "thin")
+    checked = exported.get("accuracy_check") or {}
+    ap = {"ap": round(checked["ap"] / 100, 5)} if checked.get("ap") is not None else {}
+    return {
+        **thinned,
+        **ap,
+        # One that is meant for another machine was timed on this one.
+        "deployed_fps": exported["measured_fps"] if thinned["here"] else None,
+        "bundle": exported["bundle"],
+        "format": exported["format"],
+    }
 
 
 def _stage(workspace: Workspace, name: str) -> dict[str, Any]:
     return dict(cast(Mapping[str, dict[str, Any]], workspace.stages()).get(name, {}))
 
 
-def _is_thinned(workspace: Workspace, wanted: Wanted) -> bool:
-    """Return whether a member was thinned for the same limits and device, by this supernet."""
-    thinned, first = find_thinned(workspace), wanted.candidates[0]
-    if thinned is None:
+def is_thinned(workspace: Workspace, wanted: Wanted) -> bool:
+    """Return whether a member was thinned for the same wish, by this supernet, and kept it."""
+    thinned = find_thinned(workspace)
+    if thinned is None or not thinned.met:
         return False
-    limits, targets = first.limits[0], {c.targets[0].device.name for c in wanted.candidates}
+    if _export_of(workspace, FORMAT_OF.get(thinned.runtime, "onnx")).get("broken"):
+        return False  # what thinning measured did not come true
     return (
-        thinned.met
-        and thinned.target_fps == limits.fps
-        and thinned.max_latency_ms == limits.max_latency_ms
-        and thinned.max_memory_mb == limits.max_memory_mb
-        and thinned.max_size_mb == limits.max_size_mb
-        and thinned.requested in targets
+        any(_is_for(thinned, candidate) for candidate in wanted.candidates)
         and inherited_of(workspace, Architecture.load(workspace.architecture)) is not None
     )
 
 
+def _is_for(thinned: Thinned, candidate: Candidate) -> bool:
+    """Return whether a network was thinned as a candidate asks."""
+    target, limits = candidate.targets[0], candidate.limits[0]
+    asked = (target.device.name, target.runtime, target.precision, target.threads)
+    return (
+        (thinned.requested, thinned.runtime, thinned.precision, thinned.threads) == asked
+        and thinned.input_size == candidate.space.template.input_size
+        and thinned.target_fps == limits.fps
+        and thinned.max_latency_ms == limits.max_latency_ms
+        and thinned.percentile == limits.percentile
+        and thinned.max_memory_mb == limits.max_memory_mb
+        and thinned.max_size_mb == limits.max_size_mb
+    )
+
+
+def _export_of(workspace: Workspace, format: Format) -> dict[str, Any]:
+    """Return the record of the export that followed the last thinning; empty where none did."""
+    exported, thinned = _stage(workspace, f"export-{format}"), _stage(workspace, "thin")
+    return exported if str(exported.get("finished", "")) >= str(thinned["finished"]) else {}
+
+
 def _is_exported(workspace: Workspace, format: Format) -> bool:
     """Return whether the last thinning or training was exported, and its promise kept."""
-    exported, thinned = _stage(workspace, f"export-{format}"), _stage(workspace, "thin")
+    exported = _export_of(workspace, format)
     trained = str(_stage(workspace, "train").get("finished", ""))
     there = Path(str(exported.get("bundle", ""))) / "card.json"
-    if not there.exists() or exported.get("broken"):
-        return False
-    return str(exported["finished"]) >= max(str(thinned["finished"]), trained)
+    return there.exists() and not exported["broken"] and str(exported["finished"]) >= trained

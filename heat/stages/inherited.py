@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deploy.gate import torch_detect
 from supernet.checkpoint import CheckpointInfo, read_info, save_checkpoint
+from supernet.counting import count_macs
 from supernet.data.average_precision import known
 from supernet.data.coco import find_split, load_split
 from supernet.data.detection_set import DetectionSet, Record
@@ -14,12 +15,13 @@ from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.inherit import inherit
 from supernet.heatdetr.recalibrate import recalibrate
+from supernet.heatdetr.supernet import Supernet
 from supernet.network import AnyArchitecture
 from supernet.train.transfer import file_digest
 
 from ..records import Result
 from ..thinning.evaluation import load_batches
-from ..thinning.source import WEIGHTS, Source
+from ..thinning.source import WEIGHTS, Source, elastic_members
 from ..thinning.thinned import Thinned
 from ..workspace import Workspace
 
@@ -49,6 +51,7 @@ def write_inherited(
     few = recalibration_images(data)
     recalibrate(network, (images for images, _ in load_batches(few, architecture.input_size)))
     trained = read_info(workspace.elastic / WEIGHTS)
+    warn_if_smaller(workspace, source.supernet, architecture)
     facts: dict[str, object] = {
         "inherited": SOURCE,
         "supernet": source.digest,
@@ -74,6 +77,21 @@ def write_inherited(
     scored = f", AP {100 * ap:.1f} on val" if isinstance(ap, float) else ""
     print(f"weights: inherited from the elastic supernet{scored}", file=sys.stderr)
     return {"weights": str(workspace.inherited), "ap": ap, "inherited": SOURCE}
+
+
+def warn_if_smaller(workspace: Workspace, supernet: Supernet, architecture: Architecture) -> None:
+    """Print a warning where no network as small as this one was trained."""
+    template = supernet.space.template
+    trained = elastic_members(workspace.elastic / WEIGHTS, template)
+    least = min(count_macs(member.architecture).total for member in trained) / 1e6
+    own = count_macs(architecture.with_(input_size=template.input_size)).total / 1e6
+    if own < least:
+        print(
+            f"warning: the smallest network that was trained has {least:.0f} million multiply-adds,"
+            f" this one {own:.0f}: heat train --finetune trains it; heat supernet --elastic "
+            "--restart with --targets trains all of them",
+            file=sys.stderr,
+        )
 
 
 def recalibration_images(data: DetectionSet) -> Sequence[Record]:

@@ -1,13 +1,13 @@
 """The network of a workspace that is exported or evaluated: the trained one, or the thinned one."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 
-from supernet.checkpoint import load_weights, read_info
+from supernet.checkpoint import CheckpointInfo, load_weights, read_info
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.network import AnyArchitecture, Network, build, read_architecture
@@ -59,7 +59,15 @@ def load_network(
                 "--network trained takes the one that is trained, --network thinned the thinned "
                 "one without training; heat train --restart trains the thinned one"
             )
-        if not differs or which == "trained":
+        older = inherited is not None and not _trained_since(workspace, info)
+        if older and not differs and which is None:
+            print(
+                f"warning: {path} is no finished training of this thinning: the weights that it "
+                "inherited are taken (--network trained takes the others)",
+                file=sys.stderr,
+            )
+        by_itself = (which is None and not older) or (which == "thinned" and inherited is None)
+        if which == "trained" or (by_itself and not differs):
             if not info.finished:
                 print(
                     f"warning: training ended at epoch {info.epoch} of {info.epochs} "
@@ -73,6 +81,13 @@ def load_network(
     torch.manual_seed(0)
     names = [f"class_{index}" for index in range(thinned.num_classes)]
     return build(change(thinned)).eval(), names, None
+
+
+def _trained_since(workspace: Workspace, info: CheckpointInfo) -> bool:
+    """Return whether a training was finished after the last thinning."""
+    stages = cast(Mapping[str, Mapping[str, Any]], workspace.stages())
+    trained, thinned = (str(stages.get(name, {}).get("finished", "")) for name in ("train", "thin"))
+    return info.finished and trained >= thinned
 
 
 def _loaded(path: Path, architecture: AnyArchitecture) -> tuple[Network, list[str], Result]:

@@ -10,6 +10,8 @@ from typing import Any, Final
 from latency_tables.devices import Target
 from supernet.checkpoint import load_weights, read_info
 from supernet.errors import CheckpointError, UserError
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.elastic import Member
 from supernet.heatdetr.supernet import SearchSpace, Supernet
 from supernet.train.transfer import file_digest
 
@@ -78,7 +80,7 @@ def load_source(workspace: Workspace, space: SearchSpace, *, elastic: bool = Tru
 
 
 def load_supernet(workspace: Workspace) -> Supernet | None:
-    """Return the workspace's supernet if one is trained to its end."""
+    """Return the workspace's supernet; of one that is not trained to its end it warns."""
     return _load(workspace.supernet / WEIGHTS, "the supernet", "heat supernet --resume")
 
 
@@ -111,6 +113,23 @@ def elastic_facts(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, Mapping) or "supernet" not in found:
         raise CheckpointError(f"{path} was not trained elastic: run heat supernet --elastic")
     return found
+
+
+def elastic_members(path: Path, template: Architecture) -> list[Member]:
+    """Return the networks that were trained together in an elastic supernet.
+
+    Raises `CheckpointError` where the checkpoint does not record them.
+    """
+    try:
+        networks = elastic_facts(path)["networks"]
+        if not networks:
+            raise ValueError("no network")
+        return [Member.from_dict(values, template) for values in networks]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} does not record its networks ({error}): heat supernet --elastic --restart "
+            "trains it again"
+        ) from None
 
 
 def _load(path: Path, what: str, command: str) -> Supernet | None:

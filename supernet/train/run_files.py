@@ -30,7 +30,7 @@ DIFFERENT = {
     "images": "another number of images",
     "data": "other images or annotations",
     "what": "another architecture",
-    "start": "other weights to start from",
+    "start": "other weights to start from, or other networks trained together",
 }
 """Words for the keys of `Fingerprint`, for messages."""
 
