@@ -131,6 +131,7 @@ def test_cuda_is_found_in_python_packages(tmp_path: Path, monkeypatch: pytest.Mo
         folder = tmp_path / "nvidia" / name / "lib"
         folder.mkdir(parents=True)
         (folder / f"libcudart.so.{13 if name == 'cu13' else 12}").touch()
+    (tmp_path / "nvidia" / "__init__.py").touch()  # before that of packages that are installed
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "nvidia", raising=False)
     assert [Path(path).name for path in _in_packages()] == ["libcudart.so.12", "libcudart.so.13"]

@@ -143,6 +143,11 @@ def test_the_graph_is_the_network(runtime: str, smca: bool) -> None:
     assert graph_differs_by(shaken(network), runtime) <= 5e-5
 
 
+def test_the_graph_of_an_old_opset_samples_as_well() -> None:
+    """Bilinear sampling has another name before opset 20."""
+    assert graph_differs_by(shaken(refined(SamDetr(TINY))), "onnxruntime", 17) <= 5e-5
+
+
 def test_gradients_reach_everything_that_trains() -> None:
     network = refined(SamDetr(TINY.with_(smca=True, frozen=False)))
     logits, boxes = network(images(2))

@@ -8,6 +8,7 @@ from deploy.edge.runtimes import open_session
 from supernet.detr import DetrArchitecture
 from supernet.detr.detr import Host
 from supernet.detr.resnet import FrozenNorm
+from supernet.graph.style import GraphStyle
 from supernet.graph.writer import GraphWriter
 
 SMALL = DetrArchitecture(
@@ -48,13 +49,13 @@ def images(B: int = 1, size: tuple[int, int] = (96, 160)) -> Tensor:
     return torch.randint(0, 256, (B, *size, 3), dtype=torch.uint8)
 
 
-def graph_differs_by(network: nn.Module, runtime: str) -> float:
+def graph_differs_by(network: nn.Module, runtime: str, opset: int | None = None) -> float:
     """Return the largest difference of a graph's logits and boxes from the network's."""
     assert isinstance(network, Host)
     image = images()
     with torch.inference_mode():
         expected = network(image)
-    graph = GraphWriter()
+    graph = GraphWriter(GraphStyle(opset=opset))
     logits, boxes = network.emit(graph, graph.input("image", image.shape, "uint8"))
     model = graph.model([("logits", logits, "float32"), ("boxes", boxes, "float32")])
     found = open_session(runtime, model.SerializeToString(), 1).run({"image": image.numpy()})

@@ -4,6 +4,7 @@ A proxy is believed only where it ranks moves as true AP does: on 20 random move
 both ways, Spearman's rank correlation must reach 0.7.
 """
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class Evaluator:
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     """Return Spearman's rank correlation; NaN where one side is constant."""
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return math.nan
     ranked = pd.DataFrame({"a": a, "b": b}).rank()
     return float(ranked["a"].corr(ranked["b"]))
 

@@ -68,7 +68,6 @@ def emit_sample(graph: GraphWriter, image: Value, grid: Value) -> Value:
     """Write samples at points of -1 to 1 [B, R, S, 2] of maps [B, D, h, w], as [B, D, R, S]."""
     B, D, _, _ = image.shape
     shape = (B, D, grid.shape[1], grid.shape[2])
-    # Before opset 20 bilinear sampling is called "linear".
-    return graph.op(
-        "GridSample", [image, grid], shape, mode="linear", padding_mode="zeros", align_corners=0
-    )
+    # Bilinear is the default mode, by whichever name: "linear" from opset 20 on, which OpenVINO
+    # does not know before 2026.3, "bilinear" before.
+    return graph.op("GridSample", [image, grid], shape, padding_mode="zeros", align_corners=0)
