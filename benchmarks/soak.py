@@ -2,10 +2,11 @@
 
     PYTHONPATH=. python benchmarks/soak.py --minutes 20 --steps 2000 --name soak
 
-`heat detect` works off a drawn video in a loop (a named pipe), then a pipe at 30 FPS that stands
-for a camera; ENACT trains; a folder with 1,000 images of which 30 are broken is detected. Drift
-is the mean resident memory of the last quarter by that of the second, minus 1: the first is
-warm-up. The last line is one JSON object; with --name it goes to benchmarks/results/.
+`heat detect` works off a drawn video in a loop (a named pipe); the same while it is recorded, which
+takes memory for the index of the MP4; then a pipe at 30 FPS that stands for a camera, recorded;
+ENACT trains; a folder with 1,000 images of which 30 are broken is detected. Drift is the mean
+resident memory of the last quarter by that of the second, minus 1: the first is warm-up. The last
+line is one JSON object; with --name it goes to benchmarks/results/; --only replaces parts of it.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +56,25 @@ def work(run: Run) -> list[Look]:
     return [look for look in run.looks if 0.1 * run.seconds < look.seconds < 0.98 * run.seconds]
 
 
-def detect_stream(bundle: Path, root: Path, minutes: float, rate: float) -> dict[str, Any]:
-    """Detect for so many minutes on a pipe: at the rate of a camera, or as fast as it goes."""
-    name = "camera" if rate else "video"
+def detect_stream(
+    bundle: Path, root: Path, name: str, minutes: float, rate: float, *, recorded: bool
+) -> dict[str, Any]:
+    """Detect for so many minutes on a pipe: at the rate of a camera, or as fast as it goes (0)."""
     pipe = root / f"{name}.mjpeg"
     os.mkfifo(pipe)
     asked = [str(pipe), str(minutes * 60), str(rate)]
     feeder = subprocess.Popen([sys.executable, str(FEEDER), *asked])
     try:
         command = [*HEAT, "detect", str(bundle), str(pipe), "--track", "--score", "0.2"]
-        run = watch([*command, "--save", str(root / name)], folder=root, every_s=0.5)
+        save = ["--save", str(root / name)] if recorded else []
+        run = watch([*command, *save], folder=root, every_s=0.5)
     finally:
         feeder.kill()
         feeder.wait()
     result = json.loads(run.out.splitlines()[-1]) if run.code == 0 else {}
     return {
         "minutes": round(run.seconds / 60, 1),
+        "recorded": recorded,
         "frames": result.get("frames"),
         "fps": result.get("fps"),
         "interval_ms": result.get("ms", {}).get("interval"),
@@ -124,6 +129,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="of the video and the camera")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--only", help="video,recording,camera,enact,broken")
     parser.add_argument("--note", default="")
     parser.add_argument("--name")
     options = parser.parse_args()
@@ -139,18 +145,27 @@ def main() -> None:
             if run.code:
                 raise SystemExit(run.errors[-2000:])
         parts = {
-            "video": lambda: detect_stream(bundle, root, options.minutes, 0.0),
-            "camera": lambda: detect_stream(bundle, root, options.minutes, FPS),
+            **{
+                name: partial(
+                    detect_stream, bundle, root, name, options.minutes, rate, recorded=recorded
+                )
+                for name, rate, recorded in (
+                    ("video", 0.0, False),
+                    ("recording", 0.0, True),
+                    ("camera", FPS, True),
+                )
+            },
             "enact": lambda: train_enact(data, root, options.steps),
             "broken": lambda: detect_broken(bundle, data, root, options.images),
         }
-        found = {}
-        for name, part in parts.items():
-            found[name] = part()
+        path = RESULTS / f"{options.name}.json" if options.name else None
+        known = json.loads(path.read_text()) if options.only and path and path.exists() else {}
+        found = {name: known[name] for name in parts if name in known}
+        for name in options.only.split(",") if options.only else parts:
+            found[name] = parts[name]()
             print(json.dumps({name: found[name]}), file=sys.stderr, flush=True)
     flat = {name: part.get("drift", 1.0) < DRIFT for name, part in found.items()}
-    result = {**found, "flat": flat, "note": options.note}
-    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
+    tell({**found, "flat": flat, "note": options.note}, path)
 
 
 if __name__ == "__main__":
