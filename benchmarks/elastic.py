@@ -30,8 +30,7 @@ from result import RESULTS, here, tell
 from deploy.gate import torch_detect
 from deploy.side_by_side import Entrant, race
 from heat.spaces import search_space
-from heat.stages.inherited import recalibration_images
-from heat.thinning.evaluation import load_batches
+from heat.stages.inherited import images_for
 from heat.thinning.moves import ThinningRules
 from heat.thinning.nested import members_of, whole_chain
 from heat.views.charts import plain_numbers, save
@@ -127,8 +126,7 @@ class Seed:
         self.space = space_of(options, self.data.num_classes)
         self.work: Path = options.work / str(seed)
         self.work.mkdir(parents=True, exist_ok=True)
-        few = recalibration_images(self.data)
-        self.images = [pixels for pixels, _ in load_batches(few, self.size)]
+        self.images = list(images_for(self.data, self.size))
         self.trained: dict[str, Supernet] = {}
 
     def run(self, ways: Sequence[str], *, compare: bool) -> dict[str, Any]:

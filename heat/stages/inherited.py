@@ -1,15 +1,17 @@
 """The weights that a thinned network inherits of an elastic supernet: ready without a training."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
+
+from torch import Tensor
 
 from deploy.gate import torch_detect
 from supernet.checkpoint import CheckpointInfo, read_info, save_checkpoint
 from supernet.counting import count_macs
 from supernet.data.average_precision import known
 from supernet.data.coco import find_split, load_split
-from supernet.data.detection_set import DetectionSet, Record
+from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import evaluate
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
@@ -17,18 +19,18 @@ from supernet.heatdetr.inherit import inherit
 from supernet.heatdetr.recalibrate import recalibrate
 from supernet.heatdetr.supernet import Supernet
 from supernet.network import AnyArchitecture
+from supernet.train.recipes import recipe
+from supernet.train.shown import shown_in_training
 from supernet.train.transfer import file_digest
 
 from ..records import Result
-from ..thinning.evaluation import load_batches
 from ..thinning.source import WEIGHTS, Source, elastic_members
 from ..thinning.thinned import Thinned
 from ..workspace import Workspace
 
 SOURCE = "elastic supernet"
-RECALIBRATED_ON = 256
-"""Images that BatchNorm is recalibrated on. Of 16, 64 and all 205 images of BCCD's training set the
-five networks of benchmarks/results/elastic had 53.3, 52.9 and 53.5 AP on average."""
+RECALIBRATED_ON = 400
+"""Images that BatchNorm is recalibrated on."""
 FINETUNE_SHARE = 0.1
 """Epochs of fine-tuning, as a share of the elastic supernet's."""
 FINETUNE_RATE = 2e-4
@@ -48,8 +50,7 @@ def write_inherited(
         return {}
     architecture = Architecture.load(workspace.architecture)
     network = inherit(source.supernet, architecture, thinned.positions)
-    few = recalibration_images(data)
-    recalibrate(network, (images for images, _ in load_batches(few, architecture.input_size)))
+    recalibrate(network, images_for(data, architecture.input_size))
     trained = read_info(workspace.elastic / WEIGHTS)
     warn_if_smaller(workspace, source.supernet, architecture)
     facts: dict[str, object] = {
@@ -57,7 +58,7 @@ def write_inherited(
         "supernet": source.digest,
         "data": data.root.name,
         "images": trained.facts["images"],
-        "recalibrated_on": len(few),
+        "recalibrated_on": RECALIBRATED_ON,
         "history": [],
     }
     if find_split(data.root, "val") is not None:
@@ -94,9 +95,9 @@ def warn_if_smaller(workspace: Workspace, supernet: Supernet, architecture: Arch
         )
 
 
-def recalibration_images(data: DetectionSet) -> Sequence[Record]:
-    """Return the images that BatchNorm is recalibrated on, evenly over the set."""
-    return data.records[:: -(-len(data.records) // RECALIBRATED_ON)]
+def images_for(data: DetectionSet, input_hw: tuple[int, int]) -> Iterator[Tensor]:
+    """Return the batches that BatchNorm is recalibrated on: as the elastic training showed them."""
+    return shown_in_training(data, input_hw, recipe("small").augment, RECALIBRATED_ON)
 
 
 def inherited_of(workspace: Workspace, architecture: Architecture) -> Path | None:

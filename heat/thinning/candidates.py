@@ -112,7 +112,7 @@ def open_search(
                 data=data.digest,
                 images=images_digest(data),
                 block=space.template.global_block,
-                kind="readings",
+                kind="readings, statistics as in training",
             )
             journal = Journal(workspace.root / "thin" / "readings.jsonl", of)
             evaluations = Evaluations(source.supernet, space, data, source.logits, journal)

@@ -26,6 +26,8 @@ from supernet.heatdetr.supernet import SearchSpace, Supernet
 from supernet.letterbox import boxes_to_image, letterbox, scale_to_fit
 from supernet.train.aligned import training_loss
 from supernet.train.feed import batch_starts
+from supernet.train.recipes import TrainConfig
+from supernet.train.shown import shown_in_training
 
 from .journal import Journal
 from .moves import Logits, State
@@ -35,7 +37,8 @@ HOLD_OUT_EVERY = 8
 MAX_HELD_OUT = 48
 """Held-out images that losses and AP are computed on, at most."""
 UNLABELLED = 64
-"""Training images for BatchNorm statistics and for the distance of features."""
+"""Training images for BatchNorm statistics, as training shows them, and for the distance of
+features, as they are."""
 BATCH = 8
 MIN_AP = 1.0
 """AP of the whole supernet, in points, below which AP on few images is noise."""
@@ -105,6 +108,9 @@ class Evaluations:
         self._supernet, self._space, self._logits = supernet, space, logits
         self._journal = Journal(None, "") if journal is None else journal
         self._unlabelled = [images for images, _ in load_batches(unlabelled, size)]
+        self._shown = list(
+            shown_in_training(data.of(unlabelled), size, TrainConfig().augment, len(unlabelled))
+        )
         self._data = scored or data.of(held)
         self._held = list(load_batches(self._data.records, size))
         self._network: tuple[State, Detector] | None = None
@@ -162,7 +168,7 @@ class Evaluations:
         if self._network is None or self._network[0] != state:
             architecture = state.architecture(self._space, self._logits)
             network = inherit(self._supernet, architecture, state.positions())
-            recalibrate(network, self._unlabelled)
+            recalibrate(network, self._shown)
             self._network = (state, network)
         return self._network[1]
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 def recalibrate(network: nn.Module, image_batches: Iterable[Tensor]) -> None:
     """Replace running statistics by the plain mean over batches of training images.
 
-    Give at least 64 images [B, H, W, 3] uint8; the network is left in evaluation mode.
+    Give at least 64 images [B, H, W, 3] uint8, augmented as in training (`train/shown.py`); the
+    network is left in evaluation mode.
     """
     norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]

@@ -1,0 +1,34 @@
+"""Images as training shows them in its last epochs: for statistics of BatchNorm.
+
+A network fits the statistics of the images that it learnt from, and those are augmented. Of plain
+images the statistics are others: on BCCD they cost networks that inherit their weights 2.8 to 3.3
+points of AP, and trained ones up to 3.8 (benchmarks/results/elastic/recalibration-bccd.json).
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import Tensor
+
+from ..data.augment import AugmentConfig
+from ..data.detection_set import DetectionSet
+from .distributed import Group
+from .feed import feed
+from .recipes import TrainConfig
+
+
+def shown_in_training(
+    data: DetectionSet, input_hw: tuple[int, int], augment: AugmentConfig, images: int
+) -> Iterator[Tensor]:
+    """Yield batches of augmented images, uint8 [B, H, W, 3], at least `images` of them.
+
+    They have no mosaics, as in the last epochs; small sets are shown several times. The same are
+    yielded each time.
+    """
+    config = TrainConfig(epochs=1, augment=replace(augment, mosaic=0.0))
+    epochs = range(-(-images // len(data.records)))
+    for batch, _ in feed(data, input_hw, config, epochs, group=Group(), workers=0, skip=0):
+        yield batch
+        images -= len(batch)
+        if images <= 0:
+            return
