@@ -96,6 +96,12 @@ REASONS: Mapping[str, Mapping[str, str]] = {
         "found = torch.histc(x.abs().float(), BINS, 0.0, largest[name] or 1.0).double() "
         "| 1.0 + 1": "an input that is always 0 may have any range",
     },
+    "average_precision": {
+        "return min(GROUP, max(1, PAIRS // max(1, images))) | 1 + 1": (
+            "images are taken in groups to save memory; the groups do not change what is found"
+        ),
+        "MAX_DETECTIONS = (1, 10, 100) | 10 + 1": "no result reports recall at 10 detections",
+    },
     "decode": {
         'graph.op("Gather", [picked, column], (-1, 4), axis=0), | without -': (
             "the number of boxes that is stated of a value, which no reader of the graph needs"

@@ -2,8 +2,9 @@
 
     PYTHONPATH=. python benchmarks/soak.py --minutes 20 --steps 2000 --name soak
 
-`heat detect` works off a drawn video in a loop (a named pipe); the same while it is recorded, which
-takes memory for the index of the MP4; then a pipe at 30 FPS that stands for a camera, recorded;
+A bundle's `detect.py` works off a drawn video in a loop (a named pipe); `heat detect` does and
+records it, which takes memory for the index of the MP4; then it does for a pipe at 30 FPS that
+stands for a camera;
 ENACT trains; a folder with 1,000 images of which 30 are broken is detected. Drift is the mean
 resident memory of the last quarter by that of the second, minus 1: the first is warm-up. The last
 line is one JSON object; with --name it goes to benchmarks/results/; --only replaces parts of it.
@@ -60,14 +61,15 @@ def detect_stream(
     bundle: Path, root: Path, name: str, minutes: float, rate: float, *, recorded: bool
 ) -> dict[str, Any]:
     """Detect for so many minutes on a pipe: at the rate of a camera, or as fast as it goes (0)."""
-    pipe = root / f"{name}.mjpeg"
+    pipe, script = root / f"{name}.mjpeg", bundle / "detect.py"
     os.mkfifo(pipe)
     asked = [str(pipe), str(minutes * 60), str(rate)]
     feeder = subprocess.Popen([sys.executable, str(FEEDER), *asked])
     try:
-        command = [*HEAT, "detect", str(bundle), str(pipe), "--track", "--score", "0.2"]
         save = ["--save", str(root / name)] if recorded else []
-        run = watch([*command, *save], folder=root, every_s=0.5)
+        command = [*HEAT, "detect", str(bundle)] if recorded else [sys.executable, str(script)]
+        options = [str(pipe), "--track", "--score", "0.2", *save]
+        run = watch([*command, *options], folder=root, every_s=0.5)
     finally:
         feeder.kill()
         feeder.wait()

@@ -99,6 +99,7 @@ def test_the_moves_of_a_stage() -> None:
 
 def test_the_positions_are_those_of_each_stage() -> None:
     assert FULL.positions() == tuple(tuple(range(n)) for n in SPACE.positions)
+    assert FULL.without((1, 0)).positions()[0] == tuple(range(1, SPACE.positions[0]))
     assert FULL.without((3, 1)).positions()[2] == (0, *range(2, SPACE.positions[2]))
 
 
