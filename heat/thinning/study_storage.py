@@ -4,6 +4,7 @@ import json
 import os
 import sqlite3
 import warnings
+import weakref
 from contextlib import closing
 from pathlib import Path
 
@@ -34,12 +35,14 @@ def open_storage(url: str | None) -> optuna.storages.BaseStorage | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
-            return optuna.storages.RDBStorage(
+            storage = optuna.storages.RDBStorage(
                 url,
                 heartbeat_interval=HEARTBEAT_S,
                 grace_period=STALE_AFTER_S,
                 heartbeat_stale_trial_callback=retry,
             )
+        weakref.finalize(storage, storage.engine.dispose)  # its connections are closed by nobody
+        return storage
     except Exception as error:
         raise _unusable(url, error) from None
 
