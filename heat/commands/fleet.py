@@ -55,8 +55,8 @@ def fleet(
         supernet_epochs: Passes over the training data in which operators are chosen.
         epochs: Passes over the training data in which all networks are trained together; 150 by
             default.
-        finetune: Then polish each network by itself, for a tenth of these epochs: as accurate as
-            one that was trained alone.
+        finetune: Then polish each network by itself, for a tenth of these epochs: for those that
+            are smaller than any that was trained.
     """
     from latency_tables.probe.machine import physical_cores
     from supernet.data.detection_set import check_trainable
