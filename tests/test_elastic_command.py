@@ -217,8 +217,8 @@ def test_a_fleet_is_trained_once_and_grows_without_training(
     line = ["fleet", fleet, "--data", shapes, "--supernet-epochs", 1, "--epochs", 1]
     line += ["--input-size", "96x128", "--space", "micro", "--out", workspace]
     before = (workspace / "elastic" / "weights.safetensors").stat().st_mtime_ns
-    code, _, errors = run(*line)
-    assert code in (0, 3), errors  # a shared machine may be slower at the end than before
+    first, _, errors = run(*line)
+    assert first in (0, 3), errors  # a shared machine may be slower at the end than before
     bundle = workspace / "fleet" / "slow" / "bundle-onnx"
     card = json.loads((bundle / "card.json").read_text())
     assert card["training"]["inherited"] == "elastic supernet"
@@ -228,7 +228,7 @@ def test_a_fleet_is_trained_once_and_grows_without_training(
     assert code in (0, 3), errors
     assert set(result["fleet"]) == {"slow", "other"}
     assert (workspace / "elastic" / "weights.safetensors").stat().st_mtime_ns == before
-    if code == 0:
+    if first == 0 and code == 0:  # a broken promise is thinned and exported again
         assert bundle.stat().st_mtime_ns == made
     fleet.write_text(table.format("slow", 1))
     code, result, errors = run(*line, "--finetune")
