@@ -1,8 +1,8 @@
 """Images as training shows them in its last epochs: for statistics of BatchNorm.
 
 A network fits the statistics of the images that it learnt from, and those are augmented. Of plain
-images the statistics are others: on BCCD they cost networks that inherit their weights 2.8 to 3.3
-points of AP, and trained ones up to 3.8 (benchmarks/results/elastic/recalibration-bccd.json).
+images the statistics are others: on BCCD they cost networks that inherit their weights 3.7
+points of AP on average, and trained ones 2.3 (benchmarks/results/elastic/recalibration-bccd.json).
 """
 
 from collections.abc import Iterator
