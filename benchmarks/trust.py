@@ -85,7 +85,7 @@ def together(known: dict[str, Any]) -> dict[str, Any]:
         "soak": soak and {
             **{
                 name: {key: soak[name].get(key) for key in SOAK if key in soak[name]}
-                for name in ("video", "camera", "enact", "broken")
+                for name in ("video", "recording", "camera", "enact", "broken")
             },
             "note": soak["note"],
             "date": soak["date"],
