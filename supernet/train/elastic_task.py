@@ -4,7 +4,7 @@ A step trains the largest network, then one that is drawn, on the same images (t
 Yu et al. 2020, BigNAS). Each makes an update of its own: gradients of two networks in one sum
 learnt more slowly. All learn the labels. Those that are drawn may also learn the largest network's
 maps, anchor by anchor (`distill.py`), which is then their teacher in place; where all are trained
-from scratch on small data it held them back (benchmarks/results/elastic).
+from scratch on small data it gave nothing (benchmarks/results/elastic).
 """
 
 from collections.abc import Collection, Sequence
