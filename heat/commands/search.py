@@ -182,7 +182,7 @@ def supernet(
         elastic_epochs: Passes over the training data for that; 150 by default.
         drawn: Networks that are trained beside the largest in a step.
         teach_from: Share of those epochs after which they also learn the largest one's maps; 1 for
-            never, which was better where all are trained from scratch.
+            never: it gave nothing where all are trained from scratch.
         targets: TOML file of a fleet: networks on the way to these targets are trained. Without it
             those on the way from the largest to the smallest, by multiply-adds.
         show: Draw r of every position over time, and the importance of each.
