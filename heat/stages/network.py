@@ -59,15 +59,8 @@ def load_network(
                 "--network trained takes the one that is trained, --network thinned the thinned "
                 "one without training; heat train --restart trains the thinned one"
             )
-        older = inherited is not None and not _trained_since(workspace, info)
-        if older and not differs and which is None:
-            print(
-                f"warning: {path} is no finished training of this thinning: the weights that it "
-                "inherited are taken (--network trained takes the others)",
-                file=sys.stderr,
-            )
-        by_itself = (which is None and not older) or (which == "thinned" and inherited is None)
-        if which == "trained" or (by_itself and not differs):
+        newest = inherited is None or (which is None and _trained_since(workspace, info))
+        if which == "trained" or (newest and not differs):
             if not info.finished:
                 print(
                     f"warning: training ended at epoch {info.epoch} of {info.epochs} "
@@ -75,6 +68,12 @@ def load_network(
                     file=sys.stderr,
                 )
             return _loaded(path, change(architecture))
+        if which is None and not differs:
+            print(
+                f"warning: {path} is no finished training of this thinning: the weights that it "
+                "inherited are taken (--network trained takes the others)",
+                file=sys.stderr,
+            )
     assert thinned is not None
     if inherited is not None:
         return _loaded(inherited, change(thinned))
