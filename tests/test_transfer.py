@@ -191,7 +191,7 @@ def test_train_starts_from_another_workspace(tmp_path: Path) -> None:
     for more in ([], ["--weights", other]):
         for resume in ([], ["--resume"]):
             line = fails(2, *command, *more, *resume)
-            assert "other weights to start from" in line and "--restart replaces it" in line
+            assert "(other weights to start from): --restart replaces it" in line
     for own in (two, two / "train" / "weights.safetensors"):
         line = fails(2, *command, "--weights", own, "--restart")
         assert f"--weights {own}: training replaces" in line and "give another --out" in line

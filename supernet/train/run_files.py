@@ -30,9 +30,10 @@ DIFFERENT = {
     "images": "another number of images",
     "data": "other images or annotations",
     "what": "another architecture",
-    "start": "other weights to start from, or other networks trained together",
+    "start": "other weights to start from",
+    "networks": "other networks trained together",
 }
-"""Words for the keys of `Fingerprint`, for messages."""
+"""Words for the keys of `Fingerprint` and of its `start`, for messages."""
 
 
 class Fingerprint(TypedDict):
@@ -49,6 +50,19 @@ class Fingerprint(TypedDict):
     """JSON of the architecture or the search space."""
     start: dict[str, str]
     """Hashes of the files that the network's weights come from."""
+
+
+def differences(own: Fingerprint, kept: Fingerprint) -> list[str]:
+    """Say what differs between a run and the one whose state was kept."""
+    found = [
+        DIFFERENT[key] for key, value in own.items() if key != "start" and kept.get(key) != value
+    ]
+    start, before = own["start"], kept["start"]
+    return found + [
+        DIFFERENT.get(name, DIFFERENT["start"])
+        for name in sorted({*start, *before})
+        if start.get(name) != before.get(name)
+    ]
 
 
 class RunFiles:
@@ -229,7 +243,7 @@ class RunFiles:
         # Older versions did not record these.
         fingerprint.setdefault("start", own["start"])
         fingerprint["config"].setdefault("optimizer", "adamw")
-        different = [DIFFERENT[key] for key, value in own.items() if fingerprint.get(key) != value]
+        different = differences(own, fingerprint)
         if different:
             raise CheckpointError(
                 f"{self.state} belongs to other settings, data or architecture "
