@@ -132,9 +132,7 @@ class Seed:
     def run(self, ways: Sequence[str], *, compare: bool) -> dict[str, Any]:
         """Train what is missing; return APs and seconds."""
         spent = timed(self.work / "supernet.json", self.train_supernet)
-        logits = self.supernet.logits()
-        chain = whole_chain(self.space, logits, ThinningRules())
-        members = members_of(chain, self.space, logits)
+        members = self.members()
         targets = spread(members)
         found: dict[str, Any] = {
             "seed": self.seed,
@@ -172,6 +170,12 @@ class Seed:
         config = TrainConfig(epochs=self.options.supernet_epochs, seed=self.seed)
         fit(network, self.data, config, self.work / "supernet", RUNNING)
         return network
+
+    def members(self) -> list[Member]:
+        """Return the networks of the supernet's chain, the largest first."""
+        logits = self.supernet.logits()
+        chain = whole_chain(self.space, logits, ThinningRules())
+        return members_of(chain, self.space, logits)
 
     def train_supernet(self) -> dict[str, Any]:
         """Train the supernet."""
@@ -317,9 +321,9 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     save(figure, path)
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what `Seed` needs, and of the number of seeds."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="trained networks are kept here")
     parser.add_argument("--space", default="micro")
@@ -327,9 +331,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--supernet-epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--name")
+    return parser
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = parser_of(__doc__)
     parser.add_argument("--ablate", action="store_true", help="other ways to train; inherited only")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--name")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     ways = list(WAYS) if options.ablate else ["elastic"]

@@ -8,19 +8,15 @@ statistics, the averages of training, beside those two. AP on val. The last line
 with --name it goes to benchmarks/results/elastic/.
 """
 
-import argparse
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from elastic import Seed, score, spread
+from elastic import Seed, parser_of, score, spread
 from result import RESULTS, tell
 from torch import Tensor
 
 from heat.thinning.evaluation import load_batches
-from heat.thinning.moves import ThinningRules
-from heat.thinning.nested import members_of, whole_chain
 from supernet.checkpoint import load_weights
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.elastic import Member
@@ -28,6 +24,8 @@ from supernet.heatdetr.inherit import inherit
 from supernet.heatdetr.recalibrate import recalibrate
 
 PLAIN = 64
+WAYS = ("own", "plain", "as in training")
+"""Whose statistics a network has: the averages of its training, or of images."""
 
 
 def networks(seed: Seed, members: Sequence[Member], target: int) -> dict[str, Detector]:
@@ -45,8 +43,7 @@ def networks(seed: Seed, members: Sequence[Member], target: int) -> dict[str, De
 
 def scores(seed: Seed, targets: Sequence[int]) -> list[dict[str, Any]]:
     """Return the APs of some targets' networks by their statistics."""
-    logits = seed.supernet.logits()
-    members = members_of(whole_chain(seed.space, logits, ThinningRules()), seed.space, logits)
+    members = seed.members()
     plain = [pixels for pixels, _ in load_batches(seed.data.records[:PLAIN], seed.size)]
     ways: dict[str, list[Tensor]] = {"plain": plain, "as in training": seed.images}
     rows = []
@@ -64,30 +61,18 @@ def scores(seed: Seed, targets: Sequence[int]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--space", default="micro")
-    parser.add_argument("--input-size", default="320x320")
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--supernet-epochs", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser = parser_of(__doc__)
     parser.add_argument("--targets", default="0,2,4", help="of five, the largest first")
-    parser.add_argument("--name")
     options = parser.parse_args()
     targets = [int(target) for target in options.targets.split(",")]
     rows = [
         row for number in range(options.seeds) for row in scores(Seed(options, number), targets)
     ]
-    means = {
-        name: {
-            way: round(statistics.mean(row[way] for row in rows if row["network"] == name), 2)
-            for way in rows[0] | {"own": 0}
-            if way in ("own", "plain", "as in training")
-            and all(way in row for row in rows if row["network"] == name)
-        }
-        for name in dict.fromkeys(row["network"] for row in rows)
-    }
+    means: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(row["network"] for row in rows):
+        mine = [row for row in rows if row["network"] == name]
+        ways = [way for way in WAYS if way in mine[0]]
+        means[name] = {way: round(statistics.mean(row[way] for row in mine), 2) for way in ways}
     result = {
         "data": options.data.name,
         "input_size": options.input_size,

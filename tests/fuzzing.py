@@ -138,17 +138,22 @@ def write_estimate(folder: Path) -> None:
         found.rename(folder / f"table{suffix}")
 
 
-def write_checkpoint(folder: Path) -> None:
-    network = Detector(small())
+def save(path: Path, network: Detector | Supernet, **facts: object) -> None:
+    """Write a checkpoint as a training does."""
+    detector = isinstance(network, Detector)
     info = CheckpointInfo(
-        kind="detector",
-        description=network.architecture.to_json(),
+        kind="detector" if detector else "supernet",
+        description=(network.architecture if detector else network.space).to_json(),
         names=("a", "b", "c", "d"),
         epoch=1,
         epochs=1,
-        facts={"history": []},
+        facts=facts,
     )
-    save_checkpoint(folder / "weights.safetensors", network.state_dict(), info)
+    save_checkpoint(path, network.state_dict(), info)
+
+
+def write_checkpoint(folder: Path) -> None:
+    save(folder / "weights.safetensors", Detector(small()), history=[])
 
 
 def write_elastic(folder: Path) -> None:
@@ -157,18 +162,10 @@ def write_elastic(folder: Path) -> None:
     supernet = Supernet(SearchSpace(template=small(), positions=(1, 1, 1, 1)))
     logits = supernet.logits()
     members = members_of([State.full(supernet.space)], supernet.space, logits)
-    networks = [member.to_dict() for member in members]
-    info = CheckpointInfo(
-        kind="supernet",
-        description=supernet.space.to_json(),
-        names=("a", "b", "c", "d"),
-        epoch=1,
-        epochs=1,
-        facts={"elastic": {"supernet": "0" * 64, "networks": networks}},
-    )
-    save_checkpoint(workspace.elastic / "weights.safetensors", supernet.state_dict(), info)
-    plan = {"supernet": "0" * 64, "networks": networks, "asked": networks}
-    (workspace.elastic / "plan.json").write_text(json.dumps(plan))
+    plan = {"supernet": "0" * 64, "networks": [member.to_dict() for member in members]}
+    save(workspace.elastic / "weights.safetensors", supernet, elastic=plan)
+    asked = plan | {"asked": plan["networks"]}
+    (workspace.elastic / "plan.json").write_text(json.dumps(asked))
 
 
 def read_elastic(folder: Path) -> object:

@@ -17,7 +17,7 @@ from deploy.edge.ladder import read_ladder
 from heat.commands.candidates import find_candidates
 from heat.stages import elastic as stage
 from heat.stages import inherited
-from heat.stages.fleet_build import is_thinned
+from heat.stages.fleet_build import was_thinned_for
 from heat.stages.network import Which, load_network
 from heat.thinning.candidates import Candidate, Wanted
 from heat.thinning.limits import Cost, Limits
@@ -28,7 +28,7 @@ from heat.thinning.source import elastic_members, load_elastic
 from heat.workspace import Workspace
 from supernet.checkpoint import read_info, save_checkpoint
 from supernet.data.coco import load_split
-from supernet.errors import UserError
+from supernet.errors import CheckpointError, UserError
 from supernet.heatdetr.elastic import Member
 from supernet.heatdetr.inherit import order_channels
 from supernet.train.elastic_task import ElasticTask
@@ -121,7 +121,7 @@ def test_a_member_is_thinned_again_for_another_wish(
     candidates, data = find_candidates(root, here.pop("limits"), devices=["cpu"], **here)
     if "input_size" in asked:
         candidates = [c for c in candidates if c.space.template.input_size != (96, 128)]
-    assert is_thinned(root, Wanted(candidates, data, trust=False)) is not again
+    assert was_thinned_for(root, Wanted(candidates, data, trust=False)) is not again
 
 
 def test_a_promise_that_an_export_broke_is_thinned_again(workspace: Path) -> None:
@@ -130,9 +130,9 @@ def test_a_promise_that_an_export_broke_is_thinned_again(workspace: Path) -> Non
         root, Limits(target_fps=1), devices=["cpu"], runtime="onnxruntime", threads=1
     )
     root.record("export-onnx", {"broken": None})
-    assert is_thinned(root, Wanted(candidates, data, trust=False))
+    assert was_thinned_for(root, Wanted(candidates, data, trust=False))
     root.record("export-onnx", {"broken": ["40 FPS, target 60"]})
-    assert not is_thinned(root, Wanted(candidates, data, trust=False))
+    assert not was_thinned_for(root, Wanted(candidates, data, trust=False))
 
 
 def test_a_training_of_an_earlier_thinning_is_not_exported(
@@ -156,7 +156,7 @@ def test_a_training_of_an_earlier_thinning_is_not_exported(
     assert "no finished training of this thinning" in capsys.readouterr().err
 
 
-def test_a_network_smaller_than_any_that_was_trained_is_told(
+def test_a_network_smaller_than_any_that_was_trained_is_reported(
     workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, path = Workspace(workspace), workspace / "elastic" / "weights.safetensors"
@@ -326,5 +326,7 @@ def test_a_resumed_training_ends_with_the_same_weights(
     whole = train(tmp_path / "whole")
     with pytest.raises(StopError):
         train(tmp_path / "parts", on_epoch=stop)
+    with pytest.raises(CheckpointError, match=r"\(other networks trained together\)"):
+        train(tmp_path / "parts", start={"networks": "others"})
     for name, value in train(tmp_path / "parts").items():
         assert torch.equal(value, whole[name]), name

@@ -142,7 +142,7 @@ def test_a_recording_appears_whole(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_a_camera_and_breaks_off_a_file(tmp_path: Path) -> None:
-    """What a camera gave is told: there is no other way to end it. SIGTERM ends all."""
+    """What a camera gave is reported: there is no other way to end it. SIGTERM ends all."""
 
     class TermError(KeyboardInterrupt):
         pass

@@ -106,7 +106,7 @@ def ship(
 
     Between the two its network may be polished.
     """
-    if afresh or not is_thinned(workspace, wanted):
+    if afresh or not was_thinned_for(workspace, wanted):
         begin("thin")
         print(f"{name}: thinning", file=sys.stderr)
         thin(workspace, wanted.candidates, data=wanted.data, trust=wanted.trust)
@@ -164,7 +164,7 @@ def _stage(workspace: Workspace, name: str) -> dict[str, Any]:
     return dict(cast(Mapping[str, dict[str, Any]], workspace.stages()).get(name, {}))
 
 
-def is_thinned(workspace: Workspace, wanted: Wanted) -> bool:
+def was_thinned_for(workspace: Workspace, wanted: Wanted) -> bool:
     """Return whether a member was thinned for the same wish, by this supernet, and kept it."""
     thinned = find_thinned(workspace)
     if thinned is None or not thinned.met:
