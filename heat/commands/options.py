@@ -70,7 +70,7 @@ Clusters = Annotated[
 Epochs = Annotated[int | None, Parameter(help="Passes over the training data.")]
 BatchSize = Annotated[int | None, Parameter(help="Images per pass, over all processes.")]
 Accumulate = Annotated[int | None, Parameter(help="Passes whose gradients make one step.")]
-LearningRate = Annotated[float | None, Parameter(help="Peak AdamW step of the weights.")]
+LearningRate = Annotated[float | None, Parameter(help="Peak learning rate of the weights.")]
 DropPath = Annotated[float | None, Parameter(help="Largest stochastic depth rate.")]
 Autocast = Annotated[
     Literal["auto", "f32", "bf16", "f16"],

@@ -128,6 +128,7 @@ PRETRAIN = TrainConfig(
 FEATURES = TrainConfig(
     epochs=100,
     batch_size=32,
+    optimizer="muon",
     warmup_steps=500,
     augment=AugmentConfig(brightness=0.3, contrast=0.3, saturation=0.4, hue=0.02),
 )
