@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 from frontier import OURS
-from result import RESULTS, tell
+from result import RESULTS, memory_mb, tell
 from subset import write_subset
 
 from deploy.gate import torch_detect
@@ -76,6 +76,8 @@ def train(
         "epochs": stage["epochs"],
         "seed": seed,
         "images": stage["images"],
+        "seconds": stage["seconds"],
+        "memory_mb": memory_mb(folder / "train"),
         "ap": round(last["ap"], 4),
         "ap50": round(last["ap50"], 4),
     }

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from frontier import OURS
-from result import RESULTS, tell
+from result import RESULTS, memory_mb, tell
 from subset import write_subset
 
 from heat.views.charts import save
@@ -136,6 +136,7 @@ def trained(options: argparse.Namespace, arm: Arm, architecture: Path) -> dict[s
         "images": found["images"],
         "images_seen": found["images"] * found["epochs"],
         "seconds": found["seconds"],
+        "memory_mb": memory_mb(folder / "train"),
         **{key: round(scores[key], 4) for key in keys},
     }
 
@@ -210,7 +211,8 @@ def main() -> None:
     if "pretrained" in kinds:
         found = pretrained(options, architecture)
         keys = ("images", "epochs", "seconds", "cosines", "cache_gb")
-        result["pretraining"] = {key: found[key] for key in keys}
+        memory = memory_mb(options.work / "pretrained" / "pretrain")
+        result["pretraining"] = {**{key: found[key] for key in keys}, "memory_mb": memory}
     arms = [
         Arm(kind == "pretrained", float(share), int(seed))
         for seed in options.seeds.split(",")

@@ -1,5 +1,6 @@
 """Output of every benchmark: the result as one JSON line, and in a file if one is given."""
 
+import csv
 import json
 import time
 from dataclasses import asdict
@@ -24,3 +25,9 @@ def tell(result: dict[str, Any], path: Path | None = None) -> None:
 def here(runtime: str, threads: int, size: tuple[int, int]) -> dict[str, Any]:
     """Return the conditions of a measurement on this CPU: device, versions, precision, threads."""
     return asdict(conditions_of(resolve("cpu", runtime=runtime, threads=threads), size))
+
+
+def memory_mb(stage: Path) -> int:
+    """Return the most memory that a training's process has used, MB, of its folder's metrics."""
+    with (stage / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return max(int(float(row["memory_mb"])) for row in csv.DictReader(file))

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from supernet.checkpoint import read_info
 from supernet.data.unlabelled import UnlabelledImages, find_images
 from supernet.errors import DataError, HeatError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.supernet import SearchSpace, Supernet
+from supernet.network import find_architecture
 from supernet.train import feature_views
 from supernet.train.feature_cache import FeatureCache
 from supernet.train.feature_key import CacheKey, keyed, within
@@ -303,9 +305,14 @@ def test_from_images_to_a_detector(photos: Path, shapes: Path, tmp_path: Path) -
         shapes
     )
 
+    (tmp_path / "few" / "thin").mkdir(parents=True)
+    find_architecture("pico").with_(name="cut").save(tmp_path / "few" / "thin/architecture.json")
     few = [*learn[:-1], tmp_path / "few", "--epochs", 1, "--cache-gb", 2e-6]
-    code, result, errors = run(*few)
+    preset = few.index("--architecture")
+    code, result, errors = run(*few[:preset], *few[preset + 2 :])
     assert code == 0 and result["computed_each_epoch"] > 10, errors
+    described = read_info(Path(result["checkpoint"])).description
+    assert Architecture.from_json(described).name == "cut", "the thinned network is the default"
     assert "are computed anew in every epoch" in errors and result["cache_gb"] <= 2e-6
 
     other = write_encoder(tmp_path / "other.onnx", scale=2.0)

@@ -42,7 +42,13 @@ def pretrain(
     std: Annotated[tuple[float, float, float] | None, Parameter(negative=())] = None,
     views: int | None = None,
     cache_gb: float | None = None,
-    architecture: Annotated[str, Parameter(help="Preset or architecture.json.")] = "medium",
+    architecture: Annotated[
+        str | None,
+        Parameter(
+            help="Preset or architecture.json; the thinned one of the workspace by default, else "
+            "medium."
+        ),
+    ] = None,
     input_size: Size = "224x224",
     output_stride: OutputStride = None,
     epochs: Epochs = None,
@@ -106,9 +112,12 @@ def pretrain(
         compile=compile,
         tensorboard=tensorboard,
     )
+    workspace = Workspace(out)
+    if architecture is None:
+        thinned = workspace.architecture
+        architecture = str(thinned) if thinned.exists() else "medium"
     chosen = find_heatdetr(architecture).with_(input_size=parse_size(input_size or "224x224"))
     chosen = ending_in(chosen, output_stride, None)
-    workspace = Workspace(out)
     if teacher is None:
         from supernet.train.pretraining import load_image_folders
 
