@@ -66,7 +66,7 @@ def train(
         sys.executable, "-m", "heat", "train", "--data", data or options.data,
         "--architecture", architecture, "--recipe", "small", "--epochs", epochs,
         "--batch-size", 8, "--eval-every", 10, "--workers", options.workers, "--seed", seed,
-        "--resume", "--out", folder, *more,
+        "--resume", "--out", folder, *more, *options.train,
     ]  # fmt: skip
     run(command)
     stage = json.loads((folder / "run.json").read_text())["stages"]["train"]
@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--name")
+    parser.add_argument("train", nargs="*", help="more options of heat train, after --")
     options = parser.parse_args()
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
     options.work.mkdir(parents=True, exist_ok=True)
@@ -238,6 +239,7 @@ def main() -> None:
         "data": options.data.name,
         "input_size": options.input_size,
         "what": options.what,
+        "train_options": [Path(part).name for part in options.train],
         **({"mean_ap": means} if means else {}),
         **found,
         "threads": torch.get_num_threads(),
