@@ -225,7 +225,9 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--name")
-    parser.add_argument("train", nargs="*", help="more options of heat train, after --")
+    parser.add_argument(
+        "--train", nargs=argparse.REMAINDER, default=[], help="last: more options of heat train"
+    )
     options = parser.parse_args()
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
     options.work.mkdir(parents=True, exist_ok=True)
