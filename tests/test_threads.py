@@ -30,7 +30,7 @@ from supernet.train.loop import fit
 from supernet.train.recipes import TrainConfig
 from supernet.train.running import Running
 from supernet.train.stepper import Stepper
-from supernet.train.threads import OtherLoad, ThreadPlan, planned, threads_beside
+from supernet.train.threads import FIXED_BY, OtherLoad, ThreadPlan, planned, threads_beside
 
 CONFIG = TrainConfig(epochs=2, batch_size=4, precision="f32", warmup_steps=2)
 ONES = np.ones((1, 4), np.float32)
@@ -90,6 +90,26 @@ def test_a_plan_falls_after_two_busy_looks_and_rises_after_three_quiet_ones(
 ) -> None:
     loads = [0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
     assert seen_by(loads, monkeypatch) == [2, 2, 1, 1, 1, 1, 1, 1, 2]
+
+
+def test_a_process_that_starts_now_leaves_busy_cores_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A teacher with two threads beside two trainings took nearly three times as long an image."""
+    for name in FIXED_BY:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(threads, "FIRST_LOOK_S", 0.0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for load, wanted in ((0.0, 2), (2.0, 1)):
+            monkeypatch.setattr(OtherLoad, "look", lambda self, load=load: load)
+            assert threads.threads_now(2) == wanted
+            assert torch.get_num_threads() == 2
+        monkeypatch.setenv(FIXED_BY[0], "2")
+        assert threads.threads_now(2) == 2, "a fixed number holds"
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_comes_and_goes_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

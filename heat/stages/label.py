@@ -21,6 +21,7 @@ from supernet.data.image_files import list_images
 from supernet.data.pseudo_labels import ImageFound, label_images
 from supernet.data.true_positives import MATCH_IOU
 from supernet.errors import DataError, UserError
+from supernet.train.threads import threads_now
 from supernet.version import __version__
 
 from ..records import Result
@@ -50,7 +51,7 @@ def label(
         raise DataError(f"{images} has no image")
     folder = LabelFolder(out)
     folder.check(images)
-    threads = physical_cores()
+    threads = threads_now(physical_cores())
     looked = look(
         asked, [ToSee(path) for path in paths], folder.seen, threads=threads, option=OPTION
     )

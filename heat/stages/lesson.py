@@ -29,6 +29,7 @@ from supernet.network import Network
 from supernet.train.distill import DistilledTask, why_not_dense
 from supernet.train.distributed import LONGEST_WAIT, first_process
 from supernet.train.task import Task, task_of
+from supernet.train.threads import threads_now
 from supernet.train.transfer import weights_file
 
 from ..records import Result
@@ -140,7 +141,7 @@ def _boxes(
             asked,
             images,
             file,
-            threads=physical_cores(),
+            threads=threads_now(physical_cores()),
             option="--restart replaces it, another --out keeps it",
             replace=restart and first_process(),
         )

@@ -26,6 +26,7 @@ from supernet.train.feature_views import AREA, teacher_views
 from supernet.train.loop import run_task
 from supernet.train.recipes import TrainConfig
 from supernet.train.running import Running
+from supernet.train.threads import threads_now
 
 from ..records import Result
 from ..workspace import Workspace
@@ -78,8 +79,7 @@ def pretrain_features(
         if first_process():
             claim = workspace.claimed(workspace.pretrain, f"training in {workspace.pretrain}")
             stack.enter_context(claim)
-        # OMP_NUM_THREADS, which torch heeds, is for the teacher too.
-        request = replace(request, threads=min(request.threads, torch.get_num_threads()))
+        request = replace(request, threads=threads_now(request.threads))
         teachers = stack.enter_context(ExitStack())
         worker = teachers.enter_context(Worker(open_encoder, request))
         found: EncoderFacts = worker.ask("facts")

@@ -1,4 +1,4 @@
-"""The number of threads of a training on a CPU: one fewer for every core that others keep busy.
+"""The number of threads of torch on a CPU: one fewer for every core that others keep busy.
 
 Two threads wait for each other at every operator, so one busy process on one of two cores costs
 them far more than its share of time: a step of nano that takes 0.18 s alone takes 21 s beside a
@@ -65,7 +65,7 @@ class OtherLoad:
 
 
 class ThreadPlan:
-    """The threads of a training run in this process."""
+    """The threads of a training, or of another run of a network, in this process."""
 
     def __init__(self, cores: int, *, adapts: bool) -> None:
         """Plan for at most `cores`; where it does not adapt, the number stays as it is."""
@@ -132,6 +132,13 @@ def planned(most: int | None = None, *, adapts: bool = True) -> Iterator[ThreadP
     finally:
         if torch.get_num_threads() != before:
             torch.set_num_threads(before)
+
+
+def threads_now(most: int) -> int:
+    """Return how many threads, at most `most`, to give to a process that starts now."""
+    with planned(most) as plan:
+        plan.start(None)
+        return plan.now
 
 
 def _counters() -> tuple[float, float, float]:
