@@ -151,7 +151,7 @@ def part_of(options: argparse.Namespace, share: float) -> Path:
         data = load_split(whole, "train")
         shuffled = np.random.default_rng(0).permutation(len(data.records))
         kept = shuffled[: max(1, round(share * len(shuffled)))].tolist()
-        write_subset(data, whole, kept, folder)
+        write_subset(data, whole, kept, options.work / "part").rename(folder)
     return folder
 
 

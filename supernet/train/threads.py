@@ -65,7 +65,7 @@ class OtherLoad:
 
 
 class ThreadPlan:
-    """The threads of a training, or of another run of a network, in this process."""
+    """The threads of a training run in this process."""
 
     def __init__(self, cores: int, *, adapts: bool) -> None:
         """Plan for at most `cores`; where it does not adapt, the number stays as it is."""
