@@ -10,7 +10,7 @@ maps at strides 16 and 32. The arms train the same network by the same recipe; o
 of the labelled images these are gone through more often, so that all arms see as many. Arms that
 are finished are kept, interrupted ones go on. AP is that of the val split after the last epoch. The
 last line is one JSON object; with --name it goes to benchmarks/results/encoder-teacher-NAME.json,
-and a figure beside it.
+and a figure of several shares beside it.
 """
 
 import argparse
@@ -233,7 +233,7 @@ def main() -> None:
         "threads": threads,
         "torch": torch.__version__,
     }
-    if options.name:
+    if options.name and "," in options.shares:
         title = f"{options.data.name} at {options.input_size}, {options.network}, same images seen"
         draw(result["arms"], title, RESULTS / f"encoder-teacher-{options.name}.svg")
     tell(result, RESULTS / f"encoder-teacher-{options.name}.json" if options.name else None)
