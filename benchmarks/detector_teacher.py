@@ -13,12 +13,13 @@
 `distil` trains a teacher (heat-m of `frontier.py`) with `heat train`, and students (heat-xs) with
 and without --teacher. `halves` hides the labels of every second training image: a network is
 trained on half of the labels, teaches one like it that is given the other images without labels
-(--unlabelled), and a third one has all labels. `labels` compares what `heat label --score auto` by
-the teacher writes for the test split with that split's labels, at IoU 0.5. `supernet` trains the
-network that a build has thinned from the weights of its supernet, with and without the supernet as
-its teacher, and scores the supernet itself. All trainings are `--recipe small` and go on where they
-were interrupted; AP is that of the val split after the last epoch. Seeds and epochs are in the
-result, the last line, which with --name goes to benchmarks/results/detector-teacher-NAME.json.
+(--unlabelled), labels them for another (`heat label`), and the last one has all labels. `labels`
+compares what `heat label --score auto` by the teacher writes for the test split with that split's
+labels, at IoU 0.5. `supernet` trains the network that a build has thinned from the weights of its
+supernet, with and without the supernet as its teacher, and scores the supernet itself. All
+trainings are `--recipe small` and go on where they were interrupted; AP is that of the val split
+after the last epoch. Seeds and epochs are in the result, the last line, which with --name goes to
+benchmarks/results/detector-teacher-NAME.json.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from typing import Any
 import torch
 from frontier import OURS
 from result import RESULTS, memory_mb, tell
-from subset import write_subset
+from subset import write_joined, write_subset
 
 from deploy.gate import torch_detect
 from deploy.teachers.detector import load_teacher
@@ -153,7 +154,8 @@ def labels(options: argparse.Namespace) -> dict[str, Any]:
 def halves(options: argparse.Namespace) -> dict[str, Any]:
     """Return networks trained on half of the labels, half and the rest's boxes, and all labels."""
     half, rest = split(load_split(options.data, "train"), options.data, options.work)
-    arms: dict[str, list[dict[str, Any]]] = {"half": [], "half and unlabelled": [], "all": []}
+    names = ("half", "half and unlabelled", "half and heat label", "all")
+    arms: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in options.seeds:
         of = {"epochs": options.epochs, "seed": seed}
         first = f"half-{seed}"
@@ -161,6 +163,17 @@ def halves(options: argparse.Namespace) -> dict[str, Any]:
         more = ["--teacher", options.work / first, "--unlabelled", rest]
         arms["half and unlabelled"].append(
             train(options, options.student, f"unlabelled-{seed}", *more, data=half, **of)
+        )
+        labelled, joined = options.work / f"label-{seed}", options.work / f"joined-{seed}"
+        run(
+            (
+                *(sys.executable, "-m", "heat", "label", rest, "--teacher", options.work / first),
+                *("--data", half, "--out", labelled),
+            )
+        )
+        write_joined(half, labelled, joined)
+        arms["half and heat label"].append(
+            train(options, options.student, f"labelled-{seed}", data=joined, **of)
         )
         arms["all"].append(train(options, options.student, f"all-{seed}", **of))
     return arms

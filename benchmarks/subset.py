@@ -1,10 +1,11 @@
-"""Writes detection sets that have some of the training images of another, and its whole val."""
+"""Writes detection sets of some of the training images of another, or of those of two."""
 
 import json
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
 
 
@@ -23,4 +24,30 @@ def write_subset(data: DetectionSet, root: Path, kept: Collection[int], folder: 
             (folder / place).symlink_to((root / place).absolute())
     for record in chosen:
         shutil.copy2(record.path, folder / "train")
+    return folder
+
+
+def write_joined(first: Path, second: Path, folder: Path) -> Path:
+    """Write the training images of a set and those of another that have boxes, with its val.
+
+    Classes are matched by name; images of the same name in both would be one.
+    """
+    data = load_split(first, "train")
+    more = load_split(second, "train").numbered_as(data.names)
+    places = [place for place, record in enumerate(more.records) if len(record.boxes_xyxy)]
+    write_subset(data, first, range(len(data.records)), folder)
+    shift = 1 + max(record.image_id for record in data.records)
+    truth, added = data.ground_truth, more.ground_truth
+    ids = {more.records[place].image_id for place in places}
+    truth["images"] += [
+        {**image, "id": image["id"] + shift} for image in added["images"] if image["id"] in ids
+    ]
+    truth["annotations"] += [
+        {**each, "id": len(truth["annotations"]) + each["id"], "image_id": each["image_id"] + shift}
+        for each in added["annotations"]
+        if each["image_id"] in ids
+    ]
+    (folder / "annotations" / "instances_train.json").write_text(json.dumps(truth))
+    for place in places:
+        shutil.copy2(more.records[place].path, folder / "train")
     return folder
