@@ -24,21 +24,18 @@ benchmarks/results/detector-teacher-NAME.json.
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from frontier import OURS
+from frontier import OURS, heat
 from result import RESULTS, memory_mb, tell
 from subset import write_joined, write_subset
 
 from deploy.gate import torch_detect
 from deploy.teachers.detector import load_teacher
+from heat.workspace import Workspace
 from supernet.checkpoint import read_info
 from supernet.data.coco import load_split
 from supernet.data.coco_file import ResultRow
@@ -63,14 +60,13 @@ def train(
     size = parse_size(options.input_size)
     OURS[name].with_(input_size=size).with_stride(16).save(architecture)
     folder = options.work / out
-    command = [
-        sys.executable, "-m", "heat", "train", "--data", data or options.data,
-        "--architecture", architecture, "--recipe", "small", "--epochs", epochs,
-        "--batch-size", 8, "--eval-every", 10, "--workers", options.workers, "--seed", seed,
-        "--resume", "--out", folder, *more, *options.train,
-    ]  # fmt: skip
-    run(command)
-    stage = json.loads((folder / "run.json").read_text())["stages"]["train"]
+    heat(
+        "train", "--data", data or options.data, "--architecture", architecture,
+        "--recipe", "small", "--epochs", epochs, "--batch-size", 8, "--eval-every", 10,
+        "--workers", options.workers, "--seed", seed, "--resume", "--out", folder, *more,
+        *options.train,
+    )  # fmt: skip
+    stage: dict[str, Any] = dict(Workspace(folder).stages()["train"])
     last = read_info(folder / "train" / "weights.safetensors").history[-1]
     facts = {
         "network": name,
@@ -86,13 +82,6 @@ def train(
         kept = ("learnt", "boxes", "unlabelled")
         facts["taught"] = {key: stage["teacher"][key] for key in kept if key in stage["teacher"]}
     return facts
-
-
-def run(command: Sequence[object]) -> None:
-    """Run a command with its stdout on stderr."""
-    line = [str(part) for part in command]
-    print(" ".join(line), file=sys.stderr, flush=True)
-    subprocess.run(line, check=True, stdout=sys.stderr, env=dict(os.environ))
 
 
 def distil(options: argparse.Namespace) -> dict[str, Any]:
@@ -115,12 +104,10 @@ def labels(options: argparse.Namespace) -> dict[str, Any]:
     """Return precision and recall of a teacher's labels of the test split."""
     teacher = train(options, options.teacher, "teacher", epochs=options.teacher_epochs, seed=0)
     out, truth = options.work / "labelled", load_split(options.data, "test")
-    run(
-        (
-            *(sys.executable, "-m", "heat", "label", options.data / "test"),
-            *("--teacher", options.work / "teacher", "--data", options.data, "--out", out),
-        )
-    )
+    heat(
+        "label", options.data / "test", "--teacher", options.work / "teacher",
+        "--data", options.data, "--out", out,
+    )  # fmt: skip
     file = json.loads((out / "annotations" / "instances_train.json").read_text())
     ids = {record.path.name: record.image_id for record in truth.records}
     image_of = {image["id"]: ids[image["file_name"]] for image in file["images"]}
@@ -165,12 +152,8 @@ def halves(options: argparse.Namespace) -> dict[str, Any]:
             train(options, options.student, f"unlabelled-{seed}", *more, data=half, **of)
         )
         labelled, joined = options.work / f"label-{seed}", options.work / f"joined-{seed}"
-        run(
-            (
-                *(sys.executable, "-m", "heat", "label", rest, "--teacher", options.work / first),
-                *("--data", half, "--out", labelled),
-            )
-        )
+        teacher = options.work / first
+        heat("label", rest, "--teacher", teacher, "--data", half, "--out", labelled)
         write_joined(half, labelled, joined)
         arms["half and heat label"].append(
             train(options, options.student, f"labelled-{seed}", data=joined, **of)
@@ -189,14 +172,12 @@ def supernet(options: argparse.Namespace) -> dict[str, Any]:
             if not out.exists():
                 shutil.copytree(build, out, ignore=shutil.ignore_patterns("train", "export*"))
             more = ["--teacher", build / "supernet"] if arm == "distilled" else []
-            run(
-                (
-                    *(sys.executable, "-m", "heat", "train", "--data", options.data, "--inherit"),
-                    *("--recipe", "small", "--epochs", options.epochs, "--batch-size", 8),
-                    *("--eval-every", 0, "--workers", options.workers, "--seed", seed, "--resume"),
-                    *("--out", out, *more),
-                )
-            )
+            heat(
+                "train", "--data", options.data, "--inherit", "--recipe", "small",
+                "--epochs", options.epochs, "--batch-size", 8, "--eval-every", 0,
+                "--workers", options.workers, "--seed", seed, "--resume", "--out", out, *more,
+                *options.train,
+            )  # fmt: skip
             runs.append({"seed": seed, **scored(out / "train", options.data)})
     height, width = Architecture.load(build / "thin" / "architecture.json").input_size
     size = {"input_size": f"{height}x{width}"}

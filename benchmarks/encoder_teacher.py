@@ -14,22 +14,19 @@ and a figure of several shares beside it.
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from frontier import OURS
+from frontier import OURS, heat
 from result import RESULTS, here, memory_mb, tell
 from subset import write_subset
 
 from heat.views.charts import save
+from heat.workspace import Workspace
 from supernet.data.coco import load_split
 from supernet.heatdetr.input_size import parse_size
 
@@ -84,27 +81,13 @@ def export_encoder(path: Path, side: int) -> None:
     )
 
 
-def heat(*arguments: object) -> None:
-    """Run a heat command; its stdout goes to stderr."""
-    command = [sys.executable, "-m", "heat", *(str(argument) for argument in arguments)]
-    print(" ".join(command), file=sys.stderr, flush=True)
-    subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ})
-
-
-def stage(folder: Path, name: str) -> dict[str, Any]:
-    """Return what a stage recorded in a workspace; nothing where it has not run."""
-    path = folder / "run.json"
-    found = json.loads(path.read_text())["stages"] if path.exists() else {}
-    return dict(found.get(name, {}))
-
-
 def pretrained(options: argparse.Namespace, architecture: Path) -> dict[str, Any]:
     """Pretrain the backbone, or go on with it, and return what the stage recorded."""
     folder: Path = options.work / "pretrained"
     encoder = options.work / f"efficientnet-lite0-{options.teacher_side}.onnx"
     if not encoder.exists():
         export_encoder(encoder, options.teacher_side)
-    if not stage(folder, "pretrain"):
+    if "pretrain" not in Workspace(folder).stages():
         data = [part for one in (*options.images, options.data) for part in ("--data", one)]
         heat(
             "pretrain", "--teacher", encoder, *data, "--feature", ",".join(MAPS),
@@ -113,23 +96,25 @@ def pretrained(options: argparse.Namespace, architecture: Path) -> dict[str, Any
             "--epochs", options.pretrain_epochs, "--batch-size", options.pretrain_batch,
             "--resume", "--out", folder, *options.train,
         )  # fmt: skip
-    return stage(folder, "pretrain")
+    return dict(Workspace(folder).stages()["pretrain"])
 
 
 def trained(options: argparse.Namespace, arm: Arm, architecture: Path) -> dict[str, Any]:
     """Train a detector, or go on with it, and return its scores on val."""
-    folder: Path = options.work / arm.name
+    folder: Path = options.work / f"{arm.name}-{options.epochs}"
+    workspace = Workspace(folder)
     start = options.work / "pretrained" / "pretrain" / "weights.safetensors"
     backbone = ["--backbone", start] if arm.pretrained else []
-    if not stage(folder, "train"):
+    if "train" not in workspace.stages():
         heat(
             "train", "--data", part_of(options, arm.share), "--architecture", architecture,
             *backbone, "--recipe", "small", "--epochs", round(options.epochs / arm.share),
             "--eval-every", 0, "--seed", arm.seed, "--resume", "--out", folder, *options.train,
         )  # fmt: skip
-    if not stage(folder, "eval"):
+    if "eval" not in workspace.stages():
         heat("eval", "--data", options.data, "--split", "val", "--out", folder)
-    found, scores = stage(folder, "train"), stage(folder, "eval")
+    found: dict[str, Any] = dict(workspace.stages()["train"])
+    scores: dict[str, Any] = dict(workspace.stages()["eval"])
     keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
     return {
         **asdict(arm),
@@ -142,7 +127,7 @@ def trained(options: argparse.Namespace, arm: Arm, architecture: Path) -> dict[s
 
 
 def part_of(options: argparse.Namespace, share: float) -> Path:
-    """Return a set of a share of the labelled images, evenly chosen; smaller ones are in larger."""
+    """Return a set of a random share of the labelled images; a smaller one is part of a larger."""
     whole: Path = options.data
     if share == 1:
         return whole

@@ -30,6 +30,7 @@ from result import RESULTS, here, tell
 from deploy.gate import torch_detect
 from deploy.side_by_side import Entrant, race
 from heat.views.charts import save
+from heat.workspace import Workspace
 from supernet.checkpoint import load_weights, read_info
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
@@ -94,19 +95,17 @@ def train_ours(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "architecture.json"
     OURS[name].with_(input_size=size).with_stride(16).save(file)
-    command = [
-        sys.executable, "-m", "heat", "train", "--data", options.data, "--architecture", file,
-        "--recipe", "small", "--epochs", options.epochs, "--batch-size", options.batch_size,
-        "--eval-every", 10, "--seed", seed, "--resume", "--out", folder,
-        *options.train,
-    ]  # fmt: skip
     if not (folder / "facts.json").exists():
-        run_command([str(part) for part in command])
+        heat(
+            "train", "--data", options.data, "--architecture", file, "--recipe", "small",
+            "--epochs", options.epochs, "--batch-size", options.batch_size, "--eval-every", 10,
+            "--seed", seed, "--resume", "--out", folder, *options.train,
+        )  # fmt: skip
         network = trained(folder)
         data = load_split(options.data, "val")
         (folder / "rows.json").write_text(json.dumps(found_rows(torch_detect(network), data)))
         write_raw(network, folder / "model.onnx")
-        stage = json.loads((folder / "run.json").read_text())["stages"]["train"]
+        stage: dict[str, Any] = dict(Workspace(folder).stages()["train"])
         facts = {
             "images_seen": stage["images"] * stage["epochs"],
             "seconds": round(stage["images"] * stage["epochs"] / stage["images_per_second"]),
@@ -185,6 +184,11 @@ def recorded(options: argparse.Namespace) -> dict[Run, dict[str, Any]]:
         }
         for row in result["models"]
     }
+
+
+def heat(*arguments: object) -> None:
+    """Run a heat command with its stdout on stderr."""
+    run_command([sys.executable, "-m", "heat", *map(str, arguments)])
 
 
 def run_command(command: list[str], **environment: str) -> None:

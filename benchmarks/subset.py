@@ -2,29 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from supernet.data.coco import load_split
+from supernet.data.coco_file import CocoFile
 from supernet.data.detection_set import DetectionSet
 
 
 def write_subset(data: DetectionSet, root: Path, kept: Collection[int], folder: Path) -> Path:
     """Write the training images with the given places in `data`, and link the val of `root`."""
-    chosen = [data.records[place] for place in sorted(kept)]
-    ids = {record.image_id for record in chosen}
-    truth = data.ground_truth
-    truth["images"] = [image for image in truth["images"] if image["id"] in ids]
-    truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] in ids]
-    for part in ("annotations", "train"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    (folder / "annotations" / "instances_train.json").write_text(json.dumps(truth))
-    for place in (Path("annotations") / "instances_val.json", Path("val")):
-        if not (folder / place).is_symlink():
-            (folder / place).symlink_to((root / place).absolute())
-    for record in chosen:
-        shutil.copy2(record.path, folder / "train")
-    return folder
+    images = [data.records[place].path for place in sorted(kept)]
+    return _write(_part(data, kept), images, root, folder)
 
 
 def write_joined(first: Path, second: Path, folder: Path) -> Path:
@@ -35,19 +24,33 @@ def write_joined(first: Path, second: Path, folder: Path) -> Path:
     data = load_split(first, "train")
     more = load_split(second, "train").numbered_as(data.names)
     places = [place for place, record in enumerate(more.records) if len(record.boxes_xyxy)]
-    write_subset(data, first, range(len(data.records)), folder)
+    truth, added = data.ground_truth, _part(more, places)
     shift = 1 + max(record.image_id for record in data.records)
-    truth, added = data.ground_truth, more.ground_truth
-    ids = {more.records[place].image_id for place in places}
-    truth["images"] += [
-        {**image, "id": image["id"] + shift} for image in added["images"] if image["id"] in ids
-    ]
+    truth["images"] += [{**image, "id": image["id"] + shift} for image in added["images"]]
     truth["annotations"] += [
         {**each, "id": len(truth["annotations"]) + each["id"], "image_id": each["image_id"] + shift}
         for each in added["annotations"]
-        if each["image_id"] in ids
     ]
+    records = [*data.records, *(more.records[place] for place in places)]
+    return _write(truth, [record.path for record in records], first, folder)
+
+
+def _part(data: DetectionSet, kept: Collection[int]) -> CocoFile:
+    """Return the images with the given places, and their annotations."""
+    ids = {data.records[place].image_id for place in kept}
+    truth = data.ground_truth
+    truth["images"] = [image for image in truth["images"] if image["id"] in ids]
+    truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] in ids]
+    return truth
+
+
+def _write(truth: CocoFile, images: Iterable[Path], root: Path, folder: Path) -> Path:
+    for part in ("annotations", "train"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
     (folder / "annotations" / "instances_train.json").write_text(json.dumps(truth))
-    for place in places:
-        shutil.copy2(more.records[place].path, folder / "train")
+    for place in (Path("annotations") / "instances_val.json", Path("val")):
+        if not (folder / place).is_symlink():
+            (folder / place).symlink_to((root / place).absolute())
+    for image in images:
+        shutil.copy2(image, folder / "train")
     return folder
