@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from .encoder import (
 from .maps import Maps
 
 
-class TorchEncoder:
+class TorchEncoder(ABC):
     """A torch module that maps an image [B, 3, H, W] to one output with features."""
 
     FEATURE = "features"
@@ -71,9 +72,9 @@ class TorchEncoder:
         """Return its features of images of its input size."""
         return [self._facts.maps[0].read(self._run(images_BHW3).float().cpu().numpy())]
 
+    @abstractmethod
     def forward(self, image_B3HW: Tensor) -> Tensor:
         """Return the output with the features."""
-        raise NotImplementedError
 
     @torch.inference_mode()
     def _run(self, images_BHW3: Images) -> Tensor:
