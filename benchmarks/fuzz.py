@@ -20,7 +20,8 @@ from typing import Any
 
 from result import RESULTS, tell
 
-from tests.fuzzing import READERS, cases
+from tests.fuzzed_readers import READERS
+from tests.fuzzing import cases
 
 MOST_MB = 1000
 """Memory that a reader may take beyond what the process had."""

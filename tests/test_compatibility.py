@@ -25,7 +25,7 @@ from supernet.errors import HeatError, UserError, wrong_format
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from tests.command_line import fails
-from tests.fuzzing import write_results
+from tests.fuzzed_readers import write_results
 
 FORMATS = Path(__file__).parent / "formats"
 RELEASED = sorted(path.stem for path in FORMATS.glob("*.zip"))

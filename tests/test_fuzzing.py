@@ -7,7 +7,8 @@ import pytest
 
 from deploy.edge.detect import Bundle
 from supernet.errors import BundleError
-from tests.fuzzing import READERS, cases
+from tests.fuzzed_readers import READERS
+from tests.fuzzing import cases
 
 CASES = 180
 """Of each reader; `benchmarks/fuzz.py` runs as many as asked for."""
