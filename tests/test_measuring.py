@@ -13,15 +13,16 @@ import pytest
 import torch
 
 from latency_tables.costs import entry_bytes, size_mb, working_set_mb
-from latency_tables.device_file import load_device, load_devices
-from latency_tables.devices import declared, name_of, resolve
+from latency_tables.devices import resolve
 from latency_tables.meter import FRESH_COMMAND, DeviceMeter
 from latency_tables.models import ProbeNet, random_network, randomise, write, write_network
 from latency_tables.networks import random_architecture, reference_architecture
 from latency_tables.plan import TARGETS, Checks, check_networks, space_entries
 from latency_tables.probe.batch import feeds_of, precision_of
 from latency_tables.probe.fresh import peak_mb
-from latency_tables.probe.machine import Detected, Gpu, Watch, cpu_quota, detect_cpu, parse_gpus
+from latency_tables.probe.machine import (
+    Watch,
+)
 from latency_tables.probe.measure import Job, at_one_speed, outer_rank, summarise, time_jobs
 from latency_tables.probe.setting import Setting
 from latency_tables.profile import calibrate, fill
@@ -308,29 +309,6 @@ def test_the_watch_sees_load() -> None:
     assert watch.read().other_load < 0.5
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_cpu_quota(tmp_path: Path, version: int) -> None:
-    assert cpu_quota(tmp_path) is None
-    if version == 2:
-        (tmp_path / "cpu.max").write_text("150000 100000\n")
-    else:
-        (tmp_path / "cpu").mkdir()
-        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000\n")
-        (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert cpu_quota(tmp_path) == 1.5
-
-
-def test_gpus_are_read_from_nvidia_smi() -> None:
-    """The line is made up: no GPU is at hand."""
-    (gpu,) = parse_gpus("NVIDIA H200, 570.10, 345, 1980, 3201, 143771\n[N/A]\n")
-    assert gpu == Gpu("NVIDIA H200", "570.10", "1980 MHz, memory 3201 MHz", "345 MHz", 143771)
-    cpu = detect_cpu()
-    assert name_of(load_devices()["h200"], cpu, [gpu]) == ("h200", gpu)
-    assert name_of(load_devices()["cuda"], cpu, [gpu]) == ("nvidia-h200", gpu)
-    with pytest.raises(DeviceError, match=r"this machine has NVIDIA H200.*--estimate"):
-        name_of(load_devices()["v100"], cpu, [gpu])
-
-
 def test_confidence_bound_of_order_statistics() -> None:
     assert [outer_rank(n) for n in (1, 12, 24)] == [0, 2, 6]
     steady, shaky = summarise([1.0] * 12, 1.0), summarise([1.0, 3.0] * 6, 1.0)
@@ -370,64 +348,3 @@ def test_randomised_networks_are_busy(unit: Architecture) -> None:
     with torch.no_grad():
         scores = network(image)[0].sigmoid()
     assert 0.05 < float((scores > 0.05).float().mean()) < 0.3
-
-
-def test_device_files() -> None:
-    devices = load_devices()
-    assert {"cpu", "cpu-i7", "cpu-i7-dual", "v100", "gtx-1080ti"} <= set(devices)
-
-
-def test_unknown_and_absent_devices_say_what_to_do() -> None:
-    with pytest.raises(DeviceError, match=r"unknown device 'toaster': one of .*cpu-i7.*"):
-        resolve("toaster")
-    with pytest.raises(DeviceError, match=r"v100 needs an NVIDIA Tesla V100.*--host.*--device cpu"):
-        resolve("v100")
-    with pytest.raises(DeviceError, match="--threads 0"):
-        resolve("cpu", threads=0)
-    with pytest.raises(DeviceError, match="--threads 4096"):
-        resolve("cpu", threads=4096)
-
-
-def test_a_machine_is_named_as_what_it_is() -> None:
-    def named(model: str, device: str) -> str:
-        facts = Detected(model, 2, None, "unknown", (), 1000)
-        return name_of(load_devices()[device], facts, [])[0]
-
-    i7 = "Intel(R) Core(TM) i7-8700K CPU @ 3.70GHz"
-    assert named(i7, "cpu-i7") == "cpu-i7"
-    assert named(i7, "cpu") == "intel-core-i7-8700k"
-    other = "AMD EPYC 9555 64-Core Processor"
-    assert named(other, "cpu-i7") == "amd-epyc-9555-64-core"
-    target = resolve("cpu-i7")
-    assert target.threads <= target.detected.cores
-    if "i7" not in detect_cpu().model:
-        assert target.name != "cpu-i7" and "named as" in target.warnings[0]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("title = 3\nkindd = 'cpu'\n", "unknown key 'kindd'"),
-        ("title = 'x'\n", "kind, precision, runtime missing"),
-        ("title = ", "is no device file"),
-        ("title='x'\nkind='gpu'\nruntime='a'\nprecision='f32'", "kind = 'gpu': one of cpu, cuda"),
-        ("title='x'\nkind='cpu'\nruntime='a'\nprecision='fp32'", "precision = 'fp32': one of"),
-        ("title='x'\nkind='cpu'\nruntime='a'\nprecision='f32'\npattern='('", r"pattern = '\('"),
-        (
-            "title='x'\nkind='cpu'\nruntime='a'\nprecision='f32'\n[figures]\npeak_gflop=1",
-            "unknown key 'peak_gflop'",
-        ),
-    ],
-)
-def test_a_typo_in_a_device_file_is_named(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "bad.toml"
-    path.write_text(text)
-    with pytest.raises(DeviceError, match=rf"bad\.toml.*{message}"):
-        load_device(path)
-
-
-def test_a_declared_device_is_not_here() -> None:
-    target = declared("v100")
-    assert target.name == "v100" and not target.here and target.gpu is not None
-    with pytest.raises(TableError, match=r"no table v100-tensorrt-f16-t1-64x96\.csv.*--estimate"):
-        open_table(Path("nowhere"), target, (64, 96))

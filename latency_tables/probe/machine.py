@@ -99,26 +99,43 @@ class Gpu:
 
 def slug(model: str) -> str:
     """Return a model name as part of a file name."""
-    words = re.sub(r"\((r|tm)\)|\bcpu\b|@.*|\bprocessor\b", " ", model.lower())
+    words = re.sub(r"\((r|tm)\)|\bcpu\b|@ *[\d.]+ *[mg]hz|\bprocessor\b", " ", model.lower())
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-") or "cpu"
 
 
 def detect_cpu() -> Detected:
     """Read this machine's CPU, quota and governor."""
     text = _read("/proc/cpuinfo")
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.M) or re.search(
-        r"^Model\s*:\s*(.+)$", text, re.M
-    )
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.M)
-    name = model[1].strip() if model else _sysctl("machdep.cpu.brand_string")
     return Detected(
-        model=name or platform.processor() or platform.machine(),
+        model=model_name(text),
         cores=available_cores(),
         quota=cpu_quota(),
         governor=_read(CPUFREQ / "scaling_governor").strip() or "unknown",
         flags=tuple(sorted(INFERENCE_FLAGS & set(flags[1].split()))) if flags else (),
         memory_mb=_memory_mb(),
     )
+
+
+def model_name(cpuinfo: str) -> str:
+    """Return the CPU's model by /proc/cpuinfo, or as the system calls it where that has none.
+
+    Virtual machines may hide the number ("AMD EPYC" of any generation, "aarch64"): then the numbers
+    by which the vendor tells its designs apart follow in brackets.
+    """
+
+    def value(key: str) -> str:
+        found = re.search(rf"^{key}\s*:\s*(.+)$", cpuinfo, re.M)
+        return found[1].strip() if found else ""
+
+    name = value("model name") or value("Model") or _sysctl("machdep.cpu.brand_string")
+    name = name or platform.processor() or platform.machine()
+    if re.search(r"\d", re.sub(r"@.*|x86_64|aarch64|armv\d\w*", "", name)):
+        return name
+    keys = {"family": "cpu family", "model": "model", "implementer": "CPU implementer"}
+    keys |= {"part": "CPU part"}
+    numbers = [f"{what} {value(key)}" for what, key in keys.items() if value(key)]
+    return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
 def available_cores() -> int:

@@ -1,0 +1,145 @@
+"""Which machine this is, by what name, and what device files say."""
+
+from pathlib import Path
+
+import pytest
+
+from latency_tables.device_file import load_device, load_devices
+from latency_tables.devices import declared, name_of, resolve
+from latency_tables.probe.machine import (
+    Detected,
+    Gpu,
+    cpu_quota,
+    detect_cpu,
+    model_name,
+    parse_gpus,
+    slug,
+)
+from latency_tables.store import open_table
+from supernet.errors import DeviceError, TableError
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_cpu_quota(tmp_path: Path, version: int) -> None:
+    assert cpu_quota(tmp_path) is None
+    if version == 2:
+        (tmp_path / "cpu.max").write_text("150000 100000\n")
+    else:
+        (tmp_path / "cpu").mkdir()
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000\n")
+        (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert cpu_quota(tmp_path) == 1.5
+
+
+def test_gpus_are_read_from_nvidia_smi() -> None:
+    """The line is made up: no GPU is at hand."""
+    (gpu,) = parse_gpus("NVIDIA H200, 570.10, 345, 1980, 3201, 143771\n[N/A]\n")
+    assert gpu == Gpu("NVIDIA H200", "570.10", "1980 MHz, memory 3201 MHz", "345 MHz", 143771)
+    cpu = detect_cpu()
+    assert name_of(load_devices()["h200"], cpu, [gpu]) == ("h200", gpu)
+    assert name_of(load_devices()["cuda"], cpu, [gpu]) == ("nvidia-h200", gpu)
+    with pytest.raises(DeviceError, match=r"this machine has NVIDIA H200.*--estimate"):
+        name_of(load_devices()["v100"], cpu, [gpu])
+
+
+def test_device_files() -> None:
+    devices = load_devices()
+    assert {"cpu", "cpu-i7", "cpu-i7-dual", "v100", "gtx-1080ti"} <= set(devices)
+
+
+def test_unknown_and_absent_devices_say_what_to_do() -> None:
+    with pytest.raises(DeviceError, match=r"unknown device 'toaster': one of .*cpu-i7.*"):
+        resolve("toaster")
+    with pytest.raises(DeviceError, match=r"v100 needs an NVIDIA Tesla V100.*--host.*--device cpu"):
+        resolve("v100")
+    with pytest.raises(DeviceError, match="--threads 0"):
+        resolve("cpu", threads=0)
+    with pytest.raises(DeviceError, match="--threads 4096"):
+        resolve("cpu", threads=4096)
+
+
+def test_a_machine_is_named_as_what_it_is() -> None:
+    def named(model: str, device: str) -> str:
+        facts = Detected(model, 2, None, "unknown", (), 1000)
+        return name_of(load_devices()[device], facts, [])[0]
+
+    i7 = "Intel(R) Core(TM) i7-8700K CPU @ 3.70GHz"
+    assert named(i7, "cpu-i7") == "cpu-i7"
+    assert named(i7, "cpu") == "intel-core-i7-8700k"
+    other = "AMD EPYC 9555 64-Core Processor"
+    assert named(other, "cpu-i7") == "amd-epyc-9555-64-core"
+    assert named("AMD EPYC (family 26, model 2)", "amd-epyc") == "amd-epyc"
+    assert named("AMD EPYC (family 25, model 1)", "amd-epyc") == "amd-epyc-family-25-model-1"
+    target = resolve("cpu-i7")
+    assert target.threads <= target.detected.cores
+    if "i7" not in detect_cpu().model:
+        assert target.name != "cpu-i7" and "named as" in target.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "model", "name"),
+    [
+        (
+            "cpu family\t: 6\nmodel\t\t: 158\n"
+            "model name\t: Intel(R) Core(TM) i7-8700K CPU @ 3.70GHz\n",
+            "Intel(R) Core(TM) i7-8700K CPU @ 3.70GHz",
+            "intel-core-i7-8700k",
+        ),
+        (
+            "cpu family\t: 6\nmodel\t\t: 85\nmodel name\t: Intel(R) Xeon(R) CPU @ 2.20GHz\n",
+            "Intel(R) Xeon(R) CPU @ 2.20GHz (family 6, model 85)",
+            "intel-xeon-family-6-model-85",
+        ),
+        (
+            "cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n",
+            "AMD EPYC (family 26, model 2)",
+            "amd-epyc-family-26-model-2",
+        ),
+        (
+            "Features\t: fp asimd\nModel\t\t: Raspberry Pi 4 Model B Rev 1.4\n",
+            "Raspberry Pi 4 Model B Rev 1.4",
+            "raspberry-pi-4-model-b-rev-1-4",
+        ),
+    ],
+)
+def test_machines_that_hide_their_number_are_told_apart(
+    cpuinfo: str, model: str, name: str
+) -> None:
+    assert model_name(cpuinfo) == model
+    assert slug(model) == name
+
+
+def test_a_bare_arm_machine_is_named_by_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    found = model_name("CPU implementer\t: 0x41\nCPU part\t: 0xd40\n")
+    assert found == "aarch64 (implementer 0x41, part 0xd40)"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title = 3\nkindd = 'cpu'\n", "unknown key 'kindd'"),
+        ("title = 'x'\n", "kind, precision, runtime missing"),
+        ("title = ", "is no device file"),
+        ("title='x'\nkind='gpu'\nruntime='a'\nprecision='f32'", "kind = 'gpu': one of cpu, cuda"),
+        ("title='x'\nkind='cpu'\nruntime='a'\nprecision='fp32'", "precision = 'fp32': one of"),
+        ("title='x'\nkind='cpu'\nruntime='a'\nprecision='f32'\npattern='('", r"pattern = '\('"),
+        (
+            "title='x'\nkind='cpu'\nruntime='a'\nprecision='f32'\n[figures]\npeak_gflop=1",
+            "unknown key 'peak_gflop'",
+        ),
+    ],
+)
+def test_a_typo_in_a_device_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(DeviceError, match=rf"bad\.toml.*{message}"):
+        load_device(path)
+
+
+def test_a_declared_device_is_not_here() -> None:
+    target = declared("v100")
+    assert target.name == "v100" and not target.here and target.gpu is not None
+    with pytest.raises(TableError, match=r"no table v100-tensorrt-f16-t1-64x96\.csv.*--estimate"):
+        open_table(Path("nowhere"), target, (64, 96))
