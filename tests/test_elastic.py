@@ -15,7 +15,7 @@ from supernet.heatdetr.inherit import inherit, order_channels
 from supernet.heatdetr.supernet import Supernet
 from supernet.train.distributed import Group
 from supernet.train.elastic_task import ElasticTask
-from supernet.train.optimise import make_optimizer
+from supernet.train.optimise import make_optimizer, make_scaler
 from supernet.train.recipes import recipe
 from supernet.train.stepper import Stepper
 from tests.test_inherit import logits_of, make
@@ -125,7 +125,7 @@ def test_a_loss_that_is_not_finite_skips_the_step(
     task = ElasticTask(elastic, cast(Any, data), members_of(elastic))
     config = recipe("small", precision="f32", epochs=1)
     optimizer = make_optimizer(task.parameter_groups(config), config, torch.device("cpu"))
-    stepper = Stepper(task, config, optimizer, Group())
+    stepper = Stepper(task, config, optimizer, make_scaler("f32", torch.device("cpu")), Group())
     turns: list[int] = []
 
     def loss(outputs: Any, targets: Any, config: Any) -> dict[str, torch.Tensor]:

@@ -175,6 +175,11 @@ def test_folders_of_transformers(tmp_path: Path, name: str) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
     (found,) = encoder.features(images)
     assert found.shape == (2, 16, *cells) and np.isfinite(found).all()
+    (tmp_path / "preprocessor_config.json").write_text(
+        '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "do_normalize": false}'
+    )
+    plain = open_encoder(EncoderRequest(source=str(tmp_path))).facts().normalisation
+    assert plain == Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     with pytest.raises(UserError, match="the last features are learnt"):
         open_encoder(EncoderRequest(source=str(tmp_path), features=("layer1",)))
 

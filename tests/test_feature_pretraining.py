@@ -367,6 +367,7 @@ def test_options_that_say_nothing_or_too_much(photos: Path, tmp_path: Path) -> N
     learn = (*about, "--teacher", encoder)
     assert "--views 0: 1 to 100" in fails(2, *learn, "--views", 0)
     assert "--cache-gb 0.0: a number above 0" in fails(2, *learn, "--cache-gb", 0)
+    assert "--cache-gb inf: a number above 0" in fails(2, *learn, "--cache-gb", "inf")
     assert "--teacher-size 64: HxW is needed" in fails(2, *learn, "--teacher-size", 64)
     assert "--mean and --std: both" in fails(2, *learn, "--mean", 0.5, 0.5, 0.5)
     flat = ("--mean", 0.5, 0.5, 0.5, "--std", 0, 1, 1)

@@ -21,11 +21,13 @@ from supernet.data.detection_set import DetectionSet, Record
 from supernet.data.ground_truth import GroundTruth
 from supernet.data.labelled_image import LabelledImage
 from supernet.data.shared_records import SharedRecords
+from supernet.data.two_views import TwoViews
 from supernet.errors import DataError, HeatError
 from supernet.letterbox import PAD_RGB, letterbox, read_image, scale_to_fit
 from supernet.train.distributed import Group
 from supernet.train.feed import Keyed, Samples, feed, feed_keyed, rare_first
 from supernet.train.recipes import TrainConfig
+from supernet.train.two_sets import TwoSets
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, plain_epochs=1, augment=AugmentConfig(mosaic=0.5))
 PLAIN = AugmentConfig(brightness=0, contrast=0, saturation=0)
@@ -48,6 +50,7 @@ def test_processes_share_the_records(data: DetectionSet) -> None:
         )  # fmt: skip
         assert np.array_equal(one.boxes_xyxy, same.boxes_xyxy)
         assert np.array_equal(one.labels, same.labels)
+        assert same.weights is None
     assert shared[-1].path == data.records[-1].path
     with pytest.raises(IndexError):
         shared[len(shared)]
@@ -65,6 +68,41 @@ def test_workers_and_processes_change_nothing(data: DetectionSet) -> None:
     halves = [list(feed(data, HW, CONFIG, range(2), group=Group(rank, 2))) for rank in range(2)]
     for (images, _), (even, _), (odd, _) in zip(alone, *halves, strict=True):
         assert torch.equal(images[::2], even) and torch.equal(images[1::2], odd)
+
+
+def test_a_teachers_weights_reach_the_loss_by_any_process(data: DetectionSet) -> None:
+    weighted = data.of(
+        [
+            replace(one, weights=np.full(len(one.labels), 0.25, np.float32)) if index % 2 else one
+            for index, one in enumerate(data.records)
+        ]
+    )
+    alone, fed = (
+        [
+            target.shares
+            for _, targets in feed(weighted, HW, CONFIG, range(1), workers=workers)
+            for target in targets
+        ]
+        for workers in (0, 1)
+    )
+    assert any((shares == 0.25).any() for shares in alone)
+    assert all(torch.equal(a, b) for a, b in zip(alone, fed, strict=True))
+
+
+def test_an_image_that_an_epoch_repeats_is_augmented_anew(data: DetectionSet) -> None:
+    source = Samples(data.records[:2], HW, CONFIG)
+    often = np.array([1.0, 0.0])
+    shown = [images for images, _ in feed_keyed(source, CONFIG, range(2), weights=often)]
+    views = torch.cat(shown)
+    assert len(views) == 4 and len(views.flatten(1).unique(dim=0)) == 4
+    more = TwoSets(data.records[:4], data.records[4:5], HW, CONFIG)
+    others = [
+        image
+        for images, batch in feed_keyed(more, CONFIG, range(1), more=1)
+        for image, target in zip(images, batch, strict=True)
+        if isinstance(target, TwoViews)
+    ]
+    assert len(others) == len(torch.stack(others).flatten(1).unique(dim=0)) == 4
 
 
 def test_a_later_start_sees_the_rest(data: DetectionSet) -> None:
@@ -104,7 +142,7 @@ class Deadly(Keyed):
         """Return some pictures."""
         return 16
 
-    def sample(self, epoch: int, index: int) -> tuple[torch.Tensor, GroundTruth]:
+    def sample(self, epoch: int, index: int, again: int = 0) -> tuple[torch.Tensor, GroundTruth]:
         """Die."""
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from latency_tables.probe.lock import only_one
 from supernet.data.coco import load_split
 from supernet.data.pseudo_labels import ImageFound, label_images
 from tests.command_line import fails, run
@@ -87,6 +88,21 @@ def test_thresholds_of_best_f1(tmp_path: Path, shapes: Path, images: Path, teach
     assert result["thresholds_are"].startswith("best F1 (IoU 0.5) on 8 images of shapes val")
 
 
+def test_a_number_needs_no_labelled_images(
+    tmp_path: Path, shapes: Path, images: Path, teacher: Path
+) -> None:
+    """Of the set only the classes are taken: a train split says them too."""
+    only = tmp_path / "only"
+    (only / "annotations").mkdir(parents=True)
+    (only / "train").symlink_to(shapes / "train")
+    labels = "annotations/instances_train.json"
+    (only / labels).write_bytes((shapes / labels).read_bytes())
+    asked = ["label", images, "--teacher", teacher, "--data", only, "--out", tmp_path / "labelled"]
+    code, result, errors = run(*asked, "--score", 0.4)
+    assert code == 0 and result["classes_left_out"] == ["horse"], errors
+    assert "val" in fails(2, *asked)
+
+
 def test_what_is_refused(tmp_path: Path, images: Path, teacher: Path) -> None:
     asked = ["label", images, "--teacher", teacher, "--score", 0.4]
     assert "is within the images" in fails(2, *asked, "--out", images / "labels")
@@ -105,6 +121,9 @@ def test_what_is_refused(tmp_path: Path, images: Path, teacher: Path) -> None:
     (mine / "train").mkdir(parents=True)
     assert "is there already, not" in fails(2, *asked, "--out", mine)
     assert not (mine / "annotations").exists()
+    busy = tmp_path / "busy"
+    with only_one(busy / "teacher.jsonl", "labelling"):
+        assert "is labelling into" in fails(2, *asked, "--out", busy)
 
 
 def test_uncertain_ones_are_on_both_sides_of_a_threshold() -> None:

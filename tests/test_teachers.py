@@ -6,6 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import TensorProto
@@ -13,11 +14,13 @@ from onnx import TensorProto
 from deploy.edge.session import Array, Feeds
 from deploy.teachers.asked import Asked
 from deploy.teachers.detector import Teacher, ToSee, matched_classes
+from deploy.teachers.inputs import stated_fit
+from deploy.teachers.onnx_digest import onnx_digest
 from deploy.teachers.onnx_file import OnnxDetector
 from deploy.teachers.worker import Worker
 from supernet.checkpoint import CheckpointInfo, save_checkpoint
 from supernet.data.evaluate import Found
-from supernet.errors import UserError
+from supernet.errors import HeatError, UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from tests.toy_teachers import logit, nms_rows, write_batched, write_onnx
@@ -166,6 +169,26 @@ def test_normalisation(tmp_path: Path) -> None:
     stated = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
     assert value() == pytest.approx(2.0)
+
+
+def test_a_size_of_one_number_is_the_shorter_side() -> None:
+    """As older versions of transformers wrote it."""
+    assert stated_fit({"size": 512, "max_size": 864}).hw((100, 200)) == (432, 864)
+    assert stated_fit({"size": 512}).hw((100, 200)) == (512, 1024)
+
+
+def test_a_teacher_is_known_by_its_weights_in_other_files_too(tmp_path: Path) -> None:
+    path, data = tmp_path / "m.onnx", tmp_path / "m.data"
+    graph = onnx.load(write_onnx(path, {"out": nms_rows()}, metadata=NAMES))
+    onnx.save(graph, path, save_as_external_data=True, location=data.name, size_threshold=0)
+    before = Teacher(Asked(teacher=path)).facts().digest
+    values = bytearray(data.read_bytes())
+    values[0] ^= 1
+    data.write_bytes(values)
+    assert Teacher(Asked(teacher=path)).facts().digest != before
+    data.unlink()
+    with pytest.raises(HeatError, match=r"needs .*m\.data \(No such file.*copy it there"):
+        onnx_digest(path)
 
 
 @pytest.mark.parametrize(

@@ -27,10 +27,11 @@ from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import SearchSpace, Supernet
 from supernet.train.loop import fit
 from supernet.train.not_learning import signs
-from supernet.train.optimise import rate_factor
+from supernet.train.optimise import Averaged, make_optimizer, rate_factor
 from supernet.train.recipes import RECIPES, TrainConfig, recipe
 from supernet.train.run_files import RunFiles
 from supernet.train.running import Running
+from supernet.train.task import task_of
 from tests.conftest import UNIT
 
 CONFIG = TrainConfig(epochs=2, batch_size=4, precision="f32", warmup_steps=2)
@@ -202,6 +203,32 @@ def test_recipes() -> None:
     assert RECIPES["3x"].schedule == "3x" and RECIPES["3x"].learning_rate == 1e-4
     with pytest.raises(UserError, match="--recipe long"):
         recipe("long")
+
+
+def test_averages_keep_their_device_and_losses_their_scale(
+    data: DetectionSet, small: Architecture, tmp_path: Path
+) -> None:
+    """A run goes on where it was, on whatever device, and with the scale that f16 had found."""
+
+    def files() -> tuple[RunFiles, torch.amp.GradScaler]:
+        task = task_of(Detector(small), data)
+        config, cpu = TrainConfig(epochs=2), torch.device("cpu")
+        optimizer = make_optimizer(task.parameter_groups(config), config, cpu)
+        scaler = torch.amp.GradScaler("cpu")
+        scaler.scale(torch.zeros(()))  # makes its tensors
+        average = Averaged(task.network, 0.9)
+        return RunFiles(tmp_path, task, config, optimizer, average, scaler=scaler), scaler
+
+    run, scaler = files()
+    scaler.update(512.0)
+    key = next(iter(run.average.weights))
+    run.average.weights[key] += 1
+    run.save_state()
+    again, scaler = files()
+    own = again.average.weights[key]
+    again.load(resume=True, restart=False)
+    assert scaler.get_scale() == 512.0
+    assert again.average.weights[key] is own and torch.equal(own, run.average.weights[key])
 
 
 def test_a_finished_run_stands(data: DetectionSet, small: Architecture, tmp_path: Path) -> None:
@@ -388,6 +415,9 @@ def test_a_training_that_does_not_learn_is_named(
     assert len(found) == len(said)
     assert all(text.startswith(start) for text, start in zip(found, said, strict=True))
     assert signs(history[:2], ("classes", "boxes"), 9) == []
+    late = [*history[:-1], {**history[-1], "unlabelled_classes": 5.0}]
+    terms = ("classes", "boxes", "unlabelled_classes")
+    assert signs(late, terms, 9) == found, "a term that came later is no rise"
     assert signs([*history, history[-1]], ("classes", "boxes"), 9) == [], "said once"
 
 

@@ -110,7 +110,7 @@ def test_every_batch_has_as_many_of_both() -> None:
     config = replace(CONFIG, batch_size=4)
     keys = list(Batches(9, config, range(3), Group(), 0, more=5))
     assert [len(batch) for batch in keys] == [8, 10] * 3
-    others = [index - 9 for batch in keys for _, index in batch if index >= 9]
+    others = [index - 9 for batch in keys for _, index, _ in batch if index >= 9]
     assert sorted(others[:5]) == sorted(others[5:10]) == list(range(5))
     assert keys[3:] == list(Batches(9, config, range(1, 3), Group(), 1, more=5))
     halves = [list(Batches(9, config, range(3), Group(rank, 2), 0, more=5)) for rank in (0, 1)]
@@ -225,11 +225,15 @@ def test_the_command(tmp_path: Path, small: Architecture) -> None:
     for name in ("a", "b"):
         pixels = np.full((64, 96, 3), ord(name), np.uint8)
         cv2.imwrite(str(more / "deep" / f"{name}.png"), pixels)
+    for number in range(3):  # of the set itself
+        name = f"train_{number:05}.jpg"
+        (more / name).symlink_to(shapes / "train" / name)
     assert "no such folder" in fails(2, *common[:-1], tmp_path / "none")
     assert "keeps no averaged weights" in fails(2, *common, "--recipe", "1x")
     assert "leave --teacher and --unlabelled out" in fails(2, *common, "--recipe", "mtkd")
     code, result, errors = run(*common)
     assert code == 0 and result["unlabelled"] == 2 and result["images"] == 4, errors
+    assert "3 of its 5 images are in the training data: their labels hold" in errors
     assert "were not learnt from: at the end the averaged weights find 0% of" in errors
     without = common[:-2]
     assert "other images or annotations" in fails(2, *without)

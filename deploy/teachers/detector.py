@@ -23,6 +23,7 @@ from supernet.train.transfer import file_digest, weights_file
 
 from ..edge.detect import Bundle
 from .asked import Asked
+from .onnx_digest import onnx_digest
 from .onnx_file import OnnxDetector
 from .transformers_folder import TransformersDetector
 
@@ -117,7 +118,7 @@ def _opened(path: Path, asked: Asked, threads: int) -> tuple[Finder, TeacherFact
     if path.suffix == ".onnx":
         model = OnnxDetector(path, asked, threads)
         kind = f"ONNX: {model}"
-        return model.detect, TeacherFacts(path.name, kind, model.names, file_digest(path), {})
+        return model.detect, TeacherFacts(path.name, kind, model.names, onnx_digest(path), {})
     for flag in ("format", "size", "norm", "names"):
         if getattr(asked, f"teacher_{flag}") is not None:
             raise UserError(f"--teacher-{flag} is for ONNX files: {path} states it itself")

@@ -99,6 +99,8 @@ def stated_fit(processor: Mapping[str, Any]) -> Fit:
     try:
         if isinstance(size, dict) and "height" in size:
             return Fit((int(size["height"]), int(size["width"])))
+        if isinstance(size, int):  # as older versions of transformers wrote it
+            return Fit(None, shortest=size, longest=int(processor.get("max_size") or 1333))
         if isinstance(size, dict):
             return Fit(
                 None,

@@ -1,6 +1,5 @@
 """An encoder that is an ONNX file, run by ONNX Runtime."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import onnx
 
 from deploy.edge.runtimes import open_session
-from supernet.errors import HeatError, UserError
+from supernet.errors import UserError
 
 from .encoder import (
     DEFAULT_HW,
@@ -24,6 +23,7 @@ from .encoder import (
     normalised,
 )
 from .maps import Maps
+from .onnx_digest import onnx_digest
 
 TYPES = {
     onnx.TensorProto.FLOAT: np.float32,
@@ -69,7 +69,7 @@ class OnnxEncoder:
             channels_first=self._channels_first,
             hint=f"; {_last_map(graph)} by --feature",
         )
-        digest = _digest(path, graph)
+        digest = onnx_digest(path)
         self._facts = facts_of(request, digest, self._normalisation, input_hw, chosen)
 
     def facts(self) -> EncoderFacts:
@@ -175,17 +175,3 @@ def _last_map(model: Any) -> str:
     """Return which tensor inside the graph is its last convolution's, for a message."""
     convolutions = [node.output[0] for node in model.graph.node if node.op_type == "Conv"]
     return f"its last convolution is {convolutions[-1]}" if convolutions else "name a tensor of it"
-
-
-def _digest(path: Path, model: Any) -> str:
-    """Return a hash of the file, and of the names and sizes of the files with its weights."""
-    found = hashlib.sha256(path.read_bytes())
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            found.update(f"{entry.key} {entry.value}".encode())
-            if entry.key == "location":
-                file = path.parent / entry.value
-                if not file.exists():
-                    raise HeatError(f"{path} needs {file}, which is missing: copy it there")
-                found.update(str(file.stat().st_size).encode())
-    return found.hexdigest()

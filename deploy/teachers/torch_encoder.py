@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib
-import json
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.errors import UserError
+from supernet.train.distributed import own_device
 
 from .encoder import (
     DEFAULT_HW,
@@ -26,6 +26,7 @@ from .encoder import (
     named_shapes,
     normalised,
 )
+from .inputs import read_json, stated_values
 from .maps import Maps
 
 
@@ -44,7 +45,7 @@ class TorchEncoder(ABC):
     ) -> None:
         """Look at what the module returns for an image."""
         torch.set_num_threads(request.threads)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = own_device()
         self._module = module.eval().requires_grad_(False).to(self._device)
         if request.features not in ((), (self.FEATURE,)):
             raise UserError(
@@ -146,15 +147,11 @@ def _imported(package: str, source: str) -> Any:
 
 def _preprocessing(path: Path) -> tuple[Normalisation | None, tuple[int, int] | None]:
     """Return the normalisation and the input size that a folder of transformers states."""
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    facts = read_json(path)
+    if facts is None:
         return None, None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
-    stated = None
-    if "image_mean" in facts and "image_std" in facts:
-        stated = Normalisation(tuple(facts["image_mean"]), tuple(facts["image_std"]))
+    states = facts.get("image_mean") is not None or not facts.get("do_normalize", True)
+    stated = stated_values(facts) if states else None
     size = facts.get("crop_size") or facts.get("size")
     if isinstance(size, int):
         return stated, (size, size)

@@ -90,7 +90,7 @@ class Worker:
         self._process.join(timeout=5)
         return HeatError(
             f"the teacher's process died (exit code {self._process.exitcode}): out of memory? The "
-            "same command with --resume goes on"
+            "same command goes on (heat train and heat pretrain: with --resume)"
         )
 
 

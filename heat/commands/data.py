@@ -54,9 +54,12 @@ def label(
         except ValueError:
             raise UserError(f"--score {score}: a number from 0 to 1, or auto") from None
     trained = Workspace(asked.teacher).stages().get("train") if asked.teacher.is_dir() else None
-    val = find_data(Workspace(out), data, "val") if data is not None else None
-    names = val.names if val is not None else None
-    if val is None and lowest is None and trained is not None:
+    val, names = None, None
+    if data is not None:
+        no_val = lowest is not None and find_split(data, "val") is None
+        labelled = find_data(Workspace(out), data, "train" if no_val else "val")
+        val, names = None if no_val else labelled, labelled.names
+    if data is None and lowest is None and trained is not None:
         own = Path(trained["data"])
         if own.is_dir() and find_split(own, "val") is not None:
             val = find_data(Workspace(out), own, "val")

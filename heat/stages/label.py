@@ -13,6 +13,7 @@ from deploy.edge.score_limits import SHOW_SCORE, Limits
 from deploy.teachers.asked import Asked
 from deploy.teachers.detector import Seen, TeacherFacts, ToSee, matched_classes
 from deploy.teachers.looking import look
+from latency_tables.probe.lock import only_one
 from latency_tables.probe.machine import physical_cores
 from supernet.data.best_thresholds import best_thresholds
 from supernet.data.detection_set import DetectionSet
@@ -51,6 +52,21 @@ def label(
         raise DataError(f"{images} has no image")
     folder = LabelFolder(out)
     folder.check(images)
+    with only_one(folder.seen, f"labelling into {out}"):
+        folder.check(images)  # again: another process may have ended just now
+        return _label(images, paths, asked, folder, score=score, val=val, names=names)
+
+
+def _label(
+    images: Path,
+    paths: Sequence[Path],
+    asked: Asked,
+    folder: LabelFolder,
+    *,
+    score: float | None,
+    val: DetectionSet | None,
+    names: Sequence[str] | None,
+) -> Result:
     threads = threads_now(physical_cores())
     looked = look(
         asked, [ToSee(path) for path in paths], folder.seen, threads=threads, option=OPTION
@@ -91,7 +107,7 @@ def label(
         print("warning: nothing reaches its threshold: no label was written", file=sys.stderr)
     labelled = {each["image_id"] for each in labels.file["annotations"]}
     return {
-        "data": str(out),
+        "data": str(folder.root),
         "annotations": str(folder.annotations),
         "teacher": teacher.name,
         "kind": teacher.kind,

@@ -45,8 +45,9 @@ class LabelFolder:
         return self.root / "label.json"
 
     def check(self, images: Path) -> None:
-        """Refuse a folder among the images, and files that somebody else wrote or changed."""
-        own, theirs = Path(os.path.realpath(self.root)), Path(os.path.realpath(images))
+        """Refuse a folder among the images or of others, and files that somebody else wrote."""
+        theirs_at = os.path.realpath(images)
+        own, theirs = Path(os.path.realpath(self.root)), Path(theirs_at)
         if own == theirs or theirs in own.parents:
             raise UserError(f"--out {self.root} is within the images: give a folder beside them")
         written = self._written()
@@ -57,13 +58,15 @@ class LabelFolder:
                     f"{path} is there already, and not as heat label wrote it: it is kept, give "
                     "another --out"
                 )
+        link = self.root / "train"
+        there = link.is_symlink() or link.exists()
+        if there and os.path.realpath(link) != theirs_at:
+            raise UserError(f"{link} is there already, not {images}: give another --out")
 
     def link(self, images: Path) -> None:
-        """Let `train` be the folder of images."""
+        """Let `train` be the folder of images, which was checked."""
         link = self.root / "train"
         if link.is_symlink() or link.exists():
-            if os.path.realpath(link) != os.path.realpath(images):
-                raise UserError(f"{link} is there already, not {images}: give another --out")
             return
         try:
             self.root.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """How a network learns from a teacher: map by map where both share a grid, else by its boxes."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,9 +92,17 @@ def with_unlabelled(data: DetectionSet, folder: Path) -> DetectionSet:
     """Return a set with the images of a folder, which have no labels, after its own."""
     if not folder.is_dir():
         raise DataError(f"--unlabelled {folder}: no such folder")
-    both = with_images(data, list_images(folder))
+    images = list_images(folder)
+    own = {os.path.realpath(record.path) for record in data.records}
+    others = [path for path in images if os.path.realpath(path) not in own]
+    if len(others) < len(images):
+        _say(
+            f"--unlabelled {folder}: {len(images) - len(others)} of its {len(images)} images are "
+            "in the training data: their labels hold"
+        )
+    both = with_images(data, others)
     if len(both.records) == len(data.records):
-        raise DataError(f"--unlabelled {folder}: no image in this folder")
+        raise DataError(f"--unlabelled {folder}: no image in this folder but those of the data")
     return both
 
 
@@ -143,7 +152,7 @@ def _boxes(
             file,
             threads=threads_now(physical_cores()),
             option="--restart replaces it, another --out keeps it",
-            replace=restart and first_process(),
+            replace=restart,
         )
     teacher = looked.teacher
     class_of, left = matched_classes(teacher.names, data.names)

@@ -1,5 +1,6 @@
 """`heat pretrain --teacher`: backbone, SAM and SCM learn the features of a frozen encoder."""
 
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -49,7 +50,7 @@ class Caching:
         """Check what was asked for."""
         if views is not None and not 1 <= views <= 100:
             raise UserError(f"--views {views}: 1 to 100")
-        if cache_gb is not None and not cache_gb > 0:
+        if cache_gb is not None and not 0 < cache_gb < math.inf:
             raise UserError(f"--cache-gb {cache_gb}: a number above 0 is needed")
         return cls(views or 1, cache_gb or CACHE_GB)
 

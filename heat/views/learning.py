@@ -11,6 +11,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from supernet.atomic import write_bytes
+from supernet.checkpoint import EpochRow
 from supernet.data.average_precision import Scores
 from supernet.data.detection_set import DetectionSet
 from supernet.data.reliability import Bin
@@ -35,26 +36,34 @@ COLOURS = (
 
 
 LOSSES = {
-    "classes": "classes",
     "boxes": "boxes (GIoU)",
     "l1": "boxes (L1)",
     "giou": "boxes (GIoU)",
     "distance": "distance to the exact branch (MTKD)",
 }
-"""Terms of losses, by network, and what they are called."""
+"""Terms of losses that are not drawn by their own name."""
+NO_LOSSES = frozenset(EpochRow.__annotations__) | {"memory_mb", "labelled_found"}
+"""What else the rows of a training hold."""
+
+
+def losses_in(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the terms of the loss that a training recorded, and what they are called."""
+    terms = dict.fromkeys(key for row in history for key in row if key not in NO_LOSSES)
+    return {term: LOSSES.get(term, term.replace("_", " ")) for term in terms}
 
 
 def draw_learning(history: Sequence[Mapping[str, Any]], path: Path) -> Path:
     """Draw losses, learning rate and AP over the epochs."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
-    panels = (tuple(LOSSES), ("ap", "ap50"), ("learning_rate",))
+    losses = losses_in(history)
+    panels = (tuple(losses), ("ap", "ap50"), ("learning_rate",))
     for axis, keys in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for key in keys:
             points = [(row["epoch"], row[key]) for row in history if key in row]
             if points:
                 axis.plot(
                     *zip(*points, strict=True),
-                    label=LOSSES.get(key, key),
+                    label=losses.get(key, key),
                     marker="." if "ap" in key else "",
                 )
                 axis.legend()

@@ -12,7 +12,7 @@ from latency_tables.curves import Points
 
 from .charts import plain, plain_numbers
 from .inline_svg import ShownFigure
-from .learning import LOSSES
+from .learning import losses_in
 
 SIZE = (5.4, 3.4)
 """Inches; text of 10 points is legible where the figure is 350 pixels wide."""
@@ -116,7 +116,7 @@ def draw_blocks(stride: int, curves: Mapping[str, Points], names: Mapping[str, s
 
 def draw_losses(history: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Draw the terms of the loss over the epochs; None where none is known."""
-    return _over_epochs(history, LOSSES, "loss")
+    return _over_epochs(history, losses_in(history), "loss")
 
 
 def draw_ap(history: Sequence[Mapping[str, Any]]) -> Figure | None:

@@ -187,12 +187,16 @@ def _finish(
     parts: Sequence[LabelledImage], config: AugmentConfig, rng: np.random.Generator
 ) -> LabelledImage:
     """Join the objects of images on one canvas, flip and recolour it."""
-    weights = [part.weights for part in parts if part.weights is not None]
+    weighted = any(part.weights is not None for part in parts)
+    weights = [
+        np.ones(len(part.labels), np.float32) if part.weights is None else part.weights
+        for part in parts
+    ]
     image = LabelledImage(
         parts[0].pixels,
         np.concatenate([part.boxes_xyxy for part in parts]),
         np.concatenate([part.labels for part in parts]),
-        np.concatenate(weights) if weights else None,
+        np.concatenate(weights) if weighted else None,
         parts[0].frame if len(parts) == 1 else None,
     )
     for axis, chance in ((1, config.flip), (0, config.flip_vertical)):

@@ -84,13 +84,19 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def own_device() -> torch.device:
+    """Return the GPU of this process where there are any, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
 @contextmanager
 def joined() -> Iterator[Group]:
     """Join the group that `torchrun` started: nccl where each process has a GPU, else gloo."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    cuda = torch.cuda.is_available()
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    device = own_device()
+    cuda = device.type == "cuda"
     if world == 1:
         yield Group(device=device)
         return

@@ -9,6 +9,7 @@ Files grow row by row, so an interrupted computation goes on where it was.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +35,8 @@ BATCH = 8
 SMALLEST_STD = 1e-6
 FOR_SCALE = 1024
 """Rows from which means and deviations of channels are taken, at most."""
+CHUNK = 32
+"""Rows of them that are in memory together."""
 Images = npt.NDArray[np.uint8]
 """RGB images of one size, [B, H, W, 3]."""
 
@@ -223,11 +226,18 @@ class FeatureCache:
     def _scale(self, number: int) -> Scale:
         """Return mean and deviation of each channel of a map, over some rows."""
         usable, views = self.usable, self.key.views
-        images = usable[:: max(1, len(usable) * views // FOR_SCALE)]
+        images = usable[:: max(1, math.ceil(len(usable) * views / FOR_SCALE))]
         rows = np.array([image * views + view for image in images for view in range(views)])
-        values = self._map(number)[rows].astype(np.float32)
-        std_C = np.maximum(values.std(axis=(0, 2, 3)), SMALLEST_STD)
-        return Scale(values.mean(axis=(0, 2, 3)), std_C)
+        stored = self._map(number)
+        chunks = [rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)]
+        means = [stored[chunk].mean(axis=(2, 3), dtype=np.float64) for chunk in chunks]
+        mean_C = np.concatenate(means).mean(axis=0)
+        squares = [
+            np.square(stored[chunk] - mean_C[:, None, None]).mean(axis=(2, 3)) for chunk in chunks
+        ]
+        std_C = np.sqrt(np.concatenate(squares).mean(axis=0))
+        std_C = np.maximum(std_C, SMALLEST_STD)
+        return Scale(mean_C.astype(np.float32), std_C.astype(np.float32))
 
 
 class _Contents(NamedTuple):

@@ -22,7 +22,7 @@ from ..errors import DataError
 from ..letterbox import Image, letterbox, read_image, resized
 from .feature_cache import FeatureCache
 from .feature_key import CacheKey, Row
-from .feed import SHRINK, Keyed
+from .feed import SHRINK, Keyed, chance_of
 from .recipes import TrainConfig
 
 VIEW_AREA = (0.25, 0.6)
@@ -134,9 +134,11 @@ class FeatureViews(Keyed):
         """Return the number of images."""
         return len(self.cache.usable) + len(self.others)
 
-    def sample(self, epoch: int, index: int) -> tuple[Tensor, FeatureTarget | LiveTarget]:
+    def sample(
+        self, epoch: int, index: int, again: int = 0
+    ) -> tuple[Tensor, FeatureTarget | LiveTarget]:
         """Return one crop of one view, uint8 [H, W, 3], and the features of it."""
-        rng = np.random.default_rng([self.config.seed, epoch, index])
+        rng = chance_of(self.config, epoch, index, again)
         cache, live = self.cache, index - len(self.cache.usable)
         view = int(rng.integers(0, cache.key.views))
         image = self._live(live) if live >= 0 else None

@@ -1,7 +1,8 @@
 """Feeds training: worker processes decode, augment and collate while the network computes.
 
-A sample depends on (seed, epoch, image) alone, so neither the number of workers nor of training
-processes changes it, and a resumed run sees the same samples as an uninterrupted one.
+A sample depends on (seed, epoch, image, how often the epoch showed it before) alone, so neither the
+number of workers nor of training processes changes it, and a resumed run sees the same samples as
+an uninterrupted one.
 """
 
 import multiprocessing
@@ -9,6 +10,7 @@ import os
 import shutil
 import threading
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,8 @@ from ..errors import DataError, HeatError
 from .distributed import Group
 from .recipes import TrainConfig
 
-Key = tuple[int, int]
-"""(epoch, index of a record)."""
+Key = tuple[int, int, int]
+"""(epoch, index of a record, how often the epoch has shown it before)."""
 Batch = tuple[Tensor, list[GroundTruth]]
 
 Weights = npt.NDArray[np.float64]
@@ -52,6 +54,11 @@ RARE = 0.1
 """Classes in a smaller share of the images are drawn more often, if asked to."""
 
 
+def chance_of(config: TrainConfig, epoch: int, index: int, again: int) -> np.random.Generator:
+    """Return the random numbers of a sample."""
+    return np.random.default_rng([config.seed, epoch, index, *[again] * (again > 0)])
+
+
 class Keyed(Dataset[Any], ABC):
     """A source of training samples, each made from its key alone."""
 
@@ -60,7 +67,7 @@ class Keyed(Dataset[Any], ABC):
         """Return the number of images."""
 
     @abstractmethod
-    def sample(self, epoch: int, index: int) -> tuple[Tensor, Any]:
+    def sample(self, epoch: int, index: int, again: int = 0) -> tuple[Tensor, Any]:
         """Return one augmented image, uint8 [H, W, 3], and its target."""
 
     def __getitems__(self, keys: Sequence[Key]) -> tuple[Tensor, list[Any]] | str:
@@ -85,10 +92,10 @@ class Samples(Keyed):
         """Return the number of images."""
         return len(self.records)
 
-    def sample(self, epoch: int, index: int) -> tuple[Tensor, GroundTruth]:
+    def sample(self, epoch: int, index: int, again: int = 0) -> tuple[Tensor, GroundTruth]:
         """Return one augmented image, alone or in a mosaic with three others, and its objects."""
         config = self.config
-        rng = np.random.default_rng([config.seed, epoch, index])
+        rng = chance_of(config, epoch, index, again)
         together = config.augment.mosaic and epoch < config.epochs - config.plain_epochs
         if together and rng.random() < config.augment.mosaic:
             chosen = [index, *map(int, rng.integers(0, len(self.records), 3))]
@@ -135,6 +142,7 @@ class Batches(Sampler[list[Key]]):
         """Yield the keys of each batch."""
         for epoch in self.epochs:
             order = self._order(epoch)
+            again = _repeats(order) if self.weights is not None else np.zeros_like(order)
             starts = batch_starts(len(order), self.config.batch_size)
             ends = [*starts[1:], len(order)]
             first = self.skip if epoch == self.epochs.start else 0
@@ -142,24 +150,38 @@ class Batches(Sampler[list[Key]]):
                 batch = range(start, stop)[self.group.rank :: self.group.world]
                 keys = []
                 for place in batch:
-                    keys.append((epoch, int(order[place])))
+                    keys.append((epoch, int(order[place]), int(again[place])))
                     if self.more:
-                        keys.append((epoch, self.num_images + self._other(epoch, place)))
+                        other, shown = self._other(epoch, place)
+                        keys.append((epoch, self.num_images + other, shown))
                 yield keys
 
-    def _other(self, epoch: int, place: int) -> int:
-        """Return which of the other images accompanies an image: each once before any again."""
+    def _other(self, epoch: int, place: int) -> tuple[int, int]:
+        """Return which of the other images accompanies an image: each once before any again.
+
+        And how many passes over them the epoch has begun before.
+        """
         pass_, index = divmod(epoch * self.num_images + place, self.more)
         if self._passes.get(pass_) is None:
             order = np.random.default_rng([self.config.seed, pass_, self.more])
             self._passes = {pass_: order.permutation(self.more)}
-        return int(self._passes[pass_][index])
+        return int(self._passes[pass_][index]), pass_ - epoch * self.num_images // self.more
 
     def _order(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         rng = np.random.default_rng([self.config.seed, epoch])
         if self.weights is None:
             return rng.permutation(self.num_images)
         return rng.choice(self.num_images, self.num_images, p=self.weights)
+
+
+def _repeats(order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return of each index how often it stands before."""
+    seen: Counter[int] = Counter()
+    found = np.zeros_like(order)
+    for place, index in enumerate(order.tolist()):
+        found[place] = seen[index]
+        seen[index] += 1
+    return found
 
 
 def rare_first(data: DetectionSet) -> Weights:

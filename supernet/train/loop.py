@@ -26,7 +26,7 @@ from .early_stop import stop_line
 from .feed import batch_starts, default_workers
 from .memory import memory_mb
 from .not_learning import signs
-from .optimise import Averaged, make_optimizer, rate_factor
+from .optimise import Averaged, make_optimizer, make_scaler, rate_factor
 from .recipes import TrainConfig
 from .run_files import RunFiles
 from .running import Running, TrainResult
@@ -92,6 +92,7 @@ def run_task(
         task.model.to(group.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = make_optimizer(task.parameter_groups(config), config, group.device)
         average = Averaged(task.network, config.ema_decay)
+        scaler = make_scaler(config.precision, group.device)
         task.begin(average, group)
         run = RunFiles(
             folder,
@@ -99,6 +100,7 @@ def run_task(
             config,
             optimizer,
             average,
+            scaler=scaler,
             start=start,
             writes=group.leads,
             tensorboard=running.tensorboard,
@@ -106,7 +108,7 @@ def run_task(
         try:
             run.load(resume=running.resume, restart=running.restart, patience=running.patience)
             group.wait()  # nobody writes before everybody has read
-            stepper = Stepper(task, config, optimizer, group, compiled=running.compile)
+            stepper = Stepper(task, config, optimizer, scaler, group, compiled=running.compile)
             return _train(Loop.of(run, stepper, running, threads), on_epoch)
         finally:
             run.close()
@@ -147,7 +149,8 @@ def _train(loop: Loop, on_epoch: OnEpoch | None) -> TrainResult:
     if not finished_before:
         loop.threads.start(run.threads)
         _record_threads(loop, shown=loop.threads.now < loop.threads.cores)
-    images = 0
+    per_batch = run.task.num_images / loop.batches_an_epoch
+    images = round(-run.steps * config.accumulate * per_batch)  # seen before, of the first epoch
     done = run.epoch * loop.batches_an_epoch + run.steps * config.accumulate
     shown = Progress("train", run.schedule.epochs * loop.batches_an_epoch, done=done)
     with shown if group.leads else nullcontext() as bar:

@@ -27,7 +27,9 @@ def signs(
     if len(history) != judged_after(planned_epochs):
         return []
     found = []
-    losses = [sum(_number(row, term) for term in terms) for row in history]
+    # Terms that came later, as those of images without labels, say nothing of the others.
+    whole = [term for term in terms if term in history[0]]
+    losses = [sum(_number(row, term) for term in whole) for row in history]
     if "boxes" in terms and not any(_number(row, "boxes") for row in history):
         found.append(
             "no box was assigned to an anchor: heat data check counts the boxes that none fits; a "

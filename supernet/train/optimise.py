@@ -1,12 +1,12 @@
 """The parts of an optimiser: parameter groups, learning rate, averaged weights, number formats."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..detr.detr import Host
 from ..errors import UserError
@@ -127,6 +127,12 @@ def autocast_type(precision: Precision, device: torch.device) -> torch.dtype | N
     return torch.bfloat16 if wide and ("avx512_bf16" in text or "amx_bf16" in text) else None
 
 
+def make_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
+    """Return what scales losses so that gradients in f16 do not vanish; idle in other types."""
+    in_f16 = autocast_type(precision, device) is torch.float16
+    return torch.amp.GradScaler(device.type, enabled=in_f16)
+
+
 class Averaged:
     """Exponential moving average of a network's weights and statistics."""
 
@@ -134,6 +140,12 @@ class Averaged:
         """Start from a copy of the network's weights."""
         self.decay = decay
         self.weights = {key: value.detach().clone() for key, value in network.state_dict().items()}
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the averages of an earlier run, onto the device of these."""
+        for key, value in self.weights.items():
+            value.copy_(weights[key])
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:

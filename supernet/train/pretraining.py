@@ -27,7 +27,7 @@ from ..heatdetr.place import Place
 from ..heatdetr.supernet import CANDIDATES, GlobalMixture, Mixture
 from ..letterbox import Image, letterbox, read_image, resized
 from .backbone_task import BackboneTask
-from .feed import Keyed
+from .feed import Keyed, chance_of
 from .recipes import TrainConfig
 from .transfer import Taken, taken
 
@@ -143,9 +143,9 @@ class Crops(Keyed):
         """Return the number of images."""
         return len(self.images.paths)
 
-    def sample(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+    def sample(self, epoch: int, index: int, again: int = 0) -> tuple[Tensor, Tensor]:
         """Return one crop, uint8 [H, W, 3], and its class."""
-        rng = np.random.default_rng([self.config.seed, epoch, index])
+        rng = chance_of(self.config, epoch, index, again)
         image = _read(self.images.paths[index])
         pixels = random_crop(image, self.size, self.config.augment, rng)
         return torch.from_numpy(pixels), torch.tensor(self.images.labels[index])
@@ -173,8 +173,9 @@ def accuracy(network: Classifier, images: ImageFolders) -> dict[str, float]:
     """Return top-1 and top-5 accuracy, as shares."""
     top1 = top5 = 0
     size = network.trunk.architecture.input_size
+    device = next(network.parameters()).device
     for path, label in zip(images.paths, images.labels, strict=True):
-        pixels = torch.from_numpy(letterbox(_read(path), size)[0])[None]
+        pixels = torch.from_numpy(letterbox(_read(path), size)[0])[None].to(device)
         (logits,) = network(pixels)
         order = logits[0].topk(min(5, logits.shape[1])).indices.tolist()
         top1 += order[0] == label

@@ -76,6 +76,7 @@ class RunFiles:
         optimizer: torch.optim.Optimizer,
         average: Averaged,
         *,
+        scaler: torch.amp.GradScaler | None = None,
         start: Mapping[str, str] | None = None,
         writes: bool = True,
         tensorboard: bool = False,
@@ -93,6 +94,7 @@ class RunFiles:
         self.metrics = folder / "metrics.csv"
         self.events = folder / "events.jsonl"
         self.network, self.optimizer, self.average = task.network, optimizer, average
+        self.scaler = scaler
         self.config, self.task = config, task
         self.start = dict(start or {})
         self.board = _board(folder) if tensorboard and writes else None
@@ -201,6 +203,7 @@ class RunFiles:
             "network": self.network.state_dict(),
             "average": self.average.weights,
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler is not None else {},
             "history": self.history,
             "skipped": self.skipped,
             "threads": self.threads,
@@ -225,7 +228,7 @@ class RunFiles:
                 self.events.unlink(missing_ok=True)
             return
         try:
-            state = torch.load(self.state, weights_only=True)
+            state = torch.load(self.state, map_location="cpu", weights_only=True)
             fingerprint = state["fingerprint"]
         except Exception as error:
             raise CheckpointError(
@@ -269,8 +272,10 @@ class RunFiles:
                 "--restart begins again"
             )
         self.network.load_state_dict(state["network"])
-        self.average.weights = state["average"]
+        self.average.load(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler is not None and state.get("scaler"):  # older versions wrote none
+            self.scaler.load_state_dict(state["scaler"])
         self.history, self.skipped = state["history"], state["skipped"]
         self.epoch, self.steps, self.sums = state["epoch"], state["steps"], state["sums"]
         self.threads = state.get("threads")

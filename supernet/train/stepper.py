@@ -24,20 +24,20 @@ class Stepper:
         task: Task,
         config: TrainConfig,
         optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
         group: Group,
         *,
         compiled: bool = False,
     ) -> None:
         """Wrap the task's model for the group, and choose the type of autocast."""
         self.task, self.config = task, config
-        self.optimizer, self.group = optimizer, group
+        self.optimizer, self.scaler, self.group = optimizer, scaler, group
         self.bad_steps = 0
         """Last steps, in a row, without a finite loss."""
         self.model = group.wrap(task.model)
         if compiled:
             self.model = torch.compile(self.model)  # type: ignore[assignment]
         self.type = autocast_type(config.precision, group.device)
-        self.scaler = torch.amp.GradScaler(group.device.type, enabled=self.type is torch.float16)
 
     def step(self, parts: Sequence[Batch]) -> dict[str, float] | None:
         """Take one step on some batches, and return the sums of their losses by term.

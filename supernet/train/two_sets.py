@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..data.detection_set import Record
 from ..data.ground_truth import GroundTruth
 from ..data.two_views import TwoViews, two_views
-from .feed import Keyed, Samples
+from .feed import Keyed, Samples, chance_of
 from .recipes import TrainConfig
 
 
@@ -31,12 +30,14 @@ class TwoSets(Keyed):
         """Return the number of labelled images."""
         return len(self.labelled)
 
-    def sample(self, epoch: int, index: int) -> tuple[Tensor, GroundTruth | TwoViews]:
+    def sample(
+        self, epoch: int, index: int, again: int = 0
+    ) -> tuple[Tensor, GroundTruth | TwoViews]:
         """Return one augmented image and its objects, or the strong view and how to find them."""
         if index < len(self):
-            return self.labelled.sample(epoch, index)
+            return self.labelled.sample(epoch, index, again)
         config = self.labelled.config
-        rng = np.random.default_rng([config.seed, epoch, index])
+        rng = chance_of(config, epoch, index, again)
         image = self.labelled.load(self.others[index - len(self)])
         shown = two_views(image, self.labelled.input_hw, config.augment, rng)
         return torch.from_numpy(shown.strong), shown.target
