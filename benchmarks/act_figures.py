@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--name")
     options = parser.parse_args()
-    network, _, training = load_network(Workspace(options.work))
+    network, _, training, _ = load_network(Workspace(options.work))
     if not isinstance(network, Host):
         raise SystemExit(f"{options.work} holds a HeatDETR: a DETR is needed")
     data = load_split(options.data, "val")

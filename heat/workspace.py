@@ -20,7 +20,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -123,6 +123,15 @@ class Workspace:
         """Return what every finished stage recorded, by stage name."""
         return cast(Stages, dict(cast(Result, self._read()["stages"])))
 
+    def finished(self, name: str) -> datetime.datetime:
+        """Return when a stage was last recorded; long ago where it was not."""
+        stage = cast(dict[str, dict[str, str]], self.stages()).get(name, {})
+        try:
+            found = datetime.datetime.fromisoformat(stage["finished"])
+        except (KeyError, TypeError, ValueError):
+            found = datetime.datetime.min
+        return found if found.tzinfo is not None else found.replace(tzinfo=datetime.UTC)
+
     def about(self) -> Result:
         """Return what wrote the record last: version, Python, platform and command."""
         return {key: value for key, value in self._read().items() if key != "stages"}
@@ -155,6 +164,12 @@ class Workspace:
             remove_remains(path)
             yield
 
+    def training(self, folder: Path) -> AbstractContextManager[None]:
+        """Hold a folder that is trained into; of processes that train together the first does."""
+        from supernet.train.distributed import first_process
+
+        return self.claimed(folder, f"training in {folder}") if first_process() else nullcontext()
+
     def need(self, name: Literal["thin"], command: str) -> OnDevice:
         """Return what a stage recorded; raise `UserError` with its command where it has not run."""
         found = self.stages().get(name)
@@ -177,7 +192,7 @@ class Workspace:
             result = {**result, "data": str(Path(data).absolute())}
         with only_one(path, patience_s=PATIENCE_S):
             remove_remains(path)
-            now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             home = self.home
             record = {
                 "format": FORMAT_VERSION,

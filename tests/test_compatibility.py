@@ -48,7 +48,7 @@ def test_a_workspace_is_read(old: Path) -> None:
     stages = workspace.stages()
     assert stages["thin"]["runtime"] == "onnxruntime" and stages["profile"]["source"] == "estimated"
     for which, classes in (("thinned", 80), ("trained", 2)):
-        network, _, _ = load_network(workspace, which=which)
+        network = load_network(workspace, which=which).network
         assert network.architecture.input_size == (64, 96)
         assert network.architecture.num_classes == classes
 

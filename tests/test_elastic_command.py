@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from deploy.edge.ladder import read_ladder
 from heat.commands.candidates import find_candidates
 from heat.stages import elastic as stage
-from heat.stages import inherited
+from heat.stages import evaluate, inherited
 from heat.stages.fleet_build import was_thinned_for
 from heat.stages.network import Which, load_network
+from heat.stages.score_calibration import recorded_calibration
 from heat.thinning.candidates import Candidate, Wanted
 from heat.thinning.limits import Cost, Limits
 from heat.thinning.moves import ThinningRules, removed_mass
@@ -28,6 +29,7 @@ from heat.thinning.source import elastic_members, load_elastic
 from heat.workspace import Workspace
 from supernet.checkpoint import read_info, save_checkpoint
 from supernet.data.coco import load_split
+from supernet.data.score_calibration import Calibrated, ScoreCalibration
 from supernet.errors import CheckpointError, UserError
 from supernet.heatdetr.elastic import Member
 from supernet.heatdetr.inherit import order_channels
@@ -100,6 +102,31 @@ def test_a_finished_training_is_kept(workspace: Path, shapes: Path) -> None:
     assert "is kept: epochs 1, not 2, drawn 1, not 2" in errors
 
 
+def test_a_restart_is_of_the_elastic_training(workspace: Path, shapes: Path) -> None:
+    """That is what messages advise it for; the supernet before it stays, if it is finished."""
+    plain = workspace / "supernet" / "weights.safetensors"
+    path = workspace / "elastic" / "weights.safetensors"
+    before = plain.stat().st_mtime_ns, path.stat().st_mtime_ns
+    again = ["supernet", "--data", shapes, *SIZE, "--elastic", "--elastic-epochs", 1, "--restart"]
+    code, _, errors = run(*again, "--out", workspace)
+    assert code == 0, errors
+    assert plain.stat().st_mtime_ns == before[0] and path.stat().st_mtime_ns > before[1]
+
+
+def test_inherited_weights_have_a_calibration_of_their_own(
+    workspace: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, data = Workspace(workspace), load_split(shapes, "val")
+    fitted = Calibrated(ScoreCalibration((1.5,) * 4, (0.5,) * 4), "shapes", "val", 8, 99, 0.2, 0.1)
+    monkeypatch.setattr(evaluate, "fit", lambda rows, data: fitted)
+    result = evaluate.evaluate_checkpoint(root, data, calibrate=True)
+    loaded = load_network(root)
+    assert loaded.weights == workspace / "thin" / "weights.safetensors"
+    assert result["scored"] == str(workspace / "thin")
+    known = recorded_calibration(root, loaded.network, loaded.weights)
+    assert known is not None and known.calibration == fitted.calibration
+
+
 @pytest.mark.parametrize(
     ("asked", "again"),
     [
@@ -144,7 +171,7 @@ def test_a_training_of_an_earlier_thinning_is_not_exported(
     root = Workspace(workspace)
 
     def taken(which: Which | None = None) -> object:
-        _, _, facts = load_network(root, which=which)
+        facts = load_network(root, which=which).training
         assert facts is not None
         return facts.get("inherited")
 

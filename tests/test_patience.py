@@ -128,7 +128,7 @@ def test_patience_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Monk
     assert result["best"]["epoch"] == 1
     code, again, errors = run(*command, "--resume")
     assert code == 0 and again["best"] == result["best"] and again["epochs"] == 2, errors
-    _, _, facts = load_network(Workspace(out))
+    facts = load_network(Workspace(out)).training
     assert facts is not None and facts["stopped_early"]
 
 

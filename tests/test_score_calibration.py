@@ -276,13 +276,13 @@ def test_a_calibration_is_kept_for_the_network_that_it_is_of(
     assert later["score_calibration"] == fitted["score_calibration"]
     for key in ("ap", "calibration_error"):
         assert later[key] == pytest.approx(fitted[key], abs=1e-3), key
-    found = calibration_for(workspace, spread, Form(), None, None)
+    found = calibration_for(workspace, spread, weights, Form(), None, None)
     assert found is not None and found[0].calibration.rule() == fitted["score_calibration"]
     facts = card_facts(found[0], NAMES, found[1])
     assert facts["split"] == "val" and facts["images"] == 4 and facts["fitted_to"] == "torch"
     assert facts["error_after"] < facts["error_before"]
     save_checkpoint(weights, {k: v * 1.01 for k, v in spread.state_dict().items()}, info)
-    assert recorded_calibration(workspace, spread) is None
+    assert recorded_calibration(workspace, spread, weights) is None
     assert "other weights" in capsys.readouterr().err
 
 

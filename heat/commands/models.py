@@ -30,6 +30,7 @@ from .options import (
     Which,
     Window,
 )
+from .together import refuse_beside
 
 
 def evaluate(
@@ -138,6 +139,25 @@ def export(
     workspace = Workspace(out)
     runtime = RUNTIME_OF[format]
     if ladder is not None:
+        refuse_beside(
+            "--ladder",
+            {
+                "--gpu": gpu,
+                "--raw": raw,
+                "--dynamic-batch": dynamic_batch,
+                "--opset": opset,
+                "--max-ap-drop": max_ap_drop if max_ap_drop != 1.0 else None,
+                "--serving": serving,
+                "--quantizer": quantizer if quantizer != "heat" else None,
+                "--images": images,
+                "--network": network,
+                "--attention": attention,
+                "--rounds": rounds,
+                "--window": window,
+                "--clusters": clusters,
+            },
+            "its networks are exported as they were thinned, leave it out",
+        )
         if data is None:
             data = recorded_data(workspace, "the networks' AP is not measured")
         if data is None:

@@ -26,6 +26,7 @@ from .options import (
     TensorBoard,
     Workers,
 )
+from .together import given
 
 if TYPE_CHECKING:
     from deploy.teachers.encoder import Normalisation
@@ -123,7 +124,7 @@ def pretrain(
 
         from ..stages.pretrain import pretrain as by_classes
 
-        given = {
+        about = {
             "--feature": feature,
             "--teacher-size": teacher_size,
             "--teacher-norm": teacher_norm,
@@ -132,8 +133,7 @@ def pretrain(
             "--views": views,
             "--cache-gb": cache_gb,
         }
-        useless = [option for option, value in given.items() if value is not None]
-        if useless:
+        if useless := given(about):
             raise UserError(f"{useless[0]} is about a teacher: give --teacher ENCODER")
         if len(data) > 1:
             raise UserError(f"--data {data[1]}: one folder, without --teacher")

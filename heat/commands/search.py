@@ -30,6 +30,7 @@ from .options import (
     Threads,
     Workers,
 )
+from .together import one_of
 
 if TYPE_CHECKING:
     from supernet.heatdetr.architecture import GlobalBlock
@@ -80,6 +81,16 @@ def profile(
         compare: Two tables; do they agree within 5 % on the median entry?
         show: Device whose tables are drawn: milliseconds against width, for each operator.
     """
+    one_of(
+        {
+            "--compare": compare,
+            "--show": show,
+            "--unpack": unpack,
+            "--pack": pack,
+            "--estimate": estimate,
+            "--host": host if not few_shot else None,  # which corrects an estimate
+        }
+    )
     workspace = Workspace(out)
     if compare is not None:
         from ..stages.show import compare_tables
@@ -204,7 +215,7 @@ def supernet(
     from supernet.train.running import Running
 
     from ..stages.elastic import PLAN, refuse_several_processes, train_elastic
-    from ..stages.supernet import train_supernet
+    from ..stages.supernet import is_trained, train_supernet
     from .fleet_file import find_members, read_fleet
 
     workspace = Workspace(out)
@@ -253,8 +264,11 @@ def supernet(
         read_fleet(targets)
         if not (workspace.elastic / PLAN).exists():
             refuse_several_processes()
+    plain = running
+    if elastic and restart and is_trained(workspace):
+        plain = replace(running, restart=False)  # it is the elastic training that begins again
     trained = train_supernet(
-        workspace, train_set, chosen, config, search, backbone=backbone, running=running
+        workspace, train_set, chosen, config, search, backbone=backbone, running=plain
     )
     if not elastic:
         return trained

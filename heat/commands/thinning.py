@@ -10,6 +10,10 @@ from supernet.errors import UserError
 from ..records import Result
 from ..workspace import DEFAULT, Workspace
 from .options import Data, Out, Runtime, Space, Threads
+from .together import refuse_beside
+
+TRIALS = 200
+"""Networks that a study tries where no number is given."""
 
 
 def thin(
@@ -29,7 +33,7 @@ def thin(
     trust_table: bool = False,
     ap_drop: Literal["auto", "mass", "features", "loss", "ap"] = "auto",
     search: Literal["greedy", "tpe", "nsga2", "random"] = "greedy",
-    trials: int = 200,
+    trials: int = TRIALS,
     study: str | None = None,
     frontier: bool = False,
     targets: Path | None = None,
@@ -70,12 +74,28 @@ def thin(
         from ..stages.explain import explain as run_explain
 
         return run_explain(workspace)
-    asked = (target_fps, max_latency_ms, max_memory_mb, max_size_mb, device, input_size, precision)
     if targets is not None:
-        if any(value is not None for value in asked):
-            raise UserError(
-                "--targets: the fleet file gives devices and limits, leave out the rest"
-            )
+        refuse_beside(
+            "--targets",
+            {
+                "--target-fps": target_fps,
+                "--max-latency-ms": max_latency_ms,
+                "--at": at if at != "p50" else None,
+                "--max-memory-mb": max_memory_mb,
+                "--max-size-mb": max_size_mb,
+                "--device": device,
+                "--runtime": runtime,
+                "--threads": threads,
+                "--precision": precision,
+                "--input-size": input_size,
+                "--trust-table": trust_table,
+                "--search": search if search != "greedy" else None,
+                "--trials": trials if trials != TRIALS else None,
+                "--study": study,
+                "--frontier": frontier,
+            },
+            "the fleet file gives devices and limits, leave it out",
+        )
         from ..stages.fleet import thin_fleet
         from .fleet_file import find_members
 

@@ -33,6 +33,7 @@ from .options import (
     Window,
     Workers,
 )
+from .together import one_of
 
 
 def train(
@@ -117,6 +118,9 @@ def train(
     from ..stages.train import judge_on
     from ..stages.train import train as run
 
+    one_of(
+        {"--inherit": inherit, "--finetune": finetune, "--backbone": backbone, "--weights": weights}
+    )
     asked = asked_of(teacher)
     workspace = Workspace(out)
     train_set = find_data(workspace, data, "train")

@@ -13,6 +13,7 @@ from supernet.data.detection_set import DetectionSet, Record
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import SearchSpace
 from supernet.train.aligned import training_loss
+from supernet.train.distributed import Group, own_device
 from supernet.train.feed import feed
 from supernet.train.optimise import autocast_type
 from supernet.train.recipes import TrainConfig
@@ -82,7 +83,7 @@ def _stand_in(space: SearchSpace) -> Detector:
 def step_seconds(network: Detector, data: DetectionSet) -> float:
     """Return the seconds that one image costs in training, measured on two steps.
 
-    With the threads that a training would use now.
+    Where a training would run: on the GPU, or with the threads that it would use now.
     """
     with planned(physical_cores()) as threads:
         threads.start(None)
@@ -90,18 +91,22 @@ def step_seconds(network: Detector, data: DetectionSet) -> float:
 
 
 def _step_seconds(network: Detector, data: DetectionSet) -> float:
-    config = TrainConfig()
+    config, group = TrainConfig(), Group(device=own_device())
+    kind = group.device.type
     few = replace(data, records=data.records[: 2 * config.batch_size])
-    dtype = autocast_type(config.precision, torch.device("cpu"))
+    dtype = autocast_type(config.precision, group.device)
     best = float("inf")
-    network.train()
+    network.to(group.device).train()
     for _ in range(2):
-        for images, targets in feed(few, network.architecture.input_size, config, range(1)):
+        size = network.architecture.input_size
+        for images, targets in feed(few, size, config, range(1), group=group):
             start = time.perf_counter()
-            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            with torch.autocast(kind, dtype, enabled=dtype is not None):
                 outputs = network(images)
             loss = training_loss(outputs, targets, network.decode, config.assign)
             loss.total.backward()  # type: ignore[no-untyped-call]
+            if kind == "cuda":
+                torch.cuda.synchronize()
             best = min(best, (time.perf_counter() - start) / len(images))
     return best
 

@@ -5,7 +5,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -68,11 +67,7 @@ def train_elastic(
     if not running.restart and before is not None and is_finished(path, digest):
         _say_what_is_kept(path, config, elastic)
         return before
-    with (
-        workspace.claimed(workspace.elastic, f"training in {workspace.elastic}")
-        if first_process()
-        else nullcontext()
-    ):
+    with workspace.training(workspace.elastic):
         members, asked = _planned(workspace, supernet, digest, fleet, afresh=running.restart)
         largest = members[0]
         torch.manual_seed(config.seed)

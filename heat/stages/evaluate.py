@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.edge.detect import Bundle
+from deploy.edge.detect import Bundle, read_card
 from deploy.export import write_card
 from deploy.gate import torch_detect
 from deploy.shown import shown_rows
+from latency_tables.probe.lock import only_one
 from supernet.data.average_precision import Metrics, score
 from supernet.data.best_thresholds import thresholds_of
 from supernet.data.coco_file import ResultRow
@@ -54,7 +55,15 @@ def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> R
         rows, runtime = _found(detect, data), bundle.card["runtime"]
     metrics, result = _scored(workspace, rows, data, str(folder), runtime, calibration)
     accuracy = {**metrics.rounded(), "data": data.root.name, "split": data.split}
-    write_card(folder, {**bundle.card, "accuracy": accuracy})
+    with only_one(folder):
+        card = read_card(folder)
+        if card["files"] == bundle.card["files"]:
+            write_card(folder, {**card, "accuracy": accuracy})
+        else:
+            print(
+                f"warning: {folder} was exported again meanwhile: its card keeps its own accuracy",
+                file=sys.stderr,
+            )
     return result
 
 
@@ -72,7 +81,7 @@ def evaluate_checkpoint(
     what is scored and exported from then on. An untrained one has no class names: it takes the
     data's, or is refused where it has another number of classes.
     """
-    network, names, training = load_network(workspace, change, which)
+    network, names, training, weights = load_network(workspace, change, which)
     if training is None:
         classes = network.architecture.num_classes
         if classes != data.num_classes:
@@ -87,9 +96,10 @@ def evaluate_checkpoint(
         print("warning: this network is UNTRAINED: its AP means nothing", file=sys.stderr)
         model = workspace.architecture
     else:
-        data, model = data.numbered_as(names), workspace.train
-        if not calibrate and (known := recorded_calibration(workspace, network)) is not None:
-            network.decode.calibration = known.calibration
+        assert weights is not None
+        data, model = data.numbered_as(names), weights.parent
+        known = None if calibrate else recorded_calibration(workspace, network, weights)
+        network.decode.calibration = None if known is None else known.calibration
     rows = _found(torch_detect(network), data)
     if calibrate:
         fitted = fit(rows, data)
@@ -97,7 +107,8 @@ def evaluate_checkpoint(
             say_not_calibrated(data.split)
         else:
             say_calibrated(fitted)
-            record_calibration(workspace, network, fitted)
+            assert weights is not None, "an untrained network was refused"
+            record_calibration(workspace, network, weights, fitted)
             network.decode.calibration = fitted.calibration
             rows = fitted.calibration.of_rows(rows, data)
     _, result = _scored(workspace, rows, data, str(model), "torch", network.decode.calibration)

@@ -102,7 +102,7 @@ def export(
     predicted.
     """
     warn(target)
-    network, names, training = load_network(workspace, change, wish.network)
+    network, names, training, weights = load_network(workspace, change, wish.network)
     thinned = find_thinned(workspace)
     parity_images = images_of(data, images)
     clusters = bound_clusters(network, parity_images)
@@ -124,7 +124,7 @@ def export(
         plan = quantized(network.heatdetr, form, pixels, judge, wish.max_ap_drop)
     scores = None
     if wish.calibrate and training is not None:
-        scores = calibration_for(workspace, network, form, plan, judge)
+        scores = calibration_for(workspace, network, weights, form, plan, judge)
     network.decode.calibration = scores[0].calibration if scores is not None else None
     facts: Facts = {
         **_facts(target, form, thinned, training, promise.thinned),

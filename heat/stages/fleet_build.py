@@ -194,13 +194,14 @@ def _is_for(thinned: Thinned, candidate: Candidate) -> bool:
 
 def _export_of(workspace: Workspace, format: Format) -> dict[str, Any]:
     """Return the record of the export that followed the last thinning; empty where none did."""
-    exported, thinned = _stage(workspace, f"export-{format}"), _stage(workspace, "thin")
-    return exported if str(exported.get("finished", "")) >= str(thinned["finished"]) else {}
+    name = f"export-{format}"
+    later = workspace.finished(name) >= workspace.finished("thin")
+    return _stage(workspace, name) if later else {}
 
 
 def _is_exported(workspace: Workspace, format: Format) -> bool:
     """Return whether the last thinning or training was exported, and its promise kept."""
     exported = _export_of(workspace, format)
-    trained = str(_stage(workspace, "train").get("finished", ""))
+    later = workspace.finished(f"export-{format}") >= workspace.finished("train")
     there = Path(str(exported.get("bundle", ""))) / "card.json"
-    return there.exists() and not exported["broken"] and str(exported["finished"]) >= trained
+    return there.exists() and not exported["broken"] and later

@@ -1,9 +1,9 @@
 """The network of a workspace that is exported or evaluated: the trained one, or the thinned one."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -22,6 +22,18 @@ Change = Callable[[AnyArchitecture], AnyArchitecture]
 """Makes another architecture of one, with the same weights."""
 
 
+class Loaded(NamedTuple):
+    """The network of a workspace."""
+
+    network: Network
+    names: list[str]
+    """Its class names."""
+    training: Result | None
+    """How it was trained; None where it is not."""
+    weights: Path | None
+    """The file of its weights."""
+
+
 def as_it_is(architecture: AnyArchitecture) -> AnyArchitecture:
     """Change nothing."""
     return architecture
@@ -34,8 +46,8 @@ def is_thinned(architecture: AnyArchitecture, thinned: Architecture) -> bool:
 
 def load_network(
     workspace: Workspace, change: Change = as_it_is, which: Which | None = None
-) -> tuple[Network, list[str], Result | None]:
-    """Return a workspace's network, its class names, and how it was trained (None if not).
+) -> Loaded:
+    """Return a workspace's network.
 
     The thinned network has weights without a training of its own where an elastic supernet handed
     them on. Raises `UserError` where another network is trained than the thinned one, unless
@@ -79,20 +91,18 @@ def load_network(
         return _loaded(inherited, change(thinned))
     torch.manual_seed(0)
     names = [f"class_{index}" for index in range(thinned.num_classes)]
-    return build(change(thinned)).eval(), names, None
+    return Loaded(build(change(thinned)).eval(), names, None, None)
 
 
 def _trained_since(workspace: Workspace, info: CheckpointInfo) -> bool:
     """Return whether a training was finished after the last thinning."""
-    stages = cast(Mapping[str, Mapping[str, Any]], workspace.stages())
-    trained, thinned = (str(stages.get(name, {}).get("finished", "")) for name in ("train", "thin"))
-    return info.finished and trained >= thinned
+    return info.finished and workspace.finished("train") >= workspace.finished("thin")
 
 
-def _loaded(path: Path, architecture: AnyArchitecture) -> tuple[Network, list[str], Result]:
-    """Return a network with the weights of a file, its class names, and how it was trained."""
+def _loaded(path: Path, architecture: AnyArchitecture) -> Loaded:
+    """Return a network with the weights of a file."""
     network = build(architecture)
     info = load_weights(path, network)
     facts = {"epoch": info.epoch, "epochs": info.epochs, **info.facts}
     facts.pop("history", None)
-    return network.eval(), list(info.names), facts
+    return Loaded(network.eval(), list(info.names), facts, path)

@@ -1,13 +1,10 @@
 """`heat pretrain`: train a backbone to classify images."""
 
-from contextlib import nullcontext
-
 import torch
 
 from supernet.checkpoint import load_weights
 from supernet.errors import DataError
 from supernet.heatdetr.architecture import Architecture
-from supernet.train.distributed import first_process
 from supernet.train.loop import run_task
 from supernet.train.pretraining import Classifier, ClassifyTask, ImageFolders, accuracy
 from supernet.train.recipes import TrainConfig
@@ -32,11 +29,7 @@ def pretrain(
     network = Classifier(architecture, len(images.names))
     network.trunk.set_drop_path(config.drop_path)
     task = ClassifyTask(network, images)
-    with (
-        workspace.claimed(workspace.pretrain, f"training in {workspace.pretrain}")
-        if first_process()
-        else nullcontext()
-    ):
+    with workspace.training(workspace.pretrain):
         done = run_task(task, config, workspace.pretrain, running)
     before = workspace.stages().get("pretrain")
     if before is not None and done.is_recorded(before):

@@ -77,9 +77,7 @@ def pretrain_features(
 ) -> Result:
     """Compute the encoder's features, or take them from the cache, and learn them."""
     with ExitStack() as stack:
-        if first_process():
-            claim = workspace.claimed(workspace.pretrain, f"training in {workspace.pretrain}")
-            stack.enter_context(claim)
+        stack.enter_context(workspace.training(workspace.pretrain))
         request = replace(request, threads=threads_now(request.threads))
         teachers = stack.enter_context(ExitStack())
         worker = teachers.enter_context(Worker(open_encoder, request))

@@ -5,6 +5,7 @@ A record holds for the weights and the architecture that it was fitted for, and 
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from deploy.edge.card import ScoreCalibrated
@@ -26,10 +27,12 @@ ERRORS_ARE = (
 FittedTo = Literal["torch", "the quantized model"]
 
 
-def record_calibration(workspace: Workspace, network: Network, found: Calibrated) -> None:
-    """Keep a calibration of the trained network in the workspace."""
+def record_calibration(
+    workspace: Workspace, network: Network, weights: Path, found: Calibrated
+) -> None:
+    """Keep in the workspace a calibration of a network with the weights of a file."""
     record: CalibrationRecord = {
-        "weights": file_digest(workspace.train / "weights.safetensors"),
+        "weights": file_digest(weights),
         "architecture": network.architecture.to_json(),
         **found.calibration.rule(),
         "fitted_on": found.data,
@@ -42,13 +45,14 @@ def record_calibration(workspace: Workspace, network: Network, found: Calibrated
     workspace.record("score-calibration", record)
 
 
-def recorded_calibration(workspace: Workspace, network: Network) -> Calibrated | None:
-    """Return the recorded calibration of the trained network; None, and say so, of another's."""
+def recorded_calibration(
+    workspace: Workspace, network: Network, weights: Path | None
+) -> Calibrated | None:
+    """Return the recorded calibration of a network; None, and say so, where it is of another."""
     record = workspace.stages().get("score-calibration")
-    path = workspace.train / "weights.safetensors"
-    if record is None or not path.exists():
+    if record is None or weights is None:
         return None
-    own = (file_digest(path), network.architecture.to_json())
+    own = (file_digest(weights), network.architecture.to_json())
     if (record["weights"], record["architecture"]) != own:
         print(
             f"warning: the calibration of scores in {workspace.root} is of another network or of "
@@ -70,6 +74,7 @@ def recorded_calibration(workspace: Workspace, network: Network) -> Calibrated |
 def calibration_for(
     workspace: Workspace,
     network: Network,
+    weights: Path | None,
     form: Form,
     plan: Quantization | None,
     judge: Judge | None,
@@ -85,7 +90,7 @@ def calibration_for(
         fitted = calibrate(quantized_rows(network, form, plan, judge), judge.data)
         by = "the quantized model"
     else:
-        fitted = recorded_calibration(workspace, network)
+        fitted = recorded_calibration(workspace, network, weights)
         if fitted is None and judge is not None:
             fitted = calibrate(judge.exact, judge.data)
     if fitted is not None:

@@ -1,21 +1,27 @@
 """`heat supernet`: train the Gumbel-softmax supernet once."""
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
+from supernet.checkpoint import read_info
 from supernet.data.detection_set import DetectionSet, check_trainable
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
-from supernet.train.distributed import first_process
 from supernet.train.loop import fit
 from supernet.train.recipes import TrainConfig
 from supernet.train.running import Running
 
 from ..records import Result
 from ..thinning.evaluation import split_held_out
+from ..thinning.source import WEIGHTS
 from ..workspace import Workspace
 from .train import start_from
+
+
+def is_trained(workspace: Workspace) -> bool:
+    """Return whether a workspace has a supernet whose training is finished."""
+    path = workspace.supernet / WEIGHTS
+    return path.exists() and read_info(path).finished
 
 
 def train_supernet(
@@ -35,11 +41,7 @@ def train_supernet(
     start: dict[str, str] = {}
     loaded = start_from(backbone, network, start)
     part, _ = split_held_out(data)
-    with (
-        workspace.claimed(workspace.supernet, f"training in {workspace.supernet}")
-        if first_process()
-        else nullcontext()
-    ):
+    with workspace.training(workspace.supernet):
         done = fit(network, part, config, workspace.supernet, running, start=start)
     before = workspace.stages().get("supernet")
     if before is not None and done.is_recorded(before):

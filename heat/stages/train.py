@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -90,11 +89,7 @@ def train(
         task = UnlabelledTask(network, data, with_unlabelled(data, unlabelled))
     else:
         task = task_of(network, data)
-    with (
-        workspace.claimed(workspace.train, f"training in {workspace.train}")
-        if first_process()
-        else nullcontext()
-    ):
+    with workspace.training(workspace.train):
         if first_process():
             first = workspace.train / "first-batches.jpg"
             draw_batches(data, architecture.input_size, config, first)

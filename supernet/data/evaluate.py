@@ -8,7 +8,6 @@ import numpy.typing as npt
 import torch
 
 from ..boxes import iou_matrix
-from ..errors import DataError
 from ..letterbox import Image
 from ..progress import Progress
 from .average_precision import Metrics, score
@@ -49,15 +48,6 @@ def result_rows(record: Record, found: Found, data: DetectionSet) -> list[Result
         }
         for box, confidence, label in zip(*found, strict=True)
     ]
-
-
-def check_names(names: Sequence[str], data: DetectionSet) -> None:
-    """Refuse data whose classes are not a model's; `DetectionSet.numbered_as` matches them."""
-    if tuple(names) != data.names:
-        raise DataError(
-            f"{data.annotation_path} has classes {', '.join(data.names[:5])} ..., the model has "
-            f"{', '.join(names[:5])} ...: evaluate on the data it was trained for"
-        )
 
 
 def score_rows(rows: Sequence[ResultRow], data: DetectionSet) -> Metrics:

@@ -15,7 +15,6 @@ from ..errors import UserError
 
 Schedule = Literal["cosine", "1x", "3x", "detr", "sam-detr", "mtkd"]
 Precision = Literal["auto", "f32", "bf16", "f16"]
-Recipe = Literal["small", "1x", "3x", "detr", "sam-detr", "mtkd"]
 Assign = Literal["uniform", "aligned"]
 """Label assignment: the paper's (`matching.py`), or `aligned.py`."""
 Optimizer = Literal["adamw", "muon"]

@@ -1,0 +1,26 @@
+"""Options that would be ignored are refused by name."""
+
+import pytest
+
+from tests.command_line import fails
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "x", "--inherit", "--backbone", "b"], "--inherit and --backbone: one"),
+        (["train", "--data", "x", "--backbone", "b", "--weights", "w"], "--backbone and --weights"),
+        (["export", "--ladder", "60,30", "--raw"], "--raw beside --ladder"),
+        (["export", "--ladder", "60,30", "--window", "3"], "--window beside --ladder"),
+        (["export", "--ladder", "60,30", "--max-ap-drop", "3"], "--max-ap-drop beside --ladder"),
+        (["thin", "--targets", "f.toml", "--threads", "1"], "--threads beside --targets"),
+        (["thin", "--targets", "f.toml", "--search", "tpe"], "--search beside --targets"),
+        (["thin", "--targets", "f.toml", "--frontier"], "--frontier beside --targets"),
+        (["profile", "--estimate", "--pack", "p.pyz"], "--pack and --estimate: one of them"),
+        (["profile", "--pack", "p.pyz", "--host", "me@box"], "--pack and --host: one of them"),
+        (["profile", "--estimate", "--host", "me@box"], "--estimate and --host: one of them"),
+        (["profile", "--show", "cpu", "--unpack", "r.jsonl"], "--show and --unpack: one of them"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(arguments: list[str], message: str) -> None:
+    assert message in fails(2, *arguments)
