@@ -38,6 +38,7 @@ from supernet.data.evaluate import found_rows, score_rows
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.input_size import parse_size
+from supernet.train.optimise import autocast_type
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -112,6 +113,7 @@ def train_ours(run: Run, options: argparse.Namespace) -> dict[str, Any]:
             "batch_size": options.batch_size,
             "seed": seed,
             "threads": torch.get_num_threads(),
+            "precision": str(autocast_type("auto", torch.device("cpu")) or torch.float32),
         }
         (folder / "facts.json").write_text(json.dumps(facts))
     return json.loads((folder / "facts.json").read_text())  # type: ignore[no-any-return]

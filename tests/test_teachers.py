@@ -1,6 +1,7 @@
 """Detectors of any origin as teachers: what is recognised, and where boxes come out."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,11 @@ def test_a_folder_of_transformers(tmp_path: Path, image: Path) -> None:
         assert one is not None and alone is not None
         for part, same in zip(one.found, alone.found, strict=True):
             np.testing.assert_allclose(part, same, atol=1e-3)
+    gap = Path(shutil.copytree(tmp_path, tmp_path / "gap"))
+    text = (gap / "config.json").read_text()
+    (gap / "config.json").write_text(text.replace('"1": "dog"', '"2": "dog"'))
+    with pytest.raises(UserError, match=r"id2label are no list of names without gaps: correct it"):
+        Teacher(Asked(teacher=gap))
     white = torch.ones(1, 3, 64, 96)
     with torch.no_grad():
         theirs = model(white)

@@ -21,6 +21,7 @@ from ..feeds import COLOURS, DTYPES, Side, declared
 from .asked import Asked, Format, Norm
 from .encoder import PRESETS, Normalisation
 from .inputs import Fit, InputRule, read_json, stated_fit, stated_values, to_image
+from .names import in_order
 from .outputs import Outputs, read, recognised
 
 SIZES = "orig_target_sizes"
@@ -133,10 +134,10 @@ def _names(path: Path, asked: Asked, metadata: Mapping[str, str]) -> tuple[str, 
             raise UserError(f"--teacher-names {asked.teacher_names}: {error}") from None
         names = tuple(line.strip() for line in text.splitlines() if line.strip())
     elif "names" in metadata:
-        names = _in_order(_literal(metadata["names"]), f"{path}: names in its metadata")
+        names = in_order(_literal(metadata["names"]), f"{path}: names in its metadata")
     else:
         config = read_json(path.parent / "config.json") or {}
-        names = _in_order(config.get("id2label", {}), f"{path.parent / 'config.json'}: id2label")
+        names = in_order(config.get("id2label", {}), f"{path.parent / 'config.json'}: id2label")
     if not names:
         raise UserError(f"{path} does not name its classes: --teacher-names FILE, one a line")
     return names
@@ -147,19 +148,6 @@ def _literal(text: str) -> object:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
-
-
-def _in_order(found: object, where: str) -> tuple[str, ...]:
-    """Return names of a list, or of a dict by number."""
-    if isinstance(found, list | tuple):
-        return tuple(str(name) for name in found)
-    try:
-        if isinstance(found, dict):
-            numbered = {int(key): str(name) for key, name in found.items()}
-            return tuple(numbered[index] for index in range(len(numbered)))
-    except (ValueError, TypeError, KeyError):
-        pass
-    raise UserError(f"{where} are no list of names: --teacher-names FILE, one a line")
 
 
 def _size(

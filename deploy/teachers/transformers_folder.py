@@ -15,6 +15,7 @@ from supernet.letterbox import Image
 
 from ..edge.session import Array
 from .inputs import InputRule, read_json, stated_fit, stated_values, to_image
+from .names import in_order
 from .outputs import Outputs, read, recognised
 
 
@@ -35,8 +36,8 @@ class TransformersDetector:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{folder} holds no detector for transformers: {reason}") from None
         self._model = model.eval()
-        labels = {int(key): str(name) for key, name in model.config.id2label.items()}
-        self.names = tuple(labels[index] for index in sorted(labels))
+        file = folder / "config.json"
+        self.names = in_order(model.config.id2label, f"{file}: id2label", "correct it there")
         processor = read_json(folder / "preprocessor_config.json")
         if processor is None:
             raise UserError(f"{folder} has no preprocessor_config.json: save its processor there")
