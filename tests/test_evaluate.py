@@ -11,6 +11,7 @@ from supernet.data.average_precision import score
 from supernet.data.best_thresholds import best_thresholds
 from supernet.data.detection_set import Crowd, DetectionSet, Record
 from supernet.data.evaluate import confusion_matrix
+from supernet.data.greedy_match import greedy_match, ious, shares_within
 from supernet.data.mistakes import missed_by_size, mistakes, suspected_labels
 from supernet.data.reliability import calibration_error, reliability
 from supernet.data.scoring_memory import expected_mb, free_mb, warn_of_memory
@@ -308,3 +309,12 @@ def test_free_memory_is_that_of_the_container(
     monkeypatch.setattr("supernet.data.scoring_memory.MEMINFO", tmp_path / "absent")
     monkeypatch.setattr("supernet.data.scoring_memory.CGROUP", tmp_path / "absent")
     assert free_mb() is None
+
+
+def test_each_object_is_matched_once_and_best_first() -> None:
+    overlaps = np.array([[0.6, 0.7], [0.4, 0.9], [0.55, 0.1], [0.5, 0.0]])
+    assert greedy_match(overlaps, 0.5).tolist() == [1, -1, 0, -1]
+    assert greedy_match(np.zeros((2, 0)), 0.5).tolist() == [-1, -1]
+    box, half = np.array([[0.0, 0, 10, 10]]), np.array([[5.0, 0, 20, 10]])
+    assert shares_within(box, half).tolist() == [[0.5]]
+    assert ious(box, half)[0, 0] == pytest.approx(0.25)

@@ -5,14 +5,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from ..boxes import iou_matrix
 from ..letterbox import Image
 from ..progress import Progress
 from .average_precision import Metrics, score
 from .coco_file import ResultRow, to_bbox
 from .detection_set import DetectionSet, Record
+from .greedy_match import boxes_of, greedy_match, ious
 from .labelled_image import load_image
 
 Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]
@@ -71,17 +70,10 @@ def confusion_matrix(
             by_image.setdefault(int(row["image_id"]), []).append(row)
     index = {category: place for place, category in enumerate(data.category_ids)}
     for record in data.records:
-        free = np.ones(len(record.labels), dtype=bool)
-        for row in by_image.get(record.image_id, ()):
-            x, y, w, h = row["bbox"]
-            box = torch.tensor([[x, y, x + w, y + h]], dtype=torch.float32)
-            overlaps = iou_matrix(box, torch.from_numpy(record.boxes_xyxy))[0].numpy() * free
-            best = int(overlaps.argmax()) if len(overlaps) else -1
-            column = index[int(row["category_id"])]
-            if best >= 0 and overlaps[best] >= iou:
-                free[best] = False
-                counts[record.labels[best], column] += 1
-            else:
-                counts[K, column] += 1
-        np.add.at(counts[:, K], record.labels[free], 1)
+        found = by_image.get(record.image_id, [])
+        taken_N = greedy_match(ious(boxes_of(found), record.boxes_xyxy), iou)
+        true_N = np.append(record.labels, K)[taken_N]
+        for truth, row in zip(true_N, found, strict=True):
+            counts[truth, index[int(row["category_id"])]] += 1
+        np.add.at(counts[:, K], np.delete(record.labels, taken_N[taken_N >= 0]), 1)
     return counts

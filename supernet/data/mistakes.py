@@ -6,15 +6,14 @@ it overlaps most, by IoU 0.5 at least.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from ..boxes import iou_matrix
 from .coco_file import ResultRow
 from .detection_set import DetectionSet, Record
+from .greedy_match import boxes_of, greedy_match, ious, shares_within
 from .true_positives import MATCH_IOU
 
 LEAST_SCORE = 0.25
@@ -86,24 +85,27 @@ def mistakes(
 def _of_image(
     record: Record, rows: Sequence[ResultRow], place: dict[int, int]
 ) -> tuple[Mistake, ...]:
+    boxes_N4 = boxes_of(rows)
+    taken_N = greedy_match(ious(boxes_N4, record.boxes_xyxy), MATCH_IOU)
+    crowds_C4 = np.array([crowd.box_xyxy for crowd in record.crowds], np.float64).reshape(-1, 4)
+    crowded_NC = shares_within(boxes_N4, crowds_C4) >= MATCH_IOU
     wrong: list[Mistake] = []
-    free = np.ones(len(record.labels), dtype=bool)
-    for row in rows:
-        x, y, w, h = (float(value) for value in row["bbox"])
-        box, label, score = (x, y, x + w, y + h), place[int(row["category_id"])], row["score"]
-        overlaps = _overlaps(box, record.boxes_xyxy) * free
-        best = int(overlaps.argmax()) if len(overlaps) else -1
-        if best >= 0 and overlaps[best] >= MATCH_IOU:
-            free[best] = False
-            truth = int(record.labels[best])
-            if truth != label:
-                wrong.append(Mistake("wrong class", box, float(score), label, truth))
-        elif not any(_covers(crowd.box_xyxy, box) for crowd in record.crowds):
-            wrong.append(Mistake("nothing there", box, float(score), label, None))
-    for index in np.nonzero(free)[0]:
-        x1, y1, x2, y2 = (float(value) for value in record.boxes_xyxy[index])
-        wrong.append(Mistake("missed", (x1, y1, x2, y2), 0.0, None, int(record.labels[index])))
+    for row, box, taken, crowded in zip(rows, boxes_N4, taken_N, crowded_NC, strict=True):
+        label, score = place[int(row["category_id"])], float(row["score"])
+        truth = int(record.labels[taken]) if taken >= 0 else None
+        if truth is not None and truth != label:
+            wrong.append(Mistake("wrong class", _corners(box), score, label, truth))
+        elif truth is None and not crowded.any():
+            wrong.append(Mistake("nothing there", _corners(box), score, label, None))
+    for index in np.setdiff1d(np.arange(len(record.labels)), taken_N):
+        missed = _corners(record.boxes_xyxy[index])
+        wrong.append(Mistake("missed", missed, 0.0, None, int(record.labels[index])))
     return tuple(wrong)
+
+
+def _corners(box: npt.NDArray[Any]) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = (float(value) for value in box)
+    return x1, y1, x2, y2
 
 
 def suspected_labels(wrong: Sequence[Mistaken]) -> list[tuple[Record, Mistake]]:
@@ -139,19 +141,3 @@ def missed_by_size(
 
 def _size(area_px: float) -> str:
     return next(size for size, limit in SIZES_PX if area_px <= limit)
-
-
-def _overlaps(
-    box: tuple[float, float, float, float], boxes_xyxy: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    own = torch.tensor([box], dtype=torch.float32)
-    overlaps: npt.NDArray[np.float32] = iou_matrix(own, torch.from_numpy(boxes_xyxy))[0].numpy()
-    return overlaps
-
-
-def _covers(crowd_xyxy: Sequence[float], box: tuple[float, float, float, float]) -> bool:
-    """Return whether half of a detection lies in a crowd region: then it counts as neither."""
-    low = max(crowd_xyxy[0], box[0]), max(crowd_xyxy[1], box[1])
-    high = min(crowd_xyxy[2], box[2]), min(crowd_xyxy[3], box[3])
-    shared = max(0.0, high[0] - low[0]) * max(0.0, high[1] - low[1])
-    return shared >= MATCH_IOU * max((box[2] - box[0]) * (box[3] - box[1]), 1e-9)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from .coco_file import ResultRow
 from .detection_set import DetectionSet
+from .greedy_match import boxes_of, greedy_match, ious, shares_within
 
 MATCH_IOU = 0.5
 Numbers = npt.NDArray[np.float64]
@@ -59,26 +60,12 @@ def _matched(
     rows: Sequence[ResultRow], truth_M4: Numbers, crowds_C4: Numbers
 ) -> list[tuple[float, bool]]:
     """Return score and whether it is a true positive, of the detections of one image and class."""
-    free = np.ones(len(truth_M4), dtype=bool)
-    matched = []
-    for row in sorted(rows, key=lambda row: -float(row["score"])):
-        x, y, w, h = row["bbox"]
-        box = np.array([x, y, x + w, y + h])
-        shared_M = _shared(box, truth_M4)
-        sides_M2 = truth_M4[:, 2:] - truth_M4[:, :2]
-        iou_M = free * shared_M / np.maximum(w * h + sides_M2.prod(1) - shared_M, 1e-9)
-        best = int(iou_M.argmax()) if len(iou_M) else -1
-        hit = best >= 0 and bool(iou_M[best] >= MATCH_IOU)
-        if hit:
-            free[best] = False
-        elif np.any(_shared(box, crowds_C4) >= MATCH_IOU * max(w * h, 1e-9)):
-            continue
-        matched.append((float(row["score"]), hit))
-    return matched
-
-
-def _shared(box: Numbers, others_N4: Numbers) -> Numbers:
-    """Return the intersection of a box with each of others, in square pixels."""
-    low, high = np.maximum(box[:2], others_N4[:, :2]), np.minimum(box[2:], others_N4[:, 2:])
-    area_N: Numbers = np.maximum(high - low, 0).prod(1)
-    return area_N
+    rows = sorted(rows, key=lambda row: -float(row["score"]))
+    boxes_N4 = boxes_of(rows)
+    right_N = greedy_match(ious(boxes_N4, truth_M4), MATCH_IOU) >= 0
+    neither_N = ~right_N & (shares_within(boxes_N4, crowds_C4) >= MATCH_IOU).any(axis=1)
+    return [
+        (float(row["score"]), bool(right))
+        for row, right, neither in zip(rows, right_N, neither_N, strict=True)
+        if not neither
+    ]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..boxes import Detections, iou_matrix
+from ..data.greedy_match import greedy_match
 from ..data.ground_truth import GroundTruth
 from .distributed import Group
 
@@ -101,13 +102,8 @@ def of_score(found: Detections) -> Detections:
 def matched(found: Detections, target: GroundTruth) -> Tensor:
     """Return which detections are right [N]; they are in the order of their scores."""
     iou_NM = iou_matrix(found.boxes_xyxy, target.boxes_xyxy)
-    iou_NM = torch.where(found.labels[:, None] == target.labels, iou_NM, 0.0).cpu()
-    right_N = torch.zeros(len(iou_NM), dtype=torch.bool)
-    for index in (iou_NM >= IOU).any(1).nonzero()[:, 0].tolist():
-        best = int(iou_NM[index].argmax())
-        right_N[index] = iou_NM[index, best] >= IOU
-        iou_NM[:, best] *= not right_N[index]  # each object is found once
-    return right_N
+    iou_NM = torch.where(found.labels[:, None] == target.labels, iou_NM, 0.0)
+    return torch.from_numpy(greedy_match(iou_NM.cpu().numpy(), IOU) >= 0)
 
 
 def _bins(scores_N: Tensor) -> Tensor:
