@@ -34,7 +34,7 @@ MEANING: Mapping[str, str] = {
     "mass": "share of importance mass, percent",
     "features": "distance of features, percent",
     "loss": "rise of the detection loss, percent",
-    "ap": "AP on the calibration split, points",
+    "ap": "AP on training images that are kept out, points",
 }
 
 
