@@ -105,6 +105,8 @@ def test_a_process_that_starts_now_leaves_busy_cores_to_others(
         for load, wanted in ((0.0, 2), (2.0, 1)):
             monkeypatch.setattr(OtherLoad, "look", lambda self, load=load: load)
             assert threads.threads_now(2) == wanted
+            with threads.sparing():
+                assert torch.get_num_threads() == wanted
             assert torch.get_num_threads() == 2
         monkeypatch.setenv(FIXED_BY[0], "2")
         assert threads.threads_now(2) == 2, "a fixed number holds"

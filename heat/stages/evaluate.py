@@ -24,6 +24,7 @@ from supernet.data.scoring_memory import warn_of_memory
 from supernet.data.true_positives import hits_by_class
 from supernet.errors import UserError
 from supernet.letterbox import Image
+from supernet.train.threads import sparing
 
 from ..records import Result
 from ..views.learning import draw_confusion, draw_precision, draw_reliability
@@ -100,7 +101,8 @@ def evaluate_checkpoint(
         data, model = data.numbered_as(names), weights.parent
         known = None if calibrate else recorded_calibration(workspace, network, weights)
         network.decode.calibration = None if known is None else known.calibration
-    rows = _found(torch_detect(network), data)
+    with sparing():
+        rows = _found(torch_detect(network), data)
     if calibrate:
         fitted = fit(rows, data)
         if fitted is None:

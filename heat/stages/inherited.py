@@ -21,6 +21,7 @@ from supernet.heatdetr.supernet import Supernet
 from supernet.network import AnyArchitecture
 from supernet.train.recipes import recipe
 from supernet.train.shown import shown_in_training
+from supernet.train.threads import sparing
 from supernet.train.transfer import file_digest
 
 from ..records import Result
@@ -63,7 +64,8 @@ def write_inherited(
     }
     if find_split(data.root, "val") is not None:
         val = load_split(data.root, "val").numbered_as(trained.names)
-        metrics = evaluate(torch_detect(network), val)
+        with sparing():
+            metrics = evaluate(torch_detect(network), val)
         facts |= {"ap": known(metrics.ap), "ap50": known(metrics.ap50), "ap_on": "val"}
     info = CheckpointInfo(
         kind="detector",

@@ -23,6 +23,7 @@ from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.quantization import Quantization
 from supernet.letterbox import Image, read_image
 from supernet.network import Network
+from supernet.train.threads import sparing
 
 PARITY_IMAGES = 20
 BATCH = 8
@@ -44,7 +45,8 @@ def judge_of(data: DetectionSet, names: list[str], network: Network) -> Judge | 
             file=sys.stderr,
         )
         return None
-    return Judge.of(torch_detect(network), part)
+    with sparing():
+        return Judge.of(torch_detect(network), part)
 
 
 def quantized(

@@ -134,6 +134,14 @@ def planned(most: int | None = None, *, adapts: bool = True) -> Iterator[ThreadP
             torch.set_num_threads(before)
 
 
+@contextmanager
+def sparing() -> Iterator[None]:
+    """Let a block of work use only the threads whose cores others leave when it starts."""
+    with planned() as plan:
+        plan.start(None)
+        yield
+
+
 def threads_now(most: int) -> int:
     """Return how many threads, at most `most`, to give to a process that starts now."""
     with planned(most) as plan:
