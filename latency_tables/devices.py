@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from supernet.errors import DeviceError
 
-from .device_file import Device, find_device
+from .device_file import Device, find_device, load_devices
 from .probe.machine import Detected, Gpu, detect_cpu, detect_gpus, physical_cores, slug
 from .probe.setting import Setting
 
@@ -67,6 +67,17 @@ def name_of(device: Device, cpu: Detected, gpus: Sequence[Gpu]) -> tuple[str, Gp
         return device.name if device.pattern else slug(matching[0].model), matching[0]
     known = device.pattern and re.search(device.pattern, cpu.model, re.I)
     return device.name if known else cpu.slug, None
+
+
+def names_of(target: Target) -> list[str]:
+    """Return a target's name, and those of the device files that mean the same CPU."""
+    model = target.detected.model
+    same = [
+        device.name
+        for device in load_devices().values()
+        if device.kind == "cpu" and device.pattern and re.search(device.pattern, model, re.I)
+    ]
+    return list(dict.fromkeys([target.name, *(same if target.gpu is None else ())]))
 
 
 def resolve(

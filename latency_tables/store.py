@@ -7,7 +7,7 @@ from deploy.edge.session import runtime_version
 from supernet.errors import TableError
 
 from .conditions import Conditions, stem_of
-from .devices import Target
+from .devices import Target, names_of
 from .sidecar import Facts
 from .table import ESTIMATED, LatencyTable
 from .table_file import read_table
@@ -59,10 +59,12 @@ def find_table(
 ) -> Path | None:
     """Return the path of a target's table in the folder, or None.
 
-    With `trust`, an estimate in the folder and then the tables that HEAT ships are tried too.
+    With `trust`, an estimate in the folder and then the tables that HEAT ships are tried too, also
+    by the other names of this CPU.
     """
-    stem = stem_of(target.name, target.setting, input_size)
-    names = [f"{stem}.csv", f"{stem}{ESTIMATED}.csv"] if trust else [f"{stem}.csv"]
+    devices, ends = ([target.name], [""]) if not trust else (names_of(target), ["", ESTIMATED])
+    stems = [stem_of(device, target.setting, input_size) for device in devices]
+    names = [f"{stem}{end}.csv" for stem in stems for end in ends]
     places = [folder, SHIPPED] if trust else [folder]
     paths = [place / name for place in places for name in names]
     return next((path for path in paths if path.exists()), None)

@@ -36,6 +36,9 @@ class EpochRow(TypedDict, total=False):
     epoch: int
     learning_rate: float
     images_per_second: float
+    memory_mb: int
+    labelled_found: float
+    """Share of the labelled objects that the averaged weights find (`UnlabelledTask`)."""
     ap: float
     ap50: float
     r: dict[str, list[float]]

@@ -1,11 +1,12 @@
 """Which machine this is, by what name, and what device files say."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from latency_tables.device_file import load_device, load_devices
-from latency_tables.devices import declared, name_of, resolve
+from latency_tables.devices import declared, name_of, names_of, resolve
 from latency_tables.probe.machine import (
     Detected,
     Gpu,
@@ -15,7 +16,7 @@ from latency_tables.probe.machine import (
     parse_gpus,
     slug,
 )
-from latency_tables.store import open_table
+from latency_tables.store import find_table, open_table
 from supernet.errors import DeviceError, TableError
 
 
@@ -100,13 +101,47 @@ def test_a_machine_is_named_as_what_it_is() -> None:
             "Raspberry Pi 4 Model B Rev 1.4",
             "raspberry-pi-4-model-b-rev-1-4",
         ),
+        (
+            "model name\t: ARMv7 Processor rev 4 (v7l)\nModel\t\t: Raspberry Pi 3 Model B\n",
+            "Raspberry Pi 3 Model B",
+            "raspberry-pi-3-model-b",
+        ),
+        (
+            "model name\t: ARMv8 Processor rev 1 (v8l)\nCPU implementer\t: 0x41\n"
+            "CPU part\t: 0xd42\n",
+            "ARMv8 Processor rev 1 (v8l) (implementer 0x41, part 0xd42)",
+            "armv8-rev-1-v8l-implementer-0x41-part-0xd42",
+        ),
+        ("model name\t: AMD EPYC 7B12\n", "AMD EPYC 7B12", "amd-epyc-7b12"),
+        (
+            "cpu family\t: 6\nmodel\t\t: 85\nmodel name\t: Intel Xeon Processor (Skylake, IBRS)\n",
+            "Intel Xeon Processor (Skylake, IBRS) (family 6, model 85)",
+            "intel-xeon-skylake-ibrs-family-6-model-85",
+        ),
+        (
+            "cpu family\t: 6\nmodel name\t: \nmodel\t\t: 85\n",
+            "aarch64 (family 6, model 85)",
+            "aarch64-family-6-model-85",
+        ),
     ],
 )
 def test_machines_that_hide_their_number_are_told_apart(
-    cpuinfo: str, model: str, name: str
+    cpuinfo: str, model: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert model_name(cpuinfo) == model
     assert slug(model) == name
+
+
+def test_a_shipped_table_is_found_by_any_name_of_its_cpu(tmp_path: Path) -> None:
+    """Only where it is trusted: it was measured before CPUs had these names."""
+    cpu = Detected("AMD EPYC (family 26, model 2)", 2, None, "unknown", (), 1000)
+    target = replace(resolve("cpu", threads=1), name=cpu.slug, detected=cpu)
+    assert names_of(target) == ["amd-epyc-family-26-model-2", "amd-epyc"]
+    found = find_table(tmp_path, target, (448, 448), trust=True)
+    assert found is not None and found.name == "amd-epyc-onnxruntime-f32-t1-448x448.csv"
+    assert find_table(tmp_path, target, (448, 448)) is None
 
 
 def test_a_bare_arm_machine_is_named_by_its_part(monkeypatch: pytest.MonkeyPatch) -> None:

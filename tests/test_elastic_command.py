@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from deploy.edge.card import Card
 from deploy.edge.ladder import read_ladder
 from heat.commands.candidates import find_candidates
 from heat.stages import elastic as stage
@@ -111,6 +112,11 @@ def test_a_restart_is_of_the_elastic_training(workspace: Path, shapes: Path) -> 
     code, _, errors = run(*again, "--out", workspace)
     assert code == 0, errors
     assert plain.stat().st_mtime_ns == before[0] and path.stat().st_mtime_ns > before[1]
+    code, _, errors = run(*again, "--seed", 5, "--out", workspace)
+    assert code == 0 and plain.stat().st_mtime_ns > before[0], errors
+    plain.write_bytes(plain.read_bytes()[:100])
+    code, _, errors = run(*again, "--seed", 5, "--out", workspace)
+    assert code == 0 and read_info(plain).finished, errors
 
 
 def test_inherited_weights_have_a_calibration_of_their_own(
@@ -125,6 +131,20 @@ def test_inherited_weights_have_a_calibration_of_their_own(
     assert result["scored"] == str(workspace / "thin")
     known = recorded_calibration(root, loaded.network, loaded.weights)
     assert known is not None and known.calibration == fitted.calibration
+
+
+def test_a_score_is_not_written_over_another_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written: list[Any] = []
+    monkeypatch.setattr(evaluate, "write_card", lambda folder, card: written.append(card))
+    scored = {"files": {"model.onnx": "1"}, "accuracy": None}
+    for now in ("1", "2"):
+        card = {"files": {"model.onnx": now}, "name": "new"}
+        monkeypatch.setattr(evaluate, "read_card", lambda folder, card=card: card)
+        evaluate.write_accuracy(tmp_path, cast(Card, scored), {"ap": 0.5})
+    assert [each["accuracy"] for each in written] == [{"ap": 0.5}] and written[0]["name"] == "new"
+    assert "was exported again meanwhile" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from deploy.quantize import quantize
 from heat.spaces import search_space
 from heat.stages.build import _finished
 from heat.stages.export import Wish, _facts
-from heat.stages.promise import is_about
+from heat.stages.promise import is_about, promise_of
 from heat.stages.report import write_report
 from heat.thinning.candidates import Candidate, open_search
 from heat.thinning.judging import judge_of, pixels_digest
@@ -96,7 +96,9 @@ def test_what_is_not_finite_never_agrees(
         Wish(max_ap_drop=float("nan"))
 
 
-def test_a_gpus_prediction_is_held_against_the_gpu(thinned: Path) -> None:
+def test_a_gpus_prediction_is_held_against_the_gpu(
+    thinned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Tables of CUDA devices are named by the card, not by the CPU beside it."""
     workspace = Workspace(thinned)
     card = Gpu("NVIDIA H100 80GB HBM3", "570.1", "1980 MHz", "1980 MHz", 81559)
@@ -107,7 +109,10 @@ def test_a_gpus_prediction_is_held_against_the_gpu(thinned: Path) -> None:
     )
     architecture = Architecture.load(workspace.architecture)
     assert is_about(workspace, record, architecture, target, form)
-    assert not is_about(workspace, record, architecture, replace(target, gpu=None), form)
+    no_gpu = replace(target, gpu=None)
+    record = replace(record, here=True)
+    assert promise_of(workspace, record, architecture, no_gpu, form).thinned is None
+    assert "was thinned on NVIDIA H100 80GB HBM3, this machine is" in capsys.readouterr().err
     assert _facts(target, form, record, None, record)["device_model"] == card.model
     other = architecture.with_(head="one-to-one")
     assert not is_about(workspace, record, other, target, form)

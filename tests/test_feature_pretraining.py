@@ -301,6 +301,8 @@ def test_from_images_to_a_detector(photos: Path, shapes: Path, tmp_path: Path) -
     assert "1 of 32 images cannot be decoded" in errors and "broken.txt" in errors
     assert result["cosines"].keys() == {"out-0", "l2-0", "l3-0", "l4-0"}
     assert result["cosines"]["out-0"] > 0.3, result
+    drawn = (out / "pretrain" / "learning.svg").read_text()
+    assert all(f"<!-- {name} -->" in drawn for name in result["cosines"]), "lines of the figure"
     assert json.loads((out / "run.json").read_text())["stages"]["pretrain"]["data"][1] == str(
         shapes
     )

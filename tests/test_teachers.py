@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
 from deploy.edge.session import Array, Feeds
 from deploy.teachers.asked import Asked
@@ -178,18 +178,40 @@ def test_a_size_of_one_number_is_the_shorter_side() -> None:
     assert stated_fit({"size": 512}).hw((100, 200)) == (512, 1024)
 
 
-def test_a_teacher_is_known_by_its_weights_in_other_files_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("inside", ["graph", "attribute", "branch"])
+def test_a_teacher_is_known_by_its_weights_in_other_files_too(tmp_path: Path, inside: str) -> None:
     path, data = tmp_path / "m.onnx", tmp_path / "m.data"
     graph = onnx.load(write_onnx(path, {"out": nms_rows()}, metadata=NAMES))
-    onnx.save(graph, path, save_as_external_data=True, location=data.name, size_threshold=0)
-    before = Teacher(Asked(teacher=path)).facts().digest
+    if inside != "graph":
+        value = helper.make_node(
+            "Constant", [], ["extra"], value=numpy_helper.from_array(np.arange(9.0))
+        )
+        if inside == "branch":
+            made = helper.make_tensor_value_info("extra", TensorProto.DOUBLE, [9])
+            branch = helper.make_graph([value], "branch", [], [made])
+            yes = helper.make_node(
+                "Constant", [], ["yes"], value=numpy_helper.from_array(np.array(True))
+            )
+            graph.graph.node.append(yes)
+            value = helper.make_node(
+                "If", ["yes"], ["extra"], then_branch=branch, else_branch=branch
+            )
+        graph.graph.node.append(value)
+    onnx.save(
+        graph, path, save_as_external_data=True, location=data.name, size_threshold=0,
+        convert_attribute=inside != "graph",
+    )  # fmt: skip
+    before = onnx_digest(path)
+    known = Teacher(Asked(teacher=path)).facts().digest if inside == "graph" else None
     values = bytearray(data.read_bytes())
-    values[0] ^= 1
+    values[-1] ^= 1
     data.write_bytes(values)
-    assert Teacher(Asked(teacher=path)).facts().digest != before
+    assert onnx_digest(path) != before
+    if known is not None:
+        assert Teacher(Asked(teacher=path)).facts().digest != known
     data.unlink()
     with pytest.raises(HeatError, match=r"needs .*m\.data \(No such file.*copy it there"):
-        onnx_digest(path)
+        Teacher(Asked(teacher=path))
 
 
 @pytest.mark.parametrize(

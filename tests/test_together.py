@@ -19,6 +19,10 @@ from tests.command_line import fails
         (["profile", "--estimate", "--pack", "p.pyz"], "--pack and --estimate: one of them"),
         (["profile", "--pack", "p.pyz", "--host", "me@box"], "--pack and --host: one of them"),
         (["profile", "--estimate", "--host", "me@box"], "--estimate and --host: one of them"),
+        (["thin", "--explain", "--target-fps", "30"], "--target-fps beside --explain"),
+        (["thin", "--target-fps", "30", "--trials", "50"], "--trials 50 is of a study"),
+        (["profile", "--show", "cpu-i7", "--threads", "3"], "--threads beside --show"),
+        (["profile", "--show", "cpu-i7", "--few-shot", "4"], "--few-shot beside --show"),
         (["profile", "--show", "cpu", "--unpack", "r.jsonl"], "--show and --unpack: one of them"),
     ],
 )

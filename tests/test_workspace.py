@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 from deploy.whole_folder import tidy
 from heat.commands.find import recorded_data
 from heat.commands.fleet_file import read_fleet
+from heat.stages.build import _plan
 from heat.workspace import Workspace
+from latency_tables.devices import resolve
 from supernet.atomic import write_text
 from supernet.errors import UserError, masked
 
@@ -29,6 +32,37 @@ def test_commands_at_once_lose_no_stage(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert set(workspace.stages()) == set(names)
+
+
+def test_records_are_ordered_by_time_wherever_they_were_written(tmp_path: Path) -> None:
+    """Older versions wrote local times: where the clock went back, later ones had less text."""
+    workspace = Workspace(tmp_path)
+    for name in ("thin", "train", "eval"):
+        workspace.record(name, {})
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["stages"]["eval"]["finished"].endswith("+00:00")
+    record["stages"]["thin"]["finished"] = "2026-10-25T02:30:00+02:00"
+    record["stages"]["train"]["finished"] = (
+        "2026-10-25T02:10:00+01:00"  # later
+    )
+    record["stages"]["eval"]["finished"] = "yesterday"
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert workspace.finished("train") > workspace.finished("thin") > workspace.finished("eval")
+    assert workspace.finished("eval") == workspace.finished("bench")
+
+
+def test_a_build_goes_on_under_the_name_that_its_cpu_has_now(tmp_path: Path) -> None:
+    """CPUs that hide their number had the same name for every generation."""
+    workspace = Workspace(tmp_path)
+    here = resolve("cpu", threads=1)
+    asked: Any = {"data": str(tmp_path), "device": "amd-epyc-family-25-model-1", "minutes": 5.0}
+    workspace.record("plan", asked | {"device": "amd-epyc"})
+    nothing: Any = None
+    target = replace(here, name="amd-epyc-family-25-model-1")
+    assert _plan(workspace, target, nothing, asked)["minutes"] == 5.0
+    for name in ("amd-epyc-9555", "cpu-i7"):
+        with pytest.raises(UserError, match="another device"):
+            _plan(workspace, replace(here, name=name), nothing, asked | {"device": name})
 
 
 def test_a_member_knows_its_fleet_wherever_it_is_opened(tmp_path: Path) -> None:

@@ -116,9 +116,9 @@ def _opened(path: Path, asked: Asked, threads: int) -> tuple[Finder, TeacherFact
     if not path.exists():
         raise UserError(f"--teacher {path}: no such file or folder; {READ}")
     if path.suffix == ".onnx":
+        digest = onnx_digest(path)  # first: it says which file with weights is missing
         model = OnnxDetector(path, asked, threads)
-        kind = f"ONNX: {model}"
-        return model.detect, TeacherFacts(path.name, kind, model.names, onnx_digest(path), {})
+        return model.detect, TeacherFacts(path.name, f"ONNX: {model}", model.names, digest, {})
     for flag in ("format", "size", "norm", "names"):
         if getattr(asked, f"teacher_{flag}") is not None:
             raise UserError(f"--teacher-{flag} is for ONNX files: {path} states it itself")

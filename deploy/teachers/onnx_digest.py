@@ -1,6 +1,7 @@
 """The hash of an ONNX file together with the files that hold its weights."""
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -11,21 +12,47 @@ from supernet.errors import HeatError
 def onnx_digest(path: Path) -> str:
     """Return the SHA-256 of an ONNX file, and of the content of its external data.
 
-    Raises `HeatError` where such a file is missing.
+    Raises `HeatError` for a file that cannot be read, and for data that is missing or lies outside
+    of its folder.
     """
-    model = onnx.load(path, load_external_data=False)
+    try:
+        model = onnx.load(path, load_external_data=False)
+        found = hashlib.sha256(path.read_bytes())
+    except Exception as error:  # protobuf's own
+        raise HeatError(f"{path} cannot be read as ONNX ({error}): export it again") from None
+    tensors = [*_in_graph(model.graph)]
+    for function in model.functions:
+        tensors += _in_nodes(function.node)
     places = {
         entry.value
-        for tensor in model.graph.initializer
+        for tensor in tensors
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    found = hashlib.sha256(path.read_bytes())
+    folder = path.parent.resolve()
     for place in sorted(places):
-        file = path.parent / place
+        file = (folder / place).resolve()
+        if folder not in file.parents:
+            raise HeatError(f"{path} keeps weights outside of its folder ({place}): not read")
         try:
             with file.open("rb") as data:
                 found.update(hashlib.file_digest(data, "sha256").digest())
         except OSError as error:
             raise HeatError(f"{path} needs {file} ({error.strerror}): copy it there") from None
     return found.hexdigest()
+
+
+def _in_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield all tensors of a graph and of the graphs within it."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _in_nodes(graph.node)
+
+
+def _in_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _in_graph(graph)

@@ -43,6 +43,7 @@ class OnnxEncoder:
         """Load the file, expose the features asked for, and look at what it returns."""
         path = Path(request.source)
         graph = _read(path)
+        digest = onnx_digest(path)  # before it is loaded: it says which file is missing
         self._input, self._type, self._channels_first, fixed_hw, self._single = _image_input(
             graph, path
         )
@@ -69,7 +70,6 @@ class OnnxEncoder:
             channels_first=self._channels_first,
             hint=f"; {_last_map(graph)} by --feature",
         )
-        digest = onnx_digest(path)
         self._facts = facts_of(request, digest, self._normalisation, input_hw, chosen)
 
     def facts(self) -> EncoderFacts:

@@ -181,9 +181,7 @@ def export(
         target = last_target(workspace, device, runtime, threads, precision, stages=stages)
     if data is None and images is None:
         data = recorded_data(workspace, "accuracy is not checked on labelled data")
-    found = None
-    if images is None and data is not None:
-        found = find_judged(workspace, data)
+    found = find_judged(workspace, data) if data is not None else None
     calibration = None
     if found is not None and precision == "int8" and data is not None:
         calibration = find_data(workspace, data, "train")

@@ -30,7 +30,7 @@ from .options import (
     Threads,
     Workers,
 )
-from .together import one_of
+from .together import one_of, refuse_beside
 
 if TYPE_CHECKING:
     from supernet.heatdetr.architecture import GlobalBlock
@@ -88,9 +88,25 @@ def profile(
             "--unpack": unpack,
             "--pack": pack,
             "--estimate": estimate,
-            "--host": host if not few_shot else None,  # which corrects an estimate
+            # Beside --few-shot it is where an estimate is corrected.
+            "--host": host if not (estimate and few_shot) else None,
         }
     )
+    for asked, what in (("--compare", compare), ("--show", show), ("--unpack", unpack)):
+        if what is not None:
+            ways = {
+                "--runtime": runtime,
+                "--precision": precision,
+                "--threads": threads,
+                "--spinning": spinning if spinning != "brief" else None,
+                "--pinning": pinning,
+                "--space": space,
+                "--input-size": input_size,
+                "--global-block": global_block,
+                "--data": data,
+                "--few-shot": few_shot or None,
+            }
+            refuse_beside(asked, ways, "nothing is measured, leave it out")
     workspace = Workspace(out)
     if compare is not None:
         from ..stages.show import compare_tables
@@ -215,7 +231,7 @@ def supernet(
     from supernet.train.running import Running
 
     from ..stages.elastic import PLAN, refuse_several_processes, train_elastic
-    from ..stages.supernet import is_trained, train_supernet
+    from ..stages.supernet import supernet_before_elastic, train_supernet
     from .fleet_file import find_members, read_fleet
 
     workspace = Workspace(out)
@@ -264,11 +280,9 @@ def supernet(
         read_fleet(targets)
         if not (workspace.elastic / PLAN).exists():
             refuse_several_processes()
-    plain = running
-    if elastic and restart and is_trained(workspace):
-        plain = replace(running, restart=False)  # it is the elastic training that begins again
-    trained = train_supernet(
-        workspace, train_set, chosen, config, search, backbone=backbone, running=plain
+    first = supernet_before_elastic if elastic else train_supernet
+    trained = first(
+        workspace, train_set, chosen, config, search, backbone=backbone, running=running
     )
     if not elastic:
         return trained

@@ -10,7 +10,7 @@ from supernet.errors import UserError
 from ..records import Result
 from ..workspace import DEFAULT, Workspace
 from .options import Data, Out, Runtime, Space, Threads
-from .together import refuse_beside
+from .together import one_of, refuse_beside
 
 TRIALS = 200
 """Networks that a study tries where no number is given."""
@@ -33,7 +33,7 @@ def thin(
     trust_table: bool = False,
     ap_drop: Literal["auto", "mass", "features", "loss", "ap"] = "auto",
     search: Literal["greedy", "tpe", "nsga2", "random"] = "greedy",
-    trials: int = TRIALS,
+    trials: int | None = None,
     study: str | None = None,
     frontier: bool = False,
     targets: Path | None = None,
@@ -58,7 +58,7 @@ def thin(
         ap_drop: What a move costs: importance mass, distance of features, detection loss, true AP;
             auto takes the first that ranks 20 random moves as true AP does.
         search: The paper's greedy search, or an Optuna study that starts from its result.
-        trials: Networks that a study tries.
+        trials: Networks that a study tries, 200 by default.
         study: Where it is kept, so that others can join: a file, or a database URL.
         frontier: Go on to the smallest network and write those on the way, each another target's.
         targets: TOML file of a fleet: several devices and targets, a network for each.
@@ -66,6 +66,29 @@ def thin(
         diff: Two architecture.json; what differs between them?
     """
     workspace = Workspace(out)
+    limits_and_ways = {
+        "--target-fps": target_fps,
+        "--max-latency-ms": max_latency_ms,
+        "--at": at if at != "p50" else None,
+        "--max-memory-mb": max_memory_mb,
+        "--max-size-mb": max_size_mb,
+        "--device": device,
+        "--runtime": runtime,
+        "--threads": threads,
+        "--precision": precision,
+        "--input-size": input_size,
+        "--trust-table": trust_table,
+        "--search": search if search != "greedy" else None,
+        "--trials": trials,
+        "--study": study,
+        "--frontier": frontier,
+    }
+    one_of({"--diff": diff, "--explain": explain, "--targets": targets})
+    for asked, what in (("--diff", diff), ("--explain", explain), ("--targets", targets)):
+        if what:
+            refuse_beside(asked, limits_and_ways, "it is not used there, leave it out")
+    if trials is not None and search == "greedy":
+        raise UserError(f"--trials {trials} is of a study: give --search tpe, nsga2 or random")
     if diff is not None:
         from ..stages.explain import compare
 
@@ -75,27 +98,6 @@ def thin(
 
         return run_explain(workspace)
     if targets is not None:
-        refuse_beside(
-            "--targets",
-            {
-                "--target-fps": target_fps,
-                "--max-latency-ms": max_latency_ms,
-                "--at": at if at != "p50" else None,
-                "--max-memory-mb": max_memory_mb,
-                "--max-size-mb": max_size_mb,
-                "--device": device,
-                "--runtime": runtime,
-                "--threads": threads,
-                "--precision": precision,
-                "--input-size": input_size,
-                "--trust-table": trust_table,
-                "--search": search if search != "greedy" else None,
-                "--trials": trials if trials != TRIALS else None,
-                "--study": study,
-                "--frontier": frontier,
-            },
-            "the fleet file gives devices and limits, leave it out",
-        )
         from ..stages.fleet import thin_fleet
         from .fleet_file import find_members
 
@@ -113,7 +115,7 @@ def thin(
         max_memory_mb=max_memory_mb,
         max_size_mb=max_size_mb,
     )
-    if trials < 1:
+    if trials is not None and trials < 1:
         raise UserError(f"--trials {trials}: at least 1")
     if study is not None and search == "greedy":
         raise UserError("--study keeps an Optuna study: give --search tpe, nsga2 or random")
@@ -135,7 +137,7 @@ def thin(
         data=data,
         trust=trust_table,
     )
-    plan = None if search == "greedy" else StudyPlan(search, trials, study)
+    plan = None if search == "greedy" else StudyPlan(search, trials or TRIALS, study)
     return run(
         workspace,
         candidates,

@@ -118,9 +118,9 @@ def train(
     from ..stages.train import judge_on
     from ..stages.train import train as run
 
-    one_of(
-        {"--inherit": inherit, "--finetune": finetune, "--backbone": backbone, "--weights": weights}
-    )
+    if not resume:  # runs of older versions began from two
+        start = "--finetune" if finetune else "--inherit"
+        one_of({start: inherit or finetune, "--backbone": backbone, "--weights": weights})
     asked = asked_of(teacher)
     workspace = Workspace(out)
     train_set = find_data(workspace, data, "train")

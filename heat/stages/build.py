@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 import time
 from dataclasses import replace
@@ -156,6 +157,9 @@ def _plan(workspace: Workspace, target: Target, data: DetectionSet, asked: Asked
     kept = workspace.stages().get("plan")
     if kept is not None:
         kept = {**kept, "data": str(Path(kept["data"]).absolute())}
+        # Versions up to 0.1.0 named CPUs that hide their number without their family.
+        same = re.fullmatch(re.escape(kept["device"]) + "-(family|implementer)-.*", target.name)
+        kept["device"] = target.name if same else kept["device"]
         different = [key for key, value in asked.items() if kept.get(key) != value]
         if different:
             raise UserError(

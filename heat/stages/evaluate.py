@@ -1,16 +1,17 @@
 """`heat eval`: COCO average precision of a bundle, or of the torch checkpoint."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from deploy.edge.card import Card
 from deploy.edge.detect import Bundle, read_card
 from deploy.export import write_card
 from deploy.gate import torch_detect
 from deploy.shown import shown_rows
-from latency_tables.probe.lock import only_one
 from supernet.data.average_precision import Metrics, score
 from supernet.data.best_thresholds import thresholds_of
 from supernet.data.coco_file import ResultRow
@@ -56,16 +57,20 @@ def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> R
         rows, runtime = _found(detect, data), bundle.card["runtime"]
     metrics, result = _scored(workspace, rows, data, str(folder), runtime, calibration)
     accuracy = {**metrics.rounded(), "data": data.root.name, "split": data.split}
-    with only_one(folder):
-        card = read_card(folder)
-        if card["files"] == bundle.card["files"]:
-            write_card(folder, {**card, "accuracy": accuracy})
-        else:
-            print(
-                f"warning: {folder} was exported again meanwhile: its card keeps its own accuracy",
-                file=sys.stderr,
-            )
+    write_accuracy(folder, bundle.card, accuracy)
     return result
+
+
+def write_accuracy(folder: Path, scored: Card, accuracy: Mapping[str, object]) -> None:
+    """Write a score into a bundle's card, unless another model was exported there meanwhile."""
+    card = read_card(folder)
+    if card["files"] == scored["files"]:
+        write_card(folder, {**card, "accuracy": accuracy})
+    else:
+        print(
+            f"warning: {folder} was exported again meanwhile: its card keeps its own accuracy",
+            file=sys.stderr,
+        )
 
 
 def evaluate_checkpoint(

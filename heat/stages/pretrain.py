@@ -2,7 +2,7 @@
 
 import torch
 
-from supernet.checkpoint import load_weights
+from supernet.checkpoint import load_weights, read_info
 from supernet.errors import DataError
 from supernet.heatdetr.architecture import Architecture
 from supernet.train.loop import run_task
@@ -11,6 +11,7 @@ from supernet.train.recipes import TrainConfig
 from supernet.train.running import Running
 
 from ..records import Result
+from ..views.learning import draw_learning
 from ..workspace import Workspace
 
 
@@ -35,6 +36,8 @@ def pretrain(
     if before is not None and done.is_recorded(before):
         return before
     load_weights(done.checkpoint, network)
+    if done.leads:
+        draw_learning(read_info(done.checkpoint).history, workspace.pretrain / "learning.svg")
     result = {
         **done.facts(),
         "images": len(images.paths),

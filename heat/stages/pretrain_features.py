@@ -30,6 +30,7 @@ from supernet.train.running import Running
 from supernet.train.threads import threads_now
 
 from ..records import Result
+from ..views.learning import draw_learning
 from ..workspace import Workspace
 
 CACHE_GB = 16.0
@@ -109,7 +110,10 @@ def pretrain_features(
     before = workspace.stages().get("pretrain")
     if before is not None and done.is_recorded(before):
         return before
-    terms = cast(Mapping[str, float], read_info(done.checkpoint).history[-1])
+    history = read_info(done.checkpoint).history
+    terms = cast(Mapping[str, float], history[-1])
+    if done.leads:
+        draw_learning(history, workspace.pretrain / "learning.svg")
     result = {
         **done.facts(),
         "images": task.num_images,

@@ -69,6 +69,15 @@ def promise_of(
     """Return the promise of a bundle of this network in this form on this machine."""
     if thinned is None or not is_about(workspace, thinned, architecture, target, form):
         return Promise()
+    here = model_of(target)
+    if thinned.model != here:
+        if thinned.here:
+            print(
+                f"warning: it was thinned on {thinned.model}, this machine is {here}: neither "
+                "target nor prediction is compared; heat thin measures anew",
+                file=sys.stderr,
+            )
+        return Promise()
     table = _table_of(workspace, thinned, target)
     return Promise() if table is None else Promise(thinned, table)
 
@@ -87,7 +96,6 @@ def is_about(
         and form.runs_here
         and (thinned.runtime, thinned.threads) == (form.runtime, target.threads)
         and thinned.precision == form.precision
-        and thinned.model == model_of(target)
         and workspace.architecture.exists()
         and is_thinned(architecture, Architecture.load(workspace.architecture))
     )

@@ -1,11 +1,14 @@
 """`heat supernet`: train the Gumbel-softmax supernet once."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from supernet.checkpoint import read_info
 from supernet.data.detection_set import DetectionSet, check_trainable
+from supernet.errors import CheckpointError
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
 from supernet.train.loop import fit
 from supernet.train.recipes import TrainConfig
@@ -21,7 +24,34 @@ from .train import start_from
 def is_trained(workspace: Workspace) -> bool:
     """Return whether a workspace has a supernet whose training is finished."""
     path = workspace.supernet / WEIGHTS
-    return path.exists() and read_info(path).finished
+    try:
+        return path.exists() and read_info(path).finished
+    except CheckpointError:
+        return False
+
+
+def supernet_before_elastic(
+    workspace: Workspace,
+    data: DetectionSet,
+    space: SearchSpace,
+    config: TrainConfig,
+    search: SearchConfig,
+    *,
+    backbone: Path | None = None,
+    running: Running,
+) -> Result:
+    """Train the supernet that an elastic training starts from.
+
+    With `running.restart` it is that training which begins again: a finished supernet of the same
+    settings stays.
+    """
+    train = partial(train_supernet, workspace, data, space, config, search, backbone=backbone)
+    if running.restart and is_trained(workspace):
+        try:
+            return train(running=replace(running, restart=False))
+        except CheckpointError:
+            pass  # of other settings
+    return train(running=running)
 
 
 def train_supernet(

@@ -42,7 +42,7 @@ LOSSES = {
     "distance": "distance to the exact branch (MTKD)",
 }
 """Terms of losses that are not drawn by their own name."""
-NO_LOSSES = frozenset(EpochRow.__annotations__) | {"memory_mb", "labelled_found"}
+NO_LOSSES = frozenset(EpochRow.__annotations__)
 """What else the rows of a training hold."""
 
 

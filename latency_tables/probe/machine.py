@@ -27,6 +27,11 @@ CGROUP = Path("/sys/fs/cgroup")
 TOPOLOGY = Path("/sys/devices/system/cpu")
 CPUFREQ = TOPOLOGY / "cpu0" / "cpufreq"
 
+ARCHITECTURE = re.compile(
+    r"(armv?\d\w*|aarch64\w*|x86_64|i\d86|amd64|ppc\w*|s390x?|riscv\d*)( processor rev .*)?", re.I
+)
+"""Names that say how a CPU is programmed and not which it is, as ARM's kernels give them."""
+
 YARDSTICK_LOOPS = 60_000
 """Iterations of the loop that measures the core's frequency: about two milliseconds."""
 
@@ -125,12 +130,14 @@ def model_name(cpuinfo: str) -> str:
     """
 
     def value(key: str) -> str:
-        found = re.search(rf"^{key}\s*:\s*(.+)$", cpuinfo, re.M)
+        found = re.search(rf"^{key}[ \t]*:[ \t]*(.+)$", cpuinfo, re.M)
         return found[1].strip() if found else ""
 
-    name = value("model name") or value("Model") or _sysctl("machdep.cpu.brand_string")
+    name = value("model name")
+    if not name or ARCHITECTURE.fullmatch(name):
+        name = value("Model") or name or _sysctl("machdep.cpu.brand_string")
     name = name or platform.processor() or platform.machine()
-    if re.search(r"\d", re.sub(r"@.*|x86_64|aarch64|armv\d\w*", "", name)):
+    if re.search(r"\d", name.partition("@")[0]) and not ARCHITECTURE.fullmatch(name):
         return name
     keys = {"family": "cpu family", "model": "model", "implementer": "CPU implementer"}
     keys |= {"part": "CPU part"}

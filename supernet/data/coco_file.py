@@ -4,6 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
+import numpy as np
+import numpy.typing as npt
+
 
 class CocoImage(TypedDict):
     """An image; sides in pixels."""
@@ -70,3 +73,9 @@ def to_bbox(box_xyxy: Iterable[float]) -> list[float]:
     """Return x, y, width and height of a box given by its corners."""
     x0, y0, x1, y1 = (float(side) for side in box_xyxy)
     return [x0, y0, x1 - x0, y1 - y0]
+
+
+def boxes_of(rows: Sequence[ResultRow]) -> npt.NDArray[np.float64]:
+    """Return the corners of the boxes of result rows, [N, 4]."""
+    x, y, w, h = np.reshape(np.array([row["bbox"] for row in rows], np.float64), (-1, 4)).T
+    return np.stack([x, y, x + w, y + h], axis=1)

@@ -9,9 +9,9 @@ import numpy.typing as npt
 from ..letterbox import Image
 from ..progress import Progress
 from .average_precision import Metrics, score
-from .coco_file import ResultRow, to_bbox
+from .coco_file import ResultRow, boxes_of, to_bbox
 from .detection_set import DetectionSet, Record
-from .greedy_match import boxes_of, greedy_match, ious
+from .greedy_match import greedy_match, ious
 from .labelled_image import load_image
 
 Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]

@@ -1,6 +1,5 @@
 """Matches detections with objects: best first, each with the free object that it overlaps most."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,6 @@ import numpy.typing as npt
 import torch
 
 from ..boxes import iou_matrix
-from .coco_file import ResultRow
 
 Boxes = npt.NDArray[np.float64]
 """Corners in pixels of the stored image, [N, 4]."""
@@ -27,12 +25,6 @@ def greedy_match(iou_NM: npt.NDArray[Any], least: float) -> npt.NDArray[np.int64
         if overlaps[best] >= least:
             taken[index], free[best] = best, False
     return taken
-
-
-def boxes_of(rows: Sequence[ResultRow]) -> Boxes:
-    """Return the boxes of COCO result rows, [N, 4]."""
-    x, y, w, h = np.reshape(np.array([row["bbox"] for row in rows], np.float64), (-1, 4)).T
-    return np.stack([x, y, x + w, y + h], axis=1)
 
 
 def ious(a_N4: Boxes, b_M4: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:

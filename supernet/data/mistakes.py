@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .coco_file import ResultRow
+from .coco_file import ResultRow, boxes_of
 from .detection_set import DetectionSet, Record
-from .greedy_match import boxes_of, greedy_match, ious, shares_within
+from .greedy_match import greedy_match, ious, shares_within
 from .true_positives import MATCH_IOU
 
 LEAST_SCORE = 0.25

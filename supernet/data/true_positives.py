@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .coco_file import ResultRow
+from .coco_file import ResultRow, boxes_of
 from .detection_set import DetectionSet
-from .greedy_match import boxes_of, greedy_match, ious, shares_within
+from .greedy_match import greedy_match, ious, shares_within
 
 MATCH_IOU = 0.5
 Numbers = npt.NDArray[np.float64]

@@ -149,9 +149,10 @@ def _train(loop: Loop, on_epoch: OnEpoch | None) -> TrainResult:
     if not finished_before:
         loop.threads.start(run.threads)
         _record_threads(loop, shown=loop.threads.now < loop.threads.cores)
-    per_batch = run.task.num_images / loop.batches_an_epoch
-    images = round(-run.steps * config.accumulate * per_batch)  # seen before, of the first epoch
-    done = run.epoch * loop.batches_an_epoch + run.steps * config.accumulate
+    begun = min(run.steps * config.accumulate, loop.batches_an_epoch)
+    # Those of the epoch's first batches were trained before: they say nothing of this speed.
+    images = -round(begun * run.task.num_images / loop.batches_an_epoch)
+    done = run.epoch * loop.batches_an_epoch + begun
     shown = Progress("train", run.schedule.epochs * loop.batches_an_epoch, done=done)
     with shown if group.leads else nullcontext() as bar:
         batches = _batches(loop)
