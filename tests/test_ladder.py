@@ -143,6 +143,25 @@ def test_the_most_accurate_network_works_where_no_rate_is_held(ladder: Path) -> 
         np.testing.assert_array_equal(found.boxes_xyxy_px, one.detect(image).boxes_xyxy_px)
 
 
+def test_all_networks_have_the_thresholds_of_the_most_accurate(
+    ladder: Path, tmp_path: Path
+) -> None:
+    """In Python as in heat detect, whichever network it is that finds."""
+    root = Path(shutil.copytree(ladder, tmp_path / "own"))
+    for name, least in (("20-fps", 0.1), ("40-fps", 0.9)):
+        card = json.loads((root / name / "card.json").read_text())
+        card["thresholds"] = dict.fromkeys(card["names"], least)
+        (root / name / "card.json").write_text(json.dumps(card))
+    image = draw(np.random.default_rng(1)).pixels
+    with Ladder(root, hold_fps=1000) as loaded:
+        assert loaded.rungs[1].limits is not None and loaded.rungs[1].limits[0] > 0.5
+        found = loaded.detect(image)
+        assert loaded.frames == [0, 1], "the fastest works"
+        kept = loaded.rungs[1].detect(image, 0.1)
+    np.testing.assert_array_equal(found.boxes_xyxy_px, kept.boxes_xyxy_px)
+    assert len(found.scores) > 0 and float(found.scores.min()) < 0.9
+
+
 def test_the_script_of_a_ladder_holds_a_rate_without_torch(ladder: Path, tmp_path: Path) -> None:
     video = str(tmp_path / "v.avi")
     writer = cv2.VideoWriter(video, cv2.VideoWriter.fourcc(*"MJPG"), 25, (128, 96))

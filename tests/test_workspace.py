@@ -42,9 +42,7 @@ def test_records_are_ordered_by_time_wherever_they_were_written(tmp_path: Path) 
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["stages"]["eval"]["finished"].endswith("+00:00")
     record["stages"]["thin"]["finished"] = "2026-10-25T02:30:00+02:00"
-    record["stages"]["train"]["finished"] = (
-        "2026-10-25T02:10:00+01:00"  # later
-    )
+    record["stages"]["train"]["finished"] = "2026-10-25T02:10:00+01:00"  # later
     record["stages"]["eval"]["finished"] = "yesterday"
     (tmp_path / "run.json").write_text(json.dumps(record))
     assert workspace.finished("train") > workspace.finished("thin") > workspace.finished("eval")

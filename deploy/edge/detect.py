@@ -69,7 +69,8 @@ class Bundle:
         check_files(folder, self.card)
         self.names = self.card["names"]
         limits = score_limits(self.card, self.names)
-        self._limits = limits if self.card.get("thresholds") else None
+        self.limits = limits if self.card.get("thresholds") else None
+        """The lowest score of each class that `detect` returns by itself; None for all."""
         self.input_hw = (self.card["input"]["height"], self.card["input"]["width"])
         if threads is None:  # the machine that exported it may have more cores
             threads = min(int(self.card["threads"]), core_count())
@@ -103,7 +104,7 @@ class Bundle:
         """
         if self._closed:
             raise UserError(f"{self.folder} was closed: load it again")
-        least = self._limits if score is None else check_score(score)
+        least = self.limits if score is None else check_score(score)
         image = as_pixels(image)
         marks = [time.perf_counter()]
         pixels, scale = letterbox(image, self.input_hw)

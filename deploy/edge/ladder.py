@@ -123,7 +123,10 @@ class Ladder:
     def detect(self, image: Any, score: float | None = None) -> Found:
         """Find objects by the rung whose turn it is; see `Bundle.detect`."""
         rung = self._hold.rung
-        found = self.rungs[rung].detect(image, score)
+        found = self.rungs[rung].detect(image, 0.0 if score is None else score)
+        limits = self.rungs[0].limits
+        if score is None and limits is not None:
+            found = found.above(limits)
         took_ms = found.preprocess_ms + found.latency_ms + found.postprocess_ms
         if self._hold.take(took_ms, time.monotonic()):
             self._switched += 1
