@@ -128,7 +128,7 @@ def test_detections_convert_to_supervision(monkeypatch: pytest.MonkeyPatch) -> N
         ({"target_fps": True}, "target_fps=True"),
         ({"device": "cpx", "target_fps": 1}, "unknown device 'cpx'"),
         ({"diff": ("a.json",)}, "diff="),
-        ({"trials": 1.5, "target_fps": 1}, "trials=1.5: int is needed"),
+        ({"trials": 1.5, "target_fps": 1}, "trials=1.5: int or None is needed"),
     ],
 )
 def test_options_are_checked_as_on_the_command_line(

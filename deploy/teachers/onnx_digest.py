@@ -6,20 +6,21 @@ from pathlib import Path
 
 import onnx
 
-from supernet.errors import HeatError
+from supernet.errors import UserError
 
 
 def onnx_digest(path: Path) -> str:
     """Return the SHA-256 of an ONNX file, and of the content of its external data.
 
-    Raises `HeatError` for a file that cannot be read, and for data that is missing or lies outside
+    Raises `UserError` for a file that cannot be read, and for data that is missing or lies outside
     of its folder.
     """
     try:
         model = onnx.load(path, load_external_data=False)
         found = hashlib.sha256(path.read_bytes())
     except Exception as error:  # protobuf's own
-        raise HeatError(f"{path} cannot be read as ONNX ({error}): export it again") from None
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read as ONNX ({reason}): export it again") from None
     tensors = [*_in_graph(model.graph)]
     for function in model.functions:
         tensors += _in_nodes(function.node)
@@ -33,12 +34,12 @@ def onnx_digest(path: Path) -> str:
     for place in sorted(places):
         file = (folder / place).resolve()
         if folder not in file.parents:
-            raise HeatError(f"{path} keeps weights outside of its folder ({place}): not read")
+            raise UserError(f"{path} keeps weights outside of its folder ({place}): not read")
         try:
             with file.open("rb") as data:
                 found.update(hashlib.file_digest(data, "sha256").digest())
         except OSError as error:
-            raise HeatError(f"{path} needs {file} ({error.strerror}): copy it there") from None
+            raise UserError(f"{path} needs {file} ({error.strerror}): copy it there") from None
     return found.hexdigest()
 
 

@@ -84,9 +84,13 @@ def thin(
         "--frontier": frontier,
     }
     one_of({"--diff": diff, "--explain": explain, "--targets": targets})
-    for asked, what in (("--diff", diff), ("--explain", explain), ("--targets", targets)):
+    for asked, what, why in (
+        ("--diff", diff, "nothing is thinned"),
+        ("--explain", explain, "nothing is thinned"),
+        ("--targets", targets, "the fleet file says what is wanted"),
+    ):
         if what:
-            refuse_beside(asked, limits_and_ways, "it is not used there, leave it out")
+            refuse_beside(asked, limits_and_ways, f"{why}, leave it out")
     if trials is not None and search == "greedy":
         raise UserError(f"--trials {trials} is of a study: give --search tpe, nsga2 or random")
     if diff is not None:
