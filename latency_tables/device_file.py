@@ -129,6 +129,10 @@ class Device:
     published: tuple[Published, ...] = ()
     """Whole networks that others have timed on it."""
 
+    def means(self, model: str) -> bool:
+        """Return whether it describes this CPU or GPU model; without a pattern, none."""
+        return bool(self.pattern) and re.search(self.pattern, model, re.I) is not None
+
 
 def load_devices() -> dict[str, Device]:
     """Read every device file."""

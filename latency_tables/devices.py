@@ -65,19 +65,16 @@ def name_of(device: Device, cpu: Detected, gpus: Sequence[Gpu]) -> tuple[str, Gp
                 "this machine with --device cpu"
             )
         return device.name if device.pattern else slug(matching[0].model), matching[0]
-    known = device.pattern and re.search(device.pattern, cpu.model, re.I)
-    return device.name if known else cpu.slug, None
+    return device.name if device.means(cpu.model) else cpu.slug, None
 
 
 def names_of(target: Target) -> list[str]:
     """Return a target's name, and those of the device files that mean the same CPU."""
-    model = target.detected.model
-    same = [
-        device.name
-        for device in load_devices().values()
-        if device.kind == "cpu" and device.pattern and re.search(device.pattern, model, re.I)
-    ]
-    return list(dict.fromkeys([target.name, *(same if target.gpu is None else ())]))
+    if target.gpu is not None:
+        return [target.name]
+    cpus = [device for device in load_devices().values() if device.kind == "cpu"]
+    same = [device.name for device in cpus if device.means(target.detected.model)]
+    return list(dict.fromkeys([target.name, *same]))
 
 
 def resolve(

@@ -11,13 +11,13 @@ STRANGE: tuple[Any, ...] = (
     math.nan, "", " ", "a", "-1", "1e400", "\x00", "\ud800", "../..", "/etc/passwd", "x" * 5000,
     [], [None], [[]], [[[]]], {}, {"": None}, {"a": {"b": []}},
 )  # fmt: skip
-"""Values that stand where others are expected."""
+"""Values of other kinds than those expected."""
 
 HOSTILE = (
     b"", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 6000, b"[[1]]", b'"a"', b"null",
     b'{"format": 1}', b'{"format": 1e999}', b"\xef\xbb\xbf{}", b"\x00" * 100, b"\xff" * 64, b"\n\n",
 )  # fmt: skip
-"""Whole contents that stand where others are expected; the first cases of every file."""
+"""Whole contents of other kinds than those expected; the first cases of every file."""
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:

@@ -34,8 +34,8 @@ def look(
 ) -> Looked:
     """Return what a teacher finds on images; `file` keeps it for the next time.
 
-    `option` tells what to give where the file holds another teacher's; with
-    `replace` that is replaced.
+    `option` tells what to give where the file holds another teacher's; with `replace`
+    that is replaced.
     """
     with Worker(Teacher, asked, threads) as worker:
         facts: TeacherFacts = worker.ask("facts")

@@ -8,8 +8,8 @@ def in_order(
 ) -> tuple[str, ...]:
     """Return the names of a list, or of a dict by number, which may leave none out.
 
-    Raises `UserError`, naming `where` they stand, for anything else: a gap would give every class
-    after it the name of the next.
+    Raises `UserError`, naming `where` they come from, for anything else: a gap would give every
+    class after it the name of the next.
     """
     if isinstance(found, list | tuple):
         return tuple(str(name) for name in found)

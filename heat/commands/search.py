@@ -231,7 +231,7 @@ def supernet(
     from supernet.train.running import Running
 
     from ..stages.elastic import PLAN, refuse_several_processes, train_elastic
-    from ..stages.supernet import supernet_before_elastic, train_supernet
+    from ..stages.supernet import before_elastic, train_supernet
     from .fleet_file import find_members, read_fleet
 
     workspace = Workspace(out)
@@ -280,12 +280,15 @@ def supernet(
         read_fleet(targets)
         if not (workspace.elastic / PLAN).exists():
             refuse_several_processes()
-    first = supernet_before_elastic if elastic else train_supernet
-    trained = first(
-        workspace, train_set, chosen, config, search, backbone=backbone, running=running
-    )
+
+    def train(running: Running) -> Result:
+        return train_supernet(
+            workspace, train_set, chosen, config, search, backbone=backbone, running=running
+        )
+
     if not elastic:
-        return trained
+        return train(running)
+    before_elastic(workspace, train, running)
     return train_elastic(
         workspace,
         train_set,

@@ -17,7 +17,7 @@ from supernet.train.distributed import Group, own_device
 from supernet.train.feed import feed
 from supernet.train.optimise import autocast_type
 from supernet.train.recipes import TrainConfig
-from supernet.train.threads import planned
+from supernet.train.threads import sparing
 
 from ..spaces import SPACES
 from ..thinning.measuring import measure_network
@@ -85,8 +85,7 @@ def step_seconds(network: Detector, data: DetectionSet) -> float:
 
     Where a training would run: on the GPU, or with the threads that it would use now.
     """
-    with planned(physical_cores()) as threads:
-        threads.start(None)
+    with sparing(physical_cores()):
         return _step_seconds(network, data)
 
 

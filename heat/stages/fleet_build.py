@@ -25,7 +25,7 @@ from ..workspace import Workspace
 from .elastic import train_elastic
 from .export import Wish, export
 from .inherited import finetune_epochs, inherited_of
-from .supernet import supernet_before_elastic
+from .supernet import before_elastic, train_supernet
 from .thin import thin
 from .train import train
 
@@ -56,7 +56,13 @@ def build_fleet(
     with workspace.claimed(workspace.root / "fleet", f"building a fleet in {workspace.root}"):
         begin("supernet")
         search = SearchConfig(straight_through=True)
-        supernet_before_elastic(workspace, data, space, supernet, search, running=running)
+        before_elastic(
+            workspace,
+            lambda running: train_supernet(
+                workspace, data, space, supernet, search, running=running
+            ),
+            running,
+        )
         begin("elastic")
         wanted = members()
         train_elastic(workspace, data, elastic, ElasticConfig(), fleet=wanted, running=running)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -90,7 +89,7 @@ def show_device(workspace: Workspace, device: str) -> Result:
 def _is_here(device: str) -> bool:
     """Say whether a device of a file is this machine; others are known by their tables alone."""
     known = load_devices().get(device)
-    return bool(known and known.pattern and re.search(known.pattern, detect_cpu().model, re.I))
+    return known is not None and known.means(detect_cpu().model)
 
 
 def stacks_of(workspace: Workspace, setting: Setting) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """`heat supernet`: train the Gumbel-softmax supernet once."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,28 +30,20 @@ def is_trained(workspace: Workspace) -> bool:
         return False
 
 
-def supernet_before_elastic(
-    workspace: Workspace,
-    data: DetectionSet,
-    space: SearchSpace,
-    config: TrainConfig,
-    search: SearchConfig,
-    *,
-    backbone: Path | None = None,
-    running: Running,
+def before_elastic(
+    workspace: Workspace, train: Callable[[Running], Result], running: Running
 ) -> Result:
-    """Train the supernet that an elastic training starts from.
+    """Let `train` train the supernet that an elastic training starts from.
 
     With `running.restart` it is that training which begins again: a finished supernet of the same
-    settings stays.
+    settings is kept.
     """
-    train = partial(train_supernet, workspace, data, space, config, search, backbone=backbone)
     if running.restart and is_trained(workspace):
         try:
-            return train(running=replace(running, restart=False))
+            return train(replace(running, restart=False))
         except CheckpointError:
             pass  # of other settings
-    return train(running=running)
+    return train(running)
 
 
 def train_supernet(

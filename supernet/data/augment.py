@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..letterbox import PAD_RGB, Image, resized, scale_to_fit
+from .joined_weights import joined_weights
 from .labelled_image import LabelledImage
 
 MIN_VISIBLE = 0.25
@@ -187,16 +188,11 @@ def _finish(
     parts: Sequence[LabelledImage], config: AugmentConfig, rng: np.random.Generator
 ) -> LabelledImage:
     """Join the objects of images on one canvas, flip and recolour it."""
-    weighted = any(part.weights is not None for part in parts)
-    weights = [
-        np.ones(len(part.labels), np.float32) if part.weights is None else part.weights
-        for part in parts
-    ]
     image = LabelledImage(
         parts[0].pixels,
         np.concatenate([part.boxes_xyxy for part in parts]),
         np.concatenate([part.labels for part in parts]),
-        np.concatenate(weights) if weighted else None,
+        joined_weights(parts),
         parts[0].frame if len(parts) == 1 else None,
     )
     for axis, chance in ((1, config.flip), (0, config.flip_vertical)):

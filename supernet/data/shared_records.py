@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .detection_set import Record
+from .joined_weights import joined_weights
 
 
 class SharedRecords(Sequence[Record]):
@@ -31,14 +32,8 @@ class SharedRecords(Sequence[Record]):
         """Image id, height and width, [N, 3]."""
         self._boxes = _joined([record.boxes_xyxy for record in records], (0, 4), np.float32)
         self._labels = _joined([record.labels for record in records], (0,), np.int64)
-        weights = [record.weights for record in records]
-        self._weights = None
-        if any(own is not None for own in weights):
-            whole = [
-                np.ones(len(record.labels), np.float32) if own is None else own
-                for record, own in zip(records, weights, strict=True)
-            ]
-            self._weights = _joined(whole, (0,), np.float32)
+        weights = joined_weights(records)
+        self._weights = None if weights is None else torch.from_numpy(weights)
         self._name_ends = _ends([len(name) for name in names])
         self._box_ends = _ends([len(record.labels) for record in records])
 

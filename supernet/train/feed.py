@@ -175,7 +175,7 @@ class Batches(Sampler[list[Key]]):
 
 
 def _repeats(order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return of each index how often it stands before."""
+    """Return of each index how often it occurs before."""
     seen: Counter[int] = Counter()
     found = np.zeros_like(order)
     for place, index in enumerate(order.tolist()):

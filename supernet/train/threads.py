@@ -135,17 +135,16 @@ def planned(most: int | None = None, *, adapts: bool = True) -> Iterator[ThreadP
 
 
 @contextmanager
-def sparing() -> Iterator[None]:
-    """Let a block of work use only the threads whose cores others leave when it starts."""
-    with planned() as plan:
+def sparing(most: int | None = None) -> Iterator[ThreadPlan]:
+    """Let a block of work use only the threads, at most `most`, that others leave at its start."""
+    with planned(most) as plan:
         plan.start(None)
-        yield
+        yield plan
 
 
 def threads_now(most: int) -> int:
     """Return how many threads, at most `most`, to give to a process that starts now."""
-    with planned(most) as plan:
-        plan.start(None)
+    with sparing(most) as plan:
         return plan.now
 
 
