@@ -15,7 +15,7 @@ import torch
 from latency_tables.costs import entry_bytes, size_mb, working_set_mb
 from latency_tables.devices import resolve
 from latency_tables.meter import FRESH_COMMAND, DeviceMeter
-from latency_tables.models import ProbeNet, random_network, randomise, write, write_network
+from latency_tables.models import ProbeNet, random_network, write, write_network
 from latency_tables.networks import random_architecture, reference_architecture
 from latency_tables.plan import TARGETS, Checks, check_networks, space_entries
 from latency_tables.probe.batch import feeds_of, precision_of
@@ -31,12 +31,13 @@ from latency_tables.store import conditions_of, open_table
 from latency_tables.table import LatencyTable, Row
 from latency_tables.table_file import write_table
 from latency_tables.terms import terms
+from supernet.boxes import KEEP
 from supernet.counting import count_macs
 from supernet.errors import DeviceError, TableError
 from supernet.graph.style import GraphStyle
 from supernet.heatdetr.architecture import CONDENSED, Architecture
-from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.operators import OPERATORS
+from supernet.heatdetr.operators.decode import NMS_IOU, PRE_NMS, SCORE_THRESHOLD, nms
 from supernet.heatdetr.operators.entries import Entry
 
 TINY = Architecture(
@@ -339,12 +340,17 @@ def test_check_networks_span_the_sizes() -> None:
     assert len(networks) == 15 and max(macs) > 10 * min(macs)
 
 
-def test_randomised_networks_are_busy(unit: Architecture) -> None:
-    import torch
-
-    network = Detector(unit).eval()
-    randomise(network)
-    image = torch.randint(0, 256, (1, *unit.input_size, 3), dtype=torch.uint8)
+def test_what_is_timed_is_as_busy_as_a_trained_network() -> None:
+    """NMS is given all it takes, and looks at hundreds before 100 are kept."""
+    network = random_network(reference_architecture((256, 320)))
+    image = torch.randint(0, 256, (1, 256, 320, 3), dtype=torch.uint8)
     with torch.no_grad():
-        scores = network(image)[0].sigmoid()
-    assert 0.05 < float((scores > 0.05).float().mean()) < 0.3
+        scores, boxes = network.decode.open(*network(image))
+    _, classes, cells = scores[0].shape
+    given, index = scores[0].flatten().topk(PRE_NMS)
+    assert given.min() > SCORE_THRESHOLD
+    labels = index // cells % classes
+    rows = boxes[0][index // (classes * cells) * cells + index % cells]
+    kept = nms(rows + labels[:, None] * 1000.0, NMS_IOU, KEEP)
+    assert len(kept) == KEEP and 0.2 * PRE_NMS < kept[-1] < 0.8 * PRE_NMS
+    assert network.decode.calibration is not None
