@@ -1,7 +1,9 @@
 """Measures roughly: tests are about what follows from a number, not about the number."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import deploy.export
@@ -10,6 +12,7 @@ import heat.thinning.candidates
 import heat.thinning.filling
 import heat.thinning.floor
 import heat.thinning.measuring
+import latency_tables.meter
 from deploy.edge.bench import measure_speed
 from latency_tables.plan import Checks
 
@@ -21,6 +24,9 @@ def measure_briefly(set_value: Callable[[Any, str, Any], object]) -> None:
     """
     rough = partial(Checks, networks=4, memory=5, budget_s=2.0)
     lazy = Checks(networks=2, memory=0, budget_s=1.5)
+    fresh = (sys.executable, str(Path(__file__).with_name("brief_fresh.py")))
+    for module in (latency_tables.meter, heat.thinning.floor, heat.thinning.measuring):
+        set_value(module, "FRESH_COMMAND", fresh)
     set_value(heat.stages.profile, "Checks", rough)
     set_value(heat.thinning.candidates, "Checks", rough)
     set_value(heat.thinning.filling, "WATCH_S", 0.4)

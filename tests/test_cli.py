@@ -285,7 +285,7 @@ def test_data_check_finds_what_is_wrong(shapes: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["profile", "--threads", "1"],
+        ["profile", "--threads", "1", "--space", "micro", "--input-size", "96x128"],
         ["supernet", "--space", "micro", "--input-size", "96x128", "--epochs", "50"],
     ],
 )

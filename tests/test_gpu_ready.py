@@ -151,7 +151,7 @@ def gpu_day(*arguments: object) -> tuple[int, list[dict[str, Any]], str]:
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """All stages on the CPU, tiny."""
     out = tmp_path_factory.mktemp("gpu") / "day"
-    code, lines, errors = gpu_day("--rehearse", "--out", out)
+    code, lines, errors = gpu_day("--rehearse", "--minutes", 60, "--out", out)
     assert code == 0, (lines, errors)
     return out, lines
 

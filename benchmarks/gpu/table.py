@@ -22,6 +22,7 @@ from latency_tables.devices import Target, resolve
 from latency_tables.meter import DeviceMeter
 from latency_tables.plan import Checks, check_networks, space_entries
 from latency_tables.pricing import Pricing
+from latency_tables.probe import batch
 from latency_tables.profile import calibrate, fill
 from latency_tables.store import open_table
 from latency_tables.table import LatencyTable
@@ -43,6 +44,7 @@ def main() -> None:
     if stage.rehearse:
         os.environ["HEAT_PROCESSES"] = "1"
         plan.FIRST_OF_A_FAMILY = 1
+        batch.NETWORK_ROUNDS = batch.NETWORK_MIN_ROUNDS = 3
     size = (64, 96) if stage.rehearse else (640, 640)
     name = "micro" if stage.rehearse else "large"
     space = search_space(name, input_size=size, num_classes=80)
@@ -125,7 +127,7 @@ def closed_loop(
     slow, fast = (1000.0 / table.predict_ms(network) for network in (space.template, smallest))
     stage.leave(largest_fps=round(slow, 2), smallest_fps=round(fast, 2))
     rows: list[dict[str, object]] = []
-    places = (-0.3,) if stage.rehearse else PLACES  # a rehearsal's table is too rough to aim by
+    places = (-1.0,) if stage.rehearse else PLACES  # a rehearsal's table is too rough to aim by
     for place in stage.in_time(places, 1 if stage.rehearse else 8):
         fps = round(slow * (fast / slow) ** place, 1)
         started = time.monotonic()

@@ -1,6 +1,7 @@
 """Folding: training forms become deployed forms, batch normalisation part of convolutions."""
 
 import copy
+from collections.abc import Iterator
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -30,8 +31,9 @@ def fold_bn(weight: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def conv_from(weight: Tensor, bias: Tensor, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """Wrap a kernel and a bias as a same-padded convolution on the kernel's device."""
     d_out, d_in, kernel, _ = weight.shape
+    # On `meta` nothing is drawn at random, to be replaced at once.
     conv = nn.Conv2d(
-        d_in * groups, d_out, kernel, stride, kernel // 2, groups=groups, device=weight.device
+        d_in * groups, d_out, kernel, stride, kernel // 2, groups=groups, device="meta"
     )
     conv.weight = nn.Parameter(weight.detach().clone())
     conv.bias = nn.Parameter(bias.detach().clone())
@@ -53,15 +55,15 @@ def split_conv(conv: nn.Module, count: int) -> list[nn.Conv2d]:
 
 def fold(module: Module) -> Module:
     """Return a deep copy in evaluation mode with every foldable part in its deployed form."""
-    clone = copy.deepcopy(module).eval()
     with torch.no_grad():
-        _fold_children(clone)
-    return clone
+        folded = {id(part): part.fold() for part in _foldable(module)}
+    return copy.deepcopy(module, folded).eval()
 
 
-def _fold_children(module: nn.Module) -> None:
-    for name, child in module.named_children():
+def _foldable(module: nn.Module) -> Iterator[Foldable]:
+    """Yield the foldable parts of a module, not those of foldable ones."""
+    for child in module.children():
         if isinstance(child, Foldable):
-            setattr(module, name, child.fold())
+            yield child
         else:
-            _fold_children(child)
+            yield from _foldable(child)
