@@ -8,7 +8,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from heat.commands.data import shapes as shapes_command
+from heat.stages.network import Which, load_network
 from heat.thinning.evaluation import BATCH, load_batches
+from heat.workspace import Workspace
 from latency_tables.probe.lock import lock_file, only_one
 from supernet.checkpoint import read_info
 from supernet.data.coco import load_split
@@ -239,11 +241,14 @@ def test_the_best_epoch_is_kept_beside_the_last(
     aps = iter([0.1, 0.3, 0.2])
     config = replace(CONFIG, epochs=3)
     running = Running(judge=lambda _: {"ap": next(aps)}, judge_every=1)
-    fit(Detector(small), data, config, tmp_path, running)
-    assert read_info(tmp_path / "best.safetensors").epoch == 2
-    assert read_info(tmp_path / "weights.safetensors").epoch == 3
-    fit(Detector(small), data, config, tmp_path, Running(restart=True))
-    assert not (tmp_path / "best.safetensors").exists()
+    workspace = Workspace(tmp_path)
+    fit(Detector(small), data, config, workspace.train, running)
+    for which, epoch in (("best", 2), ("trained", 3), (None, 3)):
+        found = load_network(workspace, which=cast("Which | None", which))
+        assert found.training is not None and found.training["epoch"] == epoch
+    fit(Detector(small), data, config, workspace.train, Running(restart=True))
+    with pytest.raises(UserError, match=r"no .*best.safetensors: heat train --eval-every"):
+        load_network(workspace, which="best")
 
 
 def test_the_state_of_an_epoch_is_written_last(

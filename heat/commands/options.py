@@ -53,8 +53,11 @@ Rounds = Annotated[
 ]
 Window = Annotated[int | None, Parameter(help="Tokens of a window of enact and pool.")]
 Which = Annotated[
-    Literal["trained", "thinned"] | None,
-    Parameter(help="Which network, where another is trained than the thinned one."),
+    Literal["trained", "best", "thinned"] | None,
+    Parameter(
+        help="trained: after its last epoch. best: after the epoch of the highest AP on val. "
+        "thinned: the thinned network without training, where another is trained."
+    ),
 ]
 Calibrate = Annotated[
     bool,

@@ -53,7 +53,7 @@ class Wish:
     serving: bool = False
     """Whether files for an inference server are written beside the bundle."""
     network: Which | None = None
-    """Which network, where another is trained than the thinned one."""
+    """Which network, and after which epoch."""
 
     def __post_init__(self) -> None:
         """Refuse what compares with nothing."""

@@ -16,8 +16,9 @@ from ..records import Result
 from ..workspace import Workspace
 from .inherited import inherited_of
 
-Which = Literal["trained", "thinned"]
-"""The network of the checkpoint, or the thinned one, where they differ."""
+Which = Literal["trained", "best", "thinned"]
+"""The trained network after the last epoch, or after the epoch of the highest AP on val; or the
+thinned one, where another is trained."""
 Change = Callable[[AnyArchitecture], AnyArchitecture]
 """Makes another architecture of one, with the same weights."""
 
@@ -53,11 +54,12 @@ def load_network(
     them on. Raises `UserError` where another network is trained than the thinned one, unless
     `which` says which of them is meant.
     """
-    path = workspace.train / "weights.safetensors"
+    path = workspace.train / ("best.safetensors" if which == "best" else "weights.safetensors")
     thinned = Architecture.load(workspace.architecture) if workspace.architecture.exists() else None
     info = read_info(path) if path.exists() else None
-    if info is None and which == "trained":
-        raise UserError(f"--network trained: there is no {path}: heat train makes it")
+    if info is None and which in ("trained", "best"):
+        scored = " --eval-every 10, with a val split," if which == "best" else ""
+        raise UserError(f"--network {which}: there is no {path}: heat train{scored} makes it")
     if thinned is None and (info is None or which == "thinned"):
         workspace.need("thin", "heat thin --target-fps FPS")
         thinned = Architecture.load(workspace.architecture)  # names the file that is gone
@@ -72,8 +74,14 @@ def load_network(
                 "one without training; heat train --restart trains the thinned one"
             )
         newest = inherited is None or (which is None and _trained_since(workspace, info))
-        if which == "trained" or (newest and not differs):
-            if not info.finished:
+        if which in ("trained", "best") or (newest and not differs):
+            if which == "best":
+                print(
+                    f"{path}: epoch {info.epoch} of {info.epochs}, the best on val, whose AP is "
+                    "therefore too high to expect of other images",
+                    file=sys.stderr,
+                )
+            elif not info.finished:
                 print(
                     f"warning: training ended at epoch {info.epoch} of {info.epochs} "
                     "(heat train --resume goes on)",
