@@ -191,7 +191,8 @@ def test_the_bundles_own_script_needs_neither_torch_nor_heat(
     )
     command = [
         sys.executable, "-c", program, str(tmp_path / "bundle" / "detect.py"),
-        str(tmp_path / "picture.png"), "--score", "0.1", "--save", str(tmp_path / "out"),
+        str(tmp_path / "picture.png"), "--score", "0.1", "--all-boxes",
+        "--save", str(tmp_path / "out"),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
