@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 
+import latency_tables.plan
 from latency_tables.costs import entry_bytes, size_mb, working_set_mb
 from latency_tables.devices import resolve
 from latency_tables.meter import FRESH_COMMAND, DeviceMeter
@@ -45,7 +46,7 @@ TINY = Architecture(
     t1_blocks=1, t2_blocks=1,
 )  # fmt: skip
 LIMITS, POSITIONS = (64, 64, 64, 64), (1, 1, 2, 1)
-FEW = Checks(networks=4, memory=0, budget_s=2.0)
+FEW = Checks(networks=3, memory=0, budget_s=2.0)
 ORT = Setting(runtime="onnxruntime", precision="f32", threads=1)
 
 
@@ -125,8 +126,11 @@ def test_what_all_jobs_have_in_common_is_taken_out() -> None:
     ("runtime", "precision"),
     [("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "int8"), ("torch", "f32")],
 )
-def test_a_real_table_predicts_real_networks(tmp_path: Path, runtime: str, precision: str) -> None:
+def test_a_real_table_predicts_real_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str, precision: str
+) -> None:
     """Not a timing test: only the order of magnitude is asserted, on this noisy machine."""
+    monkeypatch.setattr(latency_tables.plan, "FIRST_OF_A_FAMILY", 2)
     target = resolve("cpu", runtime=runtime, threads=1, precision=precision)
     table = open_table(tmp_path, target, (64, 96))
     meter = DeviceMeter(table.conditions)
