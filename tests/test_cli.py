@@ -328,8 +328,7 @@ def test_the_last_profile_decides(profiled: Profiled, tmp_path: Path) -> None:
     """thin uses the runtime profiled last; export the device and threads of the thinning."""
     out = ["--out", profiled.copy(tmp_path / "run")]
     for runtime in ("onnxruntime", "openvino"):
-        if runtime == "openvino":
-            assert run("profile", "--runtime", runtime, *SMALL, *out)[0] == 0
+        assert run("profile", "--runtime", runtime, *SMALL, *out)[0] == 0
         code, thinned, errors = run("thin", "--target-fps", 1, *out)
         assert code == 0 and thinned["runtime"] == runtime and thinned["threads"] == 1, errors
     assert "--threads 0" in fails(2, "thin", "--target-fps", 1, "--threads", 0, *out)

@@ -184,14 +184,14 @@ def test_the_bundles_own_script_needs_neither_torch_nor_heat(
     network: Detector, tmp_path: Path, images: list[Image], format: Format
 ) -> None:
     export(network, tmp_path / "bundle", images, format)
-    cv2.imwrite(str(tmp_path / "picture.png"), images[0][:, :, ::-1])
+    cv2.imwrite(str(tmp_path / "image.png"), images[0][:, :, ::-1])
     refused = ("torch", "heat", "supernet", "latency_tables", "deploy", "pandas", "onnx")
     program = NO_TORCH.replace("{refused}", repr(refused)) + (
         "import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     command = [
         sys.executable, "-c", program, str(tmp_path / "bundle" / "detect.py"),
-        str(tmp_path / "picture.png"), "--score", "0.1", "--all-boxes",
+        str(tmp_path / "image.png"), "--score", "0.1", "--all-boxes",
         "--save", str(tmp_path / "out"),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
@@ -199,7 +199,7 @@ def test_the_bundles_own_script_needs_neither_torch_nor_heat(
     record = json.loads(done.stdout.splitlines()[-1])["detections"][0]
     ours = Bundle(tmp_path / "bundle").detect(images[0]).above(0.1)
     assert record["scores"] == [round(float(score), 4) for score in ours.scores]
-    assert (tmp_path / "out" / "picture.png").exists()
+    assert (tmp_path / "out" / "image.png").exists()
     wrong = subprocess.run(
         [*command[:4], str(tmp_path / "nothing.png")],
         capture_output=True,

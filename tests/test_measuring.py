@@ -350,11 +350,8 @@ def test_what_is_timed_is_as_busy_as_a_trained_network() -> None:
     image = torch.randint(0, 256, (1, 256, 320, 3), dtype=torch.uint8)
     with torch.no_grad():
         scores, boxes = network.decode.open(*network(image))
-    _, classes, cells = scores[0].shape
-    given, index = scores[0].flatten().topk(PRE_NMS)
-    assert given.min() > SCORE_THRESHOLD
-    labels = index // cells % classes
-    rows = boxes[0][index // (classes * cells) * cells + index % cells]
-    kept = nms(rows + labels[:, None] * 1000.0, NMS_IOU, KEEP)
+    given = network.decode.candidates(scores[0], boxes[0])
+    assert len(given.scores) == PRE_NMS and given.scores.min() > SCORE_THRESHOLD
+    kept = nms(network.decode.apart(given), NMS_IOU, KEEP)
     assert len(kept) == KEEP and 0.2 * PRE_NMS < kept[-1] < 0.8 * PRE_NMS
     assert network.decode.calibration is not None

@@ -8,7 +8,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import numpy as np
@@ -243,8 +243,9 @@ def test_the_best_epoch_is_kept_beside_the_last(
     running = Running(judge=lambda _: {"ap": next(aps)}, judge_every=1)
     workspace = Workspace(tmp_path)
     fit(Detector(small), data, config, workspace.train, running)
-    for which, epoch in (("best", 2), ("trained", 3), (None, 3)):
-        found = load_network(workspace, which=cast("Which | None", which))
+    epochs: dict[Which | None, int] = {"best": 2, "trained": 3, None: 3}
+    for which, epoch in epochs.items():
+        found = load_network(workspace, which=which)
         assert found.training is not None and found.training["epoch"] == epoch
     fit(Detector(small), data, config, workspace.train, Running(restart=True))
     with pytest.raises(UserError, match=r"no .*best.safetensors: heat train --eval-every"):

@@ -54,10 +54,11 @@ def load_network(
     them on. Raises `UserError` where another network is trained than the thinned one, unless
     `which` says which of them is meant.
     """
+    asked_trained = which in ("trained", "best")
     path = workspace.train / ("best.safetensors" if which == "best" else "weights.safetensors")
     thinned = Architecture.load(workspace.architecture) if workspace.architecture.exists() else None
     info = read_info(path) if path.exists() else None
-    if info is None and which in ("trained", "best"):
+    if info is None and asked_trained:
         scored = " --eval-every 10, with a val split," if which == "best" else ""
         raise UserError(f"--network {which}: there is no {path}: heat train{scored} makes it")
     if thinned is None and (info is None or which == "thinned"):
@@ -74,7 +75,7 @@ def load_network(
                 "one without training; heat train --restart trains the thinned one"
             )
         newest = inherited is None or (which is None and _trained_since(workspace, info))
-        if which in ("trained", "best") or (newest and not differs):
+        if asked_trained or (newest and not differs):
             if which == "best":
                 print(
                     f"{path}: epoch {info.epoch} of {info.epochs}, the best on val, whose AP is "

@@ -125,6 +125,14 @@ class Decode(nn.Module):
 
     def select(self, scores_AKL: Tensor, boxes_M4: Tensor) -> Detections:
         """Return the detections among scores [A, K, L] and clipped boxes [M, 4] of one image."""
+        found = self.candidates(scores_AKL, boxes_M4)
+        if self.nms:
+            kept = nms(self.apart(found), NMS_IOU, KEEP)
+            found = Detections(found.boxes_xyxy[kept], found.scores[kept], found.labels[kept])
+        return calibrated(found, self.calibration)
+
+    def candidates(self, scores_AKL: Tensor, boxes_M4: Tensor) -> Detections:
+        """Return the best by score, before NMS and calibration; with NMS only above a threshold."""
         _, K, L = scores_AKL.shape
         flat = scores_AKL.flatten()
         scores, index = flat.topk(min(self.most, flat.numel()))
@@ -132,12 +140,11 @@ class Decode(nn.Module):
             index = index[scores > SCORE_THRESHOLD]
             scores = scores[scores > SCORE_THRESHOLD]
         labels = index // L % K
-        boxes = boxes_M4[index // (K * L) * L + index % L]
-        if self.nms:
-            shifted = boxes + labels[:, None] * self._class_offset()
-            kept = nms(shifted, NMS_IOU, KEEP)
-            boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
-        return calibrated(Detections(boxes, scores, labels), self.calibration)
+        return Detections(boxes_M4[index // (K * L) * L + index % L], scores, labels)
+
+    def apart(self, found: Detections) -> Tensor:
+        """Return boxes shifted so that those of different classes do not overlap, [N, 4]."""
+        return found.boxes_xyxy + found.labels[:, None] * self._class_offset()
 
     def rule(self) -> AnchorRule:
         """Return all that decoding needs, for programs without HEAT."""
