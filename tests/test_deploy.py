@@ -30,8 +30,7 @@ from supernet.errors import BundleError, DataError, PromiseError, UserError
 from supernet.graph.style import GraphStyle
 from supernet.graph.writer import GraphWriter
 from supernet.heatdetr.detector import Detector
-from supernet.heatdetr.operators.decode import nms
-from supernet.heatdetr.operators.suppress import ROUNDS, survivors
+from supernet.heatdetr.operators.suppress import ROUNDS, nms, survivors
 from supernet.letterbox import Image, letterbox, read_image
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,7 +5,8 @@ import torch
 from supernet.boxes import cxcywh_to_xyxy, giou_pairs, iou_matrix, xyxy_to_cxcywh
 from supernet.data.ground_truth import GroundTruth
 from supernet.errors import UserError
-from supernet.heatdetr.operators.decode import Decode, make_anchors, nms
+from supernet.heatdetr.operators.decode import Decode, make_anchors
+from supernet.heatdetr.operators.suppress import nms
 from supernet.train.matching import IGNORED, NEGATIVE, match
 from supernet.train.uniform import detection_loss, focal_loss
 

@@ -38,8 +38,9 @@ from supernet.errors import DeviceError, TableError
 from supernet.graph.style import GraphStyle
 from supernet.heatdetr.architecture import CONDENSED, Architecture
 from supernet.heatdetr.operators import OPERATORS
-from supernet.heatdetr.operators.decode import NMS_IOU, PRE_NMS, SCORE_THRESHOLD, nms
+from supernet.heatdetr.operators.decode import NMS_IOU, PRE_NMS, SCORE_THRESHOLD
 from supernet.heatdetr.operators.entries import Entry
+from supernet.heatdetr.operators.suppress import nms
 
 TINY = Architecture(
     widths=(32,) * 4, blocks=("",) * 4, input_size=(64, 96), num_classes=2,

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...boxes import KEEP, Detections, iou_matrix
+from ...boxes import KEEP, Detections
 from ...data.score_calibration import CalibrationRule, ScoreCalibration
 from ...graph.calibrated import calibrated, emit_calibrated
 from ...graph.nodes import Array, Value
 from ...graph.writer import GraphWriter
 from .base import Operator, as_it_is, no_macs, no_params
 from .entries import Entry
-from .suppress import as_float, survivors
+from .suppress import as_float, nms, survivors
 
 MAX_SHIFT_PX = 32.0
 MAX_LOG_GROWTH = math.log(1000 / 16)
@@ -291,20 +291,6 @@ class Decode(nn.Module):
     @staticmethod
     def _clip(graph: GraphWriter, x: Value, bound: float) -> Value:
         return graph.op("Clip", [x, graph.scalar(-bound), graph.scalar(bound)], x.shape)
-
-
-def nms(boxes_xyxy: Tensor, iou_threshold: float, keep: int) -> Tensor:
-    """Greedy suppression of boxes given best first; returns the kept row indices."""
-    overlaps = (iou_matrix(boxes_xyxy, boxes_xyxy) > iou_threshold).cpu().numpy()
-    alive = np.ones(len(overlaps), dtype=bool)
-    kept: list[int] = []
-    for row in range(len(overlaps)):
-        if alive[row]:
-            kept.append(row)
-            if len(kept) == keep:
-                break
-            alive &= ~overlaps[row]
-    return torch.tensor(kept, dtype=torch.int64, device=boxes_xyxy.device)
 
 
 def _operator(*, nms: bool) -> Operator:

@@ -1,17 +1,35 @@
-"""Greedy suppression as products of matrices: no loop, no shape that depends on values.
+"""Greedy suppression (NMS): `nms` in torch, `survivors` inside an exported graph.
 
-The result is that of NMS for runtimes that have none (TensorRT for RTX) and for batches.
+`survivors` is made of products of matrices, without a loop or a shape that depends on values: the
+result of NMS for runtimes that have none (TensorRT for RTX) and for batches.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from ...boxes import iou_matrix
 from ...graph.nodes import Value
 from ...graph.writer import GraphWriter
 
 ROUNDS = 20
 """Longest chain of boxes, each overlapping the next, that is settled exactly."""
+
+
+def nms(boxes_xyxy: Tensor, iou_threshold: float, keep: int) -> Tensor:
+    """Greedy suppression of boxes given best first; returns the kept row indices."""
+    overlaps = (iou_matrix(boxes_xyxy, boxes_xyxy) > iou_threshold).cpu().numpy()
+    alive = np.ones(len(overlaps), dtype=bool)
+    kept: list[int] = []
+    for row in range(len(overlaps)):
+        if alive[row]:
+            kept.append(row)
+            if len(kept) == keep:
+                break
+            alive &= ~overlaps[row]
+    return torch.tensor(kept, dtype=torch.int64, device=boxes_xyxy.device)
 
 
 def survivors(
