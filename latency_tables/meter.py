@@ -28,7 +28,7 @@ from .probe.timings import BatchResult, NetworkResult
 from .references import reference_models
 from .samples import EntrySample, NetworkSample, State
 from .table import Moment
-from .terms import terms
+from .terms import ProbeModel, terms
 
 FRESH_COMMAND = (sys.executable, "-m", "latency_tables.probe.fresh")
 """Command of the fresh process that measures a whole network."""
@@ -40,6 +40,8 @@ REPEAT = 0.01
 """Relative repeatability of a probe at best, from one process or batch to the next."""
 NETWORK_REPEAT = 0.007
 """Relative repeatability of a network at best, from one process to the next."""
+KEPT_BYTES = 128 * 2**20
+"""Written probes kept in memory: most are timed in three batches or more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class DeviceMeter:
                 f"{conditions.model}: use --precision {executed}"
             )
         self._bench: Bench | None = None
+        self._written: dict[str, Model] = {}
+        self._room = KEPT_BYTES
 
     def bench(self) -> Bench:
         """Return the bench of this process; the references are loaded on the first call."""
@@ -96,10 +100,21 @@ class DeviceMeter:
         """Time entries against each other and the references."""
         start = time.perf_counter()
         probes = {probe.key: probe for entry in entries for probe in terms(entry)}
-        models = {key: write(probe, self.setting) for key, probe in probes.items()}
+        models = {key: self._model(probe) for key, probe in probes.items()}
         written = time.perf_counter() - start
         result = self.bench().run(models, rounds=ENTRY_ROUNDS, max_rounds=ENTRY_MAX_ROUNDS)
         return entries_taken(entries, result, written)
+
+    def _model(self, probe: ProbeModel) -> Model:
+        """Write a probe's model, once where memory suffices; the first ones are kept.
+
+        Torch's have no file, and are built anew.
+        """
+        model = self._written.get(probe.key) or write(probe, self.setting)
+        if model.onnx and probe.key not in self._written and len(model.onnx) <= self._room:
+            self._written[probe.key] = model
+            self._room -= len(model.onnx)
+        return model
 
     def watch(self, seconds: float) -> Taken:
         """Time the references alone, to follow the machine's state."""

@@ -5,6 +5,9 @@ are timed in every batch: a whole network, a compute-bound operator, a memory-bo
 dominated by call overhead. They depend only on the setting and, for the network, the input size.
 """
 
+from collections.abc import Mapping
+from functools import cache
+
 from supernet.heatdetr.operators.entries import Entry
 
 from .models import write, write_network
@@ -20,7 +23,8 @@ OPERATORS = {
 """Compute: convolutions. Memory: 22 MB read and written. Small: many calls on little data."""
 
 
-def reference_models(input_size: tuple[int, int], setting: Setting) -> dict[str, Model]:
+@cache
+def reference_models(input_size: tuple[int, int], setting: Setting) -> Mapping[str, Model]:
     """Return the reference models of a setting, by name."""
     network = write_network(reference_architecture(input_size), setting)
     return {"network": network} | {name: write(probe, setting) for name, probe in OPERATORS.items()}

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 
+import latency_tables.meter
 import latency_tables.plan
 from latency_tables.costs import entry_bytes, size_mb, working_set_mb
 from latency_tables.devices import resolve
@@ -25,13 +26,13 @@ from latency_tables.probe.machine import (
     Watch,
 )
 from latency_tables.probe.measure import Job, at_one_speed, outer_rank, summarise, time_jobs
-from latency_tables.probe.setting import Setting
+from latency_tables.probe.setting import Model, Setting
 from latency_tables.profile import calibrate, fill
 from latency_tables.stacks import Setup, measure_stacks
 from latency_tables.store import conditions_of, open_table
 from latency_tables.table import LatencyTable, Row
 from latency_tables.table_file import write_table
-from latency_tables.terms import terms
+from latency_tables.terms import ProbeModel, terms
 from supernet.boxes import KEEP
 from supernet.counting import count_macs
 from supernet.errors import DeviceError, TableError
@@ -82,6 +83,25 @@ def test_every_probe_is_a_model(op: str) -> None:
     for probe in terms(entry):
         model = write(probe)
         assert len(model.onnx) > 100 and model.inputs
+
+
+def test_probes_are_written_once_where_memory_suffices(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    def counted(probe: ProbeModel, setting: Setting) -> Model:
+        written.append(probe.key)
+        return write(probe, setting)
+
+    monkeypatch.setattr(latency_tables.meter, "write", counted)
+    conditions = conditions_of(resolve("cpu", threads=1), (64, 96))
+    entry = entry_of(TINY, "stem")
+    for room, again in ((latency_tables.meter.KEPT_BYTES, []), (0, [p.key for p in terms(entry)])):
+        monkeypatch.setattr(latency_tables.meter, "KEPT_BYTES", room)
+        meter = DeviceMeter(conditions, check=False)
+        meter.entries([entry])
+        written.clear()
+        assert meter.entries([entry]).samples[0].entry == entry
+        assert written == again
 
 
 def test_interleaving_is_round_robin() -> None:

@@ -3,7 +3,6 @@
 Needs numpy and the runtime only: the probe carries this file's text.
 """
 
-import gc
 import time
 from collections.abc import Mapping, Sequence
 
@@ -86,7 +85,6 @@ class Bench:
         for job in jobs.values():
             job.session.close()
         jobs.clear()
-        gc.collect()
         return BatchResult(
             {key: timings[key] for key in names},
             {name: timings[key_of(name)] for name in self._names},
