@@ -29,6 +29,7 @@ from .commands import (
     thinning,
     training,
 )
+from .commands.help_text import flowing
 from .commands.interrupts import ending_soon, line_of
 from .commands.options import whole
 from .commands.outcomes import summary
@@ -94,7 +95,7 @@ COMMANDS: tuple[tuple[App, Callable[..., object], str | None, str], ...] = (
 )
 """Every command, the name where it is not the function's, and an example for its help."""
 for place, (group, function, name, example) in enumerate(COMMANDS):
-    group.command(function, name=name, sort_key=place, help_epilogue=f"Example: {example}")
+    group.command(flowing(function), name=name, sort_key=place, help_epilogue=f"Example: {example}")
 app.command(data_app)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 import heat.cli
 from heat.cli import COMMANDS, app, main
+from heat.commands.help_text import flowing
 from heat.commands.outcomes import summary
 from supernet.errors import did_you_mean
 from supernet.progress import Progress, begin, stages
@@ -158,6 +159,27 @@ def test_every_command_has_an_example_in_its_help(capsys: pytest.CaptureFixture[
         assert f"Example: {example}" in capsys.readouterr().out
         parsed = app.parse_args(example.split(" > ")[0].split()[1:], print_error=False)
         assert parsed[0] is function, example
+
+
+def test_help_breaks_lines_where_the_terminal_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    def documented() -> None:
+        """Short.
+
+        A paragraph of
+        two lines.
+
+        Args:
+            one: It is
+                explained.
+            two: Another.
+        """
+
+    lines = ["Short.", "", "A paragraph of two lines.", "", "Args:"]
+    lines += ["    one: It is explained.", "    two: Another."]
+    assert flowing(flowing(documented)).__doc__ == "\n".join(lines)
+    assert main(["train", "--help"]) == 0
+    words = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    assert "or checkpoint of HEAT, an ONNX file, or a transformers folder." in words
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

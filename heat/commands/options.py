@@ -8,6 +8,8 @@ from cyclopts import Parameter, Token, convert
 
 from deploy.teachers.asked import Asked
 
+from .help_text import flowing
+
 Format = Literal["onnx", "openvino", "tensorrt"]
 RuntimeName = Literal["onnxruntime", "openvino", "tensorrt", "torch"]
 SpaceName = Literal["micro", "mini", "midi", "base", "large"]
@@ -104,6 +106,7 @@ Resume = Annotated[
 ]
 Restart = Annotated[bool, Parameter(help="Begin again, replacing what exists.")]
 
+flowing(Asked)
 Teaching = Annotated[Asked, Parameter(name="*")]
 NO_TEACHER = Asked()
 
