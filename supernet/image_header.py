@@ -1,4 +1,4 @@
-"""What the first bytes of an image file say: its pixels, and how AVIF turns them.
+"""What names and first bytes of image files say: which are read, their pixels, how AVIF turns them.
 
 A file of some kilobytes may state an image that takes all memory (a decompression bomb).
 
@@ -15,6 +15,11 @@ from contextlib import suppress
 import numpy as np
 import numpy.typing as npt
 
+IMAGE_SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif",
+    ".jp2", ".ppm", ".pgm", ".pbm", ".pnm",
+}  # fmt: skip
+"""Files that `letterbox.read_image` decodes."""
 SAFE_PIXELS = 2**26
 """Images of so many pixels are decoded whatever their file's length: 200 MB."""
 MOST_PER_BYTE = 64

@@ -1,6 +1,6 @@
 """Resolves the sources that users name: images, folders, patterns, videos, cameras, streams.
 
-Needs Python's own library only; every bundle's `detect.py` carries this file's text.
+Needs numpy only; every bundle's `detect.py` carries this file's text.
 """
 
 from collections.abc import Iterable
@@ -9,12 +9,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from supernet.errors import DataError
+from supernet.image_header import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = {
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif",
-    ".jp2", ".ppm", ".pgm", ".pbm", ".pnm",
-}  # fmt: skip
-"""Files of a folder or a pattern that are taken for images."""
 VIDEO_SUFFIXES = {
     ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".avi", ".mkv", ".webm", ".wmv", ".asf", ".flv", ".mpg",
     ".mpeg", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".ogv", ".gif", ".mjpeg", ".mjpg",

@@ -9,13 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-SUFFIXES = frozenset(
-    (
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"),
-        *(".gif", ".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
-    )
-)
-"""Files that `letterbox.read_image` decodes."""
+from ..image_header import IMAGE_SUFFIXES
+
 TURNED = (5, 6, 7, 8)
 """EXIF orientations in which height and width are swapped."""
 MAX_PIXELS = 2**30
@@ -36,7 +31,7 @@ def list_images(folder: Path) -> list[Path]:
         found += [
             os.path.join(place, name)  # noqa: PTH118  (a Path for each is ten times slower)
             for name in files
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")  # noqa: PTH122
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")  # noqa: PTH122
         ]
     return sorted(Path(name) for name in found)
 
