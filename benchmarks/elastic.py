@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ from supernet.heatdetr.recalibrate import recalibrate
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
 from supernet.train.elastic_task import ElasticConfig, ElasticTask
 from supernet.train.loop import fit, run_task
-from supernet.train.recipes import TrainConfig, recipe
+from supernet.train.recipes import SUPERNET, recipe
 from supernet.train.running import Running
 
 TARGETS = 5
@@ -167,7 +167,7 @@ class Seed:
         """The supernet, trained as `heat supernet` does."""
         torch.manual_seed(self.seed)
         network = Supernet(self.space, SearchConfig(straight_through=True))
-        config = TrainConfig(epochs=self.options.supernet_epochs, seed=self.seed)
+        config = replace(SUPERNET, epochs=self.options.supernet_epochs, seed=self.seed)
         fit(network, self.data, config, self.work / "supernet", RUNNING)
         return network
 

@@ -14,6 +14,7 @@ line is one JSON object.
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -32,7 +33,7 @@ from supernet.data.coco import load_split
 from supernet.heatdetr.input_size import parse_size
 from supernet.heatdetr.place import local_name
 from supernet.heatdetr.supernet import SearchConfig
-from supernet.train.recipes import TrainConfig
+from supernet.train.recipes import SUPERNET
 from supernet.train.running import Running
 
 RESULTS = Path(__file__).parent / "results" / "importance"
@@ -70,7 +71,7 @@ def main() -> None:
                 tau_end=options.tau_end,
                 frozen_share=options.frozen_share,
             )
-            config = TrainConfig(epochs=options.epochs, seed=seed)
+            config = replace(SUPERNET, epochs=options.epochs, seed=seed)
             train_supernet(workspace, train, space, config, search, running=Running(resume=True))
             source = load_source(workspace, space)
             assert source.supernet is not None

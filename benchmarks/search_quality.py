@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from supernet.data.coco import load_split
 from supernet.heatdetr.architecture import WIDTH_STEP, Architecture
 from supernet.heatdetr.input_size import parse_size
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace
-from supernet.train.recipes import TrainConfig
+from supernet.train.recipes import SUPERNET, TrainConfig
 from supernet.train.running import Running
 
 RESULTS = Path(__file__).parent / "results" / "search-quality"
@@ -129,7 +130,7 @@ def rivals_of(
     target: Target = resolve("cpu", runtime=options.runtime, threads=options.threads)
     workspace = Workspace(root)
     search = SearchConfig(logit_learning_rate=options.logit_learning_rate)
-    config = TrainConfig(epochs=options.supernet_epochs, seed=seed)
+    config = replace(SUPERNET, epochs=options.supernet_epochs, seed=seed)
     train_supernet(workspace, data, space, config, search, running=Running(resume=True))
     candidate = Candidate(space, (target,), (Limits(target_fps=options.fps),))
     kept = workspace.stage("thin")

@@ -60,7 +60,7 @@ def fleet(
     """
     from latency_tables.probe.machine import physical_cores
     from supernet.data.detection_set import check_trainable
-    from supernet.train.recipes import TrainConfig, changed, recipe
+    from supernet.train.recipes import SUPERNET, TrainConfig, changed, recipe
     from supernet.train.running import Running
 
     from ..stages.fleet_build import build_fleet
@@ -96,7 +96,7 @@ def fleet(
         members=lambda: find_members(workspace, targets, space=None, data=data),
         target_of=target_of_thinning,
         supernet=changed(
-            TrainConfig(),
+            SUPERNET,
             epochs=supernet_epochs,
             batch_size=batch_size,
             precision=precision,

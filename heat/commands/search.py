@@ -227,7 +227,7 @@ def supernet(
     from latency_tables.probe.machine import physical_cores
     from supernet.heatdetr.supernet import SearchConfig
     from supernet.train.elastic_task import ElasticConfig
-    from supernet.train.recipes import TrainConfig, changed, recipe
+    from supernet.train.recipes import SUPERNET, changed, recipe
     from supernet.train.running import Running
 
     from ..stages.elastic import PLAN, refuse_several_processes, train_elastic
@@ -253,7 +253,7 @@ def supernet(
             global_choice=global_block == "search",
         )
     config = changed(
-        TrainConfig(),
+        SUPERNET,
         epochs=epochs,
         batch_size=batch_size,
         accumulate=accumulate,

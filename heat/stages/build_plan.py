@@ -16,7 +16,7 @@ from supernet.train.aligned import training_loss
 from supernet.train.distributed import Group, own_device
 from supernet.train.feed import feed
 from supernet.train.optimise import autocast_type
-from supernet.train.recipes import TrainConfig
+from supernet.train.recipes import SUPERNET
 from supernet.train.threads import sparing
 
 from ..spaces import SPACES
@@ -90,7 +90,7 @@ def step_seconds(network: Detector, data: DetectionSet) -> float:
 
 
 def _step_seconds(network: Detector, data: DetectionSet) -> float:
-    config, group = TrainConfig(), Group(device=own_device())
+    config, group = SUPERNET, Group(device=own_device())
     kind = group.device.type
     few = replace(data, records=data.records[: 2 * config.batch_size])
     dtype = autocast_type(config.precision, group.device)

@@ -95,6 +95,8 @@ SMALL = TrainConfig(
         mosaic=0.5, scale=(0.6, 1.6), shift=0.1, brightness=0.3, contrast=0.2, hue=0.02
     ),
 )
+SUPERNET = TrainConfig(optimizer="muon")
+"""For supernets, whose weights the thinned network may start from."""
 PAPER_1X = TrainConfig(
     epochs=12,
     batch_size=32,
