@@ -123,6 +123,23 @@ def test_fit_lands_in_the_window(target: float) -> None:
     assert fit(chain, index, good, inside, {found.state}) != found
 
 
+def test_fit_gives_back_to_a_network_that_is_too_fast() -> None:
+    """Three parts of a state of the chain are restored, which no smaller number of moves does."""
+    chain = chain_of()
+    index = chain.reach(lambda state: latency_ms(state) < 91.0)
+    assert index == 2
+    wanted = chain.states[index]
+    for _ in range(3):
+        moves = every_move(wanted, SPACE, LOGITS, ThinningRules())
+        slower = [move.after for move in moves if latency_ms(move.after) > latency_ms(wanted)]
+        wanted = min(slower, key=lambda state: (latency_ms(state), str(state)))
+    most = latency_ms(wanted)
+    assert most < latency_ms(chain.states[index - 1])
+    found = fit(chain, index, lambda state: latency_ms(state) <= most, lambda s: s == wanted)
+    assert found is not None and found.state == wanted
+    assert found.start == index and len(found.moves) == 3
+
+
 @pytest.mark.parametrize("wrong_by", [0.7, 0.95, 1.0, 1.1, 1.5])
 @pytest.mark.parametrize("target", [15.0, 25.0, 45.0, 70.0])
 def test_a_wrong_table_is_corrected_by_measuring(wrong_by: float, target: float) -> None:

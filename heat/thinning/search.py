@@ -121,8 +121,8 @@ def fit(
 
     `good` says which states reach the target, `inside` which of them are not too fast either.
     Looks at the state itself, then at one and two moves away from it and from the state before; a
-    restored part counts as a gain. Where nothing near is inside, goes on from the state before by
-    moves that do not jump over the window. None where that leads nowhere.
+    restored part counts as a gain. Where nothing near is inside, goes on from both by moves that do
+    not jump over the window. None where that leads nowhere.
     """
     if inside(chain.states[index]) and chain.states[index] not in tried:
         return Fitted(chain.states[index], index, ())
@@ -142,11 +142,13 @@ def fit(
         if found:
             break
     else:
-        for paths in _slowly(chain, before, good):
-            take(before, paths)
-            if found:
-                break
-        else:
+        for start, grows in ((before, False), (index, True)):
+            known = len(found)
+            for paths in _slowly(chain, start, good, grows=grows):
+                take(start, paths)
+                if len(found) > known:
+                    break
+        if not found:
             return None
     ranked = sorted(found.values(), key=lambda fitted: _rank(chain, full, fitted))
     origin = chain.states[before]
@@ -174,11 +176,12 @@ def _around(chain: Chain, start: int, depth: int) -> Iterator[tuple[Move, ...]]:
 
 
 def _slowly(
-    chain: Chain, start: int, good: Callable[[State], bool]
+    chain: Chain, start: int, good: Callable[[State], bool], *, grows: bool
 ) -> Iterator[list[tuple[Move, ...]]]:
-    """Yield longer and longer paths from a state, made of moves that are too small to be good.
+    """Yield longer and longer paths from a state, made of moves that do not cross the target.
 
-    Each is a beam of those that lose least mass for the time they save.
+    From a state that is too slow each move saves time; from a good one, which `grows`, each takes
+    some. The paths are a beam of those that lose least mass, or gain most, for that time.
     """
     origin = chain.states[start]
     origin_ms = chain.latency_ms(origin)
@@ -186,7 +189,8 @@ def _slowly(
     def price(path: tuple[Move, ...]) -> float:
         after = path[-1].after
         saved = math.log(origin_ms / chain.latency_ms(after))
-        return removed_mass(origin, after, chain.logits) / saved
+        mass_for_time = removed_mass(origin, after, chain.logits) / saved
+        return -mass_for_time if grows else mass_for_time
 
     beam: list[tuple[Move, ...]] = [()]
     for _ in range(STEPS):
@@ -195,11 +199,12 @@ def _slowly(
             here = path[-1].after if path else origin
             here_ms = chain.latency_ms(here)
             for move in _moves(chain, here):
-                if chain.latency_ms(move.after) < here_ms:
+                after_ms = chain.latency_ms(move.after)
+                if after_ms > here_ms if grows else after_ms < here_ms:
                     longer.setdefault(move.after, (*path, move))
         yield list(longer.values())
-        slow = [path for path in longer.values() if not good(path[-1].after)]
-        beam = sorted(slow, key=price)[:BEAM]
+        short_of_it = [path for path in longer.values() if good(path[-1].after) == grows]
+        beam = sorted(short_of_it, key=price)[:BEAM]
 
 
 def _moves(chain: Chain, state: State) -> Iterator[Move]:
