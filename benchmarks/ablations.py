@@ -10,9 +10,6 @@ benchmarks/results/parts/ or recipe/.
 """
 
 import argparse
-import json
-import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +20,7 @@ from typing import Any
 import cv2
 import torch
 from frontier import OURS
+from kept_runs import kept_runs, mean_of
 from result import RESULTS, tell
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,11 +32,10 @@ import supernet.train.matching
 import supernet.train.muon
 import supernet.train.uniform
 from deploy.gate import torch_detect
-from supernet.atomic import write_text
 from supernet.boxes import giou_pairs, iou_matrix
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
-from supernet.data.evaluate import found_rows, score_rows
+from supernet.data.evaluate import evaluate
 from supernet.data.ground_truth import GroundTruth
 from supernet.graph.nodes import Array
 from supernet.heatdetr.architecture import Architecture
@@ -302,7 +299,7 @@ def train(
     supernet.data.augment.resized = variant.resize
     start = time.monotonic()
     fit(network, data, config, folder, Running(resume=True, workers=0))  # no process unchanged
-    metrics = score_rows(found_rows(torch_detect(network.eval()), val, progress=False), val)
+    metrics = evaluate(torch_detect(network.eval()), val, progress=False)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.deployed()(torch.zeros(1, *size, 3, dtype=torch.uint8))
     return {
@@ -325,25 +322,20 @@ def main() -> None:
     parser.add_argument("--only", help="variants, with commas between them")
     parser.add_argument("--name")
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
     data, val = load_split(options.data, "train"), load_split(options.data, "val")
     variants = SETS[options.set]
-    done: dict[str, dict[str, Any]] = {}
-    for seed in options.seeds.split(","):
-        for name in options.only.split(",") if options.only else variants:
-            folder = options.work / f"{name.replace(' ', '-')}-{seed}"
-            file = folder.with_name(f"{folder.name}.json")
-            if not file.exists():
-                print(f"== {name}, seed {seed}", file=sys.stderr, flush=True)
-                found = train(variants[name], int(seed), data, val, folder, options)
-                write_text(file, json.dumps(found))
-            done.setdefault(name, {})[seed] = json.loads(file.read_text())
+    done = kept_runs(
+        options.work,
+        options.only.split(",") if options.only else variants,
+        options.seeds.split(","),
+        lambda name, seed, folder: train(variants[name], seed, data, val, folder, options),
+    )
     rows = [
         {
             "variant": name,
-            "ap": round(statistics.mean(run["ap"] for run in runs.values()), 2),
+            "ap": mean_of(runs, "ap"),
             "ap_by_seed": {seed: run["ap"] for seed, run in runs.items()},
-            "ap50": round(statistics.mean(run["ap50"] for run in runs.values()), 2),
+            "ap50": mean_of(runs, "ap50"),
             "gmacs": next(iter(runs.values()))["gmacs"],
         }
         for name, runs in done.items()

@@ -9,29 +9,29 @@ benchmarks/results/first-weights/.
 """
 
 import argparse
-import json
-import statistics
-import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from kept_runs import kept_runs, mean_of
 from result import RESULTS, tell
 
 from deploy.gate import torch_detect
 from heat.spaces import search_space
-from supernet.atomic import write_text
+from heat.stages.build import SHORT_RUN_LOGIT_RATE
+from heat.thinning.moves import State
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
-from supernet.data.evaluate import found_rows, score_rows
+from supernet.data.evaluate import evaluate
 from supernet.heatdetr.architecture import WIDTH_STEP
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.inherit import inherit
 from supernet.heatdetr.input_size import parse_size
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
 from supernet.train.loop import fit
-from supernet.train.recipes import Optimizer, TrainConfig, recipe
+from supernet.train.recipes import SUPERNET, Optimizer, changed, recipe
 from supernet.train.running import Running
 
 STARTS: dict[str, Optimizer | None] = {
@@ -39,8 +39,6 @@ STARTS: dict[str, Optimizer | None] = {
     "supernet by AdamW": "adamw",
     "supernet by Muon": "muon",
 }
-SEARCH = SearchConfig(logit_learning_rate=1e-2)
-"""As in `heat build`, whose runs are short."""
 PLAIN = Running(resume=True, workers=0)
 
 
@@ -49,18 +47,34 @@ def started(
     seed: int,
 ) -> Detector:  # fmt: skip
     """Return the network as it is before its own training, half as wide as the space."""
-    template = space.template
-    halves = tuple(
-        (width + WIDTH_STEP) // (2 * WIDTH_STEP) * WIDTH_STEP for width in template.widths
-    )
-    network = template.with_(name="half", widths=halves)
+    halves = tuple((width + WIDTH_STEP) // (2 * WIDTH_STEP) * WIDTH_STEP for width in space.widths)
+    network = space.template.with_(name="half", widths=halves)
     torch.manual_seed(seed)
     if optimizer is None:
         return Detector(network)
-    supernet = Supernet(space, SEARCH)
-    config = TrainConfig(epochs=epochs, seed=seed, optimizer=optimizer)
+    supernet = Supernet(space, SearchConfig(logit_learning_rate=SHORT_RUN_LOGIT_RATE))
+    config = changed(SUPERNET, epochs=epochs, seed=seed, optimizer=optimizer)
     fit(supernet, data, config, folder, PLAIN)
-    return inherit(supernet, network, tuple(tuple(range(len(b))) for b in template.blocks))
+    return inherit(supernet, network, State.full(space).positions())
+
+
+def train(
+    start: str, seed: int, folder: Path, *, space: SearchSpace, data: DetectionSet,
+    val: DetectionSet, options: argparse.Namespace,
+) -> dict[str, Any]:  # fmt: skip
+    """Train the network from one of the starts and score it."""
+    clock = time.process_time()
+    before = folder.with_name(f"{folder.name}-supernet")
+    network = started(STARTS[start], space, data, before, options.supernet_epochs, seed)
+    supernet_s = time.process_time() - clock
+    fit(network, data, recipe("small", epochs=options.epochs, seed=seed), folder, PLAIN)
+    metrics = evaluate(torch_detect(network.eval()), val, progress=False)
+    return {
+        "ap": round(100 * metrics.ap, 2),
+        "ap50": round(100 * metrics.ap50, 2),
+        "supernet_cpu_s": round(supernet_s),
+        "cpu_s": round(time.process_time() - clock),
+    }
 
 
 def main() -> None:
@@ -75,7 +89,6 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--name")
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
     data, val = load_split(options.data, "train"), load_split(options.data, "val")
     space = search_space(
         options.space,
@@ -83,31 +96,8 @@ def main() -> None:
         num_classes=data.num_classes,
         output_stride=16,
     )
-    done: dict[str, dict[str, Any]] = {}
-    for seed in options.seeds.split(","):
-        for name, optimizer in STARTS.items():
-            folder = options.work / f"{name.replace(' ', '-')}-{seed}"
-            file = folder.with_name(f"{folder.name}.json")
-            if not file.exists():
-                print(f"== {name}, seed {seed}", file=sys.stderr, flush=True)
-                before = folder.with_name(f"{folder.name}-supernet")
-                clock = time.process_time()
-                network = started(
-                    optimizer, space, data, before, options.supernet_epochs, int(seed)
-                )
-                supernet_s = time.process_time() - clock
-                fit(network, data, recipe("small", epochs=options.epochs, seed=int(seed)), folder,
-                    PLAIN)  # fmt: skip
-                rows = found_rows(torch_detect(network.eval()), val, progress=False)
-                metrics = score_rows(rows, val)
-                found = {
-                    "ap": round(100 * metrics.ap, 2),
-                    "ap50": round(100 * metrics.ap50, 2),
-                    "supernet_cpu_s": round(supernet_s),
-                    "cpu_s": round(time.process_time() - clock),
-                }
-                write_text(file, json.dumps(found))
-            done.setdefault(name, {})[seed] = json.loads(file.read_text())
+    run = partial(train, space=space, data=data, val=val, options=options)
+    done = kept_runs(options.work, STARTS, options.seeds.split(","), run)
     result = {
         "data": options.data.name,
         "input_size": options.input_size,
@@ -117,8 +107,8 @@ def main() -> None:
         "starts": [
             {
                 "start": name,
-                "ap": round(statistics.mean(run["ap"] for run in runs.values()), 2),
-                "ap50": round(statistics.mean(run["ap50"] for run in runs.values()), 2),
+                "ap": mean_of(runs, "ap"),
+                "ap50": mean_of(runs, "ap50"),
                 "by_seed": runs,
             }
             for name, runs in done.items()

@@ -110,8 +110,11 @@ class DeviceMeter:
 
         Torch's have no file, and are built anew.
         """
-        model = self._written.get(probe.key) or write(probe, self.setting)
-        if model.onnx and probe.key not in self._written and len(model.onnx) <= self._room:
+        kept = self._written.get(probe.key)
+        if kept is not None:
+            return kept
+        model = write(probe, self.setting)
+        if model.onnx and len(model.onnx) <= self._room:
             self._written[probe.key] = model
             self._room -= len(model.onnx)
         return model

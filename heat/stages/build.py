@@ -76,7 +76,7 @@ def build(
 ) -> Result:
     """Plan, profile, train the supernet, thin, train, export, evaluate; skip finished stages."""
     limits = Limits(target_fps=target_fps)
-    replace(SUPERNET, seed=seed)  # refused now, not after the profile
+    plain = replace(SUPERNET, seed=seed)  # refused now, not after the profile
     if not (math.isfinite(minutes) and minutes > 0):
         raise UserError(f"--minutes {minutes:g}: a positive number")
     if RUNTIME_OF[format] != target.runtime:
@@ -112,7 +112,7 @@ def build(
             profile(workspace, target, chosen)
         begin("supernet")
         epochs = _supernet_epochs(workspace, plan, chosen, data, time.monotonic() - started)
-        config = replace(SUPERNET, epochs=epochs, seed=seed)
+        config = replace(plain, epochs=epochs)
         search = SearchConfig(logit_learning_rate=SHORT_RUN_LOGIT_RATE)
         running = Running(resume=True, threads=physical_cores())
         seconds, _ = training_budgets(minutes, time.monotonic() - started)

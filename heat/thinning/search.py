@@ -129,11 +129,13 @@ def fit(
     full = chain.states[0]
     found: dict[State, Fitted] = {}
 
-    def take(start: int, paths: Iterable[tuple[Move, ...]]) -> None:
+    def take(start: int, paths: Iterable[tuple[Move, ...]]) -> bool:
+        known = len(found)
         for moves in paths:
             state = moves[-1].after
             if state not in found and state not in tried and inside(state):
                 found[state] = Fitted(state, start, moves)
+        return len(found) > known
 
     before = max(0, index - 1)
     for depth in (1, 2):
@@ -143,10 +145,8 @@ def fit(
             break
     else:
         for start, grows in ((before, False), (index, True)):
-            known = len(found)
             for paths in _slowly(chain, start, good, grows=grows):
-                take(start, paths)
-                if len(found) > known:
+                if take(start, paths):
                     break
         if not found:
             return None
@@ -185,12 +185,12 @@ def _slowly(
     """
     origin = chain.states[start]
     origin_ms = chain.latency_ms(origin)
+    sign = -1 if grows else 1
 
     def price(path: tuple[Move, ...]) -> float:
         after = path[-1].after
         saved = math.log(origin_ms / chain.latency_ms(after))
-        mass_for_time = removed_mass(origin, after, chain.logits) / saved
-        return -mass_for_time if grows else mass_for_time
+        return sign * removed_mass(origin, after, chain.logits) / saved
 
     beam: list[tuple[Move, ...]] = [()]
     for _ in range(STEPS):
@@ -199,12 +199,11 @@ def _slowly(
             here = path[-1].after if path else origin
             here_ms = chain.latency_ms(here)
             for move in _moves(chain, here):
-                after_ms = chain.latency_ms(move.after)
-                if after_ms > here_ms if grows else after_ms < here_ms:
+                if sign * (here_ms - chain.latency_ms(move.after)) > 0:
                     longer.setdefault(move.after, (*path, move))
         yield list(longer.values())
-        short_of_it = [path for path in longer.values() if good(path[-1].after) == grows]
-        beam = sorted(short_of_it, key=price)[:BEAM]
+        same_side = [path for path in longer.values() if good(path[-1].after) == grows]
+        beam = sorted(same_side, key=price)[:BEAM]
 
 
 def _moves(chain: Chain, state: State) -> Iterator[Move]:
