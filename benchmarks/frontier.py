@@ -213,10 +213,12 @@ def draw(models: list[dict[str, Any]], title: str, path: Path) -> None:
     Hollow markers saw fewer images.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
     most = max(model["images_seen"] for model in models)
+    floor = 0.1 * max(model["ap"] for model in models)
     places = sorted({model["ms"] for model in models if not model["model"].startswith("heat-")})
     line = []
     for name in dict.fromkeys(model["model"] for model in models):
@@ -231,14 +233,18 @@ def draw(models: list[dict[str, Any]], title: str, path: Path) -> None:
             markerfacecolor=colour if whole else "none", capsize=3,
         )  # fmt: skip
         below = -14 if runs[0]["ms"] in places[::2] else -25  # neighbours do not overlap
+        above = ours or mean < floor  # labels below would cover those of the axis
         axis.annotate(
-            name, (ms, mean), xytext=(0, 9 if ours else below),
+            name, (ms, mean), xytext=(0, 9 if above else below),
             textcoords="offset points", ha="center", fontsize=8,
         )  # fmt: skip
         if ours:
             line.append((ms, mean))
     axis.plot(*zip(*sorted(line), strict=True), color="tab:red", label="HEAT")
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("")
     axis.margins(x=0.15, y=0.1)
     axis.set(
         xlabel="milliseconds, one CPU thread", ylabel="AP on val (hollow: cut off)",
