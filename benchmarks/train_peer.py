@@ -73,8 +73,12 @@ def labelled(targets: list[Any], size: tuple[int, int]) -> list[dict[str, Tensor
 
 def train_transformer(
     name: str, data: DetectionSet, size: tuple[int, int], options: argparse.Namespace
-) -> tuple[nn.Module, int]:
-    """Train until the epochs or the minutes are over; return the averaged model, images seen."""
+) -> tuple[nn.Module, int, float]:
+    """Train until the epochs or the minutes are over; return the averaged model.
+
+    Returns images seen and seconds of training too. A run that was ended goes on from the last
+    epoch it finished, with the state of all it needs in a file in `options.out`.
+    """
     torch.manual_seed(options.seed)
     model = thawed(PEERS[name](size, data.num_classes).model).train()
     config = TrainConfig(
@@ -82,12 +86,18 @@ def train_transformer(
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATES[name], weight_decay=1e-4)
     average = copy.deepcopy(model)
-    steps = options.epochs * math.ceil(len(data.records) / options.batch_size)
-    started, seen = time.monotonic(), 0
-    for step, (images, targets) in enumerate(
-        feed(data, size, config, range(options.epochs), workers=1)
-    ):
-        spent = (time.monotonic() - started) / (60 * options.minutes)
+    parts = {"model": model, "optimizer": optimizer, "average": average}
+    file = options.out / "checkpoint.pt"
+    done, seen, before = load_state(file, parts) if file.exists() else (0, 0, 0.0)
+    per_epoch = math.ceil(len(data.records) / options.batch_size)
+    steps = options.epochs * per_epoch
+    started = time.monotonic()
+    epochs = range(done // per_epoch, options.epochs)
+    for step, (images, targets) in enumerate(feed(data, size, config, epochs, workers=1), done):
+        seconds = before + time.monotonic() - started
+        spent = seconds / (60 * options.minutes)
+        if step % per_epoch == 0:
+            save_state(file, parts, step, seen, seconds)
         share = max(step / steps, min(1.0, spent))
         warm = min(1.0, (step + 1) / 100)
         for group in optimizer.param_groups:
@@ -105,13 +115,28 @@ def train_transformer(
                 new = theirs[key]
                 value.lerp_(new, 1 - decay) if value.is_floating_point() else value.copy_(new)
         if step % 50 == 0:
-            print(
-                f"{name} step {step}/{steps} loss {float(loss):.3f} {spent:.0%} of the time",
-                flush=True,
-            )
+            print(f"{name} step {step}/{steps} loss {float(loss):.3f}", flush=True)
         if spent >= 1:
             break
-    return average.eval(), seen
+    return average.eval(), seen, before + time.monotonic() - started
+
+
+def save_state(file: Path, parts: dict[str, Any], step: int, seen: int, seconds: float) -> None:
+    """Write what a run needs to go on: its parts' states, its random numbers, its progress."""
+    state = {key: part.state_dict() for key, part in parts.items()}
+    new = file.with_suffix(".new")
+    torch.save(state | {"random": torch.get_rng_state(), "progress": (step, seen, seconds)}, new)
+    new.replace(file)
+
+
+def load_state(file: Path, parts: dict[str, Any]) -> tuple[int, int, float]:
+    """Read what `save_state` wrote; return steps done, images seen and seconds spent."""
+    state = torch.load(file, weights_only=True)
+    for key, part in parts.items():
+        part.load_state_dict(state[key])
+    torch.set_rng_state(state["random"])
+    step, seen, seconds = state["progress"]
+    return step, seen, seconds
 
 
 @torch.inference_mode()
@@ -136,9 +161,7 @@ def run_transformer(
 ) -> tuple[list[dict[str, Any]], int, float]:
     """Train, export, and return the rows of the val split, images seen and seconds of training."""
     size = options.size
-    started = time.monotonic()
-    model, seen = train_transformer(name, train, size, options)
-    seconds = time.monotonic() - started
+    model, seen, seconds = train_transformer(name, train, size, options)
     rows = []
     for record in val.records:
         rows += result_rows(
