@@ -10,6 +10,9 @@ LOWEST ?= python3.11
 NEWEST ?= $(shell for v in 3.14 3.13 3.12; do command -v python$$v && break; done)
 COVERED ?= tests
 
+# Compiled modules are kept even where the environment says not to: the tests start many processes.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test docs coverage test-lowest test-newest format audit release clean
 
 demo: $(VENV)/.installed  ## the whole pipeline on drawn cells, to a target FPS on this CPU
@@ -26,7 +29,7 @@ demo: $(VENV)/.installed  ## the whole pipeline on drawn cells, to a target FPS 
 test: $(VENV)/.installed  ## every check: format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers $(PROCESSES)
 	$(BIN)/pytest -m "$(QUICK) and not alone" --numprocesses $(PROCESSES) --dist loadfile
 	$(BIN)/pytest -m "$(QUICK) and alone" $$(grep -l "mark.alone" tests/test_*.py)
 
@@ -74,10 +77,12 @@ audit: $(VENV)/.installed  ## known vulnerabilities and licences of the packages
 release: $(VENV)/.installed  ## build sdist and wheel, install them elsewhere, use them
 	PYTHONPATH=. $(BIN)/python benchmarks/release.py --out dist --name release
 
+# Modules are compiled when they are imported: compiling all that torch brings takes half a minute.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt \
+		--editable ".[dev]"
 	touch $@
 
 clean:
