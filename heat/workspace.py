@@ -19,7 +19,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,15 +184,23 @@ class Workspace:
         neither users nor passwords are kept. A stage's `data` is kept as an absolute path: the next
         command may be run from another folder.
         """
-        from supernet.version import __version__
-
-        path = self.root / "run.json"
         data = result.get("data")
         if isinstance(data, str):
             result = {**result, "data": str(Path(data).absolute())}
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._change(lambda kept: {**kept, name: {**result, "finished": now}})
+        return result
+
+    def forget(self, *names: str) -> None:
+        """Take stages out of `run.json`, as if they had not run."""
+        self._change(lambda kept: {key: kept[key] for key in kept if key not in names})
+
+    def _change(self, stages: Callable[[Mapping[str, object]], Mapping[str, object]]) -> None:
+        from supernet.version import __version__
+
+        path = self.root / "run.json"
         with only_one(path, patience_s=PATIENCE_S):
             remove_remains(path)
-            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             home = self.home
             record = {
                 "format": FORMAT_VERSION,
@@ -202,7 +210,6 @@ class Workspace:
                 "command": ["heat", *map(masked, sys.argv[1:])],
                 # Seen from here, so that a fleet can move.
                 **({"parent": os.path.relpath(home, self.root)} if home != self.root else {}),
-                "stages": {**self.stages(), name: {**result, "finished": now}},
+                "stages": stages(cast(Mapping[str, object], self.stages())),
             }
             write_text(path, json.dumps(record, indent=1) + "\n")
-        return result

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import heat.stages.build as stage
 from heat.cli import app
 from heat.records import BuildPlan, OnDevice, SupernetPlan, Trained, TrainPlan
 from heat.views.outputs import is_pack
@@ -20,6 +21,7 @@ from latency_tables.device_file import load_devices
 from latency_tables.probe.machine import detect_cpu
 from latency_tables.table_file import read_table
 from supernet.data.shapes import make_shapes
+from supernet.errors import HeatError
 from tests.command_line import SMALL, fails, run
 
 OPTIONS = {
@@ -27,7 +29,7 @@ OPTIONS = {
     "bench": "models runtime precision threads rounds throughput input_size picture",
     "completion": "shell",
     "build": "data target_fps device runtime threads minutes format space input_size output_stride "
-    "head distil calibrate seed out",
+    "head backbone distil calibrate seed restart out",
     "describe": "what input_size",
     "detect": "bundle sources score save show frames labels all_boxes tiles track "
     "hold_fps json threads",
@@ -37,7 +39,7 @@ OPTIONS = {
     "export": "format precision raw dynamic_batch opset max_ap_drop calibrate serving device gpu "
     "quantizer threads images network attention rounds window clusters ladder data out",
     "fleet": "targets data space input_size output_stride head supernet_epochs epochs batch_size "
-    "precision finetune calibrate workers seed restart out",
+    "precision backbone finetune calibrate workers seed restart out",
     "init": "",
     "label": "images teacher score data out",
     "pretrain": "data teacher feature teacher_size teacher_norm mean std views cache_gb "
@@ -218,7 +220,36 @@ def test_build_goes_on_where_it_was(tmp_path: Path) -> None:
         assert again["met"] and again["trained"] and "ap50" in again
         assert Path(again["report"]).exists()
     message = fails(2, *arguments[:4], 3, *arguments[5:])
-    assert "another target_fps" in message
+    assert "another target_fps" in message and "--restart" in message
+    assert "(seed 1 against 0): --restart" in fails(2, *arguments, "--seed", 1)
+
+
+def test_a_build_begins_again(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the latency table is kept, and what is interrupted goes on as a new build."""
+    workspace = Workspace(tmp_path / "run")
+    for name in ("plan", "supernet-plan", "supernet", "profile", "thin", "train-plan", "train"):
+        workspace.record(name, {"data": "elsewhere", "device": "another"})
+    for folder in (workspace.supernet, workspace.train):
+        folder.mkdir()
+        for name in ("state.pt", "best.safetensors", "weights.safetensors"):
+            (folder / name).write_bytes(b"old")
+
+    def profile(*_: Any) -> None:
+        raise HeatError("as far as the profile")
+
+    monkeypatch.setattr(stage, "profile", profile)
+    arguments = [
+        "build", "--data", shapes, "--target-fps", 2, "--threads", 1, "--space", "micro",
+        "--input-size", "96x128", "--out", workspace.root,
+    ]  # fmt: skip
+    assert "another data" in fails(2, *arguments)
+    assert "as far as the profile" in fails(1, *arguments, "--restart")
+    assert set(workspace.stages()) == {"plan", "profile"}
+    left = sorted(path.name for path in workspace.train.glob("*.*"))
+    assert left == ["weights.safetensors"]
+    assert "as far as the profile" in fails(1, *arguments)
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,9 @@ def test_published_checkpoints_are_adopted(shapes: Path, tmp_path: Path) -> None
     assert Path(heat("report", "--out", tmp_path)["report"]).exists()
     ours = load_published(file, TINY, [5, 2])
     assert torch.equal(ours.class_embed.bias, published.class_embed.bias[[5, 2, 91]])
+    (tmp_path / "train" / "best.safetensors").write_bytes(b"of the training before")
     assert heat("adopt", file, *common)["classes"] == 91
+    assert not (tmp_path / "train" / "best.safetensors").exists()
 
 
 def test_checkpoints_that_do_not_fit_are_named(tmp_path: Path) -> None:

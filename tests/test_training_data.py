@@ -27,6 +27,7 @@ from supernet.errors import CheckpointError, DataError, UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.train.early_stop import best_epoch
+from supernet.train.fingerprint import Fingerprint, differences
 from supernet.train.loop import fit
 from supernet.train.pretraining import load_image_folders
 from supernet.train.recipes import TrainConfig
@@ -64,7 +65,7 @@ def test_corrected_labels_are_another_run(
             fit(Detector(small), corrected, CONFIG, tmp_path, Running(resume=resume))
     done = fit(Detector(small), corrected, CONFIG, tmp_path, Running(restart=True))
     assert not done.finished_before
-    with pytest.raises(CheckpointError, match=r"\(other options\)"):
+    with pytest.raises(CheckpointError, match=r"\(seed 3 against 0\)"):
         fit(Detector(small), corrected, replace(CONFIG, seed=3), tmp_path)
 
 
@@ -284,3 +285,21 @@ def test_a_record_of_an_older_training_is_not_taken_for_this_one(
 def test_no_epoch_is_best_where_none_has_an_ap() -> None:
     assert best_epoch([{"epoch": 1}, {"epoch": 2, "ap": -1.0}]) is None
     assert best_epoch([{"epoch": 1, "ap": 0.2}, {"epoch": 2, "ap": 0.2}]) == 1
+
+
+def test_what_differs_of_a_run_is_named_with_both_values() -> None:
+    run: Fingerprint = {
+        "config": {"seed": 0, "augment": {"mosaic": 0.5, "scale": [0.5, 1.5]}, "assign": None},
+        "names": ["a"], "images": 3, "data": "1", "what": "x", "start": {},
+    }  # fmt: skip
+    assert differences(run, run) == ""
+    config = {"seed": 1, "augment": {"mosaic": 1.0, "scale": [0.5, 1.5]}, "assign": {"topk": 9}}
+    other: Fingerprint = {**run, "config": config, "names": ["b"], "start": {"networks": "2"}}
+    assert differences(run, other) == (
+        "seed 0 against 1, augment.mosaic 0.5 against 1.0, assign none against others, "
+        "other classes, other networks trained together"
+    )
+    many: Fingerprint = {**run, "config": {name: 1 for name in "abcde"}}
+    assert differences(many, {**run, "config": {}}) == (
+        "a 1 against none, b 1 against none, c 1 against none, 2 more settings"
+    )

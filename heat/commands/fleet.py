@@ -10,6 +10,7 @@ from .find import find_data, find_space, target_of_thinning
 from .options import (
     STRIDE,
     Autocast,
+    Backbone,
     BatchSize,
     Calibrate,
     HeadName,
@@ -36,6 +37,7 @@ def fleet(
     epochs: int | None = None,
     batch_size: BatchSize = None,
     precision: Autocast = "auto",
+    backbone: Backbone = None,
     finetune: bool = False,
     calibrate: Calibrate = True,
     workers: Workers = None,
@@ -103,6 +105,7 @@ def fleet(
             seed=seed,
         ),
         elastic=settings(epochs=epochs),
+        backbone=backbone,
         polish=polish if finetune else None,
         calibrate=calibrate,
         running=Running(

@@ -12,6 +12,7 @@ from .find import attending, find_data, find_judged, find_target, last_target, r
 from .options import (
     STRIDE,
     AttentionName,
+    Backbone,
     Calibrate,
     Clusters,
     Data,
@@ -20,6 +21,7 @@ from .options import (
     HeadName,
     Out,
     PrecisionName,
+    Restart,
     Rounds,
     Runtime,
     Seed,
@@ -262,9 +264,11 @@ def build(
     input_size: Size = None,
     output_stride: Annotated[StrideName, STRIDE] = "16",
     head: HeadName = None,
+    backbone: Backbone = None,
     distil: bool = False,
     calibrate: Calibrate = True,
     seed: Seed = 0,
+    restart: Restart = False,
     out: Out = DEFAULT,
 ) -> Result:
     """Everything: plan, profile, supernet, thin, train, export, eval, report.
@@ -305,4 +309,6 @@ def build(
         distil=distil,
         calibrate=calibrate,
         seed=seed,
+        backbone=backbone,
+        restart=restart,
     )

@@ -7,6 +7,7 @@ from supernet.data.detection_set import DetectionSet
 from supernet.detr.family import DetrArchitecture
 from supernet.detr.published import load_published
 from supernet.errors import UserError
+from supernet.train.run_files import STATE, forget
 
 from ..records import Result
 from ..workspace import Workspace
@@ -42,7 +43,7 @@ def adopt(
     with workspace.claimed(workspace.train, f"training in {workspace.train}"):
         if not restart:  # looked at again: a training may have ended meanwhile
             _keep_trained(workspace, checkpoint)
-        (workspace.train / "state.pt").unlink(missing_ok=True)  # of the training that is replaced
+        forget(workspace.train)  # the training that is replaced
         save_checkpoint(checkpoint, network.state_dict(), info)
     result = {
         "checkpoint": str(checkpoint),
@@ -59,7 +60,7 @@ def adopt(
 
 def _keep_trained(workspace: Workspace, checkpoint: Path) -> None:
     """Refuse to replace weights that cost a training."""
-    if (workspace.train / "state.pt").exists() or (
+    if (workspace.train / STATE).exists() or (
         checkpoint.exists() and "adopted" not in read_info(checkpoint).facts
     ):
         raise UserError(

@@ -22,6 +22,7 @@ from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
 from supernet.progress import begin, stages
 from supernet.train.deadline import Budget
 from supernet.train.recipes import SUPERNET, recipe
+from supernet.train.run_files import STATE, forget
 from supernet.train.running import Running
 
 from ..records import Asked, BuildPlan, Result
@@ -73,8 +74,14 @@ def build(
     distil: bool,
     calibrate: bool,
     seed: int,
+    backbone: Path | None = None,
+    restart: bool = False,
 ) -> Result:
-    """Plan, profile, train the supernet, thin, train, export, evaluate; skip finished stages."""
+    """Plan, profile, train the supernet, thin, train, export, evaluate; skip finished stages.
+
+    The supernet starts from a pretrained `backbone`. With `restart` nothing but the latency table
+    counts as finished.
+    """
     limits = Limits(target_fps=target_fps)
     plain = replace(SUPERNET, seed=seed)  # refused now, not after the profile
     if not (math.isfinite(minutes) and minutes > 0):
@@ -105,6 +112,8 @@ def build(
         "head": head,
     }
     with workspace.claimed(workspace.root / "build", f"building in {workspace.root}"):
+        if restart:
+            _forget(workspace)
         plan = _plan(workspace, target, data, asked)
         chosen = SearchSpace.from_dict(plan["space"], "run.json")
         begin("profile")
@@ -118,8 +127,9 @@ def build(
         seconds, _ = training_budgets(minutes, time.monotonic() - started)
         budget = Budget(seconds, fewest_epochs=SUPERNET_EPOCHS[0])
         train_supernet(
-            workspace, data, chosen, config, search, running=replace(running, budget=budget)
-        )
+            workspace, data, chosen, config, search,
+            backbone=backbone, running=replace(running, budget=budget),
+        )  # fmt: skip
         begin("thin")
         if not _finished(workspace, "thin", target_fps=target_fps, met=True):
             ap_drop: ApDropBy = "auto" if minutes >= PROXY_MINUTES else "mass"
@@ -153,6 +163,14 @@ def build(
         return workspace.record("build", result)
 
 
+def _forget(workspace: Workspace) -> None:
+    """Forget trainings and what was made of them; files stay until others replace them."""
+    workspace.forget("plan", "supernet-plan", "supernet", "thin", "train-plan", "train", "build")
+    for folder in (workspace.supernet, workspace.train):
+        with workspace.training(folder):
+            forget(folder)
+
+
 def _plan(workspace: Workspace, target: Target, data: DetectionSet, asked: Asked) -> BuildPlan:
     kept = workspace.stages().get("plan")
     if kept is not None:
@@ -164,7 +182,7 @@ def _plan(workspace: Workspace, target: Target, data: DetectionSet, asked: Asked
         if different:
             raise UserError(
                 f"{workspace.root} holds a build with another {', '.join(different)}: "
-                "use another --out, or the same options to go on"
+                "use another --out, --restart, or the same options to go on"
             )
         return kept
     begin("plan")
@@ -214,7 +232,7 @@ def _supernet_epochs(
     if kept is not None and kept["space"] == plan["space"]:
         return kept["epochs"]
     planned = plan["supernet_epochs"]
-    begun = "supernet" in stages or (workspace.supernet / "state.pt").exists()
+    begun = "supernet" in stages or (workspace.supernet / STATE).exists()
     epochs = planned
     if not begun:
         seconds = step_seconds(Supernet(space), data)

@@ -43,15 +43,16 @@ def build_fleet(
     target_of: Callable[[Workspace], Target],
     supernet: TrainConfig,
     elastic: TrainConfig,
+    backbone: Path | None = None,
     polish: Callable[[int], TrainConfig] | None,
     calibrate: bool,
     running: Running,
 ) -> Result:
     """Train the supernet and the elastic one, thin and export for each; skip what is finished.
 
-    `members` reads the fleet once the supernet is trained, `target_of` finds the device that a
-    member was thinned for, `polish` gives the settings of so many epochs of fine-tuning. Raises
-    `PromiseError` at the end where a target is missed.
+    The supernet starts from a pretrained `backbone`. `members` reads the fleet once it is trained,
+    `target_of` finds the device that a member was thinned for, `polish` gives the settings of so
+    many epochs of fine-tuning. Raises `PromiseError` at the end where a target is missed.
     """
     with workspace.claimed(workspace.root / "fleet", f"building a fleet in {workspace.root}"):
         begin("supernet")
@@ -59,7 +60,7 @@ def build_fleet(
         before_elastic(
             workspace,
             lambda running: train_supernet(
-                workspace, data, space, supernet, search, running=running
+                workspace, data, space, supernet, search, backbone=backbone, running=running
             ),
             running,
         )

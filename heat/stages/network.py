@@ -11,8 +11,10 @@ from supernet.checkpoint import CheckpointInfo, load_weights, read_info
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.network import AnyArchitecture, Network, build, read_architecture
+from supernet.train.run_files import BEST
 
 from ..records import Result
+from ..thinning.source import WEIGHTS
 from ..workspace import Workspace
 from .inherited import inherited_of
 
@@ -55,7 +57,7 @@ def load_network(
     `which` says which of them is meant.
     """
     asked_trained = which in ("trained", "best")
-    path = workspace.train / ("best.safetensors" if which == "best" else "weights.safetensors")
+    path = workspace.train / (BEST if which == "best" else WEIGHTS)
     thinned = Architecture.load(workspace.architecture) if workspace.architecture.exists() else None
     info = read_info(path) if path.exists() else None
     if info is None and asked_trained:

@@ -24,6 +24,7 @@ from supernet.train.loop import run_task
 from supernet.train.mtkd import act_cores
 from supernet.train.pretraining import load_backbone
 from supernet.train.recipes import TrainConfig
+from supernet.train.run_files import BEST
 from supernet.train.running import Judge, Running
 from supernet.train.task import MtkdTask, Task, task_of
 from supernet.train.transfer import Taken, file_digest, read_source, take_weights, weights_file
@@ -115,7 +116,7 @@ def train(
         best = best_epoch(history)
         if best is not None:
             ap = next(row["ap"] for row in history if row["epoch"] == best)
-            file = str(workspace.train / "best.safetensors")
+            file = str(workspace.train / BEST)
             result["best"] = {"epoch": best, "ap": ap, "checkpoint": file}
         workspace.record("train", result)
     return result

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import torch
 
@@ -16,6 +16,7 @@ from ..atomic import append_line, write_bytes, write_text
 from ..checkpoint import CheckpointInfo, EpochRow, save_checkpoint
 from ..errors import CheckpointError, UserError, wrong_format
 from .early_stop import best_epoch, epochs_without_gain
+from .fingerprint import Fingerprint, differences
 from .optimise import Averaged
 from .recipes import TrainConfig
 from .schedule import Schedule
@@ -24,45 +25,13 @@ from .task import Task
 STATE_FORMAT = 1
 """History of `state.pt`: 1, the first."""
 
-DIFFERENT = {
-    "config": "other options",
-    "names": "other classes",
-    "images": "another number of images",
-    "data": "other images or annotations",
-    "what": "another architecture",
-    "start": "other weights to start from",
-    "networks": "other networks trained together",
-}
-"""Words for the keys of `Fingerprint` and of its `start`, for messages."""
+STATE, BEST, EVENTS = "state.pt", "best.safetensors", "events.jsonl"
 
 
-class Fingerprint(TypedDict):
-    """What must be the same for a run to be resumed."""
-
-    config: dict[str, object]
-    """JSON of the settings, without the number of epochs."""
-    names: list[str]
-    """Classes."""
-    images: int
-    data: str
-    """Hash of the images and their annotations."""
-    what: str
-    """JSON of the architecture or the search space."""
-    start: dict[str, str]
-    """Hashes of the files that the network's weights come from."""
-
-
-def differences(own: Fingerprint, kept: Fingerprint) -> list[str]:
-    """Say what differs between a run and the one whose state was kept."""
-    found = [
-        DIFFERENT[key] for key, value in own.items() if key != "start" and kept.get(key) != value
-    ]
-    start, before = own["start"], kept["start"]
-    return found + [
-        DIFFERENT.get(name, DIFFERENT["start"])
-        for name in sorted({*start, *before})
-        if start.get(name) != before.get(name)
-    ]
+def forget(folder: Path) -> None:
+    """Remove what a run would go on from, or one killed before it saves would go on with that."""
+    for name in (STATE, BEST, EVENTS):
+        (folder / name).unlink(missing_ok=True)
 
 
 class RunFiles:
@@ -88,11 +57,11 @@ class RunFiles:
         """
         self.writes = writes
         self.checkpoint = folder / "weights.safetensors"
-        self.best = folder / "best.safetensors"
+        self.best = folder / BEST
         """Weights of the epoch with the highest AP so far; only where AP is computed."""
-        self.state = folder / "state.pt"
+        self.state = folder / STATE
         self.metrics = folder / "metrics.csv"
-        self.events = folder / "events.jsonl"
+        self.events = folder / EVENTS
         self.network, self.optimizer, self.average = task.network, optimizer, average
         self.scaler = scaler
         self.config, self.task = config, task
@@ -222,10 +191,7 @@ class RunFiles:
         """
         if restart or not self.state.exists():
             if self.writes:
-                # Else a restart that is killed before it saves would resume the run it replaces.
-                self.state.unlink(missing_ok=True)
-                self.best.unlink(missing_ok=True)
-                self.events.unlink(missing_ok=True)
+                forget(self.state.parent)
             return
         try:
             state = torch.load(self.state, map_location="cpu", weights_only=True)
@@ -249,9 +215,8 @@ class RunFiles:
         different = differences(own, fingerprint)
         if different:
             raise CheckpointError(
-                f"{self.state} belongs to other settings, data or architecture "
-                f"({', '.join(dict.fromkeys(different))}): --restart replaces it, another --out "
-                "keeps it"
+                f"{self.state} belongs to other settings, data or architecture ({different}): "
+                "--restart replaces it, another --out keeps it"
             )
         schedule = Schedule.from_list(state.get("schedule") or self.schedule.to_list())
         if schedule.planned == self.schedule.planned:
