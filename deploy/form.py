@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
-from supernet.errors import UserError
+from supernet.errors import BundleError, UserError
 from supernet.graph.batch import SIZES as BATCHES
 from supernet.graph.batch import free_batch
 from supernet.graph.nodes import Array
@@ -151,7 +151,16 @@ class Form:
         if artefact is None and self.nncf is not None:
             with tempfile.TemporaryDirectory() as folder:
                 return self.open(graph, self.write(graph, Path(folder))[0])
-        return open_session(self.runtime, artefact or graph, self.threads, self.precision)
+        try:
+            return open_session(self.runtime, artefact or graph, self.threads, self.precision)
+        except BundleError as error:
+            if self.precision == "f32":
+                raise
+            reason = " ".join(str(error.__cause__).split())[-200:]
+            raise UserError(
+                f"{self.runtime} cannot run this network in {self.precision} here ({reason}): "
+                "export another --precision or --format; nothing was written"
+            ) from None
 
     def finder(self, session: Session, network: Network) -> Find:
         """Return a function from inputs to boxes, scores and labels of one image."""

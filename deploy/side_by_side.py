@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, TypedDict
 
@@ -24,6 +24,7 @@ import numpy as np
 from supernet.errors import HeatError, UserError
 
 from .edge.bench import own_peak_mb
+from .edge.card import Waiting
 from .edge.executed import executed_precision
 from .edge.runtimes import open_crowd, open_session
 from .edge.session import Feeds, Session
@@ -43,6 +44,7 @@ class Entrant:
     runtime: str
     precision: str = "f32"
     threads: int = 1
+    waiting: Waiting = field(default_factory=Waiting)
     input_hw: tuple[int, int] | None = None
     """Height and width of images, where the model's are dynamic."""
 
@@ -167,6 +169,7 @@ def _racer(entrant: Entrant, mode: str = "alone") -> Iterator[_Racer]:
         sys.executable, "-m", "deploy.side_by_side",
         str(entrant.model), entrant.runtime, entrant.precision, str(entrant.threads), mode,
         "x".join(map(str, entrant.input_hw)) if entrant.input_hw else "-",
+        json.dumps(entrant.waiting),
     ]  # fmt: skip
     home = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH")) if part)
@@ -235,12 +238,13 @@ def crowd_fps(session: Any, feeds: Feeds, requests: int, seconds: float) -> floa
 
 def main(arguments: Sequence[str]) -> int:
     """Load a model and execute commands from stdin: `run SECONDS`, `end`."""
-    model, runtime, precision, threads, mode, size = arguments
+    model, runtime, precision, threads, mode, size, waiting = arguments
     try:
         start = time.perf_counter()
         crowd = mode == "crowd"
-        opened = open_crowd if crowd else open_session
-        with opened(runtime, Path(model), int(threads), precision) as session:
+        chosen = (runtime, Path(model), int(threads), precision)
+        opened = open_crowd(*chosen) if crowd else open_session(*chosen, **json.loads(waiting))
+        with opened as session:
             height, _, width = size.partition("x")
             feeds = inputs_of(session, (int(height), int(width)) if width else None)
             session.run(feeds)

@@ -3,36 +3,45 @@
 The old folder stays until the new one is finished.
 """
 
+import errno
+import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from supernet.errors import UserError
 
+SUFFIX = "heat-tmp"
+"""Ends the names of folders that are HEAT's to remove."""
+
 
 @contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that becomes `folder` when the block ends without an error."""
+def replacing_folder(folder: Path, *, fresh: bool = False) -> Iterator[Path]:
+    """Yield an empty folder that becomes `folder` when the block ends without an error.
+
+    A `fresh` one replaces nothing but an empty folder.
+    """
+    asked, folder = folder, Path(os.path.realpath(folder))
+    if Path.cwd().is_relative_to(folder):
+        raise UserError(f"{asked} is in use, this command runs in it: give a folder below it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     tidy(folder)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    scratch.chmod(0o755)
+    scratch = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.{SUFFIX}")
     try:
-        yield scratch
-        old = _old(folder)
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        scratch.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        scratch.mkdir()
+        with _held(scratch):
+            yield scratch
+            _swap(scratch, folder, fresh)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and fresh:
+            raise UserError(f"{asked} is no longer empty: give another folder") from None
         # Of a full disk, it names no file; of a file elsewhere, it does.
-        if error.filename is not None and scratch not in Path(str(error.filename)).parents:
+        if error.filename is not None and scratch not in _and_above(Path(str(error.filename))):
             raise
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
+        raise UserError(f"cannot write {asked}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -42,11 +51,66 @@ def tidy(folder: Path) -> None:
     old = _old(folder)
     if old.is_dir() and not folder.exists():
         old.rename(folder)
-    left = re.compile(rf"\.{re.escape(folder.name)}\.([a-z0-9_]{{8}}|old)")  # as mkdtemp names
+    left = re.compile(rf"\.{re.escape(folder.name)}\.([0-9a-f]{{8}}|old)\.{SUFFIX}")
     for path in folder.parent.iterdir():
-        if left.fullmatch(path.name):
+        if left.fullmatch(path.name) and not _in_use(path):
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _swap(scratch: Path, folder: Path, fresh: bool) -> None:
+    old = _old(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rmdir() if fresh else folder.rename(old)
+    scratch.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _old(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
+    return folder.with_name(f".{folder.name}.old.{SUFFIX}")
+
+
+def _and_above(path: Path) -> tuple[Path, ...]:
+    return (path, *path.parents)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the kernel's lock of a folder, which ends with this process."""
+    handle = _lock(folder)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _in_use(folder: Path) -> bool:
+    """Return whether another process fills the folder."""
+    try:
+        handle = _lock(folder)
+    except BlockingIOError:
+        return True
+    if handle is not None:
+        os.close(handle)
+    return False
+
+
+def _lock(folder: Path) -> int | None:
+    """Return the open handle that holds a folder's lock; None where folders have none."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    with suppress(FileNotFoundError, PermissionError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise
+        except OSError:  # a file system without locks
+            os.close(handle)
+            return None
+        return handle
+    return None

@@ -112,6 +112,18 @@ class Conditions:
         """File name without suffix."""
         return stem_of(self.device, self.setting, self.input_size)
 
+    def command(self, device: str) -> str:
+        """Return the command that measures a table under these conditions on a device."""
+        height, width = self.input_size
+        words = ["heat profile"]
+        words += [f"--device {device}"] if device != "cpu" else []
+        words += [f"--runtime {self.runtime}"]
+        words += [f"--precision {self.precision}"] if self.precision != "f32" else []
+        words += [f"--threads {self.threads}"]
+        words += [f"--spinning {self.spinning}"] if self.spinning != "brief" else []
+        words += ["--pinning"] if self.pinning else []
+        return " ".join([*words, f"--input-size {height}x{width}"])
+
     def differences(self, other: "Conditions") -> str:
         """Describe the fields that differ; empty where none does."""
         mine, theirs = asdict(self), asdict(other)

@@ -28,6 +28,7 @@ import onnx
 import torch
 from safetensors.torch import load_file
 
+from deploy.whole_folder import SUFFIX
 from heat.cli import main
 from latency_tables.table_file import read_table
 
@@ -364,7 +365,7 @@ def remains(folder: Path) -> list[str]:
     return [
         str(path.relative_to(folder))
         for path in sorted(folder.rglob(".*"))
-        if path.suffix not in (".lock", ".part") and not path.name.endswith(".old")
+        if path.suffix not in (".lock", ".part") and not path.name.endswith(f".old.{SUFFIX}")
     ]
 
 

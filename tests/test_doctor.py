@@ -146,8 +146,8 @@ def test_a_table_named_after_a_device_file_is_of_this_machine(
     assert any("stale: runtime_version 1" in text for text in warned), warned
     fixes = {found.fix for found in findings if found.level == "warning"}
     assert fixes == {
-        "heat profile --device my-box",
-        f"heat profile --device my-box --threads {cores}",
+        f"heat profile --device my-box --runtime onnxruntime {how} --input-size 128x192"
+        for how in ("--precision bf16 --threads 1", f"--threads {cores}")
     }
     assert any(f"threads {cores + 1}, this machine gives {cores}" in text for text in warned)
     assert [text for text in seen if text.endswith("another machine")] == [

@@ -22,7 +22,7 @@ from heat.spaces import search_space
 from heat.stages.build import _finished
 from heat.stages.export import Wish, _facts
 from heat.stages.promise import is_about, promise_of
-from heat.stages.report import write_report
+from heat.stages.report import _kept, write_report
 from heat.thinning.candidates import Candidate, open_search
 from heat.thinning.judging import judge_of, pixels_digest
 from heat.thinning.limits import Limits
@@ -118,6 +118,8 @@ def test_a_gpus_prediction_is_held_against_the_gpu(
     assert not is_about(workspace, record, other, target, form)
     classes = architecture.with_(num_classes=architecture.num_classes + 1)
     assert is_about(workspace, record, classes, target, form)
+    before = replace(record, widths=tuple(2 * width for width in record.widths))
+    assert not is_about(workspace, before, architecture, target, form)  # it was not recorded
 
 
 def test_a_searched_global_block_is_used_on_a_gpu(tmp_path: Path) -> None:
@@ -226,6 +228,35 @@ def test_an_int8_export_on_images_without_labels_names_no_loss(
     assert exported["precision"] == "int8" and exported["accuracy_check"] is None
     card = json.loads((Path(exported["bundle"]) / "card.json").read_text())
     assert card["calibration"]["images"] == 3 and len(card["calibration"]["sha256"]) == 64
+
+
+def test_accuracy_is_checked_where_images_to_compare_are_given(
+    shapes: Path, tmp_path: Path
+) -> None:
+    """With `--images` the data of the training was not read, and nothing said so."""
+    out = ["--out", tmp_path / "run"]
+    small = ["--architecture", "pico", "--input-size", "96x128", "--epochs", 1]
+    code, _, errors = run("train", "--data", shapes, *small, *out)
+    assert code == 0, errors
+    asked = ["export", "--images", shapes / "val", "--threads", 1, *out]
+    assert "--max-ap-drop -5" in fails(3, *asked, "--max-ap-drop", -5)
+    code, exported, errors = run(*asked)
+    assert code == 0 and exported["accuracy_check"] is not None, errors
+
+
+def test_a_broken_export_is_no_kept_promise(thinned: Path) -> None:
+    card: Any = {"model_format": "onnx", "measured_fps": 99.0, "target_fps": 30.0}
+    record = replace(need_thinned(Workspace(thinned)), measured_fps=40.0)
+    assert _kept({}, record, [card])
+    assert _kept({"export-onnx": {"broken": "ratio 0.83"}}, record, [card]) is False  # type: ignore[typeddict-unknown-key]
+
+
+def test_a_precision_that_a_runtime_has_not(thinned: Path) -> None:
+    """It named a file that was removed, and advised to export again."""
+    asked = ["--network", "thinned", "--precision", "bf16", "--threads", 1]
+    line = fails(2, "export", *asked, "--out", thinned)
+    assert "onnxruntime cannot run this network in bf16 here (" in line
+    assert "another --precision or --format; nothing was written" in line and "heat-tmp" not in line
 
 
 def test_the_target_is_recorded_as_it_was_asked_for(thinned: Path, tmp_path: Path) -> None:

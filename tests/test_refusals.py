@@ -3,6 +3,7 @@
 import math
 import pickle
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -10,8 +11,12 @@ import heat
 from deploy.edge import ladder, script
 from deploy.edge.runtimes import check_threads
 from deploy.edge.score_limits import check_score
+from deploy.edge.sources import image_paths
 from deploy.form import Form
+from deploy.teachers.asked import Asked
 from heat import cli
+from heat.commands import training
+from heat.commands.api import _bound
 from heat.commands.fleet_file import find_members, read_fleet
 from heat.spaces import search_space
 from heat.thinning.ceiling import refuse_impossible
@@ -20,7 +25,7 @@ from heat.workspace import Workspace
 from latency_tables.devices import resolve
 from supernet.checkpoint import read_state_dict
 from supernet.detr.family import DetrArchitecture
-from supernet.errors import CheckpointError, UserError
+from supernet.errors import CheckpointError, DataError, UserError
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import SearchConfig
 from supernet.train.running import Running, most_workers
@@ -101,6 +106,41 @@ def test_processes_have_an_upper_limit() -> None:
     assert Running(workers=most_workers()).workers == most_workers() >= 32
     with pytest.raises(UserError, match=f"--workers 100000: at most {most_workers()}"):
         Running(workers=100_000)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["profile", "--show", "/tmp/x"], "no table of /tmp/x"),
+        (["profile", "--show", "**"], "no table of **"),
+        (["export", "--ladder", "60,nan", "--data", "x"], "--ladder 60,nan: frame rates"),
+        (["detect", "b", "a.png", "--save", "s", "--json", "s/a.png"], "--json s/a.png: what is"),
+        (["detect", "b", "a.png", "--json", "detections/labels.json"], "saved under such names"),
+    ],
+)
+def test_what_would_be_lost_or_is_no_name_is_refused(
+    command: list[str], message: str, tmp_path: Path
+) -> None:
+    more = ["--out", str(tmp_path)] if command[0] != "detect" else []
+    assert message in fails(2, *command, *more)
+
+
+def test_a_device_is_no_image() -> None:
+    """Reading it never ended, and took all memory."""
+    with pytest.raises(DataError, match="/dev/zero is a device"):
+        image_paths(Path("/dev/zero"))
+
+
+def test_options_of_a_teacher_are_given_by_name() -> None:
+    hints = get_type_hints(training.train)
+    bound = _bound(
+        training.train, hints, (), {"data": Path("x"), "teacher": "b", "teacher_size": "9x9"}
+    )
+    assert bound.arguments["teacher"] == Asked(teacher=Path("b"), teacher_size="9x9")
+    with pytest.raises(UserError, match=r"epoch \(did you mean epochs\?\): no option of train"):
+        heat.train(data="x", epoch=3)  # type: ignore[call-arg]
+    with pytest.raises(UserError, match="missing a required argument"):
+        heat.build(data="x")  # type: ignore[call-arg]
 
 
 def test_values_of_another_type_are_refused() -> None:

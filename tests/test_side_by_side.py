@@ -10,6 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from deploy.edge.card import waiting_of
 from deploy.edge.runtimes import open_session
 from deploy.feeds import closed_shape, inputs_of
 from deploy.side_by_side import Entrant, race, ratio, throughput
@@ -58,6 +59,19 @@ def test_the_wider_network_takes_longer_in_every_runtime(models: dict[str, Path]
 def test_throughput_counts_whole_frames(models: dict[str, Path], runtime: str) -> None:
     entrant = Entrant(name="narrow", model=models["narrow"], runtime=runtime)
     assert throughput(entrant, 2, seconds=0.3) > 1
+
+
+def test_a_bundle_waits_as_its_card_says(models: dict[str, Path]) -> None:
+    assert waiting_of({"spinning": "always", "pinning": True}) == {
+        "spinning": True,
+        "pinning": True,
+    }  # type: ignore[typeddict-item]
+    assert waiting_of({"spinning": "brief", "pinning": False}) == {}  # type: ignore[typeddict-item]
+    entrant = Entrant(
+        name="a", model=models["narrow"], runtime="openvino", waiting={"spinning": True}
+    )
+    with pytest.raises(UserError, match="spinning cannot be chosen for openvino"):
+        race([entrant], rounds=1)
 
 
 def test_what_cannot_be_loaded_is_named(models: dict[str, Path], tmp_path: Path) -> None:

@@ -23,6 +23,12 @@ from tests.command_line import fails
         (["thin", "--target-fps", "30", "--trials", "50"], "--trials 50 is of a study"),
         (["profile", "--show", "cpu-i7", "--threads", "3"], "--threads beside --show"),
         (["profile", "--show", "cpu-i7", "--few-shot", "4"], "--few-shot beside --show"),
+        (["thin", "--explain", "--data", "x"], "--data beside --explain"),
+        (["thin", "--diff", "a", "b", "--ap-drop", "loss"], "--ap-drop beside --diff"),
+        (["profile", "--show", "cpu-i7", "--device", "h200"], "--device beside --show"),
+        (["profile", "--compare", "a", "b", "--output-stride", "16"], "--output-stride beside"),
+        (["profile", "--pack", "p.pyz", "--host-python", "py"], "--host-python py is of a host"),
+        (["supernet", "--show", "--epochs", "3"], "--epochs beside --show"),
         (["profile", "--show", "cpu", "--unpack", "r.jsonl"], "--show and --unpack: one of them"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.whole_folder import tidy
+from deploy.whole_folder import replacing_folder, tidy
 from heat.commands.find import recorded_data
 from heat.commands.fleet_file import read_fleet
 from heat.stages.build import _plan
@@ -164,18 +164,54 @@ def test_a_fleet_file_is_read_whole_before_anything_is_thinned(
 
 def test_a_bundle_survives_an_export_that_was_killed_in_the_swap(tmp_path: Path) -> None:
     folder = tmp_path / "b[1]undle"
-    old = tmp_path / ".b[1]undle.old"
+    old = tmp_path / ".b[1]undle.old.heat-tmp"
     old.mkdir()
     (old / "card.json").write_text("{}")
-    scratch, other = tmp_path / ".b[1]undle.abcd_123", tmp_path / ".b[1]undle.other.abcd1234"
+    scratch = tmp_path / ".b[1]undle.abcd1234.heat-tmp"
     scratch.mkdir()
-    other.mkdir()  # the scratch of a bundle called b[1]undle.other
+    others = [
+        tmp_path / ".b[1]undle.other.abcd1234.heat-tmp",  # of a bundle called b[1]undle.other
+        tmp_path / ".b[1]undle.original",  # a user's
+        tmp_path / ".b[1]undle.old",
+    ]
+    for other in others:
+        other.mkdir()
     tidy(folder)
     assert (folder / "card.json").exists() and not old.exists()
-    assert not scratch.exists() and other.exists()
+    assert not scratch.exists() and all(other.exists() for other in others)
     old.mkdir()  # both are there: the new one had its name already
     tidy(folder)
     assert (folder / "card.json").exists() and not old.exists()
+
+
+def test_a_folder_that_another_process_fills_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    with pytest.raises(UserError, match="is no longer empty"):  # noqa: SIM117
+        with replacing_folder(folder, fresh=True) as first:
+            (first / "a.txt").write_text("first")
+            with replacing_folder(folder, fresh=True) as second:
+                assert first.exists()
+                (second / "a.txt").write_text("second")
+    assert (folder / "a.txt").read_text() == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_the_folder_that_a_command_runs_in_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", "..", "/"):
+        with pytest.raises(UserError, match="give a folder below"), replacing_folder(Path(folder)):
+            pass
+
+
+def test_a_linked_folder_is_replaced_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "there")
+    with replacing_folder(link) as scratch:
+        (scratch / "a.txt").write_text("new")
+    assert link.is_symlink() and (tmp_path / "there" / "a.txt").read_text() == "new"
 
 
 def test_a_name_of_255_bytes_is_written(tmp_path: Path) -> None:

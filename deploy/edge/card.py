@@ -233,3 +233,21 @@ def loaded_files(model: str) -> list[str]:
     """Return the names of the files that a runtime reads to load a model."""
     weights = [str(Path(model).with_suffix(".bin"))] if model.endswith(".xml") else []
     return [model, *weights, f"{model}.json"]  # the last is an engine's sidecar
+
+
+class Waiting(TypedDict, total=False):
+    """How the threads of a runtime wait, as `open_session` takes it."""
+
+    spinning: bool
+    pinning: bool
+
+
+def waiting_of(card: Card) -> Waiting:
+    """Return how the threads of a bundle wait."""
+    found: Waiting = {}
+    spinning = card.get("spinning")
+    if spinning in ("always", "never"):
+        found["spinning"] = spinning == "always"
+    if card.get("pinning"):
+        found["pinning"] = True
+    return found

@@ -16,7 +16,7 @@ import numpy as np
 from supernet.errors import BundleError, HeatError, UserError, wrong_format
 from supernet.letterbox import boxes_to_image, letterbox
 
-from .card import Card, check_card
+from .card import Card, check_card, waiting_of
 from .found import Found
 from .pixels import as_pixels
 from .postprocess import Postprocess, unpad
@@ -80,8 +80,7 @@ class Bundle:
             folder / self.card["model"],
             self.threads,
             self.card["precision"],
-            spinning={"always": True, "never": False}.get(str(self.card.get("spinning"))),
-            pinning=bool(self.card.get("pinning", False)),
+            **waiting_of(self.card),
         )
         self._closed = False
         self._post: Callable[..., list[Array]] = lambda *outputs: list(outputs)

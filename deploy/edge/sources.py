@@ -78,6 +78,8 @@ def _images_of(source: Path) -> list[Path]:
         if not found:
             raise DataError(f"no images in {source}: {', '.join(sorted(IMAGE_SUFFIXES))} are read")
         return found
+    if source.is_char_device() or source.is_block_device():
+        raise DataError(f"{source} is a device and no image; cameras are given by number: 0")
     if source.exists():
         return [source]
     if _has_wildcard(str(source)):

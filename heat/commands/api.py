@@ -4,10 +4,11 @@ Each takes the options of its command by name and returns an outcome: the comman
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from supernet.errors import UserError, did_you_mean
 
@@ -27,13 +28,43 @@ def returning(command: Callable[P, Result], kind: type[Kind]) -> Callable[P, Kin
 
     @wraps(command)
     def call(*args: P.args, **kwargs: P.kwargs) -> Kind:
-        bound = inspect.signature(command).bind(*args, **kwargs)
+        bound = _bound(command, hints, args, kwargs)
         for name, value in bound.arguments.items():
             bound.arguments[name] = checked(name, value, hints[name])
         out = bound.arguments.get("out", DEFAULT)
         return kind(command(*bound.args, **bound.kwargs), Workspace(out))
 
     return call
+
+
+def _bound(
+    command: Callable[..., Result],
+    hints: Mapping[str, Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> inspect.BoundArguments:
+    """Bind arguments; options that the command has as fields of one argument are collected."""
+    options = dict(kwargs)
+    known = [*hints]
+    for name, hint in hints.items():
+        if not is_dataclass(hint):
+            continue
+        own = get_type_hints(hint)
+        known += own
+        given = {
+            key: checked(key, options.pop(key), own[key])
+            for key in own
+            if key in options and not isinstance(options[key], cast(type, hint))
+        }
+        if given:
+            options[name] = cast(Any, hint)(**given)
+    for key in options:
+        if key not in known:
+            raise UserError(f"{key}{did_you_mean(key, known)}: no option of {command.__name__}")
+    try:
+        return inspect.signature(command).bind(*args, **options)
+    except TypeError as error:  # one that is needed is missing, or given twice
+        raise UserError(f"{command.__name__}: {error}") from None
 
 
 def checked(name: str, value: Any, hint: Any) -> Any:

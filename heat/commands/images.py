@@ -10,6 +10,9 @@ from cyclopts import Parameter
 from ..records import Result
 from .options import PrecisionName, Threads
 
+OF_SAVED = ("detections.json", "labels.json")
+"""JSON files that are written beside the images that are saved."""
+
 
 def detect(
     bundle: Path,
@@ -62,6 +65,11 @@ def detect(
         raise UserError("which images? heat detect BUNDLE IMAGE|FOLDER|PATTERN|VIDEO|CAMERA|URL...")
     if json is not None:
         check_replaceable(json, "--json", is_result)
+        beside = json.parent.resolve().is_relative_to(save.resolve())
+        if beside and (json.suffix != ".json" or json.name in OF_SAVED):
+            raise UserError(
+                f"--json {json}: what is found is saved under such names there; give another file"
+            )
     options = DetectOptions(
         score=score,
         save=save,

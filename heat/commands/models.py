@@ -1,5 +1,6 @@
 """Commands that judge and deploy a model: eval, export; and build, which does everything."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -181,12 +182,14 @@ def export(
         if device is None and format == "tensorrt":
             device = "cuda" if gpu_here() else "cpu"  # where there is none it is said how
         target = last_target(workspace, device, runtime, threads, precision, stages=stages)
-    if data is None and images is None:
+    asked = data
+    if data is None:
         data = recorded_data(workspace, "accuracy is not checked on labelled data")
     found = find_judged(workspace, data) if data is not None else None
     calibration = None
-    if found is not None and precision == "int8" and data is not None:
-        calibration = find_data(workspace, data, "train")
+    calibrated_on = data if images is None else asked  # --images alone are those to calibrate on
+    if calibrated_on is not None and precision == "int8":
+        calibration = find_data(workspace, calibrated_on, "train")
     wish = Wish(
         format=format,
         precision=precision,
@@ -233,6 +236,8 @@ def _ladder(
 
     try:
         wanted_fps = {float(rate) for rate in rates.split(",")}
+        if not all(0 < fps < math.inf for fps in wanted_fps):
+            raise ValueError
     except ValueError:
         raise UserError(f"--ladder {rates}: frame rates with commas between, as 60,30,15") from None
     rungs = {}

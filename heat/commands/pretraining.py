@@ -66,7 +66,7 @@ def pretrain(
     restart: Restart = False,
     out: Out = DEFAULT,
 ) -> Result:
-    """Train a backbone, for --backbone of train, supernet, build: by a teacher's features, or by classes.
+    """Train a backbone for --backbone of other commands: by a teacher's features, or by classes.
 
     With --teacher the backbone with SAM and SCM learns the features of a frozen encoder, on images
     without labels. Without, it learns to classify, by Swin's recipe.

@@ -30,7 +30,7 @@ from .options import (
     Threads,
     Workers,
 )
-from .together import one_of, refuse_beside
+from .together import altered, one_of, refuse_beside
 
 if TYPE_CHECKING:
     from supernet.heatdetr.architecture import GlobalBlock
@@ -81,6 +81,7 @@ def profile(
         compare: Two tables; do they agree within 5 % on the median entry?
         show: Device whose tables are drawn: milliseconds against width, for each operator.
     """
+    arguments = locals()
     one_of(
         {
             "--compare": compare,
@@ -94,19 +95,10 @@ def profile(
     )
     for asked, what in (("--compare", compare), ("--show", show), ("--unpack", unpack)):
         if what is not None:
-            ways = {
-                "--runtime": runtime,
-                "--precision": precision,
-                "--threads": threads,
-                "--spinning": spinning if spinning != "brief" else None,
-                "--pinning": pinning,
-                "--space": space,
-                "--input-size": input_size,
-                "--global-block": global_block,
-                "--data": data,
-                "--few-shot": few_shot or None,
-            }
-            refuse_beside(asked, ways, "nothing is measured, leave it out")
+            ignored = altered(profile, arguments, but=(asked[2:], "out"))
+            refuse_beside(asked, ignored, "nothing is measured, leave it out")
+    if host_python != "python3" and host is None:
+        raise UserError(f"--host-python {host_python} is of a host: give --host USER@BOX too")
     workspace = Workspace(out)
     if compare is not None:
         from ..stages.show import compare_tables
@@ -214,6 +206,9 @@ def supernet(
             those on the way from the largest to the smallest, by multiply-adds.
         show: Draw r of every position over time, and the importance of each.
     """
+    if show:
+        ignored = altered(supernet, locals(), but=("show", "out"))
+        refuse_beside("--show", ignored, "nothing is trained, leave it out")
     if not elastic and (elastic_epochs is not None or targets is not None):
         raise UserError("--elastic-epochs and --targets are of an elastic supernet: add --elastic")
     if not elastic and (drawn != 1 or teach_from != 1.0):

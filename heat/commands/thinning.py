@@ -10,7 +10,7 @@ from supernet.errors import UserError
 from ..records import Result
 from ..workspace import DEFAULT, Workspace
 from .options import Data, Out, Runtime, Space, Threads
-from .together import one_of, refuse_beside
+from .together import altered, one_of, refuse_beside
 
 TRIALS = 200
 """Networks that a study tries where no number is given."""
@@ -65,32 +65,17 @@ def thin(
         explain: Say why the last thinned network looks as it does.
         diff: Two architecture.json; what differs between them?
     """
+    arguments = locals()
     workspace = Workspace(out)
-    limits_and_ways = {
-        "--target-fps": target_fps,
-        "--max-latency-ms": max_latency_ms,
-        "--at": at if at != "p50" else None,
-        "--max-memory-mb": max_memory_mb,
-        "--max-size-mb": max_size_mb,
-        "--device": device,
-        "--runtime": runtime,
-        "--threads": threads,
-        "--precision": precision,
-        "--input-size": input_size,
-        "--trust-table": trust_table,
-        "--search": search if search != "greedy" else None,
-        "--trials": trials,
-        "--study": study,
-        "--frontier": frontier,
-    }
     one_of({"--diff": diff, "--explain": explain, "--targets": targets})
-    for asked, what, why in (
-        ("--diff", diff, "nothing is thinned"),
-        ("--explain", explain, "nothing is thinned"),
-        ("--targets", targets, "the fleet file says what is wanted"),
+    for asked, what, why, read in (
+        ("--diff", diff, "nothing is thinned", ()),
+        ("--explain", explain, "nothing is thinned", ()),
+        ("--targets", targets, "the fleet file says what is wanted", ("data", "space", "ap_drop")),
     ):
         if what:
-            refuse_beside(asked, limits_and_ways, f"{why}, leave it out")
+            ignored = altered(thin, arguments, but=(asked[2:], "out", *read))
+            refuse_beside(asked, ignored, f"{why}, leave it out")
     if trials is not None and search == "greedy":
         raise UserError(f"--trials {trials} is of a study: give --search tpe, nsga2 or random")
     if diff is not None:

@@ -1,6 +1,8 @@
 """Which options may be given together: one that would be ignored is refused by name."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from supernet.errors import UserError
 
@@ -22,3 +24,17 @@ def refuse_beside(asked: str, options: Mapping[str, object], why: str) -> None:
     found = given(options)
     if found:
         raise UserError(f"{found[0]} beside {asked}: {why}")
+
+
+def altered(
+    command: Callable[..., Any], values: Mapping[str, object], *, but: tuple[str, ...]
+) -> dict[str, object]:
+    """Return the options of a command that have other values than by default, `but` for some.
+
+    `values` are its arguments by name, as `locals()` has them at its beginning.
+    """
+    return {
+        f"--{name.replace('_', '-')}": values[name]
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name not in but and values[name] != parameter.default
+    }

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from deploy.edge.card import waiting_of
 from deploy.edge.detect import check_files, read_card
 from deploy.edge.executed import dominant
+from deploy.edge.runtimes import core_count
 from deploy.side_by_side import Entrant, Lap, executed, race, ratio, throughput
 from latency_tables.probe.machine import detect_cpu
 from supernet.atomic import check_replaceable
@@ -80,7 +82,9 @@ def _entrant(
             model=path / card["model"],
             runtime=card["runtime"],
             precision=card["precision"],
-            threads=threads or int(card["threads"]),
+            # As in `Bundle`: the machine that exported it may have more cores.
+            threads=threads or min(int(card["threads"]), core_count()),
+            waiting=waiting_of(card),
         )
     own = {".onnx": runtime or "onnxruntime", ".xml": "openvino"}.get(path.suffix.lower())
     if own is None:

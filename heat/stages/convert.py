@@ -61,7 +61,7 @@ def convert(
     if to == "voc":
         written = voc_items(written)
     write, place = WRITERS[to]
-    with replacing_folder(folder) as scratch:
+    with replacing_folder(folder, fresh=True) as scratch:
         write(scratch, written)
         with Progress("images", sum(map(len, splits.values()))) as bar:
             for split, items in written.splits.items():

@@ -295,11 +295,11 @@ def _table(path: Path) -> Finding:
         return elsewhere
     if target.name != conditions.device:
         return elsewhere
-    again = "heat profile" if name == "cpu" else f"heat profile --device {name}"
     cores = target.detected.cores
+    again = replace(conditions, threads=min(conditions.threads, cores)).command(name)
     if conditions.threads > cores:
         seen = f"{path.stem} is stale: threads {conditions.threads}, this machine gives {cores}"
-        return Finding("table", "warning", seen, f"{again} --threads {cores}")
+        return Finding("table", "warning", seen, again)
     target = replace(
         target,
         threads=conditions.threads,

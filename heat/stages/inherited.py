@@ -39,7 +39,11 @@ FINETUNE_RATE = 2e-4
 
 
 def write_inherited(
-    workspace: Workspace, source: Source, thinned: Thinned, data: DetectionSet | None
+    workspace: Workspace,
+    source: Source,
+    thinned: Thinned,
+    architecture: Architecture,
+    data: DetectionSet | None,
 ) -> Result:
     """Write the weights of the thinned network; return what is known of them.
 
@@ -49,7 +53,6 @@ def write_inherited(
     if source.supernet is None or not source.supernet.elastic or data is None:
         workspace.inherited.unlink(missing_ok=True)
         return {}
-    architecture = Architecture.load(workspace.architecture)
     network = inherit(source.supernet, architecture, thinned.positions)
     recalibrate(network, images_for(data, architecture.input_size))
     trained = read_info(workspace.elastic / WEIGHTS)

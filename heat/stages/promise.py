@@ -97,7 +97,10 @@ def is_about(
         and (thinned.runtime, thinned.threads) == (form.runtime, target.threads)
         and thinned.precision == form.precision
         and workspace.architecture.exists()
-        and is_thinned(architecture, Architecture.load(workspace.architecture))
+        and is_thinned(architecture, found := Architecture.load(workspace.architecture))
+        # Another one lies there where a thinning was ended before it was recorded.
+        and (found.widths, found.blocks) == (thinned.widths, thinned.blocks)
+        and found.global_block == thinned.global_block
     )
 
 

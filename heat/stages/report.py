@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
@@ -88,7 +88,7 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
         stages=stages,
         thin=thin,
         bundles=bundles,
-        kept=_kept(thin, cards) if thin is not None else _fleet_kept(fleet),
+        kept=_kept(stages, thin, cards) if thin is not None else _fleet_kept(fleet),
         untrained=any(not card["trained"] for card in cards)
         or (thin is not None and not cards and not _inherited(stages)),
         advice=_advice(stages, thin, cards) if thin is not None or not fleet else None,
@@ -132,7 +132,11 @@ def _speeds(thin: Thinned | None, cards: list[Card]) -> list[Speed]:
     return [{"name": name, "fps": fps} for name, fps in found if fps is not None]
 
 
-def _kept(thin: Thinned, cards: list[Card]) -> bool | None:
+def _kept(stages: Stages, thin: Thinned, cards: list[Card]) -> bool | None:
+    records = cast(dict[str, Result], stages)
+    exports = [records.get(f"export-{card['model_format']}", {}) for card in cards]
+    if any(export.get("broken") for export in exports):
+        return False
     measured = [thin.measured_fps]
     measured += [card["measured_fps"] for card in cards if card["target_fps"] is not None]
     target_fps = round(thin.target_fps, 3)  # as the measured ones are

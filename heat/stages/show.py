@@ -53,8 +53,8 @@ def show_device(workspace: Workspace, device: str) -> Result:
     paths = sorted(
         path
         for folder in (workspace.tables, SHIPPED)
-        for path in folder.glob(f"{device}-*.csv")
-        if path.with_suffix(".json").exists()
+        for path in folder.glob("*.csv")
+        if path.name.startswith(f"{device}-") and path.with_suffix(".json").exists()
     )
     # cpu-i7-dual is not cpu-i7: the conditions know the name, the file name only begins with it.
     tables = {path: read_table(path) for path in paths}

@@ -114,8 +114,9 @@ def thin(
         result = replace(result, seconds=round(time.monotonic() - started, 1))
         missed = floor_error(search, found, result) if found.at_floor else None
         if missed is None:
-            search.architecture(found.state).save(workspace.architecture)
-            inherited = write_inherited(workspace, source, result, data)
+            network = search.architecture(found.state)
+            inherited = write_inherited(workspace, source, result, network, data)
+            network.save(workspace.architecture)  # last, beside the record of what it promises
             workspace.record(STAGE, {**result.to_dict(), **inherited})
         search.measured.forget()  # last: until then a search that is killed goes on from it
     if missed is not None:
