@@ -131,6 +131,11 @@ def test_confusions(tmp_path: Path) -> None:
     assert counts.tolist() == [[2, 0, 0], [1, 0, 0], [1, 0, 0]]
     counts = confusion_matrix(ROWS[2:3], known(tmp_path))
     assert counts.tolist() == [[1, 0, 1], [0, 0, 1], [0, 0, 0]]
+    data = known(tmp_path)
+    crowded = replace(data.records[0], crowds=(Crowd((100.0, 40.0, 180.0, 90.0), 0, 4000.0),))
+    within = row(crowded.image_id, 3, [110.0, 50.0, 20.0, 20.0], 0.9)
+    assert confusion_matrix([within], data)[-1].sum() == 1
+    assert confusion_matrix([within], data.of((crowded, data.records[1])))[-1].sum() == 0
 
 
 def test_another_scorer_gives_the_same(tmp_path: Path) -> None:

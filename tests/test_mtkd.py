@@ -82,6 +82,17 @@ def test_mtkd_6_one_checkpoint_runs_at_any_rounds() -> None:
     assert apart[0] == 0 < min(apart[1:]) and apart[4] > apart[1]
 
 
+def test_dropout_is_no_distance_between_the_branches() -> None:
+    """Attention of other shapes drew other random numbers: the distance was that of its dropout."""
+    found = {}
+    for dropout in (0.0, 0.1):
+        host = network(dropout=dropout).train()
+        torch.manual_seed(1)
+        branches = both_branches(host, act_cores(host, 16), images())
+        found[dropout] = float(distance(branches).detach())
+    assert 0 < found[0.1] < 5 * found[0.0]
+
+
 def test_cores_come_back_after_an_error() -> None:
     host = network()
     with pytest.raises(KeyError), attending(host, act_cores(host)):

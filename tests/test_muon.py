@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from supernet.train import optimise
 from supernet.train.muon import RMS, MuonAdamW, is_matrix, orthogonalised
 from supernet.train.optimise import ParameterGroup, make_optimizer
 from supernet.train.recipes import TrainConfig
@@ -35,6 +36,20 @@ def step(net: nn.Module, optim: torch.optim.Optimizer, seed: int) -> None:
     optim.zero_grad()
     net(x).square().mean().backward()
     optim.step()
+
+
+def test_matrices_are_orthogonalised_in_the_precision_of_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    types = {"f32": None, "bf16": torch.bfloat16, "auto": torch.bfloat16}
+    monkeypatch.setattr(optimise, "autocast_type", lambda precision, device: types[precision])
+    for precision, dtype in (("f32", torch.float32), ("auto", torch.bfloat16)):
+        config = TrainConfig(optimizer="muon", precision=precision)  # type: ignore[arg-type]
+        groups: list[ParameterGroup] = [
+            {"params": list(network().parameters()), "weight_decay": 0.0, "peak": 0.01}
+        ]
+        found = make_optimizer(groups, config, torch.device("cpu"))
+        assert isinstance(found, MuonAdamW) and found.dtype is dtype
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 40), (1, 20, 20), (2, 8, 300)])

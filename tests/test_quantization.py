@@ -25,6 +25,7 @@ from supernet.heatdetr.quantization import (
     Range,
     best_range,
     calibrate,
+    convolutions,
     place_of,
 )
 from supernet.letterbox import Image
@@ -85,6 +86,22 @@ def test_the_range_is_that_of_least_squared_error() -> None:
         least, limit = min(tried)
         found = best_range(top, torch.from_numpy(counts))
         assert found == Range(pytest.approx(limit), pytest.approx(least, rel=1e-9))
+
+
+def test_zeros_do_not_narrow_a_range(network: Detector, batch: torch.Tensor) -> None:
+    """Those after a ReLU are exact at any range; each was charged the error of a small value."""
+    folded = network.deployed()
+    name, layer = list(convolutions(folded).items())[2]
+    given: list[torch.Tensor] = []
+    hook = layer.register_forward_hook(lambda _, x, y: given.append(x[0]))
+    with torch.inference_mode():
+        folded(batch)
+    hook.remove()
+    x = given[0].abs()
+    assert (x == 0).any()
+    counts = torch.histc(x[x > 0], BINS, 0.0, float(x.max())).double()
+    found = calibrate(network.deployed(), [batch]).ranges[name]
+    assert found == best_range(float(x.max()), counts)
 
 
 def test_the_artefact_rounds_as_the_simulation_does(network: Detector, batch: torch.Tensor) -> None:

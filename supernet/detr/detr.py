@@ -221,7 +221,10 @@ class Detr(Host):
         """Return class logits [S, B, Q, K + 1] and boxes [S, B, Q, 4]; the last is no object."""
         query = self.query_embed.weight.expand(len(memory.x_BND), -1, -1)
         x_SBQD = self.decoder(query, memory.x_BND, memory.pos_BND, memory.pad_BN)
-        return self.class_embed(x_SBQD), self.bbox_embed(x_SBQD).sigmoid()
+        with torch.autocast(x_SBQD.device.type, enabled=False):
+            # In bfloat16 sides would be multiples of 1/256 of the image.
+            boxes_SBQ4 = self.bbox_embed(x_SBQD.float()).sigmoid()
+        return self.class_embed(x_SBQD), boxes_SBQ4
 
     def emit(self, graph: GraphWriter, image: Value) -> tuple[Value, Value]:
         """Write class logits [1, Q, K + 1] and boxes cxcywh in shares [1, Q, 4]."""

@@ -91,6 +91,7 @@ def calibrate(
 
     def count(name: str, x: Tensor) -> None:
         found = torch.histc(x.abs().float(), BINS, 0.0, largest[name] or 1.0).double()
+        found[0] -= (x == 0).sum()  # they have no error at any range
         counts[name] = counts[name] + found if name in counts else found
 
     for look in (watch_largest, count):

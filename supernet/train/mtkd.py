@@ -37,11 +37,15 @@ class Branches:
 
 @contextmanager
 def attending(network: Host, cores: Sequence[Attention]) -> Iterator[None]:
-    """Give the encoder's layers other attention cores within a `with` block."""
+    """Give the encoder's layers other attention cores within a `with` block, without dropout.
+
+    Exact and clustered weights have other shapes: their dropout would draw other numbers, and so
+    would all that is drawn after it.
+    """
     layers = [layer for layer in network.encoder.layers if isinstance(layer, EncoderLayer)]
     before = [layer.self_attn.core for layer in layers]
     for layer, core in zip(layers, cores, strict=True):
-        core.dropout = layer.self_attn.core.dropout
+        core.dropout = 0.0
         layer.self_attn.core = core.train(layer.training)
     try:
         yield
@@ -87,7 +91,7 @@ def both_branches(
 ) -> Branches:
     """Run the backbone once, and encoder and decoder twice: with exact attention, and `cores`.
 
-    Dropout is the same in both.
+    Dropout is the same in both, and none of the encoder's attention weights.
     """
     tokens = network.tokens(image_BHW3, pad_BHW)
     gpu = [image_BHW3.device] if image_BHW3.is_cuda else []

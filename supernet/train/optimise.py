@@ -95,7 +95,11 @@ def make_optimizer(
         for group in groups
         for orthogonal in (False, True)
     ]
-    half = autocast_type("auto", device) is torch.bfloat16
+    # In bfloat16 where it may be, and where the device computes it.
+    half = all(
+        autocast_type(precision, device) is torch.bfloat16
+        for precision in (config.precision, "auto")
+    )
     return MuonAdamW(split, config.learning_rate, torch.bfloat16 if half else torch.float32)
 
 
