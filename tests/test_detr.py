@@ -124,3 +124,12 @@ def test_bad_descriptions_are_refused(change: dict[str, object], message: str) -
         SMALL.with_(**change)
     with pytest.raises(UserError, match="describes no network"):
         DetrArchitecture.from_json("{}")
+
+
+def test_boxes_are_float32_in_mixed_precision() -> None:
+    """Sides in bfloat16 are multiples of 1/256 of the image between a half and one."""
+    net = Detr(SMALL).eval()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        logits, boxes = net(images())
+    assert logits.dtype is torch.bfloat16 and boxes.dtype is torch.float32
+    assert torch.equal(boxes, boxes.bfloat16().float()) is False

@@ -221,7 +221,7 @@ class Detr(Host):
         """Return class logits [S, B, Q, K + 1] and boxes [S, B, Q, 4]; the last is no object."""
         query = self.query_embed.weight.expand(len(memory.x_BND), -1, -1)
         x_SBQD = self.decoder(query, memory.x_BND, memory.pos_BND, memory.pad_BN)
-        with torch.autocast(x_SBQD.device.type, enabled=False):
+        with torch.autocast("cuda" if x_SBQD.is_cuda else "cpu", enabled=False):
             # In bfloat16 sides would be multiples of 1/256 of the image.
             boxes_SBQ4 = self.bbox_embed(x_SBQD.float()).sigmoid()
         return self.class_embed(x_SBQD), boxes_SBQ4
