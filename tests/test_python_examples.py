@@ -143,7 +143,9 @@ def test_a_text_is_taken_as_a_path_and_errors_are_the_commands(tmp_path: Path) -
         heat.report(out=str(tmp_path))  # type: ignore[arg-type]
     with pytest.raises(DeviceError, match=r"'cpu-17' \(did you mean cpu-i7\?\)"):
         heat.profile(device="cpu-17", estimate=True, out=tmp_path)
-    with pytest.raises(TypeError, match="traget_fps"):
+    with pytest.raises(
+        UserError, match=r"traget_fps \(did you mean target_fps\?\): no option of thin"
+    ):
         heat.thin(traget_fps=3)  # type: ignore[call-arg]
 
 
