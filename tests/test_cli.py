@@ -160,7 +160,7 @@ def test_three_commands(
 def test_training_to_report(shapes: Path, tmp_path: Path) -> None:
     """supernet, thin, train --inherit, eval, export in both formats, eval of bundles, report."""
     out = ["--out", tmp_path / "run"]
-    small = ["--epochs", 2, "--batch-size", 4]
+    small = ["--epochs", 2, "--batch-size", 8]
     code, _, errors = run(
         "supernet", "--data", shapes, "--space", "micro", "--input-size", "96x128", *small, *out
     )
@@ -406,7 +406,7 @@ def test_a_preset_is_trained_and_exported_without_thinning(shapes: Path, tmp_pat
 def test_a_searched_global_block_is_cw_on_a_cpu(shapes: Path, tmp_path: Path) -> None:
     out = ["--out", tmp_path / "run"]
     size = ["--space", "micro", "--input-size", "96x128"]
-    short = ["--epochs", 2, "--batch-size", 8]
+    short = ["--epochs", 1, "--batch-size", 8]
     for block in ("search", "oa"):
         code, _, errors = run(
             "supernet", "--data", shapes, *size, *short, "--global-block", block, "--restart", *out
