@@ -274,6 +274,7 @@ RECIPES = {
     "no averaged weights": FINE(training={"ema_decay": 0.0}),
     "drop path 0.1": FINE(training={"drop_path": 0.1}),
     "batches of 4": FINE(training={"batch_size": 4}),
+    "vectors at five learning rates": FINE(training={"vector_rate": 5.0}),
     "batches of 16": FINE(training={"batch_size": 16}),
     "rare classes more often": FINE(training={"balanced": True}),
 }

@@ -80,6 +80,19 @@ def test_a_state_without_a_record_of_its_data(
         fit(Detector(small), data, CONFIG, tmp_path, Running(resume=True))
 
 
+def test_a_state_of_before_a_setting_was_made_has_its_default(
+    data: DetectionSet, small: Architecture, tmp_path: Path
+) -> None:
+    fit(Detector(small), data, CONFIG, tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    for setting in ("optimizer", "vector_rate"):
+        del state["fingerprint"]["config"][setting]
+    torch.save(state, tmp_path / "state.pt")
+    assert fit(Detector(small), data, CONFIG, tmp_path, Running(resume=True)).finished_before
+    with pytest.raises(CheckpointError, match=r"\(vector_rate 5\.0 against 1\.0\)"):
+        fit(Detector(small), data, replace(CONFIG, vector_rate=5.0), tmp_path)
+
+
 def test_a_restart_that_was_killed_does_not_resume_what_it_replaced(
     data: DetectionSet, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

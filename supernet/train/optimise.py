@@ -46,7 +46,7 @@ def parameter_groups(network: nn.Module, config: TrainConfig) -> list[ParameterG
     peak = config.learning_rate
     return [
         {"params": decayed, "weight_decay": config.weight_decay, "peak": peak},
-        {"params": plain, "weight_decay": 0.0, "peak": peak},
+        {"params": plain, "weight_decay": 0.0, "peak": peak * config.vector_rate},
     ]
 
 

@@ -41,6 +41,8 @@ class TrainConfig:
     """Peak learning rate; the paper's 1e-4 is for pretrained backbones."""
     backbone_rate: float = 1.0
     """Learning rate of the backbone, as a share of the others'; in DETR's family only."""
+    vector_rate: float = 1.0
+    """Learning rate of what has no weight decay, as a share of the others'; in HeatDETR only."""
     weight_decay: float = 0.05
     """Weight decay of matrices; BN, bias tables, temperatures and logits have none."""
     schedule: Schedule = "cosine"

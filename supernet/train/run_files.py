@@ -212,6 +212,7 @@ class RunFiles:
         # Older versions did not record these.
         fingerprint.setdefault("start", own["start"])
         fingerprint["config"].setdefault("optimizer", "adamw")
+        fingerprint["config"].setdefault("vector_rate", 1.0)
         different = differences(own, fingerprint)
         if different:
             raise CheckpointError(
