@@ -26,7 +26,10 @@ def replacing_folder(folder: Path, *, fresh: bool = False) -> Iterator[Path]:
     """
     asked, folder = folder, Path(os.path.realpath(folder))
     if Path.cwd().is_relative_to(folder):
-        raise UserError(f"{asked} is in use, this command runs in it: give a folder below it")
+        raise UserError(
+            f"{asked} would be replaced, and this command runs in it: run it elsewhere, or give a "
+            "folder below"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     tidy(folder)
     scratch = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.{SUFFIX}")

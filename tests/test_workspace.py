@@ -201,7 +201,10 @@ def test_the_folder_that_a_command_runs_in_is_not_replaced(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in (".", "..", "/"):
-        with pytest.raises(UserError, match="give a folder below"), replacing_folder(Path(folder)):
+        with (
+            pytest.raises(UserError, match="run it elsewhere, or give a folder below"),
+            replacing_folder(Path(folder)),
+        ):
             pass
 
 
