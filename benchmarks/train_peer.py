@@ -33,6 +33,7 @@ import torch
 from peers import PEERS, Raw, thawed, yolo
 from torch import Tensor, nn
 
+from supernet.atomic import replacing
 from supernet.data.augment import AugmentConfig
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet, Record
@@ -124,9 +125,9 @@ def train_transformer(
 def save_state(file: Path, parts: dict[str, Any], step: int, seen: int, seconds: float) -> None:
     """Write what a run needs to go on: its parts' states, its random numbers, its progress."""
     state = {key: part.state_dict() for key, part in parts.items()}
-    new = file.with_suffix(".new")
-    torch.save(state | {"random": torch.get_rng_state(), "progress": (step, seen, seconds)}, new)
-    new.replace(file)
+    state |= {"random": torch.get_rng_state(), "progress": (step, seen, seconds)}
+    with replacing(file) as temporary:
+        torch.save(state, temporary)
 
 
 def load_state(file: Path, parts: dict[str, Any]) -> tuple[int, int, float]:

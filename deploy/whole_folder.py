@@ -42,7 +42,7 @@ def replacing_folder(folder: Path, *, fresh: bool = False) -> Iterator[Path]:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and fresh:
             raise UserError(f"{asked} is no longer empty: give another folder") from None
         # Of a full disk, it names no file; of a file elsewhere, it does.
-        if error.filename is not None and scratch not in _and_above(Path(str(error.filename))):
+        if error.filename and not Path(str(error.filename)).is_relative_to(scratch):
             raise
         raise UserError(f"cannot write {asked}: {error.strerror or error}") from None
     finally:
@@ -71,10 +71,6 @@ def _swap(scratch: Path, folder: Path, fresh: bool) -> None:
 
 def _old(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old.{SUFFIX}")
-
-
-def _and_above(path: Path) -> tuple[Path, ...]:
-    return (path, *path.parents)
 
 
 @contextmanager

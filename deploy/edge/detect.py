@@ -59,6 +59,11 @@ def check_files(folder: Path, card: Card) -> None:
             raise BundleError(f"{folder / name} is not the file the card describes: export again")
 
 
+def threads_of(card: Card) -> int:
+    """Return a bundle's threads here: the machine that exported it may have more cores."""
+    return min(int(card["threads"]), core_count())
+
+
 class Bundle:
     """A loaded detector: `Bundle(folder).detect(image)`."""
 
@@ -72,9 +77,7 @@ class Bundle:
         self.limits = limits if self.card.get("thresholds") else None
         """The lowest score of each class that `detect` returns by itself; None for all."""
         self.input_hw = (self.card["input"]["height"], self.card["input"]["width"])
-        if threads is None:  # the machine that exported it may have more cores
-            threads = min(int(self.card["threads"]), core_count())
-        self.threads = check_threads(threads)
+        self.threads = check_threads(threads_of(self.card) if threads is None else threads)
         self._session = open_session(
             self.card["runtime"],
             folder / self.card["model"],

@@ -33,7 +33,7 @@ from .options import (
     Which,
     Window,
 )
-from .together import refuse_beside
+from .together import altered, refuse_beside
 
 
 def evaluate(
@@ -129,6 +129,7 @@ def export(
             for each, into one folder, whose networks take turns (heat detect
             --hold-fps).
     """
+    arguments = locals()
     from deploy.edge.engine import gpu_here
     from deploy.form import RUNTIME_OF
     from supernet.errors import UserError
@@ -142,24 +143,10 @@ def export(
     workspace = Workspace(out)
     runtime = RUNTIME_OF[format]
     if ladder is not None:
+        read = ("ladder", "format", "precision", "calibrate", "device", "threads", "data", "out")
+        ignored = altered(export, arguments, but=read)
         refuse_beside(
-            "--ladder",
-            {
-                "--gpu": gpu,
-                "--raw": raw,
-                "--dynamic-batch": dynamic_batch,
-                "--opset": opset,
-                "--max-ap-drop": max_ap_drop if max_ap_drop != 1.0 else None,
-                "--serving": serving,
-                "--quantizer": quantizer if quantizer != "heat" else None,
-                "--images": images,
-                "--network": network,
-                "--attention": attention,
-                "--rounds": rounds,
-                "--window": window,
-                "--clusters": clusters,
-            },
-            "its networks are exported as they were thinned, leave it out",
+            "--ladder", ignored, "its networks are exported as they were thinned, leave it out"
         )
         if data is None:
             data = recorded_data(workspace, "the networks' AP is not measured")

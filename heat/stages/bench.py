@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from deploy.edge.card import waiting_of
-from deploy.edge.detect import check_files, read_card
+from deploy.edge.detect import check_files, read_card, threads_of
 from deploy.edge.executed import dominant
-from deploy.edge.runtimes import core_count
 from deploy.side_by_side import Entrant, Lap, executed, race, ratio, throughput
 from latency_tables.probe.machine import detect_cpu
 from supernet.atomic import check_replaceable
@@ -82,8 +81,7 @@ def _entrant(
             model=path / card["model"],
             runtime=card["runtime"],
             precision=card["precision"],
-            # As in `Bundle`: the machine that exported it may have more cores.
-            threads=threads or min(int(card["threads"]), core_count()),
+            threads=threads or threads_of(card),
             waiting=waiting_of(card),
         )
     own = {".onnx": runtime or "onnxruntime", ".xml": "openvino"}.get(path.suffix.lower())

@@ -11,7 +11,7 @@ from ..progress import Progress
 from .average_precision import Metrics, score
 from .coco_file import ResultRow, boxes_of, to_bbox
 from .detection_set import DetectionSet, Record
-from .greedy_match import greedy_match, ious, shares_within
+from .greedy_match import greedy_match, in_crowds, ious
 from .labelled_image import load_image
 
 Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]
@@ -73,10 +73,9 @@ def confusion_matrix(
         found = by_image.get(record.image_id, [])
         taken_N = greedy_match(ious(boxes_of(found), record.boxes_xyxy), iou)
         true_N = np.append(record.labels, K)[taken_N]
-        crowds_C4 = np.array([crowd.box_xyxy for crowd in record.crowds], np.float64).reshape(-1, 4)
-        crowded_NC = shares_within(boxes_of(found), crowds_C4) >= iou
-        for truth, row, crowded in zip(true_N, found, crowded_NC, strict=True):
-            if truth < K or not crowded.any():
+        crowded_N = in_crowds(boxes_of(found), record.crowds, iou)
+        for truth, row, crowded in zip(true_N, found, crowded_N, strict=True):
+            if truth < K or not crowded:
                 counts[truth, index[int(row["category_id"])]] += 1
         np.add.at(counts[:, K], np.delete(record.labels, taken_N[taken_N >= 0]), 1)
     return counts

@@ -1,5 +1,6 @@
 """Matches detections with objects: best first, each with the free object that it overlaps most."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from ..boxes import iou_matrix
+from .detection_set import Crowd
 
 Boxes = npt.NDArray[np.float64]
 """Corners in pixels of the stored image, [N, 4]."""
@@ -33,6 +35,12 @@ def ious(a_N4: Boxes, b_M4: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.flo
         torch.from_numpy(a_N4), torch.from_numpy(b_M4.astype(np.float64))
     ).numpy()
     return found
+
+
+def in_crowds(boxes_N4: Boxes, crowds: Iterable[Crowd], least: float) -> npt.NDArray[np.bool_]:
+    """Return whether a share of `least` of each detection [N] lies in one of the crowd regions."""
+    crowds_C4 = np.array([crowd.box_xyxy for crowd in crowds], np.float64).reshape(-1, 4)
+    return np.asarray((shares_within(boxes_N4, crowds_C4) >= least).any(axis=1), np.bool_)
 
 
 def shares_within(a_N4: Boxes, b_M4: Boxes) -> npt.NDArray[np.float64]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .coco_file import ResultRow, boxes_of
 from .detection_set import DetectionSet, Record
-from .greedy_match import greedy_match, ious, shares_within
+from .greedy_match import greedy_match, in_crowds, ious
 from .true_positives import MATCH_IOU
 
 LEAST_SCORE = 0.25
@@ -87,15 +87,14 @@ def _of_image(
 ) -> tuple[Mistake, ...]:
     boxes_N4 = boxes_of(rows)
     taken_N = greedy_match(ious(boxes_N4, record.boxes_xyxy), MATCH_IOU)
-    crowds_C4 = np.array([crowd.box_xyxy for crowd in record.crowds], np.float64).reshape(-1, 4)
-    crowded_NC = shares_within(boxes_N4, crowds_C4) >= MATCH_IOU
+    crowded_N = in_crowds(boxes_N4, record.crowds, MATCH_IOU)
     wrong: list[Mistake] = []
-    for row, box, taken, crowded in zip(rows, boxes_N4, taken_N, crowded_NC, strict=True):
+    for row, box, taken, crowded in zip(rows, boxes_N4, taken_N, crowded_N, strict=True):
         label, score = place[int(row["category_id"])], float(row["score"])
         truth = int(record.labels[taken]) if taken >= 0 else None
         if truth is not None and truth != label:
             wrong.append(Mistake("wrong class", _corners(box), score, label, truth))
-        elif truth is None and not crowded.any():
+        elif truth is None and not crowded:
             wrong.append(Mistake("nothing there", _corners(box), score, label, None))
     for index in np.setdiff1d(np.arange(len(record.labels)), taken_N):
         missed = _corners(record.boxes_xyxy[index])

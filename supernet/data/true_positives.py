@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .coco_file import ResultRow, boxes_of
-from .detection_set import DetectionSet
-from .greedy_match import greedy_match, ious, shares_within
+from .detection_set import Crowd, DetectionSet
+from .greedy_match import greedy_match, in_crowds, ious
 
 MATCH_IOU = 0.5
 Numbers = npt.NDArray[np.float64]
@@ -43,9 +43,8 @@ def hits_by_class(rows: Sequence[ResultRow], data: DetectionSet) -> list[Hits]:
         for label in {*own, *record.labels.tolist()}:  # of a thousand classes an image has few
             truth = record.boxes_xyxy[record.labels == label].astype(np.float64)
             objects[label] += len(truth)
-            crowds = [crowd.box_xyxy for crowd in record.crowds if crowd.label == label]
-            crowds_C4 = np.reshape(np.array(crowds, np.float64), (-1, 4))
-            pairs[label] += _matched(own.get(label, ()), truth, crowds_C4)
+            crowds = [crowd for crowd in record.crowds if crowd.label == label]
+            pairs[label] += _matched(own.get(label, ()), truth, crowds)
     return [
         Hits(
             np.array([score for score, _ in matched], np.float64),
@@ -57,13 +56,13 @@ def hits_by_class(rows: Sequence[ResultRow], data: DetectionSet) -> list[Hits]:
 
 
 def _matched(
-    rows: Sequence[ResultRow], truth_M4: Numbers, crowds_C4: Numbers
+    rows: Sequence[ResultRow], truth_M4: Numbers, crowds: Sequence[Crowd]
 ) -> list[tuple[float, bool]]:
     """Return score and whether it is a true positive, of the detections of one image and class."""
     rows = sorted(rows, key=lambda row: -float(row["score"]))
     boxes_N4 = boxes_of(rows)
     right_N = greedy_match(ious(boxes_N4, truth_M4), MATCH_IOU) >= 0
-    neither_N = ~right_N & (shares_within(boxes_N4, crowds_C4) >= MATCH_IOU).any(axis=1)
+    neither_N = ~right_N & in_crowds(boxes_N4, crowds, MATCH_IOU)
     return [
         (float(row["score"]), bool(right))
         for row, right, neither in zip(rows, right_N, neither_N, strict=True)
