@@ -11,32 +11,46 @@ benchmarks/results/parts/ or recipe/.
 
 import argparse
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
+import numpy as np
 import torch
 from frontier import OURS
 from kept_runs import kept_runs, mean_of
+from recipe_levers import (
+    DETECTION_LOSS,
+    Batch,
+    as_they_are,
+    bilinear,
+    ciou,
+    flat_then_short,
+    giou_and_distances,
+    heavier_boxes,
+    matchability_loss,
+    of_several_sizes,
+    pasted,
+    quality_loss,
+)
 from result import RESULTS, tell
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import supernet.data.augment
 import supernet.train.aligned
+import supernet.train.loop
 import supernet.train.matching
 import supernet.train.muon
+import supernet.train.task
 import supernet.train.uniform
 from deploy.gate import torch_detect
-from supernet.boxes import giou_pairs, iou_matrix
+from supernet.boxes import giou_pairs
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import evaluate
-from supernet.data.ground_truth import GroundTruth
 from supernet.graph.nodes import Array
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Call, Detector
@@ -46,13 +60,12 @@ from supernet.heatdetr.operators.convbn import ConvBN
 from supernet.heatdetr.operators.decode import Decode, make_anchors
 from supernet.letterbox import Image, resized
 from supernet.train.loop import fit
-from supernet.train.matching import IGNORED, match
-from supernet.train.recipes import recipe
+from supernet.train.matching import match
+from supernet.train.optimise import rate_factor
+from supernet.train.recipes import TrainConfig, recipe
 from supernet.train.running import Running
-from supernet.train.uniform import Loss
 
 BASE = OURS["heat-s"]
-DETECTION_LOSS = supernet.train.uniform.detection_loss
 
 
 class First(nn.Module):
@@ -144,71 +157,6 @@ class MultiLevel(Detector):
         return torch.cat(logits, 2)[:, None, :, None], torch.cat(deltas, 2)[:, None, :, None]
 
 
-def quality_loss(
-    logits_BAKhw: Tensor,
-    deltas_BA4hw: Tensor,
-    targets: Sequence[GroundTruth],
-    decode: Decode,
-    matchability: float | None = None,
-) -> Loss:
-    """Match as `detection_loss` does, but with the predicted box's IoU as target of positives.
-
-    Zhang et al. 2021, VarifocalNet.
-    """
-    B, _, K, h, w = logits_BAKhw.shape
-    anchors_M4 = decode.anchors_xyxy(h, w)
-    predicted_BM4 = decode.boxes(deltas_BA4hw)
-    logits_BMK = logits_BAKhw.flatten(3).transpose(2, 3).reshape(B, -1, K)
-    classes, boxes, positives = logits_BMK.new_zeros(()), deltas_BA4hw.sum() * 0.0, 0
-    for logits_MK, predicted_M4, target in zip(logits_BMK, predicted_BM4, targets, strict=True):
-        found = match(anchors_M4, predicted_M4.detach(), target.boxes_xyxy, target.labels)
-        hit_NM = iou_matrix(target.boxes_xyxy, predicted_M4.detach())
-        wanted_M = hit_NM.new_zeros(len(logits_MK)).scatter_reduce(
-            0, found.anchors_P, hit_NM[found.boxes_P, found.anchors_P], "amax"
-        )
-        valid_M = found.targets_M != IGNORED
-        positive_MK = F.one_hot(found.targets_M.clamp_min(0), K) * (found.targets_M >= 0).unsqueeze(
-            1
-        )
-        wanted_MK = positive_MK * wanted_M[:, None]
-        scores_MK = logits_MK.detach().sigmoid()
-        if matchability is None:
-            weight_MK = torch.where(positive_MK > 0, wanted_MK, 0.75 * scores_MK**2)
-        else:
-            wanted_MK = wanted_MK**matchability
-            weight_MK = 0.5 * torch.where(positive_MK > 0, 1.0, scores_MK**matchability)
-        cross_MK = F.binary_cross_entropy_with_logits(logits_MK, wanted_MK, reduction="none")
-        classes = classes + (weight_MK * cross_MK)[valid_M].sum()
-        overlap_P = giou_pairs(predicted_M4[found.anchors_P], target.boxes_xyxy[found.boxes_P])
-        boxes = boxes + (1 - overlap_P).sum()
-        positives += len(found.anchors_P)
-    divisor = max(1, positives)
-    return Loss(classes / divisor, boxes / divisor, positives)
-
-
-def matchability_loss(
-    logits_BAKhw: Tensor, deltas_BA4hw: Tensor, targets: Sequence[GroundTruth], decode: Decode
-) -> Loss:
-    """Match as `detection_loss` does, with the matchability-aware loss of the classes.
-
-    DEIM (Huang et al. 2025): positives learn IoU^1.5, negatives weigh score^1.5.
-    """
-    return quality_loss(logits_BAKhw, deltas_BA4hw, targets, decode, matchability=1.5)
-
-
-def heavier_boxes(
-    logits_BAKhw: Tensor, deltas_BA4hw: Tensor, targets: Sequence[GroundTruth], decode: Decode
-) -> Loss:
-    """Return the loss with twice the weight of the boxes."""
-    loss = DETECTION_LOSS(logits_BAKhw, deltas_BA4hw, targets, decode)
-    return replace(loss, boxes=2 * loss.boxes)
-
-
-def bilinear(image: Image, hw: tuple[int, int]) -> Image:
-    """Resize by bilinear sampling without averaging, as training did before 28 November 2026."""
-    return cv2.resize(image, (hw[1], hw[0]), interpolation=cv2.INTER_LINEAR)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """The changes of one variant."""
@@ -228,6 +176,12 @@ class Variant:
     rms: float = supernet.train.muon.RMS
     """Size of Muon's updates."""
     loss: Any = DETECTION_LOSS
+    overlap: Callable[[Tensor, Tensor], Tensor] = giou_pairs
+    """What the boxes learn, of predicted and wanted ones."""
+    show: Callable[[Batch, np.random.Generator], Batch] = as_they_are
+    """How a batch is changed before the network is shown it."""
+    rate: Callable[[float, int, TrainConfig], float] = rate_factor
+    """Learning rate of a step, of all steps, relative to its peak."""
     resize: Callable[[Image, tuple[int, int]], Image] = resized
     """How training images are resized."""
 
@@ -257,6 +211,11 @@ RECIPES = {
     "Muon's updates of 1.0": FINE(rms=1.0),
     "Muon's updates of 0.2, batches of 4": FINE(rms=0.2, training={"batch_size": 4}),
     "boxes weigh 2": FINE(loss=heavier_boxes),
+    "CIoU": FINE(overlap=ciou),
+    "GIoU and distances": FINE(overlap=giou_and_distances),
+    "objects pasted": FINE(show=pasted),
+    "steps of several sizes": FINE(show=of_several_sizes),
+    "flat, then a short decay": FINE(rate=flat_then_short),
     "matchability-aware loss": FINE(loss=matchability_loss),
     "aligned assignment": FINE(shape={"anchor_offset": 0.5}, training={"assign": "aligned"}),
     "scores learn the IoU": FINE(loss=quality_loss),
@@ -289,7 +248,8 @@ def train(
     """Train a variant and score it."""
     size = parse_size(options.input_size)
     torch.manual_seed(seed)
-    shape = BASE.with_(input_size=size, num_classes=data.num_classes).with_stride(variant.stride)
+    shape = OURS[options.model].with_(input_size=size, num_classes=data.num_classes)
+    shape = shape.with_stride(variant.stride)
     network = variant.build(shape.with_(**variant.shape))
     config = recipe("small", epochs=options.epochs, seed=seed, **variant.training)
     config = replace(config, augment=replace(config.augment, **variant.augment))
@@ -297,6 +257,10 @@ def train(
     supernet.train.matching.IGNORE_ANCHOR_IOU = variant.least_iou
     supernet.train.muon.RMS = variant.rms
     supernet.train.aligned.detection_loss = variant.loss
+    supernet.train.uniform.giou_pairs = variant.overlap
+    supernet.train.loop.rate_factor = variant.rate
+    rng = np.random.default_rng(seed)
+    supernet.train.task.DetectionTask.prepare = lambda _, batch, config: variant.show(batch, rng)
     supernet.data.augment.resized = variant.resize
     start = time.monotonic()
     fit(network, data, config, folder, Running(resume=True, workers=0))  # no process unchanged
@@ -317,12 +281,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--set", choices=SETS, default="parts")
+    parser.add_argument("--model", choices=OURS, default="heat-s")
     parser.add_argument("--input-size", default="320x320")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--only", help="variants, with commas between them")
     parser.add_argument("--name")
     options = parser.parse_args()
+    if options.set == "parts" and options.model != "heat-s":
+        parser.error(f"--model {options.model}: the parts are those of heat-s")
     data, val = load_split(options.data, "train"), load_split(options.data, "val")
     variants = SETS[options.set]
     done = kept_runs(
@@ -345,6 +312,7 @@ def main() -> None:
         "data": options.data.name,
         "input_size": options.input_size,
         "epochs": options.epochs,
+        "model": options.model,
         "variants": sorted(rows, key=lambda row: -row["ap"]),
         "torch": torch.__version__,
     }

@@ -145,7 +145,12 @@ def test_what_all_jobs_have_in_common_is_taken_out() -> None:
 
 @pytest.mark.parametrize(
     ("runtime", "precision"),
-    [("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "int8"), ("torch", "f32")],
+    [
+        ("onnxruntime", "f32"),
+        pytest.param("openvino", "f32", marks=pytest.mark.slow),  # quick: as int8, and in commands
+        ("openvino", "int8"),
+        ("torch", "f32"),
+    ],
 )
 def test_a_real_table_predicts_real_networks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str, precision: str

@@ -1,0 +1,202 @@
+"""Levers of the recipe that are tried against what it has: losses, overlaps, resizing, schedules.
+
+What each of them gave is in results/recipe/log.md; `ablations.py --set recipe` tries them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import supernet.train.uniform
+from supernet.boxes import area, giou_pairs, iou_matrix
+from supernet.data.ground_truth import GroundTruth
+from supernet.heatdetr.operators.decode import Decode
+from supernet.letterbox import Image
+from supernet.train.matching import IGNORED, match
+from supernet.train.recipes import TrainConfig
+from supernet.train.uniform import Loss
+
+Batch = tuple[Tensor, list[GroundTruth]]
+"""Images, uint8 [B, H, W, 3], and their objects."""
+DETECTION_LOSS = supernet.train.uniform.detection_loss
+
+
+def quality_loss(
+    logits_BAKhw: Tensor,
+    deltas_BA4hw: Tensor,
+    targets: Sequence[GroundTruth],
+    decode: Decode,
+    matchability: float | None = None,
+) -> Loss:
+    """Match as `detection_loss` does, but with the predicted box's IoU as target of positives.
+
+    Zhang et al. 2021, VarifocalNet.
+    """
+    B, _, K, h, w = logits_BAKhw.shape
+    anchors_M4 = decode.anchors_xyxy(h, w)
+    predicted_BM4 = decode.boxes(deltas_BA4hw)
+    logits_BMK = logits_BAKhw.flatten(3).transpose(2, 3).reshape(B, -1, K)
+    classes, boxes, positives = logits_BMK.new_zeros(()), deltas_BA4hw.sum() * 0.0, 0
+    for logits_MK, predicted_M4, target in zip(logits_BMK, predicted_BM4, targets, strict=True):
+        found = match(anchors_M4, predicted_M4.detach(), target.boxes_xyxy, target.labels)
+        hit_NM = iou_matrix(target.boxes_xyxy, predicted_M4.detach())
+        wanted_M = hit_NM.new_zeros(len(logits_MK)).scatter_reduce(
+            0, found.anchors_P, hit_NM[found.boxes_P, found.anchors_P], "amax"
+        )
+        valid_M = found.targets_M != IGNORED
+        positive_MK = F.one_hot(found.targets_M.clamp_min(0), K) * (found.targets_M >= 0).unsqueeze(
+            1
+        )
+        wanted_MK = positive_MK * wanted_M[:, None]
+        scores_MK = logits_MK.detach().sigmoid()
+        if matchability is None:
+            weight_MK = torch.where(positive_MK > 0, wanted_MK, 0.75 * scores_MK**2)
+        else:
+            wanted_MK = wanted_MK**matchability
+            weight_MK = 0.5 * torch.where(positive_MK > 0, 1.0, scores_MK**matchability)
+        cross_MK = F.binary_cross_entropy_with_logits(logits_MK, wanted_MK, reduction="none")
+        classes = classes + (weight_MK * cross_MK)[valid_M].sum()
+        overlap_P = giou_pairs(predicted_M4[found.anchors_P], target.boxes_xyxy[found.boxes_P])
+        boxes = boxes + (1 - overlap_P).sum()
+        positives += len(found.anchors_P)
+    divisor = max(1, positives)
+    return Loss(classes / divisor, boxes / divisor, positives)
+
+
+def matchability_loss(
+    logits_BAKhw: Tensor, deltas_BA4hw: Tensor, targets: Sequence[GroundTruth], decode: Decode
+) -> Loss:
+    """Match as `detection_loss` does, with the matchability-aware loss of the classes.
+
+    DEIM (Huang et al. 2025): positives learn IoU^1.5, negatives weigh score^1.5.
+    """
+    return quality_loss(logits_BAKhw, deltas_BA4hw, targets, decode, matchability=1.5)
+
+
+def heavier_boxes(
+    logits_BAKhw: Tensor, deltas_BA4hw: Tensor, targets: Sequence[GroundTruth], decode: Decode
+) -> Loss:
+    """Return the loss with twice the weight of the boxes."""
+    loss = DETECTION_LOSS(logits_BAKhw, deltas_BA4hw, targets, decode)
+    return replace(loss, boxes=2 * loss.boxes)
+
+
+def bilinear(image: Image, hw: tuple[int, int]) -> Image:
+    """Resize by bilinear sampling without averaging, as training did before 28 November 2026."""
+    return cv2.resize(image, (hw[1], hw[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def _centres_and_sides(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    """Return centres and sides, [..., 2] each."""
+    low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
+    return (low + high) / 2, (high - low).clamp_min(1e-3)
+
+
+def ciou(predicted_xyxy: Tensor, wanted_xyxy: Tensor) -> Tensor:
+    """Return the complete IoU of pairs (Zheng et al. 2020, Distance-IoU Loss), [...]."""
+    low = torch.maximum(predicted_xyxy[..., :2], wanted_xyxy[..., :2])
+    high = torch.minimum(predicted_xyxy[..., 2:], wanted_xyxy[..., 2:])
+    overlap = (high - low).clamp_min(0).prod(-1)
+    (centre, sides), (middle, wanted) = map(_centres_and_sides, (predicted_xyxy, wanted_xyxy))
+    iou = overlap / (sides.prod(-1) + wanted.prod(-1) - overlap)
+    hull = torch.maximum(predicted_xyxy[..., 2:], wanted_xyxy[..., 2:]) - torch.minimum(
+        predicted_xyxy[..., :2], wanted_xyxy[..., :2]
+    )
+    apart = ((centre - middle) ** 2).sum(-1) / (hull**2).sum(-1).clamp_min(1e-9)
+    turn = torch.atan(wanted[..., 0] / wanted[..., 1]) - torch.atan(sides[..., 0] / sides[..., 1])
+    shape = 4 / math.pi**2 * turn**2
+    with torch.no_grad():
+        weight = shape / (1 - iou + shape).clamp_min(1e-9)
+    return iou - apart - weight * shape
+
+
+def giou_and_distances(predicted_xyxy: Tensor, wanted_xyxy: Tensor) -> Tensor:
+    """Return the GIoU of pairs less half their distance, in units of the wanted box, [...].
+
+    The distance is that of the centres by sides, and of the sides by their logarithm.
+    """
+    (centre, sides), (middle, wanted) = map(_centres_and_sides, (predicted_xyxy, wanted_xyxy))
+    shift, growth = (centre - middle) / wanted, torch.log(sides / wanted)
+    distance = sum(
+        F.smooth_l1_loss(x, torch.zeros_like(x), beta=0.1, reduction="none").sum(-1)
+        for x in (shift, growth)
+    )
+    return giou_pairs(predicted_xyxy, wanted_xyxy) - 0.5 * distance
+
+
+def flat_then_short(step: float, steps: int, config: TrainConfig) -> float:
+    """Return the learning rate, relative to its peak: flat, and a cosine in the last 30 %."""
+    warmup = min(config.warmup_steps, max(1, steps // 10))
+    if step < warmup:
+        return (step + 1) / warmup
+    share = max(0.0, (step / steps - 0.7) / 0.3)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+def as_they_are(batch: Batch, rng: np.random.Generator) -> Batch:
+    """Show the batch as it is."""
+    return batch
+
+
+def of_several_sizes(batch: Batch, rng: np.random.Generator) -> Batch:
+    """Show the batch at a side of 0.8, 1 or 1.2 times, in whole cells of 64 pixels."""
+    images, targets = batch
+    height, width = (int(64 * round(side * scale / 64)) for scale in [rng.choice([0.8, 1.0, 1.2])]
+                     for side in images.shape[1:3])  # fmt: skip
+    resized = np.stack([cv2.resize(image.numpy(), (width, height)) for image in images])
+    scale = torch.tensor([width / images.shape[2], height / images.shape[1]] * 2)
+    boxes = [replace(target, boxes_xyxy=target.boxes_xyxy * scale) for target in targets]
+    return torch.from_numpy(resized), boxes
+
+
+def pasted(batch: Batch, rng: np.random.Generator) -> Batch:
+    """Paste up to three objects of another image of the batch into half of its images.
+
+    As rectangles, where they cover no object by more than 0.3 of it; objects of classes that the
+    batch has few of are chosen more often (Ghiasi et al. 2021, for boxes).
+    """
+    images, targets = batch[0].clone(), []
+    labels = torch.cat([target.labels for target in batch[1]]).numpy()
+    number = np.bincount(labels, minlength=1)
+    for index, target in enumerate(batch[1]):
+        donor = int(rng.integers(0, len(batch[1])))
+        from_boxes, from_labels = batch[1][donor].boxes_xyxy, batch[1][donor].labels
+        if donor == index or not len(from_labels) or rng.random() < 0.5:
+            targets.append(target)
+            continue
+        chance = 1 / number[from_labels.numpy()]
+        count = min(3, len(from_labels))
+        chosen = rng.choice(len(from_labels), count, replace=False, p=chance / chance.sum())
+        boxes, classes = [*target.boxes_xyxy], [*target.labels]
+        for one in chosen:
+            x0, y0, x1, y1 = (int(v) for v in from_boxes[one].round())
+            h, w = y1 - y0, x1 - x0
+            if h < 4 or w < 4 or h >= images.shape[1] or w >= images.shape[2]:
+                continue
+            y, x = (
+                int(rng.integers(0, room)) for room in (images.shape[1] - h, images.shape[2] - w)
+            )
+            box = torch.tensor([x, y, x + w, y + h], dtype=from_boxes.dtype)
+            if boxes and float(_covered(torch.stack(boxes), box).max()) > 0.3:
+                continue
+            images[index, y : y + h, x : x + w] = batch[0][donor, y0:y1, x0:x1]
+            boxes.append(box)
+            classes.append(from_labels[one])
+        if not boxes:
+            targets.append(target)
+            continue
+        targets.append(GroundTruth(torch.stack(boxes), torch.stack(classes)))
+    return images, targets
+
+
+def _covered(boxes_N4: Tensor, by_4: Tensor) -> Tensor:
+    """Return which share of each box another one covers, [N]."""
+    low = torch.maximum(boxes_N4[:, :2], by_4[:2])
+    high = torch.minimum(boxes_N4[:, 2:], by_4[2:])
+    return (high - low).clamp_min(0).prod(-1) / area(boxes_N4).clamp_min(1.0)
