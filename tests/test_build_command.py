@@ -1,0 +1,75 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import heat.stages.build as stage
+from heat.records import BuildPlan, OnDevice, SupernetPlan, Trained, TrainPlan
+from heat.workspace import Workspace
+from supernet.data.shapes import make_shapes
+from supernet.errors import HeatError
+from tests.command_line import fails, run
+
+
+def test_build_goes_on_where_it_was(tmp_path: Path) -> None:
+    data = tmp_path / "shapes"
+    make_shapes(data, train=8, val=4, seed=0)
+    arguments = [
+        "build", "--data", data, "--target-fps", 2, "--minutes", 0.05, "--threads", 1,
+        "--space", "micro", "--input-size", "96x128", "--distil", "--out", tmp_path / "run",
+    ]  # fmt: skip
+    code, _, errors = run(*arguments)
+    if code == 3:  # a noisy machine may break the speed promise; the stages are kept all the same
+        code, _, errors = run(*arguments)
+    assert code == 0 or (code == 3 and "again" in errors), errors
+    stages = Workspace(tmp_path / "run").stages()
+    for name in ("plan", "profile", "supernet", "thin", "train", "export-onnx"):
+        assert name in stages
+    for kind, name in (
+        (BuildPlan, "plan"),
+        (OnDevice, "profile"),
+        (OnDevice, "thin"),
+        (Trained, "supernet"),
+        (Trained, "train"),
+        (SupernetPlan, "supernet-plan"),
+        (TrainPlan, "train-plan"),
+    ):
+        assert kind.__required_keys__ <= set(stages[name]), name
+    assert stages["train"]["teacher"]["learnt"] == "maps"
+    weights = (tmp_path / "run" / "train" / "weights.safetensors").stat().st_mtime_ns
+    code, again, errors = run(*arguments)
+    assert (tmp_path / "run" / "train" / "weights.safetensors").stat().st_mtime_ns == weights
+    if code == 0:
+        assert again["met"] and again["trained"] and "ap50" in again
+        assert Path(again["report"]).exists()
+    message = fails(2, *arguments[:4], 3, *arguments[5:])
+    assert "another target_fps" in message and "--restart" in message
+    assert "(seed 1 against 0): --restart" in fails(2, *arguments, "--seed", 1)
+
+
+def test_a_build_begins_again(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the latency table is kept, and what is interrupted goes on as a new build."""
+    workspace = Workspace(tmp_path / "run")
+    for name in ("plan", "supernet-plan", "supernet", "profile", "thin", "train-plan", "train"):
+        workspace.record(name, {"data": "elsewhere", "device": "another"})
+    for folder in (workspace.supernet, workspace.train):
+        folder.mkdir()
+        for name in ("state.pt", "best.safetensors", "weights.safetensors"):
+            (folder / name).write_bytes(b"old")
+
+    def profile(*_: Any) -> None:
+        raise HeatError("as far as the profile")
+
+    monkeypatch.setattr(stage, "profile", profile)
+    arguments = [
+        "build", "--data", shapes, "--target-fps", 2, "--threads", 1, "--space", "micro",
+        "--input-size", "96x128", "--out", workspace.root,
+    ]  # fmt: skip
+    assert "another data" in fails(2, *arguments)
+    assert "as far as the profile" in fails(1, *arguments, "--restart")
+    assert set(workspace.stages()) == {"plan", "profile"}
+    left = sorted(path.name for path in workspace.train.glob("*.*"))
+    assert left == ["weights.safetensors"]
+    assert "as far as the profile" in fails(1, *arguments)
