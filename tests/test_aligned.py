@@ -84,15 +84,17 @@ def test_a_one_to_one_graph_has_no_nms(once: Architecture) -> None:
         assert same.float().mean() > 0.9  # scores that are alike may change places
 
 
-def test_sixteen_pixels_between_cells(unit: Architecture) -> None:
-    fine = unit.with_(output_stride=16)
+@pytest.mark.parametrize(("stride", "place"), [(16, "scm_up3"), (8, "scm_up2")])
+def test_fewer_pixels_between_cells(unit: Architecture, stride: int, place: str) -> None:
+    fine = unit.with_stride(stride)
     places = fine.entries()
-    assert places["scm_up3"].stride == places["head"].stride == places["tcm_t1"].stride == 16
+    assert places[place].stride == places["head"].stride == places["tcm_t1"].stride == stride
     assert places["scm_global1"].stride == 32
-    assert count_macs(fine).total > count_macs(unit).total
+    assert ("scm_lat1_fine" in places) == (stride == 8)
+    assert count_macs(fine).total > count_macs(unit.with_stride(2 * stride)).total
     assert Architecture.from_json(fine.to_json()) == fine
-    with pytest.raises(Exception, match="output stride 8"):
-        unit.with_(output_stride=8)
+    with pytest.raises(Exception, match="output stride 4: 8, 16 or 32 needed"):
+        unit.with_(output_stride=4)
 
 
 def test_a_raw_one_to_one_graph_is_decoded_outside(once: Architecture) -> None:

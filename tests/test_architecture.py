@@ -64,13 +64,16 @@ def test_table_has_the_spec_number_of_entries() -> None:
     spec = [entry for entry in entries if entry.op not in ends]
     assert len(spec) == 764
     assert sum("oa" not in entry.op for entry in spec) == 728
-    ops = {op for op in OPERATORS if op.removeprefix("t1_") not in (*CONDENSED, "top_k")}
+    ours = {"top_k", "lat1_fine"}  # one-to-one heads and stride 8 are not the paper's
+    ops = {op for op in OPERATORS if op.removeprefix("t1_") not in (*CONDENSED, *ours)}
     assert {entry.op for entry in entries} == ops
     once = space_entries(template.with_(head="one-to-one"), (192, 192, 256, 384), oa=True)
     assert {entry.op for entry in once} == {*ops, "top_k"} - {"decode"}
     original = template.with_(global_block="oa")
     more = {entry.op for entry in space_entries(original, (192, 192, 256, 384), oa=True)}
-    assert more == set(OPERATORS) - {"top_k"}
+    assert more == set(OPERATORS) - ours
+    fine = space_entries(template.with_stride(8), (192, 192, 256, 384), oa=True)
+    assert {entry.op for entry in fine} == {*ops, "lat1_fine"}
 
 
 def test_json_round_trip(tmp_path: Path) -> None:

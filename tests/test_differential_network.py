@@ -119,8 +119,9 @@ def drawn(seed: int, **more: object) -> Architecture:
         head=str(rng.choice(["nms", "one-to-one"])),
         input_size=tuple(int(32 * rng.integers(1, 7)) for _ in range(2)),
     )  # fmt: skip
-    if rng.random() < 0.3:
-        architecture = architecture.with_stride(16)
+    stride = int(rng.choice([8, 16, 32], p=[0.2, 0.2, 0.6]))
+    if stride < 32:
+        architecture = architecture.with_stride(stride)
     return replace(architecture, **more)
 
 

@@ -41,6 +41,7 @@ ENTRIES = [
     Entry("pool_down", 8, 32, 64, 13, 21),
     Entry("fuse", 8, 32, 64, 13, 21),
     Entry("lat1", 8, 32, 64, 13, 21),
+    Entry("lat1_fine", 8, 32, 64, 13, 21),
     Entry("lat2", 16, 32, 64, 13, 21),
     Entry("ffn1", 16, 64, 64, 13, 21),
     Entry("ffn2", 16, 64, 64, 13, 21),

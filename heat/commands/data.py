@@ -72,8 +72,8 @@ def check(
     """Print images, boxes, crowds and classes of each split, and what is wrong and where.
 
     Images without boxes are counted apart: they are trained on as background, and scored. Boxes
-    that no anchor fits are counted at an input size (448x448) and at both output strides, or the
-    one given: many of them ask for a larger input, or for stride 16.
+    that no anchor fits are counted at an input size (448x448) and at all output strides, or the
+    one given: many of them ask for a larger input, or for a smaller stride.
 
     Args:
         folder: Folder in COCO format (annotations/instances_SPLIT.json) or YOLO format (data.yaml).

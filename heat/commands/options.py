@@ -38,8 +38,8 @@ Data = Annotated[
     Path | None, Parameter(help="COCO-format folder; without it, the data of the last training.")
 ]
 Space = Annotated[SpaceName | None, Parameter(help="Size of the supernet.")]
-StrideName = Literal["16", "32"]
-STRIDE = Parameter(help="Output stride in pixels; 16 for small objects.")
+StrideName = Literal["8", "16", "32"]
+STRIDE = Parameter(help="Output stride in pixels; 16 for small objects, 8 for smaller ones.")
 OutputStride = Annotated[StrideName | None, STRIDE]
 HeadName = Annotated[
     Literal["nms", "one-to-one"] | None,

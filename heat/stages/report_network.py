@@ -24,6 +24,7 @@ NAMES = {
     "pool_down": "downsampling",
     "fuse": "fusion",
     "lat1": "lateral 1",
+    "lat1_fine": "lateral 1, not pooled",
     "lat2": "lateral 2",
     "ffn1": "feed-forward 1",
     "ffn2": "feed-forward 2",
@@ -36,7 +37,8 @@ NAMES = {
 """What operators are called on the page; others by their own name."""
 KINDS = {
     "repcnn": "conv", "stem": "conv", "down": "conv", "pool_down": "conv", "fuse": "conv",
-    "lat1": "conv", "lat2": "conv", "ffn1": "conv", "ffn2": "conv", "up4": "conv",
+    "lat1": "conv", "lat1_fine": "conv", "lat2": "conv",
+    "ffn1": "conv", "ffn2": "conv", "up4": "conv",
     "wmsa": "window", "swmsa": "window",
     "preprocess": "ends", "head": "ends", "decode": "ends", "top_k": "ends",
 }  # fmt: skip

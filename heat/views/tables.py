@@ -154,7 +154,7 @@ def list_devices(
 
 
 def check_data(
-    root: Path, input_size: tuple[int, int] = (448, 448), strides: Sequence[int] = (32, 16)
+    root: Path, input_size: tuple[int, int] = (448, 448), strides: Sequence[int] = (32, 16, 8)
 ) -> Result:
     """Print counts, classes, fit of anchors and problems of every split; decode every image."""
     console = terminal()

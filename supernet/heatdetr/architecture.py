@@ -103,8 +103,8 @@ class Architecture(Description):
             raise UserError(f"widths, blocks, classes and sizes must be whole numbers: {counts}")
         if self.t1_blocks < 0 or self.t2_blocks < 0:
             raise UserError("t1_blocks and t2_blocks must not be negative")
-        if self.output_stride not in (16, 32):
-            raise UserError(f"output stride {self.output_stride}: 16 or 32 needed")
+        if self.output_stride not in (8, 16, 32):
+            raise UserError(f"output stride {self.output_stride}: 8, 16 or 32 needed")
         if self.head not in ("nms", "one-to-one"):
             raise UserError(f"head {self.head!r}: nms or one-to-one needed")
         if len(self.input_size) != 2:
@@ -175,8 +175,11 @@ class Architecture(Description):
         put_global("scm_global1", g4, 32, d4)
         put("scm_up4", "up4", 32, d4, d4)
         last = self.output_stride
-        if last == 16:
+        if last <= 16:
             put("scm_up3", "up4", 16, d4, d4)
+        if last == 8:
+            put("scm_lat1_fine", "lat1_fine", 8, d2, d4)
+            put("scm_up2", "up4", 8, d4, d4)
         put_global("scm_global2", g4, last, d4)
         # T1's blocks are dense under token sparsity: the paper sparsifies single-width tokens.
         named["blocks"] = self.t1_blocks

@@ -98,8 +98,10 @@ class Detector(nn.Module):
         s1 = call("scm_ffn1", call("scm_lat1", l1), call("scm_lat2", l2))
         s3 = call("scm_global1", call("scm_ffn2", s1, l3))
         s_out = call("scm_up4", s3, l4)
-        if self.architecture.output_stride == 16:
+        if self.architecture.output_stride <= 16:
             s_out = call("scm_up3", s1, s_out)
+        if self.architecture.output_stride == 8:
+            s_out = call("scm_up2", call("scm_lat1_fine", l1), s_out)
         return l1, l2, l3, l4, call("scm_global2", s_out)
 
     def wire(self, call: Call, image: Any) -> Any:

@@ -33,6 +33,7 @@ OPERATORS: Mapping[str, Operator] = {
     "pool_down": transitions.POOL_DOWN,
     "fuse": aggregation.FUSE,
     "lat1": aggregation.LAT1,
+    "lat1_fine": aggregation.LAT1_FINE,
     "lat2": aggregation.LAT2,
     "ffn1": aggregation.FFN1,
     "ffn2": aggregation.FFN2,

@@ -195,6 +195,7 @@ FUSE = Operator(
     inherit=_inherit_fuse,
 )
 LAT1 = _lateral(2, pool=True)
+LAT1_FINE = _lateral(2, pool=False)
 LAT2 = _lateral(3, pool=False)
 FFN1 = _ffn(pool=False)
 FFN2 = _ffn(pool=True)
