@@ -201,15 +201,17 @@ PARTS = {
 }
 """The paper's ablations, at this scale."""
 FINE = partial(Variant, stride=16)
+ADAMW = {"optimizer": "adamw", "vector_rate": 1.0}
 RECIPES = {
     "recipe small": FINE(),
     "k = 8": FINE(k=8),
     "anchors in the middle of cells": FINE(shape={"anchor_offset": 0.5}),
-    "AdamW": FINE(training={"optimizer": "adamw"}),
-    "AdamW, anchors of IoU 0.05": FINE(training={"optimizer": "adamw"}, least_iou=0.05),
+    "AdamW": FINE(training=ADAMW),
+    "AdamW, anchors of IoU 0.05": FINE(training=ADAMW, least_iou=0.05),
     "Muon's updates of 0.2": FINE(rms=0.2),
     "Muon's updates of 1.0": FINE(rms=1.0),
     "Muon's updates of 0.2, batches of 4": FINE(rms=0.2, training={"batch_size": 4}),
+    "cells of 8 pixels": FINE(stride=8),
     "boxes weigh 2": FINE(loss=heavier_boxes),
     "CIoU": FINE(overlap=ciou),
     "GIoU and distances": FINE(overlap=giou_and_distances),
@@ -233,7 +235,8 @@ RECIPES = {
     "no averaged weights": FINE(training={"ema_decay": 0.0}),
     "drop path 0.1": FINE(training={"drop_path": 0.1}),
     "batches of 4": FINE(training={"batch_size": 4}),
-    "vectors at five learning rates": FINE(training={"vector_rate": 5.0}),
+    "vectors at one learning rate": FINE(training={"vector_rate": 1.0}),
+    "vectors at fifteen learning rates": FINE(training={"vector_rate": 15.0}),
     "batches of 16": FINE(training={"batch_size": 16}),
     "rare classes more often": FINE(training={"balanced": True}),
 }
