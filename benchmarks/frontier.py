@@ -218,7 +218,6 @@ def draw(models: list[dict[str, Any]], title: str, path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
     most = max(model["images_seen"] for model in models)
-    floor = 0.1 * max(model["ap"] for model in models)
     places = sorted({model["ms"] for model in models if not model["model"].startswith("heat-")})
     line = []
     for name in dict.fromkeys(model["model"] for model in models):
@@ -232,12 +231,11 @@ def draw(models: list[dict[str, Any]], title: str, path: Path) -> None:
             ms, mean, yerr=[[mean - min(ap)], [max(ap) - mean]], marker="o", color=colour,
             markerfacecolor=colour if whole else "none", capsize=3,
         )  # fmt: skip
-        below = -14 if runs[0]["ms"] in places[::2] else -25  # neighbours do not overlap
-        above = ours or mean < floor  # labels below would cover those of the axis
+        left = ms in places[::2]  # neighbours do not overlap
+        side = ((0, 9), "center") if ours else ((-7, -3), "right") if left else ((7, -3), "left")
         axis.annotate(
-            name, (ms, mean), xytext=(0, 9 if above else below),
-            textcoords="offset points", ha="center", fontsize=8,
-        )  # fmt: skip
+            name, (ms, mean), xytext=side[0], textcoords="offset points", ha=side[1], fontsize=8
+        )
         if ours:
             line.append((ms, mean))
     axis.plot(*zip(*sorted(line), strict=True), color="tab:red", label="HEAT")
@@ -245,7 +243,7 @@ def draw(models: list[dict[str, Any]], title: str, path: Path) -> None:
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter("")
-    axis.margins(x=0.15, y=0.1)
+    axis.margins(x=0.2, y=0.1)
     axis.set(
         xlabel="milliseconds, one CPU thread", ylabel="AP on val (hollow: cut off)",
         ylim=(0, None), title=title,
