@@ -66,6 +66,7 @@ def entry_of(template: Architecture, op: str) -> Entry:
     """Return a place of an operator, in the template or one of its variants."""
     variants: list[dict[str, Any]] = [{}, {"head": "one-to-one"}]
     variants += [{"global_block": block} for block in ("oa", *CONDENSED)]
+    variants.append({"output_stride": 8})
     entries = [e for more in variants for e in template.with_(**more).entries().values()]
     return next(entry for entry in entries if entry.op == op)
 
