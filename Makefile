@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 demo: $(VENV)/.installed  ## the whole pipeline on drawn cells, to a target FPS on this CPU
 	@test -d $(DEMO)/cells || $(BIN)/heat data cells $(DEMO)/cells > /dev/null
-	$(BIN)/heat build --data $(DEMO)/cells --target-fps 100 --threads 1 --minutes 6 \
+	$(BIN)/heat build --data $(DEMO)/cells --target-fps 100 --threads 1 --minutes 7 \
 		--out $(DEMO)/run > $(DEMO)/result.json
 	$(BIN)/heat detect $(DEMO)/run/bundle-onnx $(DEMO)/cells/val --save $(DEMO)/detections \
 		> $(DEMO)/detections.json
