@@ -211,7 +211,7 @@ RECIPES = {
     "Muon's updates of 0.2": FINE(rms=0.2),
     "Muon's updates of 1.0": FINE(rms=1.0),
     "Muon's updates of 0.2, batches of 4": FINE(rms=0.2, training={"batch_size": 4}),
-    "cells of 8 pixels": FINE(stride=8),
+    "stride 8": FINE(stride=8),
     "boxes weigh 2": FINE(loss=heavier_boxes),
     "CIoU": FINE(overlap=ciou),
     "GIoU and distances": FINE(overlap=giou_and_distances),

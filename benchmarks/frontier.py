@@ -232,10 +232,10 @@ def draw(models: list[dict[str, Any]], title: str, path: Path) -> None:
             markerfacecolor=colour if whole else "none", capsize=3,
         )  # fmt: skip
         left = ms in places[::2]  # neighbours do not overlap
-        side = ((0, 9), "center") if ours else ((-7, -3), "right") if left else ((7, -3), "left")
-        axis.annotate(
-            name, (ms, mean), xytext=side[0], textcoords="offset points", ha=side[1], fontsize=8
+        by, align = (
+            ((0, 9), "center") if ours else ((-7, -3), "right") if left else ((7, -3), "left")
         )
+        axis.annotate(name, (ms, mean), xytext=by, textcoords="offset points", ha=align, fontsize=8)
         if ours:
             line.append((ms, mean))
     axis.plot(*zip(*sorted(line), strict=True), color="tab:red", label="HEAT")

@@ -9,21 +9,23 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 import supernet.train.uniform
-from supernet.boxes import area, giou_pairs, iou_matrix
+from supernet.boxes import giou_pairs, iou_matrix, xyxy_to_cxcywh
+from supernet.data.greedy_match import shares_within
 from supernet.data.ground_truth import GroundTruth
 from supernet.heatdetr.operators.decode import Decode
-from supernet.letterbox import Image
+from supernet.letterbox import Image, resized
+from supernet.train.feed import Batch
 from supernet.train.matching import IGNORED, match
+from supernet.train.optimise import rate_factor
 from supernet.train.recipes import TrainConfig
 from supernet.train.uniform import Loss
 
-Batch = tuple[Tensor, list[GroundTruth]]
-"""Images, uint8 [B, H, W, 3], and their objects."""
 DETECTION_LOSS = supernet.train.uniform.detection_loss
 
 
@@ -94,8 +96,8 @@ def bilinear(image: Image, hw: tuple[int, int]) -> Image:
 
 def _centres_and_sides(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     """Return centres and sides, [..., 2] each."""
-    low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
-    return (low + high) / 2, (high - low).clamp_min(1e-3)
+    centre, sides = xyxy_to_cxcywh(boxes_xyxy).split(2, -1)
+    return centre, sides.clamp_min(1e-3)
 
 
 def ciou(predicted_xyxy: Tensor, wanted_xyxy: Tensor) -> Tensor:
@@ -132,11 +134,10 @@ def giou_and_distances(predicted_xyxy: Tensor, wanted_xyxy: Tensor) -> Tensor:
 
 def flat_then_short(step: float, steps: int, config: TrainConfig) -> float:
     """Return the learning rate, relative to its peak: flat, and a cosine in the last 30 %."""
-    warmup = min(config.warmup_steps, max(1, steps // 10))
-    if step < warmup:
-        return (step + 1) / warmup
-    share = max(0.0, (step / steps - 0.7) / 0.3)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    flat = round(0.7 * steps)
+    if step < flat:  # as before the first drop of a stepped schedule
+        return rate_factor(step, steps, replace(config, schedule="3x"))
+    return rate_factor(step - flat, steps - flat, replace(config, warmup_steps=0))
 
 
 def as_they_are(batch: Batch, rng: np.random.Generator) -> Batch:
@@ -145,14 +146,14 @@ def as_they_are(batch: Batch, rng: np.random.Generator) -> Batch:
 
 
 def of_several_sizes(batch: Batch, rng: np.random.Generator) -> Batch:
-    """Show the batch at a side of 0.8, 1 or 1.2 times, in whole cells of 64 pixels."""
+    """Show the batch at a side of 0.8, 1 or 1.2 times, in multiples of 64 pixels."""
     images, targets = batch
-    height, width = (int(64 * round(side * scale / 64)) for scale in [rng.choice([0.8, 1.0, 1.2])]
-                     for side in images.shape[1:3])  # fmt: skip
-    resized = np.stack([cv2.resize(image.numpy(), (width, height)) for image in images])
-    scale = torch.tensor([width / images.shape[2], height / images.shape[1]] * 2)
-    boxes = [replace(target, boxes_xyxy=target.boxes_xyxy * scale) for target in targets]
-    return torch.from_numpy(resized), boxes
+    scale = rng.choice([0.8, 1.0, 1.2])
+    height, width = (64 * round(side * scale / 64) for side in images.shape[1:3])
+    shown = np.stack([resized(image.numpy(), (height, width)) for image in images])
+    factor = torch.tensor([width / images.shape[2], height / images.shape[1]] * 2)
+    boxes = [replace(target, boxes_xyxy=target.boxes_xyxy * factor) for target in targets]
+    return torch.from_numpy(shown), boxes
 
 
 def pasted(batch: Batch, rng: np.random.Generator) -> Batch:
@@ -162,41 +163,42 @@ def pasted(batch: Batch, rng: np.random.Generator) -> Batch:
     batch has few of are chosen more often (Ghiasi et al. 2021, for boxes).
     """
     images, targets = batch[0].clone(), []
-    labels = torch.cat([target.labels for target in batch[1]]).numpy()
-    number = np.bincount(labels, minlength=1)
+    number = torch.cat([target.labels for target in batch[1]]).bincount()
     for index, target in enumerate(batch[1]):
         donor = int(rng.integers(0, len(batch[1])))
-        from_boxes, from_labels = batch[1][donor].boxes_xyxy, batch[1][donor].labels
-        if donor == index or not len(from_labels) or rng.random() < 0.5:
-            targets.append(target)
-            continue
-        chance = 1 / number[from_labels.numpy()]
-        count = min(3, len(from_labels))
-        chosen = rng.choice(len(from_labels), count, replace=False, p=chance / chance.sum())
-        boxes, classes = [*target.boxes_xyxy], [*target.labels]
-        for one in chosen:
-            x0, y0, x1, y1 = (int(v) for v in from_boxes[one].round())
-            h, w = y1 - y0, x1 - x0
-            if h < 4 or w < 4 or h >= images.shape[1] or w >= images.shape[2]:
-                continue
-            y, x = (
-                int(rng.integers(0, room)) for room in (images.shape[1] - h, images.shape[2] - w)
-            )
-            box = torch.tensor([x, y, x + w, y + h], dtype=from_boxes.dtype)
-            if boxes and float(_covered(torch.stack(boxes), box).max()) > 0.3:
-                continue
-            images[index, y : y + h, x : x + w] = batch[0][donor, y0:y1, x0:x1]
-            boxes.append(box)
-            classes.append(from_labels[one])
-        if not boxes:
-            targets.append(target)
-            continue
-        targets.append(GroundTruth(torch.stack(boxes), torch.stack(classes)))
+        if donor != index and rng.random() < 0.5:
+            other = batch[1][donor]
+            chance = (1 / number[other.labels]).numpy().astype(np.float64)
+            target = _with_objects(images[index], target, batch[0][donor], other, chance, rng)
+        targets.append(target)
     return images, targets
 
 
-def _covered(boxes_N4: Tensor, by_4: Tensor) -> Tensor:
-    """Return which share of each box another one covers, [N]."""
-    low = torch.maximum(boxes_N4[:, :2], by_4[:2])
-    high = torch.minimum(boxes_N4[:, 2:], by_4[2:])
-    return (high - low).clamp_min(0).prod(-1) / area(boxes_N4).clamp_min(1.0)
+def _with_objects(
+    image_HW3: Tensor,
+    target: GroundTruth,
+    donor_HW3: Tensor,
+    other: GroundTruth,
+    chance_N: npt.NDArray[np.float64],
+    rng: np.random.Generator,
+) -> GroundTruth:
+    """Paste objects of the donor into the image, in place, and return all objects in it."""
+    boxes_M4, labels_M = target.boxes_xyxy, target.labels
+    count = min(3, len(chance_N))
+    if not count:
+        return target
+    chosen = rng.choice(len(chance_N), count, replace=False, p=chance_N / chance_N.sum())
+    for one in chosen:
+        x0, y0, x1, y1 = (int(v) for v in other.boxes_xyxy[one].round())
+        h, w = y1 - y0, x1 - x0
+        room_y, room_x = image_HW3.shape[0] - h, image_HW3.shape[1] - w
+        if min(h, w) < 4 or min(room_y, room_x) <= 0:
+            continue
+        y, x = int(rng.integers(0, room_y)), int(rng.integers(0, room_x))
+        box_14 = torch.tensor([[x, y, x + w, y + h]], dtype=boxes_M4.dtype)
+        if (shares_within(boxes_M4.numpy(), box_14.numpy()) > 0.3).any():
+            continue
+        image_HW3[y : y + h, x : x + w] = donor_HW3[y0:y1, x0:x1]
+        boxes_M4 = torch.cat([boxes_M4, box_14])
+        labels_M = torch.cat([labels_M, other.labels[one : one + 1]])
+    return GroundTruth(boxes_M4, labels_M)

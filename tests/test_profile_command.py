@@ -139,7 +139,7 @@ def test_a_table_keeps_what_it_was_measured_under(
     assert code == 0 and compared["agree"] and compared["median_difference"] == 0, errors
     code, shown, errors = run("profile", "--show", found["device"], "--out", first)
     assert code == 0 and "stride 8" in " ".join(errors.split()) and "DeiT-LN" in errors
-    assert all(Path(picture).read_text().startswith("<?xml") for picture in shown["pictures"])
+    assert all(Path(figure).read_text().startswith("<?xml") for figure in shown["pictures"])
     assert "no table of v1000" in fails(2, "profile", "--show", "v1000", "--out", first)
     with only_one(first / "tables" / name):
         assert "is writing" in fails(2, "profile", *SMALL, "--out", first)
