@@ -22,7 +22,7 @@ def measure_briefly(set_value: Callable[[Any, str, Any], object]) -> None:
 
     `set_value` is `setattr`, or that of a patch that is undone later.
     """
-    rough = partial(Checks, networks=4, memory=5, budget_s=1.5)
+    rough = partial(Checks, networks=3, memory=2, budget_s=1.5)
     lazy = Checks(networks=2, memory=0, budget_s=1.5)
     fresh = (sys.executable, str(Path(__file__).with_name("brief_fresh.py")))
     for module in (latency_tables.meter, heat.thinning.floor, heat.thinning.measuring):
