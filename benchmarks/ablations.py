@@ -35,6 +35,7 @@ from recipe_levers import (
     pasted,
     quality_loss,
 )
+from recipe_tasks import Masked, SelfTaught, WithMasks
 from result import RESULTS, tell
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -64,6 +65,7 @@ from supernet.train.matching import match
 from supernet.train.optimise import rate_factor
 from supernet.train.recipes import TrainConfig, recipe
 from supernet.train.running import Running
+from supernet.train.task import DetectionTask
 
 BASE = OURS["heat-s"]
 
@@ -178,6 +180,8 @@ class Variant:
     loss: Any = DETECTION_LOSS
     overlap: Callable[[Tensor, Tensor], Tensor] = giou_pairs
     """What the boxes learn, of predicted and wanted ones."""
+    task: type[DetectionTask] = DetectionTask
+    """What the network is trained for."""
     show: Callable[[Batch, np.random.Generator], Batch] = as_they_are
     """How a batch is changed before the network is shown it."""
     rate: Callable[[float, int, TrainConfig], float] = rate_factor
@@ -217,6 +221,8 @@ RECIPES = {
     "GIoU and distances": FINE(overlap=giou_and_distances),
     "objects pasted": FINE(show=pasted),
     "steps of several sizes": FINE(show=of_several_sizes),
+    "taught by its averaged weights": FINE(task=SelfTaught),
+    "boxes as masks": FINE(build=WithMasks, task=Masked),
     "flat, then a short decay": FINE(rate=flat_then_short),
     "matchability-aware loss": FINE(loss=matchability_loss),
     "aligned assignment": FINE(shape={"anchor_offset": 0.5}, training={"assign": "aligned"}),
@@ -263,7 +269,8 @@ def train(
     supernet.train.uniform.giou_pairs = variant.overlap
     supernet.train.loop.rate_factor = variant.rate
     rng = np.random.default_rng(seed)
-    supernet.train.task.DetectionTask.prepare = lambda _, batch, config: variant.show(batch, rng)
+    DetectionTask.prepare = lambda _, batch, config: variant.show(batch, rng)
+    supernet.train.task.DetectionTask = variant.task
     supernet.data.augment.resized = variant.resize
     start = time.monotonic()
     fit(network, data, config, folder, Running(resume=True, workers=0))  # no process unchanged
