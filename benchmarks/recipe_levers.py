@@ -81,12 +81,16 @@ def matchability_loss(
     return quality_loss(logits_BAKhw, deltas_BA4hw, targets, decode, matchability=1.5)
 
 
-def heavier_boxes(
-    logits_BAKhw: Tensor, deltas_BA4hw: Tensor, targets: Sequence[GroundTruth], decode: Decode
+def boxes_weigh(
+    weight: float,
+    logits_BAKhw: Tensor,
+    deltas_BA4hw: Tensor,
+    targets: Sequence[GroundTruth],
+    decode: Decode,
 ) -> Loss:
-    """Return the loss with twice the weight of the boxes."""
+    """Return the loss with another weight of the boxes than 1."""
     loss = DETECTION_LOSS(logits_BAKhw, deltas_BA4hw, targets, decode)
-    return replace(loss, boxes=2 * loss.boxes)
+    return replace(loss, boxes=weight * loss.boxes)
 
 
 def bilinear(image: Image, hw: tuple[int, int]) -> Image:
