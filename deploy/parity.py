@@ -169,13 +169,13 @@ def unexplained(
     if isinstance(decode, Decode) and decode.nms:
         allowed = ALLOWED["f32"]
         return violations(
+            decode,
             scores,
             boxes_M4,
             theirs,
             least_score=MATCH_SCORE,
             score_tolerance=allowed.score,
             box_tolerance_px=allowed.raw_box_px,
-            calibration=decode.calibration,
         )
     return match_detections(decode.select(scores, boxes_M4), theirs, min_iou)[1]
 

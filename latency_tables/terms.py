@@ -16,10 +16,10 @@ from typing import Literal
 from supernet.heatdetr.operators import OPERATORS
 from supernet.heatdetr.operators.entries import Entry
 
-ENDS: dict[str, "Kind"] = {"decode": "decoded", "top_k": "picked"}
+ENDS: dict[str, "Kind"] = {"decode": "decoded", "decode_voted": "voted", "top_k": "picked"}
 """Kind of the probe, a head followed by the operator, for each operator that ends a network."""
 
-Kind = Literal["cap", "chain", "sandwich", "preprocessed", "decoded", "picked", "alone"]
+Kind = Literal["cap", "chain", "sandwich", "preprocessed", "decoded", "voted", "picked", "alone"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,10 @@ from supernet.heatdetr.operators.entries import Entry
 ENTRY = Entry("decode", 16, 0, 0, 4, 6, classes=3, anchors=2)
 
 
-@pytest.mark.parametrize(("name", "nms"), [("decode", True), ("top_k", False)])
+ENDS = [("decode", True), ("decode_voted", True), ("top_k", False)]
+
+
+@pytest.mark.parametrize(("name", "nms"), ENDS)
 def test_one_of_them_has_nms(name: str, nms: bool) -> None:
     decode = OPERATORS[name].build(ENTRY)
     assert isinstance(decode, Decode) and decode.nms is nms
@@ -20,7 +23,7 @@ def test_one_of_them_has_nms(name: str, nms: bool) -> None:
     assert (decode.image_size, decode.stride) == ((64, 96), 16)
 
 
-@pytest.mark.parametrize("name", ["decode", "top_k"])
+@pytest.mark.parametrize("name", ["decode", "decode_voted", "top_k"])
 def test_what_they_read_and_write(name: str) -> None:
     """Maps of a number of anchors in; detections out, whose number no shape can state."""
     operator = OPERATORS[name]
@@ -28,8 +31,8 @@ def test_what_they_read_and_write(name: str) -> None:
     assert operator.outputs(ENTRY) == ((0, 4, 1), (0, 1, 1), (0, 1, 1))
 
 
-@pytest.mark.parametrize(("name", "nms"), [("decode", 1), ("top_k", 0)])
-def test_alone_they_are_written_as_a_batch_of_one_is_deployed(name: str, nms: int) -> None:
+@pytest.mark.parametrize(("name", "nms"), ENDS)
+def test_alone_they_are_written_as_a_batch_of_one_is_deployed(name: str, nms: bool) -> None:
     """Profiling times this graph: padded outputs, for batches, have another one."""
     written = onnx.load_from_string(write(ProbeModel("alone", ENTRY.with_(op=name))).onnx)
     assert [node.op_type for node in written.graph.node].count("NonMaxSuppression") == nms

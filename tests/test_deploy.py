@@ -335,9 +335,11 @@ def test_near_ties_are_no_disagreement(network: Detector, images: list[Image]) -
     assert compare(network, ours.run, raw, images).passed  # type: ignore[arg-type]
 
 
-def test_what_nms_cannot_give_is_counted(network: Detector) -> None:
+@pytest.mark.parametrize("voting", [False, True])
+def test_what_nms_cannot_give_is_counted(network: Detector, voting: bool) -> None:
     """Nearly equal scores leave a choice; a lost, moved, repeated or renamed box is none."""
     decode = network.decode
+    decode.voting = voting
     generator = torch.Generator().manual_seed(0)
     anchors, classes, positions = len(decode.sizes), network.architecture.num_classes, 40
     scores = 0.8 + 1e-4 * torch.rand((anchors, classes, positions), generator=generator)
@@ -346,6 +348,7 @@ def test_what_nms_cannot_give_is_counted(network: Detector) -> None:
     boxes = torch.cat([centres - sides / 2, centres + sides / 2], 1).clamp(0, 128)
     checked = partial(
         violations,
+        decode,
         scores,
         boxes,
         least_score=0.3,

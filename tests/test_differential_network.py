@@ -116,7 +116,7 @@ def drawn(seed: int, **more: object) -> Architecture:
         anchor_sizes=tuple(32 * 2**a for a in range(rng.integers(1, 6))),
         global_block="oa" if oa else "cw",
         token_sparsity=0.18 if oa and rng.random() < 0.5 else 0.0,
-        head=str(rng.choice(["nms", "one-to-one"])),
+        head=str(rng.choice(["nms", "voted", "one-to-one"])),
         input_size=tuple(int(32 * rng.integers(1, 7)) for _ in range(2)),
     )  # fmt: skip
     stride = int(rng.choice([8, 16, 32], p=[0.2, 0.2, 0.6]))

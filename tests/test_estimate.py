@@ -157,7 +157,7 @@ def test_shipped_tables_are_complete() -> None:
 
 
 @pytest.mark.parametrize("block", GLOBAL_KINDS)
-@pytest.mark.parametrize("head", ["nms", "one-to-one"])
+@pytest.mark.parametrize("head", ["nms", "voted", "one-to-one"])
 def test_every_global_block_and_head_can_be_estimated(
     block: GlobalBlock, head: HeadKind, tmp_path: Path
 ) -> None:

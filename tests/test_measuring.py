@@ -64,7 +64,7 @@ def test_a_table_of_another_runtime_version_is_refused(tmp_path: Path, unit: Arc
 
 def entry_of(template: Architecture, op: str) -> Entry:
     """Return a place of an operator, in the template or one of its variants."""
-    variants: list[dict[str, Any]] = [{}, {"head": "one-to-one"}]
+    variants: list[dict[str, Any]] = [{}, {"head": "voted"}, {"head": "one-to-one"}]
     variants += [{"global_block": block} for block in ("oa", *CONDENSED)]
     variants.append({"output_stride": 8})
     entries = [e for more in variants for e in template.with_(**more).entries().values()]
@@ -298,7 +298,7 @@ def test_torch_and_onnx_probes_are_the_same_network(op: str) -> None:
 
     entry = entry_of(TINY.with_(blocks=("R", "W", "S", "R")), op)
     for probe in terms(entry):
-        if probe.kind == "decoded" or op in ("decode", "top_k", "head"):
+        if probe.kind == "decoded" or op in ("decode", "decode_voted", "top_k", "head"):
             continue  # the head's maps leave torch as logits, the graph as probabilities
         net = ProbeNet(probe)
         feeds = feeds_of(net.shapes())

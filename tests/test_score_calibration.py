@@ -145,7 +145,7 @@ def test_what_would_not_help_is_left_off(tmp_path: Path) -> None:
     assert again is None or again.error_after < again.error_before
 
 
-@pytest.mark.parametrize("head", ["nms", "one-to-one"])
+@pytest.mark.parametrize("head", ["nms", "voted", "one-to-one"])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_graphs_give_the_scores_of_torch(

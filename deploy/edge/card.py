@@ -74,6 +74,10 @@ class DecodeRule(TypedDict):
     """Most candidates of NMS."""
     nms_iou: NotRequired[float | None]
     """None for a one-to-one head, which has no NMS."""
+    vote_spread: NotRequired[float]
+    """Spread of box voting; absent where boxes stay as they were predicted."""
+    voters: NotRequired[int]
+    """Candidates that vote."""
     kind: NotRequired[Literal["set"]]
     focal: NotRequired[bool]
     """Whether scores are sigmoids, not a softmax with a class for nothing."""

@@ -55,8 +55,23 @@ class Postprocess:
         kept = np.arange(len(best))
         if nms_iou is not None:
             kept = nms(apart, nms_iou, self.rule["keep"])
+        if "vote_spread" in self.rule:
+            boxes = self._voted(boxes, apart, flat[best].astype(np.float32), kept)
+        else:
+            boxes = boxes[kept]
         scores, labels = flat[best][kept].astype(np.float32), labels[kept].astype(np.int64)
-        return [boxes[kept], calibrated(scores, labels, self.rule.get("calibration")), labels]
+        return [boxes, calibrated(scores, labels, self.rule.get("calibration")), labels]
+
+    def _voted(self, boxes_N4: Array, apart_N4: Array, scores_N: Array, kept_n: Array) -> Array:
+        """Return the means of the kept boxes and of those that they overlap (`voting.py`)."""
+        voters = slice(self.rule["voters"])
+        off_nV = 1 - overlaps(apart_N4[kept_n], apart_N4[voters])
+        weights_nV = scores_N[voters] ** 2 * np.exp(-(off_nV**2) / self.rule["vote_spread"])
+        own_n1 = scores_N[kept_n, None] ** 2
+        total_n1 = weights_nV.sum(1, keepdims=True) + own_n1
+        summed = weights_nV @ boxes_N4[voters] + own_n1 * boxes_N4[kept_n]
+        found: Array = (summed / total_n1).astype(np.float32)
+        return found
 
     def _boxes(self, deltas_A4L: Array, index: Array, per_anchor: int) -> Array:
         anchor, cell = index // per_anchor, index % self._centres_L2.shape[0]
@@ -102,6 +117,17 @@ def suppressed(
         boxes = boxes + labels[order][:, None] * (boxes.max() + 1)
     rows: Array = order[nms(boxes, iou_limit, len(order))]
     return rows
+
+
+def overlaps(a_N4: Array, b_M4: Array) -> Array:
+    """Return the IoU of every pair of boxes, [N, M]."""
+    sides = np.minimum(a_N4[:, None, 2:], b_M4[None, :, 2:]) - np.maximum(
+        a_N4[:, None, :2], b_M4[None, :, :2]
+    )
+    inner = np.prod(np.clip(sides, 0, None), -1)
+    areas = [np.prod(np.clip(b[:, 2:] - b[:, :2], 0, None), -1) for b in (a_N4, b_M4)]
+    found: Array = inner / np.maximum(areas[0][:, None] + areas[1][None] - inner, 1e-9)
+    return found
 
 
 def nms(boxes_xyxy: Array, iou_limit: float, keep: int) -> Array:

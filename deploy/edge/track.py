@@ -9,7 +9,7 @@ bundle's `detect.py` carries this file's text.
 import numpy as np
 
 from .card import CalibrationRule
-from .postprocess import calibrated, of_head
+from .postprocess import calibrated, of_head, overlaps
 from .session import Array
 
 LOW_SHARE = 1 / 3
@@ -154,14 +154,8 @@ def _overlaps(tracks: list[Track], boxes_N4: Array, labels_N: Array) -> Array:
     """Return IoU of tracks and boxes, 0 where their classes differ, [tracks, boxes]."""
     if not tracks or not len(boxes_N4):
         return np.zeros((len(tracks), len(boxes_N4)))
-    own = np.stack([track.box for track in tracks])
-    wide = np.minimum(own[:, None, 2:], boxes_N4[None, :, 2:])
-    tall = np.maximum(own[:, None, :2], boxes_N4[None, :, :2])
-    inner = np.prod(np.clip(wide - tall, 0, None), -1)
-    areas = [np.prod(np.clip(b[:, 2:] - b[:, :2], 0, None), -1) for b in (own, boxes_N4)]
-    union = np.maximum(areas[0][:, None] + areas[1][None] - inner, 1e-9)
     same = np.array([track.label for track in tracks])[:, None] == np.asarray(labels_N)[None]
-    found: Array = inner / union * same
+    found: Array = overlaps(np.stack([track.box for track in tracks]), boxes_N4) * same
     return found
 
 

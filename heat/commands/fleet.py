@@ -8,6 +8,7 @@ from ..records import Result
 from ..workspace import DEFAULT, Workspace
 from .find import find_data, find_space, target_of_thinning
 from .options import (
+    HEAD,
     STRIDE,
     Autocast,
     Backbone,
@@ -32,7 +33,7 @@ def fleet(
     space: Space = None,
     input_size: Size = None,
     output_stride: Annotated[StrideName, STRIDE] = "16",
-    head: HeadName = None,
+    head: Annotated[HeadName, HEAD] = "voted",
     supernet_epochs: int = 12,
     epochs: int | None = None,
     batch_size: BatchSize = None,

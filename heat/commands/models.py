@@ -11,6 +11,7 @@ from ..records import Result
 from ..workspace import DEFAULT, Workspace
 from .find import attending, find_data, find_judged, find_target, last_target, recorded_data
 from .options import (
+    HEAD,
     STRIDE,
     AttentionName,
     Backbone,
@@ -255,7 +256,7 @@ def build(
     space: Space = None,
     input_size: Size = None,
     output_stride: Annotated[StrideName, STRIDE] = "16",
-    head: HeadName = None,
+    head: Annotated[HeadName, HEAD] = "voted",
     backbone: Backbone = None,
     distil: bool = False,
     calibrate: Calibrate = True,
@@ -297,7 +298,7 @@ def build(
         space=space,
         input_size=parse_size(input_size) if input_size is not None else None,
         output_stride=int(output_stride),
-        head=head or "nms",
+        head=head,
         distil=distil,
         calibrate=calibrate,
         seed=seed,

@@ -19,7 +19,7 @@ from .options import (
     Data,
     DropPath,
     Epochs,
-    HeadName,
+    Head,
     LearningRate,
     Out,
     OutputStride,
@@ -44,7 +44,7 @@ def train(
     ] = None,
     input_size: Size = None,
     output_stride: OutputStride = None,
-    head: HeadName = None,
+    head: Head = None,
     backbone: Backbone = None,
     weights: Annotated[
         Path | None,

@@ -32,6 +32,7 @@ NAMES = {
     "t1_cw": "channel-wise attention, twice as wide",
     "head": "head",
     "decode": "decoding and NMS",
+    "decode_voted": "decoding, NMS and box voting",
     "top_k": "top-k",
 }
 """What operators are called on the page; others by their own name."""
@@ -40,7 +41,8 @@ KINDS = {
     "lat1": "conv", "lat1_fine": "conv", "lat2": "conv",
     "ffn1": "conv", "ffn2": "conv", "up4": "conv",
     "wmsa": "window", "swmsa": "window",
-    "preprocess": "ends", "head": "ends", "decode": "ends", "top_k": "ends",
+    "preprocess": "ends", "head": "ends", "decode": "ends", "decode_voted": "ends",
+    "top_k": "ends",
 }  # fmt: skip
 """Colour of an operator; all others are global attention."""
 GROUPS = (

@@ -25,9 +25,12 @@ GLOBAL_KINDS: tuple[GlobalBlock, ...] = get_args(GlobalBlock)
 CONDENSED = tuple(kind for kind in GLOBAL_KINDS if OPERATORS[kind].weights_of == "oa")
 """Cheaper variants of original self-attention, with the same weights."""
 
-HeadKind = Literal["nms", "one-to-one"]
-"""How detections are selected: class-wise NMS (the paper), or by score alone, of a head that was
-trained to predict each object once."""
+HeadKind = Literal["nms", "voted", "one-to-one"]
+"""How detections are selected: class-wise NMS (the paper), the same with box voting, or by score
+alone, of a head that was trained to predict each object once."""
+
+DECODES: Mapping[HeadKind, str] = {"nms": "decode", "voted": "decode_voted", "one-to-one": "top_k"}
+"""The operator that ends the deployed graph, by kind of head."""
 
 WIDTH_STEP = 32
 """Head width; every stage width is a multiple of it (spec section 1)."""
@@ -105,8 +108,8 @@ class Architecture(Description):
             raise UserError("t1_blocks and t2_blocks must not be negative")
         if self.output_stride not in (8, 16, 32):
             raise UserError(f"output stride {self.output_stride}: 8, 16 or 32 needed")
-        if self.head not in ("nms", "one-to-one"):
-            raise UserError(f"head {self.head!r}: nms or one-to-one needed")
+        if self.head not in DECODES:
+            raise UserError(f"head {self.head!r}: one of {', '.join(DECODES)} needed")
         if len(self.input_size) != 2:
             raise UserError(f"input size {self.input_size}: height and width needed")
         if any(side < 32 or side % 32 for side in self.input_size):
@@ -190,7 +193,7 @@ class Architecture(Description):
         shape = {"classes": self.num_classes, "anchors": self.num_anchors}
         outputs = self.num_anchors * (self.num_classes + 5)
         put("head", "head", last, d4, outputs, **shape)
-        put("decode", "decode" if self.head == "nms" else "top_k", last, outputs, 6, **shape)
+        put("decode", DECODES[self.head], last, outputs, 6, **shape)
         return out
 
     @classmethod

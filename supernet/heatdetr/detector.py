@@ -47,7 +47,8 @@ class Detector(nn.Module):
             architecture.input_size,
             architecture.anchor_offset,
             stride=architecture.output_stride,
-            nms=architecture.head == "nms",
+            nms=architecture.head != "one-to-one",
+            voting=architecture.head == "voted",
         )
 
         self.many = None

@@ -44,7 +44,7 @@ def why_not_dense(student: Architecture, teacher: Architecture) -> str | None:
     ):
         if own != other:
             return f"its {what} is {other}, the network's {own}"
-    if student.head == "nms" and teacher.head != "nms":
+    if student.head != "one-to-one" and teacher.head == "one-to-one":
         return "its head predicts each object once, the network's does not"
     return None
 
@@ -87,7 +87,7 @@ class DistilledTask(DetectionTask):
         taken = [list(names).index(name) for name in data.names]
         order = taken if len(set(taken)) == len(names) else list(range(len(names)))
         self.model: Any = Taught(network, teacher, order)
-        both = network.many is not None and teacher.architecture.head == "nms"
+        both = network.many is not None and teacher.architecture.head != "one-to-one"
         self._taught = slice(2, 4) if both else slice(0, 2)
         """The student's maps that mean what the teacher's do: those of the head of its kind."""
 

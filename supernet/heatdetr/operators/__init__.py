@@ -45,6 +45,7 @@ OPERATORS: Mapping[str, Operator] = {
     "t1_pool": aggregation.T1_POOL,
     "head": head.HEAD,
     "decode": decode.DECODE,
+    "decode_voted": decode.DECODE_VOTED,
     "top_k": decode.TOP_K,
 }
 

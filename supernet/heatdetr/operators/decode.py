@@ -1,6 +1,7 @@
 """Anchors, box decoding, and class-wise NMS: from head maps to boxes in pixels (spec section 5).
 
 A one-to-one head predicts each object once: its best candidates are the detections, without NMS.
+With box voting the boxes that NMS keeps become means (`voting.py`).
 
 One rule in two forms: `Decode.forward` in torch for training and evaluation, `Decode.emit` inside
 the exported graph. Anchors are ordered anchor-major: index `a * h * w + cell`.
@@ -8,20 +9,21 @@ Shape suffixes: B batch, A anchors per cell, K classes, L = h * w cells, M = A *
 """
 
 import math
-from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...boxes import KEEP, Detections
-from ...data.score_calibration import CalibrationRule, ScoreCalibration
+from ...data.score_calibration import ScoreCalibration
 from ...graph.calibrated import calibrated, emit_calibrated
 from ...graph.nodes import Array, Value
 from ...graph.writer import GraphWriter
+from .anchor_rule import AnchorRule
 from .base import Operator, as_it_is, no_macs, no_params
 from .entries import Entry
 from .suppress import as_float, nms, survivors
+from .voting import SPREAD, VOTERS, Ballot, emit_voted, voted
 
 MAX_SHIFT_PX = 32.0
 MAX_LOG_GROWTH = math.log(1000 / 16)
@@ -38,28 +40,6 @@ def make_anchors(h: int, w: int, sizes: tuple[int, ...], offset: float, stride: 
     return np.concatenate(rows).astype(np.float32)
 
 
-class AnchorRule(TypedDict):
-    """All that decoding needs, for programs without HEAT."""
-
-    stride: int
-    anchor_sizes: list[int]
-    """Sides of the square anchors, pixels of the network input."""
-    anchor_offset: float
-    """Place of an anchor in its cell, as a share of the stride."""
-    max_shift_px: float
-    max_log_growth: float
-    score_threshold: float
-    """Candidates of lower scores are dropped before NMS."""
-    pre_nms: int
-    """Most candidates of NMS."""
-    nms_iou: float | None
-    """None for a one-to-one head, which has no NMS."""
-    keep: int
-    """Most detections of an image."""
-    calibration: NotRequired[CalibrationRule]
-    """Of the scores of the detections that are kept; absent where they are as the head's."""
-
-
 class Decode(nn.Module):
     """Head maps to detections."""
 
@@ -72,10 +52,14 @@ class Decode(nn.Module):
         *,
         stride: int = 32,
         nms: bool = True,
+        voting: bool = False,
     ) -> None:
-        """Decode by anchors of these sizes in an image of (height, width)."""
+        """Decode by anchors of these sizes in an image of (height, width).
+
+        With `voting` the boxes that NMS keeps are averaged with those that they overlap.
+        """
         super().__init__()
-        self.stride, self.nms = stride, nms
+        self.stride, self.nms, self.voting = stride, nms, nms and voting
         self.sizes, self.num_classes, self.offset = sizes, num_classes, offset
         self.image_size = image_size
         self.most = PRE_NMS if nms else KEEP
@@ -127,8 +111,12 @@ class Decode(nn.Module):
         """Return the detections among scores [A, K, L] and clipped boxes [M, 4] of one image."""
         found = self.candidates(scores_AKL, boxes_M4)
         if self.nms:
-            kept = nms(self.apart(found), NMS_IOU, KEEP)
-            found = Detections(found.boxes_xyxy[kept], found.scores[kept], found.labels[kept])
+            apart = self.apart(found)
+            kept = nms(apart, NMS_IOU, KEEP)
+            boxes = found.boxes_xyxy[kept]
+            if self.voting:
+                boxes = voted(found.boxes_xyxy, apart, found.scores, kept)
+            found = Detections(boxes, found.scores[kept], found.labels[kept])
         return calibrated(found, self.calibration)
 
     def candidates(self, scores_AKL: Tensor, boxes_M4: Tensor) -> Detections:
@@ -159,6 +147,8 @@ class Decode(nn.Module):
             "nms_iou": NMS_IOU if self.nms else None,
             "keep": KEEP,
         }
+        if self.voting:
+            rule |= {"vote_spread": SPREAD, "voters": VOTERS}
         if self.calibration is not None:
             rule["calibration"] = self.calibration.rule()
         return rule
@@ -196,10 +186,11 @@ class Decode(nn.Module):
             as_float(graph, graph.reshape(labels, count, 1)),
             graph.scalar(self._class_offset()),
         )
+        apart = graph.add(picked, offsets)
         selected = graph.op(
             "NonMaxSuppression",
             [
-                graph.reshape(graph.add(picked, offsets), 1, count, 4),
+                graph.reshape(apart, 1, count, 4),
                 graph.reshape(best, 1, 1, count),
                 graph.ints(KEEP),
                 graph.const(np.array([NMS_IOU], dtype=np.float32)),
@@ -208,11 +199,12 @@ class Decode(nn.Module):
             (-1, 3),
         )
         column = graph.op("Gather", [selected, graph.const(np.array(2))], (-1,), axis=1)
-        return (
-            graph.op("Gather", [picked, column], (-1, 4), axis=0),
-            graph.op("Gather", [best, column], (-1,), axis=0),
-            graph.op("Gather", [labels, column], (-1,), axis=0),
-        )
+        kept = graph.op("Gather", [picked, column], (-1, 4), axis=0)
+        found = graph.op("Gather", [best, column], (-1,), axis=0)
+        if self.voting:
+            own = Ballot(kept, graph.op("Gather", [apart, column], (-1, 4), axis=0), found)
+            kept = emit_voted(graph, own, Ballot(picked, apart, best), SCORE_THRESHOLD)
+        return kept, found, graph.op("Gather", [labels, column], (-1,), axis=0)
 
     def _emit_padded(
         self, graph: GraphWriter, scores: Value, deltas: Value
@@ -226,20 +218,21 @@ class Decode(nn.Module):
         picked = self._rows(graph, boxes, anchor, 4)
         if not self.nms:
             return picked, best, labels
-        apart = graph.binary("Mul", as_float(graph, labels), graph.scalar(self._class_offset()))
+        offsets = graph.binary("Mul", as_float(graph, labels), graph.scalar(self._class_offset()))
         corners = [
-            graph.add(graph.reshape(corner, B, count), apart)
+            graph.add(graph.reshape(corner, B, count), offsets)
             for corner in graph.split(picked, 2, (1,) * 4)
         ]
         alive = survivors(graph, best, corners, iou=NMS_IOU, threshold=SCORE_THRESHOLD)
         alive = graph.binary("Mul", best, alive)
         kept = min(KEEP, count)
         found, rank = graph.op_many("TopK", [alive, graph.ints(kept)], [(B, kept)] * 2, axis=1)
-        return (
-            self._rows(graph, picked, rank, 4),
-            found,
-            graph.op("GatherElements", [labels, rank], (B, kept), axis=1),
-        )
+        boxes = self._rows(graph, picked, rank, 4)
+        if self.voting:
+            apart = graph.add(picked, graph.reshape(offsets, B, count, 1))
+            own = Ballot(boxes, self._rows(graph, apart, rank, 4), found)
+            boxes = emit_voted(graph, own, Ballot(picked, apart, best), SCORE_THRESHOLD)
+        return boxes, found, graph.op("GatherElements", [labels, rank], (B, kept), axis=1)
 
     def _candidates(self, graph: GraphWriter, scores: Value) -> tuple[Value, Value, Value]:
         """Return scores, labels and anchors of the best, best first, [n], or [B, n] of a batch."""
@@ -293,12 +286,12 @@ class Decode(nn.Module):
         return graph.op("Clip", [x, graph.scalar(-bound), graph.scalar(bound)], x.shape)
 
 
-def _operator(*, nms: bool) -> Operator:
+def _operator(*, nms: bool, voting: bool = False) -> Operator:
     def build(entry: Entry) -> Decode:
         stride = entry.stride
         sizes = tuple(stride * 2**index for index in range(entry.anchors))
         image = (entry.h * stride, entry.w * stride)
-        return Decode(sizes, entry.classes, image, 0.0, stride=stride, nms=nms)
+        return Decode(sizes, entry.classes, image, 0.0, stride=stride, nms=nms, voting=voting)
 
     return Operator(
         build=build,
@@ -315,4 +308,5 @@ def _operator(*, nms: bool) -> Operator:
 
 
 DECODE = _operator(nms=True)
+DECODE_VOTED = _operator(nms=True, voting=True)
 TOP_K = _operator(nms=False)

@@ -1,0 +1,120 @@
+"""Box voting: a box that NMS keeps becomes a mean of itself and of what it overlaps.
+
+Candidate j of the same class counts by its score s and by its overlap with the kept box i:
+
+    w_ij = s_j^2 * exp(-(1 - IoU_ij)^2 / SPREAD)
+
+The kept box counts once more, by s_i^2. This is the variance voting of He et al. 2019, Bounding Box
+Regression with Uncertainty, section 3.4, with scores in place of learnt variances. Scores and
+labels stay.
+
+Shape suffixes: N candidates, best first; n kept; V voters.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...boxes import iou_matrix
+from ...graph.nodes import Value
+from ...graph.writer import GraphWriter
+from .suppress import as_float
+
+SPREAD = 0.05
+"""Squared distance from an IoU of 1 at which a candidate counts 1/e."""
+VOTERS = 256
+"""Candidates that vote, best first; those after them score too low to matter."""
+LEAST = 1e-9
+"""No union of boxes and no sum of votes is smaller."""
+
+
+def votes(kept_n4: Tensor, voters_V4: Tensor, scores_V: Tensor) -> Tensor:
+    """Return how much each voter counts for each kept box, [n, V].
+
+    Boxes are shifted so that those of different classes do not overlap.
+    """
+    off_nV = 1 - iou_matrix(kept_n4, voters_V4)
+    return scores_V**2 * torch.exp(-(off_nV**2) / SPREAD)
+
+
+def voted(boxes_N4: Tensor, apart_N4: Tensor, scores_N: Tensor, kept_n: Tensor) -> Tensor:
+    """Return the voted boxes of the kept rows, [n, 4].
+
+    `apart_N4` are the boxes shifted so that those of different classes do not overlap.
+    """
+    weights_nV = votes(apart_N4[kept_n], apart_N4[:VOTERS], scores_N[:VOTERS])
+    own_n1 = scores_N[kept_n, None] ** 2
+    total_n1 = (weights_nV.sum(1, keepdim=True) + own_n1).clamp_min(LEAST)
+    return (weights_nV @ boxes_N4[:VOTERS] + own_n1 * boxes_N4[kept_n]) / total_n1
+
+
+class Ballot(NamedTuple):
+    """Boxes in a graph, with any batch axes before; their number n is -1 where it is not known."""
+
+    boxes: Value
+    """Corners, [..., n, 4]."""
+    apart: Value
+    """The same, shifted by class."""
+    scores: Value
+    """Of the head, [..., n]."""
+
+
+def emit_voted(graph: GraphWriter, kept: Ballot, candidates: Ballot, threshold: float) -> Value:
+    """Append `voted`; candidates that score no more than the threshold do not count."""
+    *batch, n, _ = kept.boxes.shape
+    axis = len(batch)
+    V = min(VOTERS, candidates.scores.shape[axis])
+    voters = Ballot(*(graph.slice(part, axis, 0, V) for part in candidates))
+
+    def pairs(kind: str, a: Value, b: Value) -> Value:
+        return graph.op(kind, [a, b], (*batch, n, V))
+
+    def columns(boxes: Value, count: int) -> list[Value]:
+        return graph.op_many(
+            "Split", [boxes, graph.ints(1, 1, 1, 1)], [(*batch, count, 1)] * 4, axis=axis + 1
+        )
+
+    def area(corners: Sequence[Value], count: int) -> Value:
+        x0, y0, x1, y1 = corners
+        sides = [
+            graph.op("Sub", [high, low], (*batch, count, 1)) for low, high in ((x0, x1), (y0, y1))
+        ]
+        return graph.op("Mul", sides, (*batch, count, 1))
+
+    own = columns(kept.apart, n)
+    others = columns(voters.apart, V)
+    areas = area(own, n), graph.swap(area(others, V))
+    others = [graph.swap(column) for column in others]
+
+    def extent(low: int, high: int) -> Value:
+        length = pairs(
+            "Sub", pairs("Min", own[high], others[high]), pairs("Max", own[low], others[low])
+        )
+        return graph.unary("Relu", length)
+
+    common = pairs("Mul", extent(0, 2), extent(1, 3))
+    union = graph.op("Sub", [pairs("Add", *areas), common], (*batch, n, V))
+    union = graph.op("Max", [union, graph.scalar(LEAST)], (*batch, n, V))
+    off = graph.op("Sub", [graph.scalar(1.0), pairs("Div", common, union)], (*batch, n, V))
+    near = graph.op("Mul", [pairs("Mul", off, off), graph.scalar(-1 / SPREAD)], (*batch, n, V))
+
+    counts = as_float(graph, graph.binary("Greater", voters.scores, graph.scalar(threshold)))
+    squares = graph.binary("Mul", graph.binary("Mul", voters.scores, voters.scores), counts)
+    weights = pairs("Mul", graph.unary("Exp", near), graph.reshape(squares, *batch, 1, V))
+    once_more = graph.reshape(kept.scores, *batch, n, 1)
+    once_more = graph.op("Mul", [once_more, once_more], (*batch, n, 1))
+
+    # A column of ones sums the weights: ReduceSum of no rows is wrong in ONNX Runtime 1.31.
+    ones = graph.const(np.ones((*batch, V, 1), dtype=np.float32))
+    with_ones = graph.concat([voters.boxes, ones], axis + 1)
+    sums = graph.op("MatMul", [weights, with_ones], (*batch, n, 5))
+    parts = [(*batch, n, 4), (*batch, n, 1)]
+    boxes, total = graph.op_many("Split", [sums, graph.ints(4, 1)], parts, axis=axis + 1)
+    total = graph.op("Add", [total, once_more], (*batch, n, 1))
+    total = graph.op("Max", [total, graph.scalar(LEAST)], (*batch, n, 1))
+    more = graph.op("Mul", [kept.boxes, once_more], (*batch, n, 4))
+    boxes = graph.op("Add", [boxes, more], (*batch, n, 4))
+    return graph.op("Div", [boxes, total], (*batch, n, 4))
