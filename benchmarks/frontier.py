@@ -35,7 +35,7 @@ from supernet.checkpoint import load_weights, read_info
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import found_rows, score_rows
-from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.architecture import Architecture, HeadKind
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.input_size import parse_size
 from supernet.train.optimise import autocast_type
@@ -72,7 +72,7 @@ OURS = {
         t2_blocks=2,
     ),
 }
-"""HEAT at four speeds; each is trained at output stride 16."""
+"""HEAT at four speeds."""
 OURS["heat-s-one-to-one"] = OURS["heat-s"].with_(name="heat-s-one-to-one", head="one-to-one")
 PEERS = ("yolo11n", "yolo26n", "rt-detr-r18", "d-fine-n", "detr-r50", "yolos-tiny")
 ONE_SEED = ("rt-detr-r18", "d-fine-n", "detr-r50", "yolos-tiny")
@@ -88,6 +88,12 @@ def folder_of(run: Run, options: argparse.Namespace) -> Path:
     return folder
 
 
+def architecture_of(name: str, size: tuple[int, int]) -> Architecture:
+    """Return one of our networks as `heat build` ends it: output stride 16 and box voting."""
+    network = OURS[name].with_(input_size=size).with_stride(16)
+    return network.with_(head="voted") if network.head == "nms" else network
+
+
 def train_ours(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """Train one of our networks, or continue it; write its graph and its detections."""
     name, seed = run
@@ -95,7 +101,7 @@ def train_ours(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     size = parse_size(options.input_size)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "architecture.json"
-    OURS[name].with_(input_size=size).with_stride(16).save(file)
+    architecture_of(name, size).save(file)
     if not (folder / "facts.json").exists():
         heat(
             "train", "--data", options.data, "--architecture", file, "--recipe", "small",
@@ -119,10 +125,14 @@ def train_ours(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     return json.loads((folder / "facts.json").read_text())  # type: ignore[no-any-return]
 
 
-def trained(folder: Path) -> Detector:
-    """Return the network that `train_ours` wrote to a folder."""
+def trained(folder: Path, head: HeadKind | None = None) -> Detector:
+    """Return the network that `train_ours` wrote to a folder, if asked with another head.
+
+    `nms` and `voted` are trained alike.
+    """
     weights = folder / "train" / "weights.safetensors"
-    network = Detector(Architecture.from_json(read_info(weights).description))
+    architecture = Architecture.from_json(read_info(weights).description)
+    network = Detector(architecture if head is None else architecture.with_(head=head))
     load_weights(weights, network)
     return network.eval()
 
@@ -162,8 +172,8 @@ def graph_of(name: str, options: argparse.Namespace, num_classes: int) -> Path:
         return path
     if name in OURS:
         size = parse_size(options.input_size)
-        description = OURS[name].with_(input_size=size, num_classes=num_classes).with_stride(16)
-        write_raw(Detector(description).eval(), path)
+        network = Detector(architecture_of(name, size).with_(num_classes=num_classes))
+        write_raw(network.eval(), path)
     else:
         train_peer((name, 0), options, "--untrained")
     if not path.exists():

@@ -1,39 +1,50 @@
-"""AP and latency of a head without NMS: `--head one-to-one` against `--head nms`.
+"""AP and latency by head: NMS, NMS with box voting, and `--head one-to-one` without NMS.
 
     python benchmarks/heads.py --data DIR --work DIR --input-size 320x320 --epochs 100 --name bccd
+    python benchmarks/heads.py --data DIR --work DIR --model heat-xs --seed 1 --only nms,voted
 
-Trains heat-s with either head, as `frontier.py` does and in the same folders, scores both on val,
-and times the deployed graphs, decoding included, on the images of val in turns: the cost of NMS
-depends on the detections. The last line is one JSON object; with --name it goes to
-benchmarks/results/heads-NAME.json.
+Trains a network with either head, as `frontier.py` does and in the same folders (voting needs no
+training of its own), scores them on val, and times the deployed graphs, decoding included, on the
+images of val in turns: the cost of NMS depends on the detections. The last line is one JSON object;
+with --name it goes to benchmarks/results/heads-NAME.json.
 """
 
 import statistics
 import time
 
-from frontier import RESULTS, parser_of, scored, train_ours, trained
+from frontier import OURS, RESULTS, folder_of, parser_of, train_ours, trained
 from result import here, tell
 
 from deploy.edge.runtimes import open_session
+from deploy.gate import torch_detect
 from supernet.data.coco import load_split
+from supernet.data.evaluate import evaluate
 from supernet.heatdetr.input_size import parse_size
 from supernet.letterbox import letterbox, read_image
 
-HEADS = {"nms": "heat-s", "one-to-one": "heat-s-one-to-one"}
+HEADS = {"nms": "", "voted": "", "one-to-one": "-one-to-one"}
+"""Heads, and what the names of their networks end in."""
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--model", default="heat-s", choices=OURS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default=",".join(HEADS), help="heads, with commas between them")
     options = parser.parse_args()
     size = parse_size(options.input_size)
     data = load_split(options.data, "val")
     heads, graphs = {}, {}
-    for head, name in HEADS.items():
-        facts = train_ours((name, 0), options)
-        heads[head] = {"model": name, **scored((name, 0), options, data), **facts, "ms": {}}
-        graphs[head] = trained(options.work / name).to_onnx().SerializeToString()
+    for head in options.only.split(","):
+        run = options.model + HEADS[head], options.seed
+        facts = train_ours(run, options)
+        network = trained(folder_of(run, options), head)
+        metrics = evaluate(torch_detect(network), data)
+        ap = {key: round(getattr(metrics, key), 4) for key in ("ap", "ap50", "ap75")}
+        heads[head] = {"model": run[0], **ap, **facts, "ms": {}}
+        graphs[head] = network.to_onnx().SerializeToString()
     inputs = []
     for record in data.records:
         image = read_image(record.path, (record.height, record.width))

@@ -89,6 +89,7 @@ def test_true_engines_are_built_for_a_gpu_that_is_not_here(
 ) -> None:
     """Suppression inside, layers typed as asked, the graph compared with torch, refused here."""
     pytest.importorskip("tensorrt_rtx_bindings")
+    network.decode.voting = True
     pixels = [letterbox(image, (96, 128))[0] for image in images]
     plan = calibrate(network.deployed(), [torch.from_numpy(np.stack(pixels))])
     precisions: tuple[Precision, ...] = ("f32", "f16", "int8") if capability != "7.5" else ("f16",)

@@ -14,7 +14,6 @@ Shape suffixes: N candidates, best first; n kept; V voters.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,13 +106,14 @@ def emit_voted(graph: GraphWriter, kept: Ballot, candidates: Ballot, threshold: 
     once_more = graph.reshape(kept.scores, *batch, n, 1)
     once_more = graph.op("Mul", [once_more, once_more], (*batch, n, 1))
 
-    # A column of ones sums the weights: ReduceSum of no rows is wrong in ONNX Runtime 1.31.
-    ones = graph.const(np.ones((*batch, V, 1), dtype=np.float32))
-    with_ones = graph.concat([voters.boxes, ones], axis + 1)
-    sums = graph.op("MatMul", [weights, with_ones], (*batch, n, 5))
-    parts = [(*batch, n, 4), (*batch, n, 1)]
-    boxes, total = graph.op_many("Split", [sums, graph.ints(4, 1)], parts, axis=axis + 1)
-    total = graph.op("Add", [total, once_more], (*batch, n, 1))
+    def summed(parts: Value) -> Value:
+        # A negative axis of no rows is reduced wrongly by ONNX Runtime 1.31. No MatMul: it would be
+        # one in float32 in a graph of another precision, and TensorRT has none for Turing.
+        return graph.op("ReduceSum", [parts, graph.ints(axis + 1)], (*batch, n, 1), keepdims=1)
+
+    corners = [graph.swap(column) for column in columns(voters.boxes, V)]
+    boxes = graph.concat([summed(pairs("Mul", weights, corner)) for corner in corners], axis + 1)
+    total = graph.op("Add", [summed(weights), once_more], (*batch, n, 1))
     total = graph.op("Max", [total, graph.scalar(LEAST)], (*batch, n, 1))
     more = graph.op("Mul", [kept.boxes, once_more], (*batch, n, 4))
     boxes = graph.op("Add", [boxes, more], (*batch, n, 4))
