@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 import heat.stages.build as stage
+from heat.commands.find import recorded_head
 from heat.records import BuildPlan, OnDevice, SupernetPlan, Trained, TrainPlan
 from heat.workspace import Workspace
 from supernet.data.shapes import make_shapes
@@ -36,6 +37,7 @@ def test_build_goes_on_where_it_was(tmp_path: Path) -> None:
     ):
         assert kind.__required_keys__ <= set(stages[name]), name
     assert stages["train"]["teacher"]["learnt"] == "maps"
+    assert recorded_head(Workspace(tmp_path / "run"), "plan") == stages["plan"]["head"] == "voted"
     weights = (tmp_path / "run" / "train" / "weights.safetensors").stat().st_mtime_ns
     code, again, errors = run(*arguments)
     assert (tmp_path / "run" / "train" / "weights.safetensors").stat().st_mtime_ns == weights

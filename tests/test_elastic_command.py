@@ -269,6 +269,7 @@ def test_a_fleet_is_trained_once_and_grows_without_training(
     bundle = workspace / "fleet" / "slow" / "bundle-onnx"
     card = json.loads((bundle / "card.json").read_text())
     assert card["training"]["inherited"] == "elastic supernet"
+    assert "vote_spread" not in card["decode"], "the supernet was trained without"
     made = bundle.stat().st_mtime_ns
     fleet.write_text(table.format("slow", 1) + table.format("other", 2))
     code, result, errors = run(*line)

@@ -143,6 +143,16 @@ def attending(
     return architecture.with_(**changes)
 
 
+def recorded_head(workspace: Workspace, stage: Literal["plan", "supernet"] | None) -> "HeadKind":
+    """Return the head of what a stage has begun, which goes on with it, or else box voting."""
+    from supernet.heatdetr.supernet import SearchSpace
+
+    recorded = workspace.stages().get(stage) if stage else None
+    if recorded is None or "space" not in recorded:
+        return "voted"
+    return SearchSpace.from_dict(recorded["space"], "run.json").template.head
+
+
 def ending_in(
     architecture: "Architecture", output_stride: str | None, head: "HeadKind | None"
 ) -> "Architecture":

@@ -6,15 +6,14 @@ from typing import Annotated
 
 from ..records import Result
 from ..workspace import DEFAULT, Workspace
-from .find import find_data, find_space, target_of_thinning
+from .find import find_data, find_space, recorded_head, target_of_thinning
 from .options import (
-    HEAD,
     STRIDE,
     Autocast,
     Backbone,
     BatchSize,
     Calibrate,
-    HeadName,
+    Head,
     Out,
     Restart,
     Seed,
@@ -33,7 +32,7 @@ def fleet(
     space: Space = None,
     input_size: Size = None,
     output_stride: Annotated[StrideName, STRIDE] = "16",
-    head: Annotated[HeadName, HEAD] = "voted",
+    head: Head = None,
     supernet_epochs: int = 12,
     epochs: int | None = None,
     batch_size: BatchSize = None,
@@ -83,7 +82,7 @@ def fleet(
         stages=("supernet",),
         default="mini",
         output_stride=output_stride,
-        head=head,
+        head=head or recorded_head(workspace, "supernet"),
     )
 
     settings = partial(recipe, "small", batch_size=batch_size, precision=precision, seed=seed)

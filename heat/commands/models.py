@@ -9,9 +9,16 @@ from cyclopts import Parameter
 
 from ..records import Result
 from ..workspace import DEFAULT, Workspace
-from .find import attending, find_data, find_judged, find_target, last_target, recorded_data
+from .find import (
+    attending,
+    find_data,
+    find_judged,
+    find_target,
+    last_target,
+    recorded_data,
+    recorded_head,
+)
 from .options import (
-    HEAD,
     STRIDE,
     AttentionName,
     Backbone,
@@ -20,7 +27,7 @@ from .options import (
     Data,
     DeviceName,
     Format,
-    HeadName,
+    Head,
     Out,
     PrecisionName,
     Restart,
@@ -256,7 +263,7 @@ def build(
     space: Space = None,
     input_size: Size = None,
     output_stride: Annotated[StrideName, STRIDE] = "16",
-    head: Annotated[HeadName, HEAD] = "voted",
+    head: Head = None,
     backbone: Backbone = None,
     distil: bool = False,
     calibrate: Calibrate = True,
@@ -298,7 +305,7 @@ def build(
         space=space,
         input_size=parse_size(input_size) if input_size is not None else None,
         output_stride=int(output_stride),
-        head=head,
+        head=head or recorded_head(workspace, None if restart else "plan"),
         distil=distil,
         calibrate=calibrate,
         seed=seed,

@@ -41,12 +41,13 @@ Space = Annotated[SpaceName | None, Parameter(help="Size of the supernet.")]
 StrideName = Literal["8", "16", "32"]
 STRIDE = Parameter(help="Output stride in pixels; 16 for small objects, 8 for smaller ones.")
 OutputStride = Annotated[StrideName | None, STRIDE]
-HeadName = Literal["nms", "voted", "one-to-one"]
-HEAD = Parameter(
-    help="voted averages the boxes that NMS keeps with those they overlap; one-to-one predicts "
-    "each object once: no NMS on the device."
-)
-Head = Annotated[HeadName | None, HEAD]
+Head = Annotated[
+    Literal["nms", "voted", "one-to-one"] | None,
+    Parameter(
+        help="voted, the default of build and fleet, averages the boxes that NMS keeps with those "
+        "they overlap; one-to-one predicts each object once: no NMS on the device."
+    ),
+]
 Backbone = Annotated[Path | None, Parameter(help="Weights of heat pretrain to start from.")]
 AttentionName = Annotated[
     Literal["exact", "act", "enact", "pool"] | None,
