@@ -118,6 +118,7 @@ def train_ours(run: Run, options: argparse.Namespace) -> dict[str, Any]:
             "seconds": round(stage["images"] * stage["epochs"] / stage["images_per_second"]),
             "batch_size": options.batch_size,
             "seed": seed,
+            "head": network.architecture.head,
             "threads": torch.get_num_threads(),
             "precision": str(autocast_type("auto", torch.device("cpu")) or torch.float32),
         }
