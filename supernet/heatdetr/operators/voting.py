@@ -5,8 +5,7 @@ Candidate j of the same class counts by its score s and by its overlap with the 
     w_ij = s_j^2 * exp(-(1 - IoU_ij)^2 / SPREAD)
 
 The kept box counts once more, by s_i^2. This is the variance voting of He et al. 2019, Bounding Box
-Regression with Uncertainty, section 3.4, with scores in place of learnt variances. Scores and
-labels stay.
+Regression with Uncertainty, with scores in place of learnt variances. Scores and labels stay.
 
 Shape suffixes: N candidates, best first; n kept; V voters.
 """
