@@ -129,7 +129,7 @@ def train_ours(run: Run, options: argparse.Namespace) -> dict[str, Any]:
 def trained(folder: Path, head: HeadKind | None = None) -> Detector:
     """Return the network that `train_ours` wrote to a folder, if asked with another head.
 
-    `nms` and `voted` are trained alike.
+    `nms` and `voted` are trained in the same way.
     """
     weights = folder / "train" / "weights.safetensors"
     architecture = Architecture.from_json(read_info(weights).description)

@@ -43,7 +43,7 @@ def main() -> None:
         network = trained(folder_of(run, options), head)
         metrics = evaluate(torch_detect(network), data)
         ap = {key: round(getattr(metrics, key), 4) for key in ("ap", "ap50", "ap75")}
-        heads[head] = {"model": run[0], **ap, **facts, "ms": {}}
+        heads[head] = {"model": run[0], **ap, **facts, "head": head, "ms": {}}
         graphs[head] = network.to_onnx().SerializeToString()
     inputs = []
     for record in data.records:

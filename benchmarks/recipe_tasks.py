@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from supernet.data.detection_set import DetectionSet
 from supernet.data.ground_truth import GroundTruth
@@ -50,15 +49,12 @@ class SelfTaught(DetectionTask):
         """Weigh what they say."""
         self._weight = max(0.0, (epoch / epochs - FROM) / (1 - FROM))
 
-    @torch.no_grad()
     def prepare(self, batch: Batch, config: TrainConfig) -> Batch:
         """Keep the maps of the averaged weights for the loss."""
         batch = super().prepare(batch, config)
         if self._weight:
             assert self._average is not None
-            self.network.eval()
-            self._theirs = functional_call(self.network, self._average.weights, (batch[0],))[:2]
-            self.network.train()
+            self._theirs = self._average.outputs(self.network, batch[0], config.precision)[:2]
         return batch
 
     def loss(

@@ -106,9 +106,10 @@ def _voted(
     Of candidates that score nearly as the last voter does, others may vote.
     """
     _, K, L = scores_AKL.shape
-    voted_KM4, slack_KM = boxes_M4.repeat(K, 1, 1), boxes_M4.new_zeros(K, len(boxes_M4))
+    voted_KM4, slack_KM = boxes_M4.expand(K, -1, -1), boxes_M4.new_zeros(K, len(boxes_M4))
     if not decode.voting:
         return voted_KM4, slack_KM
+    voted_KM4 = voted_KM4.clone()
     # More than take part: of nearly equal ones any may.
     scores_N, index = scores_AKL.flatten().topk(min(4 * decode.most, scores_AKL.numel()))
     labels = index // L % K

@@ -140,8 +140,14 @@ class GraphWriter(NodeWriter):
         return self.op("ReduceL2", [x], shape, axes=[axis], keepdims=1)
 
     def binary(self, kind: str, a: Value, b: Value) -> Value:
-        """Append an elementwise node of two inputs with broadcasting (Add, Mul, ...)."""
-        return self.op(kind, [a, b], np.broadcast_shapes(a.shape, b.shape))
+        """Append an elementwise node of two inputs with broadcasting (Add, Mul, ...).
+
+        Sides that are not known, -1, broadcast as all others do.
+        """
+        unknown = 1 << 40
+        known = ([unknown if side == -1 else side for side in x.shape] for x in (a, b))
+        shape = np.broadcast_shapes(*map(tuple, known))
+        return self.op(kind, [a, b], [-1 if side == unknown else side for side in shape])
 
     def add(self, a: Value, b: Value) -> Value:
         """Append a sum."""

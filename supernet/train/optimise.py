@@ -7,6 +7,7 @@ from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..detr.detr import Host
 from ..errors import UserError
@@ -160,3 +161,13 @@ class Averaged:
                 self.weights[key].lerp_(value, 1 - decay)
             else:
                 self.weights[key].copy_(value)
+
+    @torch.no_grad()
+    def outputs(self, network: nn.Module, images: Tensor, precision: Precision) -> Sequence[Tensor]:
+        """Return what a network in training gives, as in evaluation, with these weights."""
+        training, dtype = network.training, autocast_type(precision, images.device)
+        network.eval()
+        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+            found: Sequence[Tensor] = functional_call(network, self.weights, (images,))
+        network.train(training)
+        return found

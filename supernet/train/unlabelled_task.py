@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..boxes import Detections
 from ..checkpoint import Kind
@@ -24,7 +23,7 @@ from ..errors import UserError
 from ..network import Network
 from .distributed import Group, first_process
 from .feed import feed_keyed, rare_first, shareable
-from .optimise import Averaged, ParameterGroup, autocast_type
+from .optimise import Averaged, ParameterGroup
 from .recipes import TrainConfig
 from .task import Batch, Traces, task_of
 from .trust import Trust
@@ -166,12 +165,7 @@ class UnlabelledTask:
     def _find(self, images: Tensor, config: TrainConfig) -> list[Detections]:
         """Return what the averaged weights find on images."""
         assert self._average is not None
-        device, training = images.device.type, self.network.training
-        dtype = autocast_type(config.precision, images.device)
-        self.network.eval()
-        with torch.autocast(device, dtype, enabled=dtype is not None):
-            outputs = functional_call(self.network, self._average.weights, (images,))
-        self.network.train(training)
+        outputs = self._average.outputs(self.network, images, config.precision)
         found: list[Detections] = self.detector.decode(*(part.float() for part in outputs[:2]))
         return found
 

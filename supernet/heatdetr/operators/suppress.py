@@ -46,17 +46,13 @@ def survivors(
     B, n = best.shape
     x0, y0, x1, y1 = corners
 
-    def pairs(kind: str, a: Value, b: Value) -> Value:
-        return graph.binary(kind, graph.reshape(a, B, n, 1), graph.reshape(b, B, 1, n))
-
-    def extent(low: Value, high: Value) -> Value:
-        length = graph.binary("Sub", pairs("Min", high, high), pairs("Max", low, low))
-        return graph.unary("Relu", length)
-
-    common = graph.binary("Mul", extent(x0, x1), extent(y0, y1))
     sides = graph.binary("Sub", x1, x0), graph.binary("Sub", y1, y0)
     areas = graph.binary("Mul", *sides)
-    union = graph.binary("Sub", pairs("Add", areas, areas), common)
+    common, union = emit_overlaps(
+        graph,
+        [graph.reshape(x, B, n, 1) for x in (*corners, areas)],
+        [graph.reshape(x, B, 1, n) for x in (*corners, areas)],
+    )
     most = graph.binary("Mul", union, graph.scalar(iou))
     order = np.arange(n)
     better = graph.const((order[:, None] < order[None]).astype(np.float32)[None])
@@ -71,6 +67,23 @@ def survivors(
         free = graph.binary("Less", graph.full(better_ones), graph.scalar(0.5))
         alive = graph.binary("Mul", candidates, as_float(graph, free))
     return graph.reshape(alive, B, n)
+
+
+def emit_overlaps(
+    graph: GraphWriter, own: Sequence[Value], others: Sequence[Value]
+) -> tuple[Value, Value]:
+    """Append intersection and union of all pairs of boxes, in square pixels, [..., n, m].
+
+    Boxes are x0, y0, x1, y1 and areas, [..., n, 1] each, and [..., 1, m] each.
+    """
+
+    def extent(low: int, high: int) -> Value:
+        ends = graph.binary("Min", own[high], others[high])
+        length = graph.binary("Sub", ends, graph.binary("Max", own[low], others[low]))
+        return graph.unary("Relu", length)
+
+    common = graph.binary("Mul", extent(0, 2), extent(1, 3))
+    return common, graph.binary("Sub", graph.add(own[4], others[4]), common)
 
 
 def as_float(graph: GraphWriter, x: Value) -> Value:

@@ -10,7 +10,6 @@ Regression with Uncertainty, with scores in place of learnt variances. Scores an
 Shape suffixes: N candidates, best first; n kept; V voters.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from ...boxes import iou_matrix
 from ...graph.nodes import Value
 from ...graph.writer import GraphWriter
-from .suppress import as_float
+from .suppress import as_float, emit_overlaps
 
 SPREAD = 0.05
 """Squared distance from an IoU of 1 at which a candidate counts 1/e."""
@@ -67,53 +66,34 @@ def emit_voted(graph: GraphWriter, kept: Ballot, candidates: Ballot, threshold: 
     V = min(VOTERS, candidates.scores.shape[axis])
     voters = Ballot(*(graph.slice(part, axis, 0, V) for part in candidates))
 
-    def pairs(kind: str, a: Value, b: Value) -> Value:
-        return graph.op(kind, [a, b], (*batch, n, V))
+    def columns(boxes: Value) -> list[Value]:
+        return graph.split(boxes, axis + 1, (1,) * 4)
 
-    def columns(boxes: Value, count: int) -> list[Value]:
-        return graph.op_many(
-            "Split", [boxes, graph.ints(1, 1, 1, 1)], [(*batch, count, 1)] * 4, axis=axis + 1
-        )
+    def with_area(boxes: Value) -> list[Value]:
+        x0, y0, x1, y1 = corners = columns(boxes)
+        area = graph.binary("Mul", graph.binary("Sub", x1, x0), graph.binary("Sub", y1, y0))
+        return [*corners, area]
 
-    def area(corners: Sequence[Value], count: int) -> Value:
-        x0, y0, x1, y1 = corners
-        sides = [
-            graph.op("Sub", [high, low], (*batch, count, 1)) for low, high in ((x0, x1), (y0, y1))
-        ]
-        return graph.op("Mul", sides, (*batch, count, 1))
-
-    own = columns(kept.apart, n)
-    others = columns(voters.apart, V)
-    areas = area(own, n), graph.swap(area(others, V))
-    others = [graph.swap(column) for column in others]
-
-    def extent(low: int, high: int) -> Value:
-        length = pairs(
-            "Sub", pairs("Min", own[high], others[high]), pairs("Max", own[low], others[low])
-        )
-        return graph.unary("Relu", length)
-
-    common = pairs("Mul", extent(0, 2), extent(1, 3))
-    union = graph.op("Sub", [pairs("Add", *areas), common], (*batch, n, V))
-    union = graph.op("Max", [union, graph.scalar(LEAST)], (*batch, n, V))
-    off = graph.op("Sub", [graph.scalar(1.0), pairs("Div", common, union)], (*batch, n, V))
-    near = graph.op("Mul", [pairs("Mul", off, off), graph.scalar(-1 / SPREAD)], (*batch, n, V))
+    others = [graph.swap(column) for column in with_area(voters.apart)]
+    common, union = emit_overlaps(graph, with_area(kept.apart), others)
+    iou = graph.binary("Div", common, graph.binary("Max", union, graph.scalar(LEAST)))
+    off = graph.binary("Sub", graph.scalar(1.0), iou)
+    near = graph.binary("Mul", graph.binary("Mul", off, off), graph.scalar(-1 / SPREAD))
 
     counts = as_float(graph, graph.binary("Greater", voters.scores, graph.scalar(threshold)))
     squares = graph.binary("Mul", graph.binary("Mul", voters.scores, voters.scores), counts)
-    weights = pairs("Mul", graph.unary("Exp", near), graph.reshape(squares, *batch, 1, V))
+    squares = graph.reshape(squares, *batch, 1, V)
+    weights = graph.binary("Mul", graph.unary("Exp", near), squares)
     once_more = graph.reshape(kept.scores, *batch, n, 1)
-    once_more = graph.op("Mul", [once_more, once_more], (*batch, n, 1))
+    once_more = graph.binary("Mul", once_more, once_more)
 
     def summed(parts: Value) -> Value:
         # A negative axis of no rows is reduced wrongly by ONNX Runtime 1.31. No MatMul: it would be
         # one in float32 in a graph of another precision, and TensorRT has none for Turing.
         return graph.op("ReduceSum", [parts, graph.ints(axis + 1)], (*batch, n, 1), keepdims=1)
 
-    corners = [graph.swap(column) for column in columns(voters.boxes, V)]
-    boxes = graph.concat([summed(pairs("Mul", weights, corner)) for corner in corners], axis + 1)
-    total = graph.op("Add", [summed(weights), once_more], (*batch, n, 1))
-    total = graph.op("Max", [total, graph.scalar(LEAST)], (*batch, n, 1))
-    more = graph.op("Mul", [kept.boxes, once_more], (*batch, n, 4))
-    boxes = graph.op("Add", [boxes, more], (*batch, n, 4))
-    return graph.op("Div", [boxes, total], (*batch, n, 4))
+    corners = [graph.swap(column) for column in columns(voters.boxes)]
+    sums = [summed(graph.binary("Mul", weights, corner)) for corner in corners]
+    boxes = graph.add(graph.concat(sums, axis + 1), graph.binary("Mul", kept.boxes, once_more))
+    total = graph.add(summed(weights), once_more)
+    return graph.binary("Div", boxes, graph.binary("Max", total, graph.scalar(LEAST)))
