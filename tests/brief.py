@@ -27,6 +27,8 @@ def measure_briefly(set_value: Callable[[Any, str, Any], object]) -> None:
     fresh = (sys.executable, str(Path(__file__).with_name("brief_fresh.py")))
     for module in (latency_tables.meter, heat.thinning.floor, heat.thinning.measuring):
         set_value(module, "FRESH_COMMAND", fresh)
+    set_value(latency_tables.meter, "ENTRY_ROUNDS", 2)
+    set_value(latency_tables.meter, "ENTRY_MAX_ROUNDS", 3)
     set_value(heat.stages.profile, "Checks", rough)
     set_value(heat.thinning.candidates, "Checks", rough)
     set_value(heat.thinning.filling, "WATCH_S", 0.4)
