@@ -103,7 +103,7 @@ def test_recordings_of_a_camera_follow_each_other(tmp_path: Path) -> None:
     for expected in ("camera0", "camera0-2", "camera0-3"):
         target = recordings_of(["0"], tmp_path)["0"]
         assert target == tmp_path / expected
-        recorder = Recorder(target.parent, target.name, 25.0)
+        recorder = Recorder(target.parent, target.name, 25.0, live=True)
         recorder.add(np.zeros((48, 64, 3), np.uint8), {"boxes_xyxy_px": []})
         recorder.close()
     same = recordings_of(["rtsp://a/live", "rtsp://b/live"], tmp_path)

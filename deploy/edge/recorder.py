@@ -1,4 +1,4 @@
-"""Records a video with its detections, and shows it while it runs.
+"""Records a video or a camera with its detections, and shows it while it runs.
 
 Needs numpy and OpenCV only; every bundle's `detect.py` carries this file's text.
 """
@@ -17,7 +17,7 @@ from supernet.errors import DataError, UserError
 from supernet.letterbox import Image
 
 from .records import FrameRecord
-from .saving import MADE_BY_HEAT, check_free, partial_path
+from .saving import MADE_BY_HEAT, check_free, partial_path, recorded
 
 WINDOW = "heat detect"
 USUAL_FPS = 25.0
@@ -35,18 +35,22 @@ LONGEST_PAUSE_S = 60.0
 
 
 class Recorder:
-    """Writes a video with boxes and a line of JSON for each frame; complete or not at all.
+    """Writes a video with boxes and a line of JSON for each frame.
+
+    Of a file, which can be read again, complete or not at all: as MP4, under its name once it is
+    closed. Of a camera, which cannot, all that was written: as Matroska, which can be read up to
+    its last MiB or so where its process was killed, under its name from the first frame on.
 
     Every frame is written once at least, and again where the next one comes later than the frame
     rate would have it: the recording is as long as its source, pauses included.
     """
 
-    def __init__(self, folder: Path, stem: str, fps: float) -> None:
-        """Make the folder; the files appear when the recorder is closed."""
-        self.video, self.lines = folder / f"{stem}.mp4", folder / f"{stem}.jsonl"
+    def __init__(self, folder: Path, stem: str, fps: float, *, live: bool = False) -> None:
+        """Make the folder; a file's recording appears when the recorder is closed."""
+        self.video, self.lines = recorded(folder / stem, live), folder / f"{stem}.jsonl"
         for path in (self.video, self.lines):
             check_free(path)
-        self._fps = writable_fps(fps)
+        self._live, self._fps = live, writable_fps(fps)
         self._writer: Any = None
         self._size: tuple[int, int] | None = None
         self._last: Image  # set with the first frame
@@ -55,7 +59,7 @@ class Recorder:
         """Frames of the recording, repeated ones included."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._stream = partial_path(self.lines).open("w", encoding="utf-8", buffering=1)
+            self._stream = self._part(self.lines).open("w", encoding="utf-8", buffering=1)
         except OSError as error:
             raise DataError(f"cannot write to {folder}: {error.strerror}") from None
 
@@ -76,9 +80,13 @@ class Recorder:
         except OSError as error:
             raise DataError(f"cannot write {self.lines}: {error.strerror}") from None
 
+    def _part(self, path: Path) -> Path:
+        """Return where a file is while it is written."""
+        return path if self._live else partial_path(path)
+
     def _open(self, width: int, height: int, time_s: float) -> None:
         code = cv2.VideoWriter.fourcc(*"mp4v")
-        part = str(partial_path(self.video).absolute())  # o:9/ is no protocol of FFmpeg
+        part = str(self._part(self.video).absolute())  # o:9/ is no protocol of FFmpeg
         self._writer = cv2.VideoWriter(part, code, self._fps, (width, height))
         self._start_s, self._size = time_s, (width, height)
         if not self._writer.isOpened():
@@ -102,12 +110,13 @@ class Recorder:
             if self._writer is not None:
                 self._writer.release()
                 self._check()
-                with partial_path(self.video).open("ab") as stream:
-                    # A box that players skip.
-                    size = len(MADE_BY_HEAT) + 8
-                    stream.write(size.to_bytes(4, "big") + b"free" + MADE_BY_HEAT)
-                partial_path(self.video).replace(self.video)
-            partial_path(self.lines).replace(self.lines)
+                if not self._live:  # a camera's is never replaced
+                    with self._part(self.video).open("ab") as stream:
+                        # A box that players skip.
+                        size = len(MADE_BY_HEAT) + 8
+                        stream.write(size.to_bytes(4, "big") + b"free" + MADE_BY_HEAT)
+                    self._part(self.video).replace(self.video)
+            self._part(self.lines).replace(self.lines)
         except OSError as error:
             raise DataError(f"cannot write {self.video}: {error.strerror}") from None
         finally:
@@ -115,25 +124,28 @@ class Recorder:
 
     def _check(self) -> None:
         """Read back how many frames the file has: OpenCV reports no full disk."""
-        capture = cv2.VideoCapture(str(partial_path(self.video).absolute()))
-        count = capture.get(cv2.CAP_PROP_FRAME_COUNT) if capture.isOpened() else 0
+        capture = cv2.VideoCapture(str(self._part(self.video).absolute()))
+        # Matroska's is computed from its duration.
+        count = round(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
         capture.release()
         if count < self.frames:
             free = shutil.disk_usage(self.video.parent).free / 2**20
             raise DataError(
-                f"cannot write {self.video}: {max(0, int(count))} of {self.frames} frames were "
+                f"cannot write {self.video}: {max(0, count)} of {self.frames} frames were "
                 f"written ({free:.0f} MiB are free there)"
             )
 
     def discard(self) -> None:
-        """Remove unfinished files."""
+        """Close the files, and remove unfinished ones; a camera's are kept from the first frame."""
         with suppress(OSError):
             self._stream.close()
         if self._writer is not None:
             self._writer.release()
+        if self._live and self.frames:
+            return
         for path in (self.video, self.lines):
             with suppress(OSError):
-                partial_path(path).unlink(missing_ok=True)
+                self._part(path).unlink(missing_ok=True)
 
 
 def writable_fps(fps: float) -> float:

@@ -122,17 +122,23 @@ def recordings_of(sources: Sequence[str], folder: Path) -> dict[str, Path]:
         target = folder / below.get(Path(source), Path()) / name
         number = 1
         # A camera's earlier recordings are never replaced.
-        while target in found.values() or (is_live(source) and recorded(target).exists()):
+        live = is_live(source)
+        while target in found.values() or (live and _recorded_before(target)):
             number += 1
             target = target.with_name(f"{name}-{number}")
-        check_free(recorded(target), taken)
+        check_free(recorded(target, live), taken)
         found[source] = target
     return found
 
 
-def recorded(target: Path) -> Path:
-    """Return the video file of a recording."""
-    return target.with_name(f"{target.name}.mp4")
+def recorded(target: Path, live: bool) -> Path:
+    """Return the video file of a recording, of a camera or stream if `live`."""
+    return target.with_name(f"{target.name}{'.mkv' if live else '.mp4'}")
+
+
+def _recorded_before(target: Path) -> bool:
+    lines = target.with_name(f"{target.name}.jsonl")
+    return any(path.exists() for path in (recorded(target, True), recorded(target, False), lines))
 
 
 def below_shared(paths: Sequence[Path]) -> list[Path]:

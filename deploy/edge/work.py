@@ -141,15 +141,18 @@ def detect_stream(
 ) -> StreamResult:
     """Run the bundle on a video file, a camera or a stream; return the JSON line.
 
-    With `save`, a path without suffix, a video with boxes (.mp4) and a line of JSON for each frame
-    (.jsonl) are written there. After Ctrl-C they are kept, after an error they are not.
+    With `save`, a path without suffix, a video with boxes (.mp4, of a camera .mkv) and a line of
+    JSON for each frame (.jsonl) are written there. After Ctrl-C they are kept, after an error those
+    of a camera.
     """
     limits = options.limits(bundle)
     opened = Source(source)
     maps = bundle.card.get("decode", {}).get("calibration")
     tracker = Tracker(opened.fps, limits, maps) if options.track else None
     try:
-        recorder = Recorder(save.parent, save.name, opened.fps) if save is not None else None
+        recorder = None
+        if save is not None:
+            recorder = Recorder(save.parent, save.name, opened.fps, live=opened.live)
     except HeatError:
         opened.close()
         raise
