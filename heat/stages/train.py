@@ -33,7 +33,7 @@ from supernet.train.unlabelled_task import UnlabelledTask
 from ..records import Result
 from ..thinning.source import WEIGHTS, load_supernet
 from ..thinning.thinned import need_thinned
-from ..views.learning import draw_batches, draw_learning
+from ..views.first_batches import draw_batches
 from ..workspace import Workspace
 from .inherited import inherited_of
 from .lesson import lesson_of, with_unlabelled
@@ -112,6 +112,8 @@ def train(
     }
     if done.leads:
         history = read_info(done.checkpoint).history
+        from ..views.learning import draw_learning  # matplotlib: slow to import
+
         draw_learning(history, workspace.train / "learning.svg")
         best = best_epoch(history)
         if best is not None:

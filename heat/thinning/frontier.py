@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, fields
 from supernet.atomic import write_text
 from supernet.counting import count_macs, count_params
 
-from ..views.charts import draw_frontier
 from ..workspace import Workspace
 from .limits import Pricer
 from .search import Chain
@@ -82,5 +81,7 @@ def write_frontier(workspace: Workspace, chain: Chain, prices: Pricer, unit: str
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     write_text(workspace.frontier, stream.getvalue())
+    from ..views.charts import draw_frontier  # matplotlib: slow to import
+
     points = [(row.fps, row.lost, row.move) for row in rows]
     draw_frontier(points, unit, workspace.frontier.with_suffix(".svg"))

@@ -1,40 +1,21 @@
-"""Pictures of training and of what was learnt: curves, precision and recall, mistakes, batches."""
+"""Figures of training and of what was learnt: curves, precision and recall, mistakes."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from supernet.atomic import write_bytes
 from supernet.checkpoint import EpochRow
 from supernet.data.average_precision import Scores
-from supernet.data.detection_set import DetectionSet
 from supernet.data.reliability import Bin
-from supernet.letterbox import Image
-from supernet.train.feed import feed
-from supernet.train.recipes import TrainConfig
 
 from .charts import plain, save
 
 MAX_SIDE_INCHES = 24.0
 """Of a confusion matrix; a thousand classes at full size would take gigabytes to draw."""
-SHOWN = 16
-"""Pictures of the first batches that are shown."""
-COLOURS = (
-    (255, 80, 80),
-    (80, 200, 80),
-    (90, 140, 255),
-    (255, 190, 0),
-    (220, 90, 255),
-    (0, 210, 210),
-)
-
-
 LOSSES = {
     "boxes": "boxes (GIoU)",
     "l1": "boxes (L1)",
@@ -127,31 +108,3 @@ def draw_reliability(bins: Sequence[Bin], path: Path) -> Path:
     axis.set(xlabel="score", ylabel="share that is right (IoU 0.5)", xlim=(0, 1), ylim=(0, 1))
     axis.legend(loc="upper left", fontsize=8)
     return save(figure, path)
-
-
-def draw_batches(
-    data: DetectionSet, input_hw: tuple[int, int], config: TrainConfig, path: Path
-) -> Path:
-    """Save the first training images with their boxes, as the network gets them."""
-    tiles: list[Image] = []
-    for images, targets in feed(data, input_hw, config, range(1)):
-        for image, target in zip(images, targets, strict=True):
-            tile = image.numpy().copy()
-            for box, label in zip(target.boxes_xyxy.tolist(), target.labels.tolist(), strict=True):
-                colour = COLOURS[label % len(COLOURS)]
-                x0, y0, x1, y1 = (round(v) for v in box)
-                cv2.rectangle(tile, (x0, y0), (x1, y1), colour, 2)
-                cv2.putText(
-                    tile, data.names[label], (x0, max(12, y0 - 3)), cv2.FONT_HERSHEY_SIMPLEX, 0.4,
-                    colour, 1, cv2.LINE_AA,
-                )  # fmt: skip
-            tiles.append(tile)
-        if len(tiles) >= SHOWN:
-            break
-    columns = math.ceil(math.sqrt(len(tiles[:SHOWN])))
-    blank = np.zeros_like(tiles[0])
-    tiles = tiles[:SHOWN] + [blank] * (-len(tiles[:SHOWN]) % columns)
-    rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
-    _, encoded = cv2.imencode(".jpg", np.vstack(rows)[:, :, ::-1])
-    write_bytes(path, encoded.tobytes())
-    return path

@@ -15,7 +15,6 @@ from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from .coco_file import ResultRow
@@ -186,6 +185,8 @@ def _likeliest(
         gradient = np.array([(excess_N * logits_N).sum(), excess_N.sum()]) + off / np.array(std)
         cost = np.logaddexp(0.0, z_N).sum() - z_N[right_N].sum() + (off**2).sum() / 2
         return float(cost), gradient
+
+    from scipy.optimize import minimize  # slow to import, and every network imports this file
 
     bounds = ((LEAST_SLOPE, None), (None, None))
     done = minimize(loss, np.array(mean), jac=True, method="L-BFGS-B", bounds=bounds)

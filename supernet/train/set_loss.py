@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,6 +56,8 @@ def match_sets(
     cost = cost + weights.l1 * torch.cdist(boxes_Q4.float(), wanted_N4, p=1)
     corners, wanted = cxcywh_to_xyxy(boxes_Q4.float()), cxcywh_to_xyxy(wanted_N4)
     cost = cost - weights.giou * giou_pairs(corners[:, None], wanted[None])
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     # Where the network computes NaN its loss is not finite, which is handled there.
     queries, objects = linear_sum_assignment(cost.nan_to_num(1e6, 1e6, -1e6).cpu().numpy())
     pairs = torch.from_numpy(np.stack([queries, objects])).to(logits.device)
