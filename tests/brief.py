@@ -13,6 +13,7 @@ import heat.thinning.filling
 import heat.thinning.floor
 import heat.thinning.measuring
 import latency_tables.meter
+import latency_tables.probe.batch
 from deploy.edge.bench import measure_speed
 from latency_tables.plan import Checks
 
@@ -27,6 +28,8 @@ def measure_briefly(set_value: Callable[[Any, str, Any], object]) -> None:
     fresh = (sys.executable, str(Path(__file__).with_name("brief_fresh.py")))
     for module in (latency_tables.meter, heat.thinning.floor, heat.thinning.measuring):
         set_value(module, "FRESH_COMMAND", fresh)
+    for name in ("NETWORK_ROUNDS", "NETWORK_MIN_ROUNDS"):  # those of torch, in this process
+        set_value(latency_tables.probe.batch, name, 3)
     set_value(latency_tables.meter, "ENTRY_ROUNDS", 2)
     set_value(latency_tables.meter, "ENTRY_MAX_ROUNDS", 3)
     set_value(heat.stages.profile, "Checks", rough)
