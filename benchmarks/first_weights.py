@@ -3,13 +3,14 @@
     python benchmarks/first_weights.py --data cells --work DIR --name cells
 
 One network of a space, half as wide, is trained with `--recipe small` from scratch, and from the
-weights of supernets that AdamW and Muon trained for a few epochs. Each is scored on val by every
-seed; finished runs are kept. The last line is one JSON object; with --name it goes to
+weights of supernets that were trained for a few epochs in several ways. Each is scored on val by
+every seed; finished runs are kept. The last line is one JSON object; with --name it goes to
 benchmarks/results/first-weights/.
 """
 
 import argparse
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,29 +32,31 @@ from supernet.heatdetr.inherit import inherit
 from supernet.heatdetr.input_size import parse_size
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
 from supernet.train.loop import fit
-from supernet.train.recipes import SUPERNET, Optimizer, changed, recipe
+from supernet.train.recipes import SUPERNET, changed, recipe
 from supernet.train.running import Running
 
-STARTS: dict[str, Optimizer | None] = {
+STARTS: dict[str, Mapping[str, Any] | None] = {
     "from scratch": None,
-    "supernet by AdamW": "adamw",
-    "supernet by Muon": "muon",
+    "supernet by AdamW": {"optimizer": "adamw", "vector_rate": 1.0},
+    "supernet by Muon": {"vector_rate": 1.0},
+    "supernet by Muon, vectors at five rates": {"vector_rate": 5.0},
 }
+"""How the supernet is trained: changes of its settings; None for none."""
 PLAIN = Running(resume=True, workers=0)
 
 
 def started(
-    optimizer: Optimizer | None, space: SearchSpace, data: DetectionSet, folder: Path, epochs: int,
-    seed: int,
+    changes: Mapping[str, Any] | None, space: SearchSpace, data: DetectionSet, folder: Path,
+    epochs: int, seed: int,
 ) -> Detector:  # fmt: skip
     """Return the network as it is before its own training, half as wide as the space."""
     halves = tuple((width + WIDTH_STEP) // (2 * WIDTH_STEP) * WIDTH_STEP for width in space.widths)
     network = space.template.with_(name="half", widths=halves)
     torch.manual_seed(seed)
-    if optimizer is None:
+    if changes is None:
         return Detector(network)
     supernet = Supernet(space, SearchConfig(logit_learning_rate=SHORT_RUN_LOGIT_RATE))
-    config = changed(SUPERNET, epochs=epochs, seed=seed, optimizer=optimizer)
+    config = changed(SUPERNET, epochs=epochs, seed=seed, **changes)
     fit(supernet, data, config, folder, PLAIN)
     return inherit(supernet, network, State.full(space).positions())
 
@@ -87,6 +90,7 @@ def main() -> None:
     parser.add_argument("--supernet-epochs", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--only", help="starts, with semicolons between them")
     parser.add_argument("--name")
     options = parser.parse_args()
     data, val = load_split(options.data, "train"), load_split(options.data, "val")
@@ -97,7 +101,8 @@ def main() -> None:
         output_stride=16,
     )
     run = partial(train, space=space, data=data, val=val, options=options)
-    done = kept_runs(options.work, STARTS, options.seeds.split(","), run)
+    starts = options.only.split(";") if options.only else STARTS
+    done = kept_runs(options.work, starts, options.seeds.split(","), run)
     result = {
         "data": options.data.name,
         "input_size": options.input_size,
