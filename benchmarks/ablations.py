@@ -221,6 +221,7 @@ RECIPES = {
     "CIoU": FINE(overlap=ciou),
     "GIoU and distances": FINE(overlap=giou_and_distances),
     "objects pasted": FINE(show=pasted),
+    "mosaic always and objects pasted": FINE(augment={"mosaic": 1.0}, show=pasted),
     "steps of several sizes": FINE(show=of_several_sizes),
     "taught by its averaged weights": FINE(task=SelfTaught),
     "boxes as masks": FINE(build=WithMasks, task=Masked),

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from frontier import OURS
+from frontier import architecture_of
 from stage import Stage
 
 from deploy.gate import torch_detect
@@ -39,7 +39,7 @@ def network_of(stage: Stage, classes: int) -> Architecture:
             widths=(32, 32, 32, 32), blocks=("R", "S", "W", "R"), t1_blocks=1, t2_blocks=1,
             num_classes=classes, input_size=(64, 96),
         )  # fmt: skip
-    return OURS["heat-m"].with_(input_size=(448, 448), num_classes=classes).with_stride(16)
+    return architecture_of("heat-m", (448, 448)).with_(num_classes=classes)
 
 
 def train(stage: Stage, data: Path) -> None:
