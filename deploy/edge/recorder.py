@@ -125,10 +125,10 @@ class Recorder:
     def _check(self) -> None:
         """Read back how many frames the file has: OpenCV reports no full disk."""
         capture = cv2.VideoCapture(str(self._part(self.video).absolute()))
-        # Matroska's is computed from its duration.
         count = round(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
         capture.release()
-        if count < self.frames:
+        # Matroska's is its duration by its rate, both rounded.
+        if count < (int(0.999 * self.frames) if self._live else self.frames):
             free = shutil.disk_usage(self.video.parent).free / 2**20
             raise DataError(
                 f"cannot write {self.video}: {max(0, count)} of {self.frames} frames were "
