@@ -7,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
@@ -19,7 +18,7 @@ from deploy.edge.saving import recordings_of
 from deploy.edge.work import DetectOptions, detect_stream
 from supernet.errors import DataError
 from supernet.letterbox import Image
-from tests.test_videos import FakeBundle, found, frame
+from tests.test_videos import FakeBundle, facts, found, frame
 
 KILLED = """
 import os, signal, sys
@@ -52,21 +51,11 @@ class Camera(Source):
         pass
 
 
-def read_frames(path: Path) -> int:
-    """Return how many frames a player finds."""
-    capture = cv2.VideoCapture(str(path))
-    count = 0
-    while capture.read()[0]:
-        count += 1
-    capture.release()
-    return count
-
-
 def test_a_killed_process_leaves_its_recording(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
     assert done.returncode == -signal.SIGKILL
     assert sorted(path.name for path in tmp_path.iterdir()) == ["camera0.jsonl", "camera0.mkv"]
-    assert read_frames(tmp_path / "camera0.mkv") > 100
+    assert facts(tmp_path / "camera0.mkv")[0] > 100
     lines = (tmp_path / "camera0.jsonl").read_text().splitlines()
     assert len(lines) == 200 and json.loads(lines[-1]) == {"frame": 199}
     assert recordings_of(["0"], tmp_path)["0"] == tmp_path / "camera0-2", "it is not replaced"
@@ -93,7 +82,7 @@ def test_an_error_leaves_what_a_camera_gave(
     expected = {"camera0.mkv", "camera0.jsonl"} if at_frame > 1 else set()
     assert {path.name for path in tmp_path.iterdir()} == expected
     if expected:
-        assert read_frames(tmp_path / "camera0.mkv") == at_frame - 1
+        assert facts(tmp_path / "camera0.mkv")[0] == at_frame - 1
 
 
 @pytest.mark.parametrize("fps", [12.345, 25.0, 29.97, 60.0])
@@ -103,7 +92,7 @@ def test_no_frame_of_a_camera_is_missing_once_it_is_closed(fps: float, tmp_path:
     for number in range(97):
         recorder.add(frame(number), {"frame": number})
     recorder.close()
-    assert read_frames(tmp_path / "camera0.mkv") == 97
+    assert facts(tmp_path / "camera0.mkv")[0] == 97
 
 
 def test_recordings_of_earlier_versions_are_not_replaced(tmp_path: Path) -> None:
@@ -128,4 +117,4 @@ def test_a_full_disk_leaves_what_was_written(
         for number in range(30):
             recorder.add(np.zeros((48, 64, 3), np.uint8), {"frame": number})
     recorder.discard()
-    assert read_frames(tmp_path / "camera0.mkv") == 25
+    assert facts(tmp_path / "camera0.mkv")[0] == 25

@@ -121,8 +121,8 @@ def recordings_of(sources: Sequence[str], folder: Path) -> dict[str, Path]:
         name = fitting(recording_name(source))
         target = folder / below.get(Path(source), Path()) / name
         number = 1
-        # A camera's earlier recordings are never replaced.
         live = is_live(source)
+        # A camera's earlier recordings are never replaced.
         while target in found.values() or (live and _recorded_before(target)):
             number += 1
             target = target.with_name(f"{name}-{number}")
