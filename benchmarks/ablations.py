@@ -32,7 +32,6 @@ from recipe_levers import (
     giou_and_distances,
     matchability_loss,
     of_several_sizes,
-    pasted,
     quality_loss,
 )
 from recipe_tasks import Masked, SelfTaught, WithMasks
@@ -220,8 +219,6 @@ RECIPES = {
     "boxes weigh a half": FINE(loss=partial(boxes_weigh, 0.5)),
     "CIoU": FINE(overlap=ciou),
     "GIoU and distances": FINE(overlap=giou_and_distances),
-    "objects pasted": FINE(show=pasted),
-    "mosaic always and objects pasted": FINE(augment={"mosaic": 1.0}, show=pasted),
     "steps of several sizes": FINE(show=of_several_sizes),
     "taught by its averaged weights": FINE(task=SelfTaught),
     "boxes as masks": FINE(build=WithMasks, task=Masked),
@@ -233,7 +230,9 @@ RECIPES = {
     "learning rate 2e-3": FINE(training={"learning_rate": 2e-3}),
     "learning rate 5e-4": FINE(training={"learning_rate": 5e-4}),
     "no mosaic": FINE(augment={"mosaic": 0.0}),
-    "mosaic always": FINE(augment={"mosaic": 1.0}),
+    "mosaics in half of the images": FINE(augment={"mosaic": 0.5}),
+    "nothing pasted": FINE(augment={"pasted": 0.0}),
+    "mosaics in half of the images, nothing pasted": FINE(augment={"mosaic": 0.5, "pasted": 0.0}),
     "zoom 0.4 to 1.8": FINE(augment={"scale": (0.4, 1.8)}),
     "no zoom": FINE(augment={"scale": (1.0, 1.0)}),
     "flips upside down too": FINE(augment={"flip_vertical": 0.5}),

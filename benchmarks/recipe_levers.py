@@ -9,14 +9,12 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 import supernet.train.uniform
 from supernet.boxes import giou_pairs, iou_matrix, xyxy_to_cxcywh
-from supernet.data.greedy_match import shares_within
 from supernet.data.ground_truth import GroundTruth
 from supernet.heatdetr.operators.decode import Decode
 from supernet.letterbox import Image, resized
@@ -158,51 +156,3 @@ def of_several_sizes(batch: Batch, rng: np.random.Generator) -> Batch:
     factor = torch.tensor([width / images.shape[2], height / images.shape[1]] * 2)
     boxes = [replace(target, boxes_xyxy=target.boxes_xyxy * factor) for target in targets]
     return torch.from_numpy(shown), boxes
-
-
-def pasted(batch: Batch, rng: np.random.Generator) -> Batch:
-    """Paste up to three objects of another image of the batch into half of its images.
-
-    As rectangles, where they cover no object by more than 0.3 of it; objects of classes that the
-    batch has few of are chosen more often (Ghiasi et al. 2021, for boxes).
-    """
-    images, targets = batch[0].clone(), []
-    number = torch.cat([target.labels for target in batch[1]]).bincount()
-    for index, target in enumerate(batch[1]):
-        donor = int(rng.integers(0, len(batch[1])))
-        if donor != index and rng.random() < 0.5:
-            other = batch[1][donor]
-            chance = (1 / number[other.labels]).numpy().astype(np.float64)
-            target = _with_objects(images[index], target, batch[0][donor], other, chance, rng)
-        targets.append(target)
-    return images, targets
-
-
-def _with_objects(
-    image_HW3: Tensor,
-    target: GroundTruth,
-    donor_HW3: Tensor,
-    other: GroundTruth,
-    chance_N: npt.NDArray[np.float64],
-    rng: np.random.Generator,
-) -> GroundTruth:
-    """Paste objects of the donor into the image, in place, and return all objects in it."""
-    boxes_M4, labels_M = target.boxes_xyxy, target.labels
-    count = min(3, len(chance_N))
-    if not count:
-        return target
-    chosen = rng.choice(len(chance_N), count, replace=False, p=chance_N / chance_N.sum())
-    for one in chosen:
-        x0, y0, x1, y1 = (int(v) for v in other.boxes_xyxy[one].round())
-        h, w = y1 - y0, x1 - x0
-        room_y, room_x = image_HW3.shape[0] - h, image_HW3.shape[1] - w
-        if min(h, w) < 4 or min(room_y, room_x) <= 0:
-            continue
-        y, x = int(rng.integers(0, room_y)), int(rng.integers(0, room_x))
-        box_14 = torch.tensor([[x, y, x + w, y + h]], dtype=boxes_M4.dtype)
-        if (shares_within(boxes_M4.numpy(), box_14.numpy()) > 0.3).any():
-            continue
-        image_HW3[y : y + h, x : x + w] = donor_HW3[y0:y1, x0:x1]
-        boxes_M4 = torch.cat([boxes_M4, box_14])
-        labels_M = torch.cat([labels_M, other.labels[one : one + 1]])
-    return GroundTruth(boxes_M4, labels_M)

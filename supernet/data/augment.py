@@ -52,6 +52,8 @@ class AugmentConfig:
     """Largest turn around the grey axis, as a share of the circle."""
     mosaic: float = 0.0
     """Probability that four images are shown together."""
+    pasted: float = 0.0
+    """Probability that objects of another image are pasted (`pasting.py`)."""
 
 
 def augment(

@@ -43,11 +43,13 @@ def in_crowds(boxes_N4: Boxes, crowds: Iterable[Crowd], least: float) -> npt.NDA
     return np.asarray((shares_within(boxes_N4, crowds_C4) >= least).any(axis=1), np.bool_)
 
 
-def shares_within(a_N4: Boxes, b_M4: Boxes) -> npt.NDArray[np.float64]:
+def shares_within(
+    a_N4: npt.NDArray[np.floating[Any]], b_M4: npt.NDArray[np.floating[Any]]
+) -> npt.NDArray[np.floating[Any]]:
     """Return the share of each of `a` that lies in each of `b`, [N, M]."""
     low = np.maximum(a_N4[:, None, :2], b_M4[None, :, :2])
     high = np.minimum(a_N4[:, None, 2:], b_M4[None, :, 2:])
     sides = np.maximum(a_N4[:, 2:] - a_N4[:, :2], 0)
     shared = np.maximum(high - low, 0).prod(axis=2)
-    found: npt.NDArray[np.float64] = shared / np.maximum(sides.prod(axis=1), 1e-9)[:, None]
+    found: npt.NDArray[np.floating[Any]] = shared / np.maximum(sides.prod(axis=1), 1e-9)[:, None]
     return found

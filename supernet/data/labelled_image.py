@@ -28,7 +28,8 @@ class LabelledImage:
     """How much each object counts, [N]; None for 1 each."""
     frame: npt.NDArray[np.float64] | None = None
     """Where the corners (0, 0) and (width, height) of the image, or of its crop, are after
-    augmentation, [x1, y1, x2, y2]: x1 > x2 where it is mirrored. None before, and for mosaics."""
+    augmentation, [x1, y1, x2, y2]: x1 > x2 where it is mirrored. None before, for mosaics and
+    where objects are pasted."""
 
 
 def load_image(record: Record, shrink: int = 1) -> LabelledImage:

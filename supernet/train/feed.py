@@ -26,6 +26,7 @@ from ..data.augment import augment, largest_scale, mosaic
 from ..data.detection_set import DetectionSet, Record
 from ..data.ground_truth import GroundTruth
 from ..data.labelled_image import LabelledImage, load_image
+from ..data.pasting import paste_objects
 from ..data.shared_records import SharedRecords
 from ..errors import DataError, HeatError
 from .distributed import Group
@@ -93,7 +94,7 @@ class Samples(Keyed):
         return len(self.records)
 
     def sample(self, epoch: int, index: int, again: int = 0) -> tuple[Tensor, GroundTruth]:
-        """Return one augmented image, alone or in a mosaic with three others, and its objects."""
+        """Return one augmented image and its objects, maybe in a mosaic, or with others pasted."""
         config = self.config
         rng = chance_of(config, epoch, index, again)
         together = config.augment.mosaic and epoch < config.epochs - config.plain_epochs
@@ -102,12 +103,18 @@ class Samples(Keyed):
             images = [self.load(self.records[i]) for i in chosen]
             image = mosaic(images, self.input_hw, config.augment, rng)
         else:
-            image = augment(self.load(self.records[index]), self.input_hw, config.augment, rng)
+            image = self._alone(index, rng)
+        if config.augment.pasted and rng.random() < config.augment.pasted:
+            donor = self._alone(int(rng.integers(0, len(self.records))), rng)
+            image = paste_objects(image, donor, rng)
         return torch.from_numpy(image.pixels), GroundTruth(
             torch.from_numpy(image.boxes_xyxy),
             torch.from_numpy(image.labels),
             None if image.weights is None else torch.from_numpy(image.weights),
         )
+
+    def _alone(self, index: int, rng: np.random.Generator) -> LabelledImage:
+        return augment(self.load(self.records[index]), self.input_hw, self.config.augment, rng)
 
     def load(self, record: Record) -> LabelledImage:
         """Return an image before augmentation, a large one decoded smaller."""

@@ -95,7 +95,13 @@ SMALL = TrainConfig(
     vector_rate=5.0,
     plain_epochs=15,
     augment=AugmentConfig(
-        mosaic=0.5, scale=(0.6, 1.6), shift=0.1, brightness=0.3, contrast=0.2, hue=0.02
+        mosaic=1.0,
+        pasted=0.5,
+        scale=(0.6, 1.6),
+        shift=0.1,
+        brightness=0.3,
+        contrast=0.2,
+        hue=0.02,
     ),
 )
 SUPERNET = TrainConfig(optimizer="muon")

@@ -213,6 +213,7 @@ class RunFiles:
         fingerprint.setdefault("start", own["start"])
         fingerprint["config"].setdefault("optimizer", "adamw")
         fingerprint["config"].setdefault("vector_rate", 1.0)
+        fingerprint["config"].setdefault("augment", {}).setdefault("pasted", 0.0)
         different = differences(own, fingerprint)
         if different:
             raise CheckpointError(
