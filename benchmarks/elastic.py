@@ -126,7 +126,7 @@ class Seed:
         self.space = space_of(options, self.data.num_classes)
         self.work: Path = options.work / str(seed)
         self.work.mkdir(parents=True, exist_ok=True)
-        self.images = list(images_for(self.data, self.size))
+        self.images = list(images_for(self.data, self.size, recipe("small").augment))
         self.trained: dict[str, Supernet] = {}
 
     def run(self, ways: Sequence[str], *, compare: bool) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from supernet.data.image_files import image_size, list_images
 from supernet.errors import DataError
 from supernet.image_header import avif_orientation, is_avif
 from supernet.letterbox import letterbox, read_image
-from supernet.train.feed import Samples
 from supernet.train.recipes import TrainConfig
+from supernet.train.samples import Samples
 
 from .test_annotations import note
 from .test_annotations import write as write_coco

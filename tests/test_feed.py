@@ -25,8 +25,9 @@ from supernet.data.two_views import TwoViews
 from supernet.errors import DataError, HeatError
 from supernet.letterbox import PAD_RGB, letterbox, read_image, scale_to_fit
 from supernet.train.distributed import Group
-from supernet.train.feed import Keyed, Samples, feed, feed_keyed, rare_first
+from supernet.train.feed import feed, feed_keyed, rare_first
 from supernet.train.recipes import TrainConfig
+from supernet.train.samples import Keyed, Samples
 from supernet.train.two_sets import TwoSets
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, plain_epochs=1, augment=AugmentConfig(mosaic=0.5))
@@ -119,7 +120,7 @@ def test_the_last_epochs_are_plain(data: DetectionSet, monkeypatch: pytest.Monke
         seen.append(len(images))
         return mosaic(images, *rest)
 
-    monkeypatch.setattr("supernet.train.feed.mosaic", count)
+    monkeypatch.setattr("supernet.train.samples.mosaic", count)
     config = replace(CONFIG, augment=replace(CONFIG.augment, mosaic=1.0))
     samples = Samples(data.records, HW, config)
     samples.sample(1, 0)
@@ -128,11 +129,41 @@ def test_the_last_epochs_are_plain(data: DetectionSet, monkeypatch: pytest.Monke
     assert seen == [4]
 
 
+def test_images_drawn_more_often_are_so_beside_others_too(
+    data: DetectionSet, tmp_path: Path
+) -> None:
+    records = (data.records[0], replace(data.records[1], path=tmp_path / "gone.jpg"))
+    config = replace(CONFIG, augment=replace(CONFIG.augment, mosaic=1.0, pasted=1.0))
+    first = Samples(records, HW, config, np.array([1.0, 0.0]))
+    for again in range(10):
+        first.sample(0, 0, again)
+    with pytest.raises(DataError, match="gone"):
+        for again in range(10):
+            Samples(records, HW, config).sample(0, 0, again)
+
+
+def test_trust_is_judged_on_images_that_are_shown_whole_too(data: DetectionSet) -> None:
+    """What is learnt without labels depends on what is found on the labelled images."""
+    config = replace(CONFIG, augment=replace(CONFIG.augment, mosaic=1.0, pasted=1.0))
+    shown = TwoSets(data.records[:4], data.records[4:], HW, config).labelled.config
+    assert shown == replace(config, augment=replace(CONFIG.augment, mosaic=0.5, pasted=0.0))
+
+
 def test_a_file_that_vanishes_is_named(data: DetectionSet, tmp_path: Path) -> None:
     records = (*data.records[:3], replace(data.records[3], path=tmp_path / "gone.jpg"))
     for workers in (0, 1):
         with pytest.raises(DataError, match=r"^cannot decode .*gone\.jpg: see heat data check"):
             list(feed(replace(data, records=records), HW, CONFIG, range(1), workers=workers))
+
+
+class Faulty(Keyed):
+    """A source with an error of its own."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def sample(self, epoch: int, index: int, again: int = 0) -> tuple[torch.Tensor, None]:
+        raise NotImplementedError("a worker has no such image")
 
 
 class Deadly(Keyed):
@@ -168,6 +199,11 @@ if __name__ == "__main__":
     for _ in batches:
         pass
 """
+
+
+def test_an_error_in_a_worker_keeps_its_words() -> None:
+    with pytest.raises(RuntimeError, match="a worker has no such image"):
+        list(feed_keyed(Faulty(), CONFIG, range(1), workers=1))
 
 
 def test_no_worker_outlives_a_killed_training(shapes: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from deploy.teachers.seen_file import SeenFile
 from supernet.checkpoint import CheckpointInfo, read_info, save_checkpoint
 from supernet.data.augment import AugmentConfig, augment, mosaic
 from supernet.data.coco import load_split
-from supernet.data.detection_set import DetectionSet
+from supernet.data.detection_set import Crowd, DetectionSet
 from supernet.data.ground_truth import GroundTruth
 from supernet.data.labelled_image import load_image
 from supernet.data.shapes import make_shapes
@@ -23,7 +23,13 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
 from supernet.train.aligned import training_loss
-from supernet.train.distill import DistilledTask, Taught, distillation, why_not_dense
+from supernet.train.distill import (
+    DistilledTask,
+    Taught,
+    class_order,
+    distillation,
+    why_not_dense,
+)
 from supernet.train.recipes import TrainConfig
 from supernet.train.set_loss import DETR, SAM_DETR, set_loss
 from tests.command_line import fails, run
@@ -136,6 +142,26 @@ def test_labels_hold_and_other_boxes_are_weighted(data: DetectionSet) -> None:
     assert new.weights[:-1].tolist() == [1.0] * len(record.labels)
     assert taught.digest != data.digest
     assert taught.records[1].weights is not None and taught.records[1].weights.all()
+
+
+def test_what_lies_in_a_crowd_is_labelled(data: DetectionSet) -> None:
+    """A crowd region is much larger than each of its objects."""
+    record = replace(data.records[0], crowds=(Crowd((0.0, 0.0, 90.0, 90.0), 0, 8100.0),))
+    bare = replace(
+        record, boxes_xyxy=record.boxes_xyxy[:0], labels=record.labels[:0], areas_px=None
+    )
+    boxes = np.array([[10.0, 10, 20, 20], [85, 10, 105, 30]])
+    found = boxes, np.array([0.9, 0.8]), np.array([0, 0])
+    limits = np.array([0.5], np.float32)
+    taught, added = with_soft_labels(data.of([bare]), {0: found}, {0: 0}, limits)
+    assert added == 1 and taught.records[0].boxes_xyxy.tolist() == [[85, 10, 105, 30]]
+
+
+def test_classes_match_by_name_where_that_says_which() -> None:
+    assert class_order(("b", "a"), ("a", "b")) == [1, 0]
+    assert class_order(("a", "b", "b"), ("a", "b", "b")) == [0, 1, 2]
+    assert class_order(("a", "b", "b"), ("b", "a", "b")) is None
+    assert class_order(("a", "b"), ("a", "c")) is None
 
 
 def test_weights_follow_their_boxes(data: DetectionSet) -> None:

@@ -1,4 +1,4 @@
-"""Objects pasted from another image: boxes follow the pixels, and nothing is hidden by them."""
+"""Objects pasted from another image: boxes follow the pixels, and little is hidden by them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +11,8 @@ from supernet.data.coco import load_split
 from supernet.data.greedy_match import shares_within
 from supernet.data.labelled_image import LabelledImage
 from supernet.data.pasting import MOST_HIDDEN, paste_objects
-from supernet.train.feed import Samples
 from supernet.train.recipes import SMALL
+from supernet.train.samples import Samples
 
 HW = (96, 128)
 
@@ -43,9 +43,10 @@ def test_boxes_are_where_the_objects_are() -> None:
             assert found.labels[1] == donor.labels[number]
             w, h = donor.boxes_xyxy[number, 2:] - donor.boxes_xyxy[number, :2]
             assert (x1 - x0, y1 - y0) == (w, h)
-        for index, box in enumerate(found.boxes_xyxy[1:], 1):
-            hidden = shares_within(found.boxes_xyxy[:index], box[None])
-            assert (hidden <= MOST_HIDDEN).all()
+        for index in range(1, len(found.labels)):
+            before, after = found.boxes_xyxy[: index + 1], found.boxes_xyxy[index + 1 :]
+            assert (shares_within(before, after).sum(1) <= MOST_HIDDEN).all()
+        assert (shares_within(image.boxes_xyxy, found.boxes_xyxy[1:]).sum(1) <= MOST_HIDDEN).all()
         seen |= set(found.labels[1:].tolist())
     assert seen == {1, 2}
     assert (image.pixels[10:40, 10:40] == 50).all() and len(image.labels) == 1
@@ -59,6 +60,24 @@ def test_classes_are_as_likely_however_many_objects_they_have() -> None:
         for seed in range(200)
     ]
     assert 70 < first.count(1) < 130
+
+
+def test_what_is_seen_in_a_rectangle_comes_with_it() -> None:
+    empty = drawn([], [], 0)
+    donor = drawn(
+        [[20, 20, 60, 60], [30, 30, 40, 40], [50, 30, 70, 40], [59, 50, 90, 70]], [3] * 4, 9
+    )
+    alone = replace(donor, labels=np.array([0, 1, 2, 3]))
+    for seed in range(20):
+        found = paste_objects(empty, alone, np.random.default_rng(seed))
+        first = int(np.flatnonzero(found.labels == 0)[0]) if 0 in found.labels else None
+        if first is None or found.labels.tolist()[:1] != [0]:
+            continue  # the large one was not pasted first
+        assert found.labels[:3].tolist() == [0, 1, 2]
+        moved = found.boxes_xyxy[:3] - np.tile(found.boxes_xyxy[0, :2] - 20, 2)
+        assert moved.tolist() == [[20, 20, 60, 60], [30, 30, 40, 40], [50, 30, 60, 40]]
+        return
+    raise AssertionError("never pasted")
 
 
 def test_what_does_not_fit_is_left_out() -> None:

@@ -24,13 +24,15 @@ from supernet.data.detection_set import DetectionSet, Record
 from supernet.errors import CheckpointError, DataError, HeatError, UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
-from supernet.heatdetr.supernet import SearchSpace, Supernet
+from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
+from supernet.train.distributed import Group
 from supernet.train.loop import fit
 from supernet.train.not_learning import signs
 from supernet.train.optimise import Averaged, make_optimizer, rate_factor
 from supernet.train.recipes import RECIPES, TrainConfig, recipe
 from supernet.train.run_files import RunFiles
 from supernet.train.running import Running
+from supernet.train.shown import augment_of
 from supernet.train.task import task_of
 from tests.conftest import UNIT
 
@@ -173,8 +175,26 @@ def test_memory_that_does_not_suffice(
 
     monkeypatch.setattr(Detector, "forward", scarce)
     config = replace(CONFIG, batch_size=8)
-    with pytest.raises(HeatError, match="--batch-size 8: 2 fits, and with --accumulate 4"):
-        fit(Detector(small), data, config, tmp_path)
+    for accumulate, takes in ((1, 4), (3, 12)):
+        said = f"--batch-size 8: 2 fits, and with --accumulate {takes} takes"
+        with pytest.raises(HeatError, match=said):
+            fit(Detector(small), data, replace(config, accumulate=accumulate), tmp_path)
+
+
+def test_more_processes_than_images_are_refused(
+    data: DetectionSet, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "joined", lambda: contextlib.nullcontext(Group(0, 3)))
+    with pytest.raises(UserError, match=r"^2 training images for 3 processes: .*node 2 at most$"):
+        fit(Detector(small), data.of(data.records[:2]), replace(CONFIG, batch_size=6), tmp_path)
+
+
+def test_a_state_that_cannot_be_read_is_not_called_broken(
+    data: DetectionSet, small: Architecture, tmp_path: Path
+) -> None:
+    (tmp_path / "state.pt").mkdir()
+    with pytest.raises(CheckpointError, match=r"^cannot read .*state.pt: "):
+        fit(Detector(small), data, CONFIG, tmp_path)
 
 
 def test_pictures_of_any_kind_train(small: Architecture, tmp_path: Path) -> None:
@@ -245,11 +265,16 @@ def test_supernet_trains_and_keeps_its_logits(
 ) -> None:
     space = SearchSpace(template=small.with_(blocks=("R", "R", "R", "R")), positions=(1, 1, 1, 1))
     network = Supernet(space)
-    result = fit(network, data, replace(CONFIG, epochs=3), tmp_path)
+    shown = AugmentConfig(pasted=0.5, scale=(0.9, 1.1))
+    result = fit(network, data, replace(CONFIG, epochs=3, augment=shown), tmp_path)
     again = Supernet(space)
     info = load_weights(result.checkpoint, again)
+    assert augment_of(info) == shown
     assert info.kind == "supernet" and info.names == data.names
     assert again.logits() == network.logits()
+    other = Supernet(space, SearchConfig(noise="uniform"))
+    with pytest.raises(CheckpointError, match=r"\(search.noise uniform against gumbel\)"):
+        fit(other, data, replace(CONFIG, epochs=3, augment=shown), tmp_path)
     assert any(value != 0 for r in network.logits().values() for value in r)
 
 

@@ -186,12 +186,16 @@ def test_train_starts_from_another_workspace(tmp_path: Path) -> None:
     recorded = json.loads((two / "run.json").read_text())["stages"]["train"]["weights"]
     assert recorded == result["weights"]
     assert run(*command, "--weights", one)[0] == 0  # finished, and kept
+    figure = two / "train" / "first-batches.jpg"
+    assert figure.exists()
+    figure.write_bytes(b"of the run that is kept")
     other = tmp_path / "other.pth"
     torch.save(read_source(two / "train" / "weights.safetensors").weights, other)
     for more in ([], ["--weights", other]):
         for resume in ([], ["--resume"]):
             line = fails(2, *command, *more, *resume)
             assert "(other weights to start from): --restart replaces it" in line
+            assert figure.read_bytes() == b"of the run that is kept"
     for own in (two, two / "train" / "weights.safetensors"):
         line = fails(2, *command, "--weights", own, "--restart")
         assert f"--weights {own}: training replaces" in line and "give another --out" in line

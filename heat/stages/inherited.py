@@ -9,6 +9,7 @@ from torch import Tensor
 from deploy.gate import torch_detect
 from supernet.checkpoint import CheckpointInfo, read_info, save_checkpoint
 from supernet.counting import count_macs
+from supernet.data.augment import AugmentConfig
 from supernet.data.average_precision import known
 from supernet.data.coco import find_split, load_split
 from supernet.data.detection_set import DetectionSet
@@ -19,8 +20,7 @@ from supernet.heatdetr.inherit import inherit
 from supernet.heatdetr.recalibrate import recalibrate
 from supernet.heatdetr.supernet import Supernet
 from supernet.network import AnyArchitecture
-from supernet.train.recipes import recipe
-from supernet.train.shown import shown_in_training
+from supernet.train.shown import augment_of, shown_in_training
 from supernet.train.threads import sparing
 from supernet.train.transfer import file_digest
 
@@ -54,8 +54,8 @@ def write_inherited(
         workspace.inherited.unlink(missing_ok=True)
         return {}
     network = inherit(source.supernet, architecture, thinned.positions)
-    recalibrate(network, images_for(data, architecture.input_size))
     trained = read_info(workspace.elastic / WEIGHTS)
+    recalibrate(network, images_for(data, architecture.input_size, augment_of(trained)))
     warn_if_smaller(workspace, source.supernet, architecture)
     facts: dict[str, object] = {
         "inherited": SOURCE,
@@ -100,9 +100,11 @@ def warn_if_smaller(workspace: Workspace, supernet: Supernet, architecture: Arch
         )
 
 
-def images_for(data: DetectionSet, input_hw: tuple[int, int]) -> Iterator[Tensor]:
-    """Return the batches that BatchNorm is recalibrated on: as the elastic training showed them."""
-    return shown_in_training(data, input_hw, recipe("small").augment, RECALIBRATED_ON)
+def images_for(
+    data: DetectionSet, input_hw: tuple[int, int], augment: AugmentConfig
+) -> Iterator[Tensor]:
+    """Return the batches that BatchNorm is recalibrated on, as a training showed them."""
+    return shown_in_training(data, input_hw, augment, RECALIBRATED_ON)
 
 
 def inherited_of(workspace: Workspace, architecture: Architecture) -> Path | None:

@@ -27,7 +27,7 @@ from supernet.data.soft_labels import with_images, with_soft_labels
 from supernet.errors import DataError, UserError
 from supernet.heatdetr.detector import Detector
 from supernet.network import Network
-from supernet.train.distill import DistilledTask, why_not_dense
+from supernet.train.distill import DistilledTask, class_order, why_not_dense
 from supernet.train.distributed import LONGEST_WAIT, first_process
 from supernet.train.task import Task, task_of
 from supernet.train.threads import threads_now
@@ -123,7 +123,7 @@ def _maps(path: Path, network: Network, data: DetectionSet, folder: Path) -> _Ma
     teacher, names, digest = load_teacher(path, network.architecture.input_size)
     if network.heatdetr is None or teacher.heatdetr is None:
         return "one of both is of DETR's family"
-    if sorted(names) != sorted(data.names):
+    if class_order(names, data.names) is None:
         return "its classes are others"
     why = why_not_dense(network.heatdetr.architecture, teacher.heatdetr.architecture)
     return why or _Maps(teacher.heatdetr, names, digest)

@@ -24,7 +24,7 @@ from supernet.train.loop import run_task
 from supernet.train.mtkd import act_cores
 from supernet.train.pretraining import load_backbone
 from supernet.train.recipes import TrainConfig
-from supernet.train.run_files import BEST
+from supernet.train.run_files import BEST, STATE
 from supernet.train.running import Judge, Running
 from supernet.train.task import MtkdTask, Task, task_of
 from supernet.train.transfer import Taken, file_digest, read_source, take_weights, weights_file
@@ -91,7 +91,8 @@ def train(
     else:
         task = task_of(network, data)
     with workspace.training(workspace.train):
-        if first_process():
+        begins = not (workspace.train / STATE).exists() or (running is not None and running.restart)
+        if begins and first_process():
             first = workspace.train / "first-batches.jpg"
             draw_batches(data, architecture.input_size, config, first)
         done = run_task(task, config, workspace.train, running, start=start)

@@ -113,9 +113,12 @@ def open_search(
                 images=images_digest(data),
                 block=space.template.global_block,
                 kind="readings, statistics as in training",
+                shown=asdict(source.augment),
             )
             journal = Journal(workspace.root / "thin" / "readings.jsonl", of)
-            evaluations = Evaluations(source.supernet, space, data, source.logits, journal)
+            evaluations = Evaluations(
+                source.supernet, space, data, source.logits, journal, augment=source.augment
+            )
         if ap_drop == "auto" and source.supernet is not None and source.supernet.elastic:
             ap_drop = "mass"  # the chain whose networks were trained
         evaluator = choose(ap_drop, evaluations, space, source.logits, rules)
@@ -162,11 +165,12 @@ def _goal(
     journal: Journal,
 ) -> Goal:
     """Measure a table where its device is at hand, and return how its networks are measured."""
+    no_memory = limits.max_memory_mb is not None and table.memory is None
+    if no_memory and (not target.here or target.runtime == "torch"):  # torch's is not measured
+        raise UserError(f"{table.conditions.stem} has no memory model: leave --max-memory-mb out")
     if not target.here:
-        if limits.max_memory_mb is not None and table.memory is None:
-            raise UserError(f"{table.conditions.stem} has no memory model: leave --max-memory-mb")
         return Goal(Pricer(table, space, logits, table.sum_ms), limits, None)
-    if limits.max_memory_mb is not None and table.memory is None:
+    if no_memory:
         measure_table(workspace, table, space, logits, Checks())
     elif lacks(table, space, LAZY):
         measure_table(workspace, table, space, logits, LAZY)

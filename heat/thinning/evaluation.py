@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from supernet.boxes import Detections
+from supernet.data.augment import AugmentConfig
 from supernet.data.coco_file import ResultRow
 from supernet.data.detection_set import DetectionSet, Record
 from supernet.data.evaluate import Found, result_rows, score_rows
@@ -26,7 +27,6 @@ from supernet.heatdetr.supernet import SearchSpace, Supernet
 from supernet.letterbox import boxes_to_image, letterbox, scale_to_fit
 from supernet.train.aligned import training_loss
 from supernet.train.feed import batch_starts
-from supernet.train.recipes import TrainConfig
 from supernet.train.shown import shown_in_training
 
 from .journal import Journal
@@ -98,10 +98,13 @@ class Evaluations:
         journal: Journal | None = None,
         *,
         scored: DetectionSet | None = None,
+        augment: AugmentConfig | None = None,
     ) -> None:
         """Load the images once; `space` is the supernet's, its global block decided.
 
-        Losses and AP are computed on `scored`, or on the held-out part of the training data.
+        Statistics of BatchNorm are those of images as the supernet's training showed them, by
+        `augment`. Losses and AP are computed on `scored`, or on the held-out part of the training
+        data.
         """
         size = space.template.input_size
         unlabelled, held = evaluated_on(data)
@@ -109,7 +112,9 @@ class Evaluations:
         self._journal = Journal(None, "") if journal is None else journal
         self._unlabelled = [images for images, _ in load_batches(unlabelled, size)]
         self._shown = list(
-            shown_in_training(data.of(unlabelled), size, TrainConfig().augment, len(unlabelled))
+            shown_in_training(
+                data.of(unlabelled), size, augment or AugmentConfig(), len(unlabelled)
+            )
         )
         self._data = scored or data.of(held)
         self._held = list(load_batches(self._data.records, size))

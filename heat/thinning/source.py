@@ -3,16 +3,18 @@
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from latency_tables.devices import Target
 from supernet.checkpoint import load_weights, read_info
+from supernet.data.augment import AugmentConfig
 from supernet.errors import CheckpointError, UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.elastic import Member
 from supernet.heatdetr.supernet import SearchSpace, Supernet
+from supernet.train.shown import augment_of
 from supernet.train.transfer import file_digest
 
 from ..workspace import Workspace
@@ -29,6 +31,8 @@ class Source:
     logits: Logits
     digest: str
     """Of the supernet's weights."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """How the supernet was shown images in training."""
 
     @property
     def name(self) -> str:
@@ -75,8 +79,9 @@ def load_source(workspace: Workspace, space: SearchSpace, *, elastic: bool = Tru
             f"{bad[0][0]} position {bad[0][1]}: heat supernet --restart with a lower "
             "--logit-learning-rate"
         )
-    folder = workspace.elastic if supernet.elastic else workspace.supernet
-    return Source(supernet, logits, file_digest(folder / WEIGHTS))
+    path = (workspace.elastic if supernet.elastic else workspace.supernet) / WEIGHTS
+    augment = augment_of(read_info(path))
+    return Source(supernet, logits, file_digest(path), augment)
 
 
 def load_supernet(workspace: Workspace) -> Supernet | None:

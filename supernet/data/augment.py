@@ -8,6 +8,7 @@ by a part of a pixel would blur what evaluation sees sharp.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from ..letterbox import PAD_RGB, Image, resized, scale_to_fit
 from .joined_weights import joined_weights
-from .labelled_image import LabelledImage
+from .labelled_image import Corners, LabelledImage
 
 MIN_VISIBLE = 0.25
 """A box of which less is left inside the image is dropped."""
@@ -174,16 +175,24 @@ def _placed(
     factors = size / np.array(image.pixels.shape[1::-1])
     placed = image.boxes_xyxy * np.tile(factors, 2) + np.tile(offset, 2)
     height, width = canvas.shape[:2]
-    limit = np.clip(shown, 0, [width, height, width, height])
-    boxes = np.clip(placed, np.tile(limit[:2], 2), np.tile(limit[2:], 2))
-    sides = boxes[:, 2:] - boxes[:, :2]
-    before = np.prod(placed[:, 2:] - placed[:, :2], axis=1)
+    boxes, kept = seen_in(placed, np.clip(shown, 0, [width, height, width, height]))
+    weights = None if image.weights is None else image.weights[kept]
+    frame = np.concatenate([offset, offset + size])
+    return LabelledImage(canvas, boxes, image.labels[kept], weights, frame)
+
+
+def seen_in(boxes_N4: Corners, part_4: npt.NDArray[Any]) -> tuple[Corners, npt.NDArray[np.bool_]]:
+    """Return boxes clipped to a part of an image [M, 4], and which of them are seen in it [N].
+
+    Those that are hardly visible in it are left out.
+    """
+    clipped_N4 = np.clip(boxes_N4, np.tile(part_4[:2], 2), np.tile(part_4[2:], 2))
+    sides = clipped_N4[:, 2:] - clipped_N4[:, :2]
+    before = np.prod(boxes_N4[:, 2:] - boxes_N4[:, :2], axis=1)
     kept = (sides.min(axis=1, initial=np.inf) > MIN_SIDE_PX) & (
         sides.prod(axis=1) > MIN_VISIBLE * before
     )
-    weights = None if image.weights is None else image.weights[kept]
-    frame = np.concatenate([offset, offset + size])
-    return LabelledImage(canvas, boxes[kept], image.labels[kept], weights, frame)
+    return clipped_N4[kept], kept
 
 
 def _finish(

@@ -18,7 +18,7 @@ Boxes = npt.NDArray[np.float32]
 
 
 class Crowd(NamedTuple):
-    """A region that holds many objects of a class: not trained on, not counted against AP."""
+    """A region that holds many objects of a class: none in training, and not against AP."""
 
     box_xyxy: tuple[float, ...]
     label: int

@@ -44,7 +44,7 @@ def in_crowds(boxes_N4: Boxes, crowds: Iterable[Crowd], least: float) -> npt.NDA
 
 
 def shares_within(
-    a_N4: npt.NDArray[np.floating[Any]], b_M4: npt.NDArray[np.floating[Any]]
+    a_N4: npt.NDArray[np.floating[Any]], b_M4: npt.NDArray[Any]
 ) -> npt.NDArray[np.floating[Any]]:
     """Return the share of each of `a` that lies in each of `b`, [N, M]."""
     low = np.maximum(a_N4[:, None, :2], b_M4[None, :, :2])

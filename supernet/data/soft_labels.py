@@ -11,10 +11,14 @@ import torch
 from ..boxes import iou_matrix
 from .detection_set import DetectionSet, Record
 from .evaluate import Found
+from .greedy_match import in_crowds
 from .image_files import image_size
 
 SAME_IOU = 0.5
-"""A box of the teacher that overlaps a label by as much is that object: the label holds."""
+"""A box of the teacher that overlaps a label by as much is that object: the label holds.
+
+And so is one of which as much lies in a crowd region.
+"""
 
 
 def with_soft_labels(
@@ -71,9 +75,9 @@ def _added(
 ) -> Record:
     boxes, scores, labels = found
     kept = (scores >= limits[labels]) & np.isin(labels, list(class_of))
-    own = [record.boxes_xyxy, *(np.array([c.box_xyxy], np.float32) for c in record.crowds)]
-    labelled = torch.from_numpy(np.concatenate(own))
-    if len(labelled):
+    kept &= ~in_crowds(boxes.astype(np.float64), record.crowds, SAME_IOU)
+    if len(record.labels):
+        labelled = torch.from_numpy(record.boxes_xyxy)
         kept &= iou_matrix(torch.from_numpy(boxes), labelled).amax(1).numpy() < SAME_IOU
     boxes, scores = boxes[kept].astype(np.float32), scores[kept].astype(np.float32)
     mapped = np.array([class_of[int(label)] for label in labels[kept]], dtype=np.int64)

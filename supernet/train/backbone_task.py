@@ -8,9 +8,10 @@ from torch import nn
 from ..checkpoint import Kind
 from ..heatdetr.architecture import Architecture
 from .distributed import Group
-from .feed import Keyed, feed_keyed
+from .feed import feed_keyed
 from .optimise import ParameterGroup, parameter_groups
 from .recipes import TrainConfig
+from .samples import Keyed
 from .task import Batch, Constant
 
 

@@ -66,6 +66,18 @@ class Taught(nn.Module):
         return (*self.student(image_BHW3), logits[:, :, self.order], deltas)
 
 
+def class_order(theirs: Sequence[str], own: Sequence[str]) -> list[int] | None:
+    """Return the teacher's number of each class; None where they do not match one to one by name.
+
+    Classes that share a name match only where all are in the same order.
+    """
+    if tuple(theirs) == tuple(own):
+        return list(range(len(own)))
+    if sorted(theirs) != sorted(own) or len(set(own)) < len(own):
+        return None
+    return [list(theirs).index(name) for name in own]
+
+
 class DistilledTask(DetectionTask):
     """Detection by a HeatDETR that learns from labels and from another HeatDETR."""
 
@@ -82,10 +94,9 @@ class DistilledTask(DetectionTask):
         """
         super().__init__(network, data)
         why = why_not_dense(network.architecture, teacher.architecture)
-        if why is not None or sorted(names) != sorted(data.names):
+        order = class_order(names, data.names)
+        if why is not None or order is None:
             raise UserError(f"the teacher's maps are not the network's: {why or 'other classes'}")
-        taken = [list(names).index(name) for name in data.names]
-        order = taken if len(set(taken)) == len(names) else list(range(len(names)))
         self.model: Any = Taught(network, teacher, order)
         both = network.many is not None and teacher.architecture.head != "one-to-one"
         self._taught = slice(2, 4) if both else slice(0, 2)

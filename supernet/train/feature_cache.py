@@ -246,7 +246,7 @@ class _Contents(NamedTuple):
     key: CacheKey
     complete: bool
     scales: tuple[Scale, ...]
-    """None while the features are not complete."""
+    """Empty while the features are not complete."""
 
 
 class _Batches:

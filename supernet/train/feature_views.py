@@ -17,13 +17,14 @@ from torch import Tensor
 
 from ..data.augment import recoloured
 from ..data.image_files import image_size
+from ..data.random_crop import random_crop
 from ..data.unlabelled import UnlabelledImages
 from ..errors import DataError
-from ..letterbox import Image, letterbox, read_image, resized
+from ..letterbox import Image, letterbox, read_image, resized, scale_to_fit
 from .feature_cache import FeatureCache
 from .feature_key import CacheKey, Row
-from .feed import SHRINK, Keyed, chance_of
 from .recipes import TrainConfig
+from .samples import SHRINK, Keyed, chance_of
 
 VIEW_AREA = (0.25, 0.6)
 """Area of a fixed crop, as a share of the image."""
@@ -203,17 +204,14 @@ def random_part(
 ) -> tuple[Image, Box]:
     """Return a part of random area, place and shape, resized to the input, and where it was."""
     height, width = image.shape[:2]
-    area = height * width * rng.uniform(*AREA)
-    ratio = input_hw[1] / input_hw[0] * np.exp(rng.uniform(*np.log(RATIO)))
-    w = int(min(width, max(1, round((area * ratio) ** 0.5))))
-    h = int(min(height, max(1, round((area / ratio) ** 0.5))))
-    x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
-    box = Box(x / width, y / height, (x + w) / width, (y + h) / height)
-    return resized(image[y : y + h, x : x + w], input_hw), box
+    own = input_hw[1] / input_hw[0]
+    x1, y1, x2, y2 = random_crop(image.shape, AREA, (own * RATIO[0], own * RATIO[1]), rng)
+    box = Box(x1 / width, y1 / height, x2 / width, y2 / height)
+    return resized(image[y1:y2, x1:x2], input_hw), box
 
 
 def _letterboxed(box: Box, image_hw: tuple[int, ...], input_hw: tuple[int, int]) -> Box:
     """Return a part of an image as a part of the input that the image was letterboxed to."""
-    scale = min(input_hw[0] / image_hw[0], input_hw[1] / image_hw[1])
+    scale = scale_to_fit((image_hw[0], image_hw[1]), input_hw)
     across, down = image_hw[1] * scale / input_hw[1], image_hw[0] * scale / input_hw[0]
     return Box(box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)

@@ -1,15 +1,13 @@
 """Feeds training: worker processes decode, augment and collate while the network computes.
 
-A sample depends on (seed, epoch, image, how often the epoch showed it before) alone, so neither the
-number of workers nor of training processes changes it, and a resumed run sees the same samples as
-an uninterrupted one.
+A sample depends on its key alone (`samples.py`), so neither the number of workers nor of training
+processes changes it, and a resumed run sees the same samples as an uninterrupted one.
 """
 
 import multiprocessing
 import os
 import shutil
 import threading
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,108 +18,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from ..data.augment import augment, largest_scale, mosaic
 from ..data.detection_set import DetectionSet, Record
 from ..data.ground_truth import GroundTruth
-from ..data.labelled_image import LabelledImage, load_image
-from ..data.pasting import paste_objects
 from ..data.shared_records import SharedRecords
 from ..errors import DataError, HeatError
 from .distributed import Group
 from .recipes import TrainConfig
+from .samples import Key, Keyed, Samples, Weights
 
-Key = tuple[int, int, int]
-"""(epoch, index of a record, how often the epoch has shown it before)."""
 Batch = tuple[Tensor, list[GroundTruth]]
-
-Weights = npt.NDArray[np.float64]
-"""Probability of each image to be drawn next, [images]."""
 
 MAX_WORKERS = 8
 WORTH_A_PROCESS = 2000
 """Runs of fewer samples start no worker: that takes as long as making some hundred samples."""
-SHRINK = {8: 0.3, 4: 0.4, 2: 0.5}
-"""Images are decoded so many times smaller where they are then shown at this scale at most.
-
-Two resizes in a row average more than one does: by 10 % of the noise at these limits, by 25 % where
-the second scale is 0.95.
-"""
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_SHARE = 0.25
 """Most of the free shared memory that records take: batches need it too."""
 RARE = 0.1
 """Classes in a smaller share of the images are drawn more often, if asked to."""
-
-
-def chance_of(config: TrainConfig, epoch: int, index: int, again: int) -> np.random.Generator:
-    """Return the random numbers of a sample."""
-    return np.random.default_rng([config.seed, epoch, index, *[again] * (again > 0)])
-
-
-class Keyed(Dataset[Any], ABC):
-    """A source of training samples, each made from its key alone."""
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Return the number of images."""
-
-    @abstractmethod
-    def sample(self, epoch: int, index: int, again: int = 0) -> tuple[Tensor, Any]:
-        """Return one augmented image, uint8 [H, W, 3], and its target."""
-
-    def __getitems__(self, keys: Sequence[Key]) -> tuple[Tensor, list[Any]] | str:
-        """Return a batch: uint8 images [B, H, W, 3] and targets; or an error message."""
-        try:
-            samples = [self.sample(*key) for key in keys]
-        except DataError as error:
-            return str(error)
-        return torch.stack([image for image, _ in samples]), [target for _, target in samples]
-
-
-class Samples(Keyed):
-    """Augmented images of a detection set, with their objects."""
-
-    def __init__(
-        self, records: Sequence[Record], input_hw: tuple[int, int], config: TrainConfig
-    ) -> None:
-        """Take images to augment as `config.augment` has it, for the network input `input_hw`."""
-        self.records, self.input_hw, self.config = records, input_hw, config
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.records)
-
-    def sample(self, epoch: int, index: int, again: int = 0) -> tuple[Tensor, GroundTruth]:
-        """Return one augmented image and its objects, maybe in a mosaic, or with others pasted."""
-        config = self.config
-        rng = chance_of(config, epoch, index, again)
-        together = config.augment.mosaic and epoch < config.epochs - config.plain_epochs
-        if together and rng.random() < config.augment.mosaic:
-            chosen = [index, *map(int, rng.integers(0, len(self.records), 3))]
-            images = [self.load(self.records[i]) for i in chosen]
-            image = mosaic(images, self.input_hw, config.augment, rng)
-        else:
-            image = self._alone(index, rng)
-        if config.augment.pasted and rng.random() < config.augment.pasted:
-            donor = self._alone(int(rng.integers(0, len(self.records))), rng)
-            image = paste_objects(image, donor, rng)
-        return torch.from_numpy(image.pixels), GroundTruth(
-            torch.from_numpy(image.boxes_xyxy),
-            torch.from_numpy(image.labels),
-            None if image.weights is None else torch.from_numpy(image.weights),
-        )
-
-    def _alone(self, index: int, rng: np.random.Generator) -> LabelledImage:
-        return augment(self.load(self.records[index]), self.input_hw, self.config.augment, rng)
-
-    def load(self, record: Record) -> LabelledImage:
-        """Return an image before augmentation, a large one decoded smaller."""
-        size = record.height, record.width
-        most = largest_scale(size, self.input_hw, self.config.augment)
-        shrink = next((f for f, limit in SHRINK.items() if most * f <= limit), 1)
-        return load_image(record, shrink)
 
 
 class Batches(Sampler[list[Key]]):
@@ -236,14 +152,16 @@ def feed(
     skip: int = 0,
 ) -> Iterator[Batch]:
     """Yield this process's share of the batches of some epochs of a detection set."""
+    weights = rare_first(data) if config.balanced else None
+    records = shareable(data.records) if workers else data.records
     yield from feed_keyed(
-        Samples(shareable(data.records) if workers else data.records, input_hw, config),
+        Samples(records, input_hw, config, weights),
         config,
         epochs,
         group=group,
         workers=workers,
         skip=skip,
-        weights=rare_first(data) if config.balanced else None,
+        weights=weights,
     )
 
 
@@ -291,7 +209,7 @@ def feed_keyed(
         try:
             found = next(batches, None)
         except RuntimeError as error:
-            if "worker" not in str(error):
+            if not str(error).startswith("DataLoader worker"):
                 raise
             raise HeatError(
                 f"a process that loads images died ({str(error).splitlines()[0]}): out of memory? "

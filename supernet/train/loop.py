@@ -88,6 +88,11 @@ def run_task(
                 f"--batch-size {config.batch_size}: at least two images for each of "
                 f"{group.world} processes"
             )
+        if task.num_images < group.world:
+            raise UserError(
+                f"{task.num_images} training images for {group.world} processes: each needs one, "
+                f"--nproc-per-node {task.num_images} at most"
+            )
         # Convolutions are quicker channels last: by 18 % in bf16 on a CPU with AVX512.
         task.model.to(group.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = make_optimizer(task.parameter_groups(config), config, group.device)

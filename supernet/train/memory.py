@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ..errors import out_of_memory
+from .recipes import TrainConfig
 
 
 def memory_mb() -> float:
@@ -22,12 +23,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or out_of_memory(error) is not None
 
 
-def what_fits(train: Callable[[int], None], asked: int, size: int, world: int) -> str:
+def what_fits(train: Callable[[int], None], config: TrainConfig, size: int, world: int) -> str:
     """Return the message of an error: which batch size fits, after trying smaller ones.
 
     `train` computes the gradients of that many images, of the `size` that this process of `world`
-    had of a batch of `asked`.
+    had of a batch.
     """
+    asked = config.batch_size
     size //= 2
     while size >= 2:
         try:
@@ -40,6 +42,6 @@ def what_fits(train: Callable[[int], None], asked: int, size: int, world: int) -
         fits = size * world
         return (
             f"out of memory at --batch-size {asked}: {fits} fits, and with --accumulate "
-            f"{-(-asked // fits)} takes the same steps"
+            f"{-(-asked * config.accumulate // fits)} takes the same steps"
         )
     return f"out of memory at --batch-size {asked} and at any: --input-size must be smaller"

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ..checkpoint import read_info
 from ..data.augment import AugmentConfig, recoloured
 from ..data.image_files import list_images
+from ..data.random_crop import random_crop
 from ..errors import CheckpointError, DataError
 from ..heatdetr.architecture import LOCAL_OPERATORS, Architecture
 from ..heatdetr.detector import Detector
@@ -27,8 +28,8 @@ from ..heatdetr.place import Place
 from ..heatdetr.supernet import CANDIDATES, GlobalMixture, Mixture
 from ..letterbox import Image, letterbox, read_image, resized
 from .backbone_task import BackboneTask
-from .feed import Keyed, chance_of
 from .recipes import TrainConfig
+from .samples import Keyed, chance_of
 from .transfer import Taken, taken
 
 SMOOTHING = 0.1
@@ -147,22 +148,16 @@ class Crops(Keyed):
         """Return one crop, uint8 [H, W, 3], and its class."""
         rng = chance_of(self.config, epoch, index, again)
         image = _read(self.images.paths[index])
-        pixels = random_crop(image, self.size, self.config.augment, rng)
+        pixels = crop_shown(image, self.size, self.config.augment, rng)
         return torch.from_numpy(pixels), torch.tensor(self.images.labels[index])
 
 
-def random_crop(
+def crop_shown(
     image: Image, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator
 ) -> Image:
     """Return a part of random area and shape, stretched to the input, flipped, recoloured."""
-    height, width = image.shape[:2]
-    area = height * width * rng.uniform(*AREA)
-    ratio = np.exp(rng.uniform(*np.log(RATIO)))
-    w = int(min(width, max(1, round((area * ratio) ** 0.5))))
-    h = int(min(height, max(1, round((area / ratio) ** 0.5))))
-    x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
-    part = image[y : y + h, x : x + w]
-    pixels = resized(part, size)
+    x1, y1, x2, y2 = random_crop(image.shape, AREA, RATIO, rng)
+    pixels = resized(image[y1:y2, x1:x2], size)
     if rng.random() < config.flip:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
     return recoloured(pixels, config, rng)

@@ -34,7 +34,7 @@ class TrainConfig:
     batch_size: int = 8
     """Images of a batch, over all processes."""
     accumulate: int = 1
-    """Batches whose gradients are summed for one step."""
+    """Batches whose gradients are averaged for one step."""
     optimizer: Optimizer = "adamw"
     """What updates the weights; both have one scale of learning rates."""
     learning_rate: float = 1e-3
@@ -44,9 +44,9 @@ class TrainConfig:
     vector_rate: float = 1.0
     """Learning rate of what has no weight decay, as a share of the others'; in HeatDETR only."""
     weight_decay: float = 0.05
-    """Weight decay of matrices; BN, bias tables, temperatures and logits have none."""
+    """Weight decay of convolutions, in DETR's family of linear maps too; all else has none."""
     schedule: Schedule = "cosine"
-    """cosine, or the paper's stepped 1x / 3x."""
+    """cosine, or the stepped ones of the recipes of these names."""
     warmup_steps: int = 100
     """Steps of linear warm-up (at most a tenth of the run)."""
     clip_norm: float = 5.0

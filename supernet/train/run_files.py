@@ -104,7 +104,7 @@ class RunFiles:
     def fingerprint(self) -> Fingerprint:
         """Return what must be the same for a run to be resumed."""
         return {
-            "config": json.loads(json.dumps(self.config.lasting())),
+            "config": json.loads(json.dumps({**self.config.lasting(), **self.task.settings()})),
             "names": list(self.task.names),
             "images": self.task.num_images,
             "data": self.task.digest,
@@ -196,6 +196,8 @@ class RunFiles:
         try:
             state = torch.load(self.state, map_location="cpu", weights_only=True)
             fingerprint = state["fingerprint"]
+        except (OSError, MemoryError) as error:
+            raise CheckpointError(f"cannot read {self.state}: {error}") from None
         except Exception as error:
             raise CheckpointError(
                 f"{self.state} is truncated ({type(error).__name__}): delete it to train afresh"
@@ -214,6 +216,8 @@ class RunFiles:
         fingerprint["config"].setdefault("optimizer", "adamw")
         fingerprint["config"].setdefault("vector_rate", 1.0)
         fingerprint["config"].setdefault("augment", {}).setdefault("pasted", 0.0)
+        for name in self.task.settings():
+            fingerprint["config"].setdefault(name, own["config"][name])
         different = differences(own, fingerprint)
         if different:
             raise CheckpointError(

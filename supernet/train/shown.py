@@ -6,15 +6,27 @@ points of AP on average, and trained ones 2.3 (benchmarks/results/elastic/recali
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 from torch import Tensor
 
+from ..checkpoint import CheckpointInfo
 from ..data.augment import AugmentConfig
 from ..data.detection_set import DetectionSet
 from .distributed import Group
 from .feed import feed
 from .recipes import TrainConfig
+
+
+def augment_of(checkpoint: CheckpointInfo) -> AugmentConfig:
+    """Return how a training showed its images; what an older version did not know is off."""
+    config: Any = checkpoint.facts.get("config")
+    if not isinstance(config, dict):
+        return AugmentConfig()
+    values = dict(config["augment"], scale=tuple(config["augment"]["scale"]))
+    known = values.keys() & {field.name for field in fields(AugmentConfig)}
+    return AugmentConfig(**{name: values[name] for name in known})
 
 
 def shown_in_training(

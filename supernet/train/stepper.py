@@ -62,7 +62,7 @@ class Stepper:
             part = slice(each * size)
             total(self._loss(images[part], targets[part])).backward()  # type: ignore[no-untyped-call]
 
-        raise HeatError(what_fits(gradients, asked, len(images) // each, self.group.world))
+        raise HeatError(what_fits(gradients, self.config, len(images) // each, self.group.world))
 
     def _turns(self, parts: Sequence[Batch]) -> dict[str, float] | None:
         """Update the weights once for each turn of the task, most have one; sum their losses."""

@@ -70,6 +70,9 @@ class Task(Protocol):
     def facts(self) -> Mapping[str, object]:
         """Return what a checkpoint records of the data and of the search."""
 
+    def settings(self) -> Mapping[str, object]:
+        """Return what must be the same for a run to be resumed, besides its `TrainConfig`."""
+
     def traces(self) -> Traces:
         """Return what the history records of the epoch that ends."""
 
@@ -107,6 +110,10 @@ class Constant:
 
     turns = 1
     turn = 0
+
+    def settings(self) -> Mapping[str, object]:
+        """Return nothing."""
+        return {}
 
     def traces(self) -> Traces:
         """Return nothing."""
@@ -190,7 +197,11 @@ class SupernetTask(DetectionTask):
 
     def facts(self) -> dict[str, object]:
         """Return data, split and number of images, and the settings of the search."""
-        return super().facts() | {"search": asdict(self.supernet.config)}
+        return super().facts() | self.settings()
+
+    def settings(self) -> dict[str, object]:
+        """Return the settings of the search."""
+        return {"search": asdict(self.supernet.config)}
 
     def traces(self) -> Traces:
         """Return the selection logits, to be drawn over time."""

@@ -75,6 +75,10 @@ class UnlabelledTask:
         """Return data, split, and numbers of images."""
         return self.labelled.facts() | {"unlabelled": len(self.others)}
 
+    def settings(self) -> Mapping[str, object]:
+        """Return those of the labelled images."""
+        return self.labelled.settings()
+
     def traces(self) -> Traces:
         """Return the share of the labelled objects that the averaged weights find."""
         return {"labelled_found": round(self.trust.found(), 4)}
@@ -122,14 +126,15 @@ class UnlabelledTask:
     ) -> Iterator[Batch]:
         """Yield augmented batches, half of them without labels."""
         sets = [shareable(r) if workers else r for r in (self.data.records, self.others)]
+        weights = rare_first(self.data) if config.balanced else None
         yield from feed_keyed(
-            TwoSets(sets[0], sets[1], self.labelled.input_size, config),
+            TwoSets(sets[0], sets[1], self.labelled.input_size, config, weights),
             config,
             epochs,
             group=group,
             workers=workers,
             skip=skip,
-            weights=rare_first(self.data) if config.balanced else None,
+            weights=weights,
             more=len(self.others),
         )
 
