@@ -45,6 +45,9 @@ class Form:
     opset: int | None = None
     """ONNX opset, at least 17; None for the target's default."""
     threads: int = 1
+    """Threads of this machine that it is checked and timed with."""
+    deployed_threads: int | None = None
+    """Threads that it is to run with, where it is for another machine."""
     engine: EnginePlan | None = None
     """For which GPU, of format tensorrt."""
     nncf: Array | None = field(default=None, compare=False, repr=False)

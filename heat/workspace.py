@@ -106,6 +106,11 @@ class Workspace:
         return self.root / "thin" / "thinning.csv"
 
     @property
+    def searched(self) -> Path:
+        """The ledger of a search that has not ended, or found no network."""
+        return self.root / "thin" / "searching.csv"
+
+    @property
     def frontier(self) -> Path:
         """Every network of the search."""
         return self.root / "thin" / "frontier.csv"

@@ -43,8 +43,11 @@ class Host:
         there = f"{FOLDER}/{shlex.quote(name)}.results.jsonl"
         found = self._retry(f"test -s {here} && echo there || echo missing", "look for the probe")
         if b"there" not in found:
-            store = f"mkdir -p {FOLDER} && cat > {here}.part && mv {here}.part {here}"
-            self._retry(store, "send the probe", send=pack)
+            part = f"{here}.$$"  # of this attempt alone: the cat of a lost one may still be running
+            # An interrupted sender is an end of file to cat: only a whole pack gets its name.
+            whole = f"cat > {part} && test $(wc -c < {part}) -eq {pack.stat().st_size}"
+            store = f"{whole} && mv {part} {here} || {{ rm -f {part}; false; }}"
+            self._retry(f"mkdir -p {FOLDER} && {{ {store}; }}", "send the probe", send=pack)
         self._retry(f"{shlex.quote(self._python)} {here} --results {there}", "run the probe")
         write_bytes(results, self._retry(f"cat {there}", "fetch the results"))
         return results

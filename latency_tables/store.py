@@ -30,8 +30,9 @@ def open_table(
     """Return the stored table of a target, or an empty one.
 
     With `trust`, the table may have been measured under other conditions, and be one of those that
-    HEAT ships. Raises `TableError` for a broken table, for one of other conditions without
-    `trust`, and for a target that has none and is not this machine.
+    HEAT ships: it is borrowed then, for the conditions of now. Raises `TableError` for a broken
+    table, for one of other conditions without `trust`, and for a target that has none and is not
+    this machine.
     """
     path = find_table(folder, target, input_size, trust=trust)
     if path is None and not target.here:
@@ -49,6 +50,7 @@ def open_table(
             different = conditions.differences(table.conditions)
             if different:
                 print(f"warning: trusting {path} in spite of {different}", file=sys.stderr)
+                table.conditions, table.borrowed = conditions, True
         else:
             table.require(conditions)
     return table

@@ -81,6 +81,8 @@ class LatencyTable:
     networks: list[NetworkSample] = field(default_factory=list)
     history: list[Moment] = field(default_factory=list)
     """States of the machine, round by round, the latest last."""
+    borrowed: bool = False
+    """Trusted, though it was measured under other conditions: what is measured now is not kept."""
     _model: LatencyModel | None = field(default=None, init=False, compare=False, repr=False)
 
     @property

@@ -61,12 +61,17 @@ class CsvRow(EntryColumns):
 
 
 def write_table(table: LatencyTable, folder: Path) -> Path:
-    """Write the sidecar, then the CSV, by which a table is found; return the CSV's path."""
+    """Write the sidecar, then the CSV, by which a table is found; return the CSV's path.
+
+    A borrowed table stays as it was measured.
+    """
+    path = folder / f"{table.name}.csv"
+    if table.borrowed:
+        return path
     shared = asdict(table.conditions)
     ordered = sorted(table.rows.items())
     frame = pd.DataFrame([entry_columns(entry) | asdict(row) | shared for entry, row in ordered])
     text = frame.to_csv(index=False)
-    path = folder / f"{table.name}.csv"
     sidecar = {
         "format": FORMAT_VERSION,
         "seal": seal_of(text),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from heat.cli import app
+from heat.cli import COMMANDS, app
 from latency_tables.table_file import read_table
 from tests.command_line import fails, run
 
@@ -19,6 +19,10 @@ OPTIONS = {
     "completion": "shell",
     "build": "data target_fps device runtime threads minutes format space input_size output_stride "
     "head backbone distil calibrate seed restart out",
+    "data cells": "folder train val seed labels",
+    "data check": "folder input_size output_stride",
+    "data convert": "source folder from_ to images val seed",
+    "data shapes": "folder train val seed labels",
     "describe": "what input_size",
     "detect": "bundle sources score save show frames labels all_boxes tiles track "
     "hold_fps json threads",
@@ -54,8 +58,16 @@ OPTIONS = {
 
 
 def test_options_are_deliberate() -> None:
+    named = [
+        " ".join((*(() if group is app else group.name), name or function.__name__))
+        for group, function, name, _ in COMMANDS
+    ]
+    registered = {name for name in app if not name.startswith("-")} - {"data"}
+    registered |= {f"data {name}" for name in app["data"] if not name.startswith("-")}
+    assert sorted(named) == sorted(OPTIONS) == sorted(registered)
     for name, options in OPTIONS.items():
-        function = app[name].default_command
+        *groups, command = name.split()
+        function = (app[groups[0]] if groups else app)[command].default_command
         assert function is not None
         assert list(inspect.signature(function).parameters) == options.split()
 
@@ -72,7 +84,7 @@ def test_help_never_loads_torch() -> None:
     )
     assert done.returncode == 0, done.stderr
     for name in OPTIONS:
-        assert name in done.stdout
+        assert name.split()[0] in done.stdout
 
 
 def test_describe_prints_the_specs_integers() -> None:
@@ -204,17 +216,6 @@ def test_interrupt_is_one_line(shapes: Path, tmp_path: Path, arguments: list[str
         assert read_table(path).rows
 
 
-def test_a_supernet_of_other_widths_is_refused(shapes: Path, tmp_path: Path) -> None:
-    out = ["--out", tmp_path / "run"]
-    size = ["--space", "micro", "--input-size", "96x128"]
-    code, _, errors = run("supernet", "--data", shapes, *size, "--epochs", 1, *out)
-    assert code == 0, errors
-    assert "widths" in fails(2, "thin", "--target-fps", 5, "--space", "mini", *size[2:], *out)
-    path = tmp_path / "run" / "supernet" / "weights.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
-    assert "truncated" in fails(2, "thin", "--target-fps", 5, *out)
-
-
 def test_an_edge_install_says_what_is_missing(tmp_path: Path) -> None:
     for missing, arguments in (("torch", "'describe', 'tiny'"), ("scipy", "'devices'")):
         program = (
@@ -225,16 +226,3 @@ def test_an_edge_install_says_what_is_missing(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert f"needs {missing}: pip install 'heatdetr[build]'" in done.stderr
-
-
-def test_a_preset_is_trained_and_exported_without_thinning(shapes: Path, tmp_path: Path) -> None:
-    out = ["--out", tmp_path / "run"]
-    size = ["--input-size", "96x128"]
-    code, _, errors = run(
-        "train", "--data", shapes, "--architecture", "pico", *size, "--epochs", 1, *out
-    )
-    assert code == 0, errors
-    code, exported, errors = run("export", "--threads", 1, *out)
-    assert code == 0, errors
-    assert exported["trained"] is True and exported["predicted_fps"] is None
-    assert "no finished thin" in fails(2, "train", "--data", shapes, "--restart", *out)

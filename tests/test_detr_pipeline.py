@@ -1,13 +1,15 @@
 """DETR's family through the commands of HeatDETR: train, eval, export, detect; adopt; MTKD."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from supernet.attention import ActAttention
 from supernet.detr import Detr
 from supernet.detr.published import load_published
 from supernet.errors import CheckpointError
@@ -97,9 +99,19 @@ def test_engines_are_built_ahead_of_time(trained: Path, attention: str) -> None:
     assert done["executed"] and done["measured_fps"] is None
 
 
-def test_attention_at_evaluation(trained: Path) -> None:
+def test_attention_at_evaluation(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer of the encoder attends by clusters, with as many hash functions as asked for."""
+    attend, hashes = ActAttention.attend, Counter[int]()
+
+    def counted(core: ActAttention, *given: Any) -> Tensor:
+        hashes[len(core.hash.directions_LE)] += 1
+        return attend(core, *given)
+
+    monkeypatch.setattr(ActAttention, "attend", counted)
     for rounds in (32, 16):
-        assert heat("eval", "--attention", "act", "--rounds", rounds, "--out", trained)["images"]
+        hashes.clear()
+        found = heat("eval", "--attention", "act", "--rounds", rounds, "--out", trained)
+        assert found["images"] == 8 and hashes == {rounds: 8 * TINY.encoder_layers}
     refused = fails(2, "eval", "--attention", "enact", "--out", trained)
     assert "core.score" in refused
 

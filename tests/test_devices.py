@@ -1,10 +1,14 @@
 """Which machine this is, by what name, and what device files say."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from heat.commands.find import thin_target
+from heat.workspace import Workspace
 from latency_tables.device_file import load_device, load_devices
 from latency_tables.devices import declared, name_of, names_of, resolve
 from latency_tables.probe.machine import (
@@ -16,7 +20,9 @@ from latency_tables.probe.machine import (
     parse_gpus,
     slug,
 )
-from latency_tables.store import find_table, open_table
+from latency_tables.store import conditions_of, find_table, open_table
+from latency_tables.table import LatencyTable
+from latency_tables.table_file import write_table
 from supernet.errors import DeviceError, TableError
 
 
@@ -142,6 +148,33 @@ def test_a_shipped_table_is_found_by_any_name_of_its_cpu(tmp_path: Path) -> None
     found = find_table(tmp_path, target, (448, 448), trust=True)
     assert found is not None and found.name == "amd-epyc-onnxruntime-f32-t1-448x448.csv"
     assert find_table(tmp_path, target, (448, 448)) is None
+
+
+def test_a_trusted_table_of_this_machine_is_measured_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was profiled as the device that it is; trusted is a change of its conditions."""
+    workspace = Workspace(tmp_path)
+    asked: dict[str, Any] = {"device": None, "runtime": None, "threads": 1, "precision": None}
+    find = partial(thin_target, workspace, **asked, input_size=(64, 96), trust=True)
+    last = {"requested": "cpu-i7", "device": "cpu-i7", "here": True, "runtime": "onnxruntime"}
+    workspace.record("profile", last)
+    table = LatencyTable(conditions_of(declared("cpu-i7", threads=1), (64, 96)))
+    write_table(table, workspace.tables)
+    assert not find().here  # an i7's table, and this is none
+    i7 = Detected("Intel(R) Core(TM) i7-8700 CPU @ 3.20GHz", 6, None, "powersave", (), 16000)
+    monkeypatch.setattr("latency_tables.devices.detect_cpu", lambda: i7)
+    assert find().here and find().name == "cpu-i7"
+
+
+def test_a_table_of_another_machine_says_what_measures_this_one(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    for requested, measures in (("cpu", "heat profile"), ("cpu-i7", "--device cpu")):
+        far = {"requested": requested, "device": "pi", "here": False, "source": "measured"}
+        workspace.record("profile", far)
+        said = rf"of {requested} is measured, .* {measures} measures this machine$"
+        with pytest.raises(TableError, match=said):
+            thin_target(workspace, None, None, None, None, (64, 96), trust=False)
 
 
 def test_a_bare_arm_machine_is_named_by_its_part(monkeypatch: pytest.MonkeyPatch) -> None:

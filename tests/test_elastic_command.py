@@ -156,7 +156,7 @@ def test_a_score_is_not_written_over_another_export(
         ({"threads": 2}, True),
         ({"input_size": "64..128"}, True),
         ({"limits": Limits(target_fps=2)}, True),
-        ({"limits": Limits(target_fps=1, percentile="p95")}, True),
+        ({"limits": Limits(target_fps=1, max_latency_ms=1e3, percentile="p95")}, True),
         ({"limits": Limits(target_fps=1, max_size_mb=9)}, True),
     ],
 )

@@ -24,6 +24,7 @@ from heat.workspace import Workspace
 from latency_tables.devices import declared
 from latency_tables.pack import compressible, probe_script, table_from_results, write_pack
 from latency_tables.plan import Checks, check_networks
+from latency_tables.probe import program
 from latency_tables.probe.program import read_results
 from latency_tables.remote import Host
 from latency_tables.table_file import read_table, write_table
@@ -142,6 +143,23 @@ def test_a_killed_probe_goes_on(bare_python: Path, pack: Path, tmp_path: Path) -
     assert table_from_results(path).calibration.checks
 
 
+def test_a_header_that_was_cut_is_written_anew(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new one was joined to it, and no further start could read the file."""
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"results_format": 2, "plan": {"cut')
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "Bench", killed)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            program.measure_pack(program.Pack(pack), path, ())
+        assert len(read_results(path)) == 1
+
+
 def test_broken_results_are_refused(results: Path, tmp_path: Path) -> None:
     records = read_results(results)
 
@@ -251,3 +269,29 @@ def test_a_host_that_cannot_be_reached_is_named(
         Host("127.0.0.1").measure(pack, "x", tmp_path / "r.jsonl")
     with pytest.raises(DeviceError, match="USER@BOX"):
         Host("-oProxyCommand=evil")
+
+
+def test_a_pack_that_was_sent_in_part_is_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part was left under the pack's name, and never replaced."""
+    box, cut = tmp_path / "box", tmp_path / "cut"
+    box.mkdir()
+    wrapper = tmp_path / "ssh"
+    wrapper.write_text(
+        f"#!/bin/sh\ncd {box}\nfor command; do :; done\n"
+        f'case "$command" in *"cat >"*) if [ ! -e {cut} ]; then touch {cut};\n'
+        'head -c 10 | sh -c "$command"; exit 255; fi;; esac\n'
+        'exec sh -c "$command"\n'
+    )
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("HEAT_SSH_COMMAND", str(wrapper))
+    monkeypatch.setattr("latency_tables.remote.ATTEMPTS", 1)
+    pack = tmp_path / "pack.pyz"
+    pack.write_text("import sys\nopen(sys.argv[2], 'w').write('measured')\n")
+    host = Host("box", python=sys.executable)
+    with pytest.raises(DeviceError, match="to send the probe"):
+        host.measure(pack, "x", tmp_path / "r.jsonl")
+    assert host.measure(pack, "x", tmp_path / "r.jsonl").read_text() == "measured"
+    left = {path.name for path in (box / ".cache" / "heat").iterdir()}
+    assert left == {"x.pyz", "x.results.jsonl"}

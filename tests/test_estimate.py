@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from heat.spaces import search_space
+from heat.stages import estimate
 from heat.stages.estimate import leave_one_out
+from latency_tables.conditions import Conditions
 from latency_tables.device_file import Figures, find_device, load_device
-from latency_tables.devices import declared
+from latency_tables.devices import declared, resolve
 from latency_tables.estimate import corrected, entry_errors, estimated_table, spread_entries
 from latency_tables.plan import space_entries
 from latency_tables.published import correction_for
@@ -83,6 +86,22 @@ def test_few_measured_rows_correct_an_estimate() -> None:
     assert on < off
     with pytest.raises(TableError, match="no measured row"):
         corrected(guess, {})
+
+
+def test_few_measured_rows_are_measured_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--spinning and --pinning were left out on this machine."""
+    asked = replace(resolve("cpu", threads=1), spinning="never", pinning=True)
+    space = search_space("micro", input_size=(96, 128), num_classes=2)
+    measured = []
+
+    def meter(conditions: Conditions) -> None:
+        measured.append(conditions)
+        raise DeviceError("nothing is measured here")
+
+    monkeypatch.setattr(estimate, "DeviceMeter", meter)
+    with pytest.raises(DeviceError, match="nothing is measured here"):
+        estimate._measure(asked, space, [], None, "python3")
+    assert measured[0].setting == asked.setting
 
 
 def test_the_papers_frame_rates_predict_each_other() -> None:

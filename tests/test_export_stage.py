@@ -21,7 +21,7 @@ from deploy.quantize import quantize
 from heat.spaces import search_space
 from heat.stages.build import _finished
 from heat.stages.export import Wish, _facts
-from heat.stages.promise import is_about, promise_of
+from heat.stages.promise import Promise, is_network, is_run_so, promise_of
 from heat.stages.report import _kept, write_report
 from heat.thinning.candidates import Candidate, open_search
 from heat.thinning.judging import judge_of, pixels_digest
@@ -45,15 +45,42 @@ from tests.command_line import fails, run
 SMALL_SPACE = ["--space", "micro", "--input-size", "96x128"]
 
 
-@pytest.fixture(scope="module")
-def thinned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("thinned") / "run"
-    far = ["--device", "cpu-i7", "--out", out]  # by an estimate: nothing is measured
+def thin_by_estimate(out: Path, *more: object) -> None:
+    """Thin for a Core i7: nothing is measured."""
+    far = ["--device", "cpu-i7", *more, "--out", out]
     code, _, errors = run("profile", "--estimate", *SMALL_SPACE, *far)
     assert code == 0, errors
     code, _, errors = run("thin", "--target-fps", 30, "--trust-table", *far)
     assert code == 0, errors
+
+
+@pytest.fixture(scope="module")
+def thinned_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("thinned") / "run"
+    thin_by_estimate(out)
     return out
+
+
+@pytest.fixture
+def thinned(thinned_once: Path, tmp_path: Path) -> Path:
+    """Return a workspace of one's own with a thinned network that nobody trained."""
+    return shutil.copytree(thinned_once, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def trained_once(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "run"
+    tiny = ["--input-size", "96x128", "--epochs", 1, "--eval-every", 0]
+    preset = ["--architecture", "pico", *tiny]
+    code, _, errors = run("train", "--data", shapes, *preset, "--out", out)
+    assert code == 0, errors
+    return out
+
+
+@pytest.fixture
+def trained(trained_once: Path, tmp_path: Path) -> Path:
+    """Return a workspace of one's own with a trained preset, in which nothing was thinned."""
+    return shutil.copytree(trained_once, tmp_path / "run")
 
 
 @pytest.fixture
@@ -108,18 +135,33 @@ def test_a_gpus_prediction_is_held_against_the_gpu(
         need_thinned(workspace), runtime="onnxruntime", precision="f32", threads=1, model=card.model
     )
     architecture = Architecture.load(workspace.architecture)
-    assert is_about(workspace, record, architecture, target, form)
+    assert is_run_so(record, target, form) and is_network(workspace, record, architecture)
+    promised = promise_of(workspace, record, architecture, target, form)
+    assert promised.thinned is record
     no_gpu = replace(target, gpu=None)
     record = replace(record, here=True)
     assert promise_of(workspace, record, architecture, no_gpu, form).thinned is None
     assert "was thinned on NVIDIA H100 80GB HBM3, this machine is" in capsys.readouterr().err
-    assert _facts(target, form, record, None, record)["device_model"] == card.model
+    assert _facts(target, form, record, None, Promise(record))["device_model"] == card.model
     other = architecture.with_(head="one-to-one")
-    assert not is_about(workspace, record, other, target, form)
+    assert not is_network(workspace, record, other)
     classes = architecture.with_(num_classes=architecture.num_classes + 1)
-    assert is_about(workspace, record, classes, target, form)
+    assert is_network(workspace, record, classes)
     before = replace(record, widths=tuple(2 * width for width in record.widths))
-    assert not is_about(workspace, before, architecture, target, form)  # it was not recorded
+    assert not is_network(workspace, before, architecture)  # it was not recorded
+
+
+def test_a_bundle_for_another_machine_runs_there_as_it_was_thinned_for(thinned: Path) -> None:
+    workspace = Workspace(thinned)
+    there = need_thinned(workspace)
+    assert there.threads == 6
+    # A board that was measured over ssh has the name of any CPU, and more cores than this machine.
+    workspace.record("thin", {**there.to_dict(), "requested": "cpu", "threads": 600})
+    code, exported, errors = run("export", "--out", thinned)
+    assert code == 0, errors
+    card = json.loads((workspace.bundle("onnx") / "card.json").read_text())
+    assert card["threads"] == 600 and card["measured_threads"] == exported["threads"] < 600
+    assert card["target_fps"] is None and card["thinned_for"]["target_fps"] == 30
 
 
 def test_a_searched_global_block_is_used_on_a_gpu(tmp_path: Path) -> None:
@@ -155,20 +197,16 @@ def test_a_searched_global_block_is_used_on_a_gpu(tmp_path: Path) -> None:
             assert len(one.measured) == 1
 
 
-def test_an_untrained_network_never_replaces_a_trained_one(
-    thinned: Path, shapes: Path, tmp_path: Path
-) -> None:
-    out = ["--out", thinned]
-    small = ["--input-size", "96x128", "--epochs", 1]
-    code, _, errors = run("train", "--data", shapes, "--architecture", "pico", *small, *out)
-    assert code == 0, errors
+def test_an_untrained_network_never_replaces_a_trained_one(trained: Path, tmp_path: Path) -> None:
+    thin_by_estimate(trained)
+    out = ["--out", trained]
     line = fails(2, "export", *out)
     assert "--network trained" in line and "--network thinned" in line and "--restart" in line
-    assert not (thinned / "bundle-onnx").exists()
+    assert not (trained / "bundle-onnx").exists()
     assert "not of the thinned network" in fails(2, "eval", *out)
     code, exported, errors = run("export", "--network", "trained", "--threads", 1, *out)
     assert code == 0 and exported["trained"] and exported["predicted_fps"] is None, errors
-    nothing = ["--network", "trained", "--out", tmp_path]
+    nothing = ["--network", "trained", "--out", tmp_path / "empty"]
     assert "heat train makes it" in fails(2, "export", *nothing)
 
 
@@ -230,18 +268,15 @@ def test_an_int8_export_on_images_without_labels_names_no_loss(
     assert card["calibration"]["images"] == 3 and len(card["calibration"]["sha256"]) == 64
 
 
-def test_accuracy_is_checked_where_images_to_compare_are_given(
-    shapes: Path, tmp_path: Path
-) -> None:
-    """With `--images` the data of the training was not read, and nothing said so."""
-    out = ["--out", tmp_path / "run"]
-    small = ["--architecture", "pico", "--input-size", "96x128", "--epochs", 1]
-    code, _, errors = run("train", "--data", shapes, *small, *out)
-    assert code == 0, errors
+def test_a_preset_is_exported_without_thinning(trained: Path, shapes: Path) -> None:
+    """With `--images` too, where the data of the training was not read, and nothing said so."""
+    out = ["--out", trained]
     asked = ["export", "--images", shapes / "val", "--threads", 1, *out]
     assert "--max-ap-drop -5" in fails(3, *asked, "--max-ap-drop", -5)
     code, exported, errors = run(*asked)
     assert code == 0 and exported["accuracy_check"] is not None, errors
+    assert exported["trained"] is True and exported["predicted_fps"] is None
+    assert "no finished thin" in fails(2, "train", "--data", shapes, "--restart", *out)
 
 
 def test_a_broken_export_is_no_kept_promise(thinned: Path) -> None:
@@ -259,9 +294,9 @@ def test_a_precision_that_a_runtime_has_not(thinned: Path) -> None:
     assert "another --precision or --format; nothing was written" in line and "heat-tmp" not in line
 
 
-def test_the_target_is_recorded_as_it_was_asked_for(thinned: Path, tmp_path: Path) -> None:
+def test_the_target_is_recorded_as_it_was_asked_for(thinned: Path) -> None:
     """It was rounded to four decimals: `heat build` never found its own result again."""
-    workspace = Workspace(shutil.copytree(thinned, tmp_path / "run"))
+    workspace = Workspace(thinned)
     target_fps = 30.123456789
     far = ["--device", "cpu-i7", "--trust-table", "--out", workspace.root]
     code, found, errors = run("thin", "--target-fps", target_fps, *far)
@@ -270,31 +305,27 @@ def test_the_target_is_recorded_as_it_was_asked_for(thinned: Path, tmp_path: Pat
     assert not _finished(workspace, "thin", target_fps=30.1235, met=True)
 
 
-def test_the_network_that_is_scored_is_the_one_asked_for(shapes: Path, tmp_path: Path) -> None:
-    out = ["--out", tmp_path / "run"]
-    far = ["--device", "cpu-i7", *out]
-    assert "run heat thin" in fails(2, "eval", "--network", "thinned", "--data", shapes, *out)
-    assert "heat train makes it" in fails(2, "eval", "--network", "trained", "--data", shapes, *out)
-    tiny = ["--input-size", "96x128", "--epochs", 1, "--eval-every", 0]
-    code, _, errors = run("train", "--data", shapes, "--architecture", "pico", *tiny, *out)
-    assert code == 0, errors
+def test_the_network_that_is_scored_is_the_one_asked_for(
+    trained: Path, shapes: Path, tmp_path: Path
+) -> None:
+    for which, line in (("thinned", "run heat thin"), ("trained", "heat train makes it")):
+        asked = ("--network", which, "--data", shapes, "--out", tmp_path / "empty")
+        assert line in fails(2, "eval", *asked)
+    out = ["--out", trained]
     for command in (("eval", "--data", shapes), ("export",)):  # there is a trained one only
         assert "run heat thin" in fails(2, *command, "--network", "thinned", *out)
-    code, _, errors = run("profile", "--estimate", "--data", shapes, *SMALL_SPACE, *far)
-    assert code == 0, errors
-    code, _, errors = run("thin", "--target-fps", 30, "--trust-table", "--data", shapes, *far)
-    assert code == 0, errors
+    thin_by_estimate(trained, "--data", shapes)
     line = fails(2, "eval", "--data", shapes, *out)
     assert "--network trained" in line and "--network thinned" in line
-    code, trained, errors = run("eval", "--network", "trained", "--data", shapes, *out)
-    assert code == 0 and trained["scored"].endswith("train"), errors
+    code, scored, errors = run("eval", "--network", "trained", "--data", shapes, *out)
+    assert code == 0 and scored["scored"].endswith("train"), errors
     assert "UNTRAINED" not in errors
-    code, thin, errors = run("eval", "--network", "thinned", "--data", shapes, *out)
-    assert code == 0 and thin["scored"].endswith("architecture.json"), errors
+    code, scored, errors = run("eval", "--network", "thinned", "--data", shapes, *out)
+    assert code == 0 and scored["scored"].endswith("architecture.json"), errors
     assert "UNTRAINED" in errors
     other = ["--network", "trained", "--bundle", tmp_path / "b", "--data", shapes, *out]
     assert "a bundle holds one network" in fails(2, "eval", *other)
-    (tmp_path / "run" / "thin" / "architecture.json").unlink()
+    (trained / "thin" / "architecture.json").unlink()
     assert "architecture.json" in fails(2, "eval", "--network", "thinned", "--data", shapes, *out)
 
 

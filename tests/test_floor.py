@@ -154,7 +154,7 @@ def test_a_target_out_of_reach_is_answered_by_measurements(tmp_path: Path) -> No
     assert code == 3 and errors.count("out of reach") == 1
     assert result["floor"]["widths"] == [32, 32, 32, 32]
     assert result["floor"]["blocks"] == ["R", "R", "R", "R"]
-    assert result["measured_fps"] and result["architecture"] is None
+    assert result["measured_fps"] and result["architecture"] is None and not result["met"]
     ways = result["checked_ways"]
     assert ways and all(way["fps"] > 0 and not way["reaches"] for way in ways)
     assert [way["fps"] for way in ways] == sorted((way["fps"] for way in ways), reverse=True)

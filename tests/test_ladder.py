@@ -18,6 +18,8 @@ from deploy.edge.found import Found
 from deploy.edge.ladder import Hold, Ladder, open_finder, read_ladder
 from deploy.export import export_bundle
 from deploy.form import Form
+from heat.commands.outcomes import Export
+from heat.workspace import Workspace
 from latency_tables.models import randomise
 from supernet.data.shapes import draw
 from supernet.errors import BundleError, UserError
@@ -141,6 +143,14 @@ def test_the_most_accurate_network_works_where_no_rate_is_held(ladder: Path) -> 
         assert loaded.frames == [3, 0]
         assert loaded.held() is None
         np.testing.assert_array_equal(found.boxes_xyxy_px, one.detect(image).boxes_xyxy_px)
+
+
+def test_an_exported_ladder_is_loaded_as_heat_load_does(ladder: Path, tmp_path: Path) -> None:
+    """It was taken for a bundle."""
+    with Export({"bundle": str(ladder)}, Workspace(tmp_path)).load() as loaded:
+        assert isinstance(loaded, Ladder)
+    with pytest.raises(UserError, match="no network was exported"):
+        Export({"bundle": None}, Workspace(tmp_path)).load()
 
 
 def test_all_networks_have_the_thresholds_of_the_most_accurate(

@@ -116,7 +116,7 @@ def test_the_last_epoch_is_no_early_stop(
 
 
 def test_patience_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that stopped early is exported without a warning that its training is not finished."""
+    """A run that stopped early is finished: `--resume` adds no epoch, and its weights record it."""
     aps = iter([0.2, 0.1, 0.1])
     monkeypatch.setattr("heat.stages.train.judge_on", lambda _: lambda _: {"ap": next(aps)})
     root, out = pair(tmp_path / "a", [note()]), tmp_path / "run"

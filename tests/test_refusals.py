@@ -19,6 +19,7 @@ from heat.commands import training
 from heat.commands.api import _bound
 from heat.commands.fleet_file import find_members, read_fleet
 from heat.spaces import search_space
+from heat.thinning import candidates
 from heat.thinning.ceiling import refuse_impossible
 from heat.thinning.limits import Limits
 from heat.workspace import Workspace
@@ -29,7 +30,7 @@ from supernet.errors import CheckpointError, DataError, UserError
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import SearchConfig
 from supernet.train.running import Running, most_workers
-from tests.command_line import fails
+from tests.command_line import SMALL, fails
 
 
 @pytest.mark.parametrize(
@@ -199,3 +200,13 @@ def test_no_network_is_so_small(limit: str, mb: float) -> None:
         refuse_impossible([wanted])
     fits = Limits(target_fps=1, **{limit: 500.0})
     refuse_impossible([(space, wanted[1], (fits,))])
+
+
+def test_a_memory_that_is_not_measured_has_no_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's memory was never compared with the limit: every network passed."""
+    monkeypatch.setattr(candidates, "measure_table", lambda *_: pytest.fail("it was measured"))
+    limits = ["--target-fps", 1, "--max-memory-mb", 500, "--runtime", "torch"]
+    line = fails(2, "thin", *limits, *SMALL, "--out", tmp_path)
+    assert "has no memory model: leave --max-memory-mb out" in line

@@ -29,6 +29,11 @@ from tests.command_line import fails
         (["profile", "--compare", "a", "b", "--output-stride", "16"], "--output-stride beside"),
         (["profile", "--pack", "p.pyz", "--host-python", "py"], "--host-python py is of a host"),
         (["supernet", "--show", "--epochs", "3"], "--epochs beside --show"),
+        (["thin", "--target-fps", "24", "--at", "p95"], "--at p95 (percentile in a fleet file) is"),
+        (
+            ["export", "--format", "tensorrt", "--gpu", "8.9", "--device", "cuda"],
+            "--device cuda beside --gpu 8.9",
+        ),
         (["profile", "--show", "cpu", "--unpack", "r.jsonl"], "--show and --unpack: one of them"),
     ],
 )

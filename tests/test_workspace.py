@@ -5,6 +5,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,14 @@ import pytest
 from deploy.whole_folder import replacing_folder, tidy
 from heat.commands.find import recorded_data
 from heat.commands.fleet_file import read_fleet
+from heat.stages import adopt
 from heat.stages.build import _plan
+from heat.stages.fleet_build import is_exported
 from heat.workspace import Workspace
 from latency_tables.devices import resolve
 from supernet.atomic import write_text
+from supernet.data.coco import load_split
+from supernet.detr.family import DetrArchitecture
 from supernet.errors import UserError, masked
 
 
@@ -119,6 +124,19 @@ def test_recorded_data_is_found_from_another_folder(
     assert "is gone: without (--data DIR)" in capsys.readouterr().err
 
 
+def test_adopted_weights_have_no_data_of_the_training_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Export and eval took that training's data."""
+    shape = DetrArchitecture()
+    network = SimpleNamespace(architecture=shape, state_dict=dict, parameters=list)
+    monkeypatch.setattr(adopt, "load_published", lambda *_: network)
+    workspace = Workspace(tmp_path)
+    workspace.record("train", {"data": str(tmp_path)})
+    adopt.adopt(workspace, Path("x.pth"), shape, None, restart=True)
+    assert recorded_data(workspace, "without") is None
+
+
 def test_the_record_holds_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["heat", "thin", "--study", "postgresql://me:secret@host/db"])
     Workspace(tmp_path).record("thin", {})
@@ -132,6 +150,7 @@ def test_the_record_holds_no_password(tmp_path: Path, monkeypatch: pytest.Monkey
         ('[camera]\ntarget_fps = "24"', "target_fps = '24': a number, without quotes"),
         ("[camera]\ntarget_fps = true", "target_fps = True: a number"),
         ('[camera]\nmax_latency_ms = 40\npercentile = "p99"', "'p99': one of p50, p95"),
+        ('[camera]\ntarget_fps = 24\npercentile = "p95"', "(percentile in a fleet file) is of"),
         ("[camera]\ntarget_fps = 24\nthreads = 1.5", "threads = 1.5: a whole number"),
         ("[camera]\ntarget_fps = 24\ndevice = 7", "device = 7: a text"),
         ('[camera]\ntarget_fps = 24\ntrust_table = "yes"', "trust_table = 'yes': true or false"),
@@ -294,3 +313,26 @@ def test_a_session_gives_its_device_memory_back() -> None:
 
     _free(Cuda(), {"a": 1, "b": 2}, {"c": Growing()})  # type: ignore[arg-type]
     assert sorted(freed) == [0, 1, 2, 3]
+
+
+def test_a_member_is_exported_again_where_another_export_is_asked_for(
+    tmp_path: Path, shapes: Path
+) -> None:
+    val = load_split(shapes, "val")
+    workspace = Workspace(tmp_path)
+    workspace.record("thin", {})
+    bundle = workspace.bundle("onnx")
+    bundle.mkdir(parents=True)
+    (bundle / "card.json").write_text("{}")
+    done: dict[str, object] = {"bundle": str(bundle), "broken": None}
+    asked: dict[str, object] = {"calibrate": True, "judged_on": str(val.root.absolute())}
+    cases: list[tuple[dict[str, object], bool]] = [
+        ({}, True),  # of an older version
+        (asked, True),
+        (asked | {"calibrate": False}, False),
+        (asked | {"judged_on": str(tmp_path)}, False),
+        (asked | {"broken": "19 FPS measured, target 20"}, False),
+    ]
+    for changed, kept in cases:
+        workspace.record("export-onnx", done | changed)
+        assert is_exported(workspace, "onnx", True, val) is kept

@@ -150,6 +150,8 @@ class Card(Facts, Judged):
     executed: dict[str, int]
     """Number of heavy nodes that the runtime executes in each precision."""
     threads: int
+    measured_threads: NotRequired[int]
+    """Threads that were timed: fewer where the bundle is for a machine with more."""
     names: list[str]
     """Classes, in the order of the network's outputs."""
     input: InputFacts

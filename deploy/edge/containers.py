@@ -59,22 +59,33 @@ def _edited_s(moov: bytes) -> float:
     header = moov.find(b"mvhd")
     if header < 0:
         return math.inf
-    clock = header + (24 if moov[header + 4] else 16)  # version 1 has 64-bit dates before it
+    long = any(moov[header + 4 : header + 5])
+    clock = header + (24 if long else 16)  # version 1 has 64-bit dates before it
     ticks = int.from_bytes(moov[clock : clock + 4], "big") or 1
     shortest = math.inf
-    at = moov.find(b"elst")
-    while at >= 0:
-        long = bool(moov[at + 4])
-        word, entry = (8, 20) if long else (4, 12)
+    for at, count, word, entry in _edit_lists(moov):
         shown = 0
-        for number in range(int.from_bytes(moov[at + 8 : at + 12], "big")):
-            place = at + 12 + number * entry
+        for place in range(at, at + count * entry, entry):
             begins = int.from_bytes(moov[place + word : place + 2 * word], "big", signed=True)
             if begins >= 0:  # -1 is an empty edit
                 shown += int.from_bytes(moov[place : place + word], "big")
         shortest = min(shortest, shown / ticks)
-        at = moov.find(b"elst", at + 1)
     return shortest
+
+
+def _edit_lists(moov: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Yield start and number of the entries of each edit list, and bytes of a number and an entry.
+
+    A title may hold the same four letters: a list's length is what its entries need.
+    """
+    at = moov.find(b"elst", 4)
+    while at >= 0:
+        word, entry = (8, 20) if any(moov[at + 4 : at + 5]) else (4, 12)
+        count = int.from_bytes(moov[at + 8 : at + 12], "big")
+        length = 16 + count * entry
+        if int.from_bytes(moov[at - 4 : at], "big") == length <= len(moov) - at + 4:
+            yield at + 12, count, word, entry
+        at = moov.find(b"elst", at + 1)
 
 
 def is_cut_off(path: Path) -> bool:

@@ -66,7 +66,10 @@ def last_target(
 
 
 def target_of_thinning(workspace: Workspace) -> "Target":
-    """Return where the network of the last thinning is checked: its device, or this machine."""
+    """Return where the network of the last thinning is checked: its device, or this machine.
+
+    For a device that is not here it is checked in f32, in its runtime if a CPU has that.
+    """
     from ..thinning.thinned import need_thinned
 
     thinned = need_thinned(workspace)
@@ -74,7 +77,15 @@ def target_of_thinning(workspace: Workspace) -> "Target":
         return last_target(
             workspace, None, thinned.runtime, None, thinned.precision, stages=("thin",)
         )
-    return last_target(workspace, "cpu", "onnxruntime", None, "f32", stages=("thin",))
+    runtime = "openvino" if thinned.runtime == "openvino" else "onnxruntime"
+    if (runtime, "f32") != (thinned.runtime, thinned.precision):
+        print(
+            f"warning: thinned for {thinned.device} in {thinned.runtime} {thinned.precision}, and "
+            f"exported in {runtime} f32, which can be checked here: heat export on "
+            f"{thinned.device} makes what was asked for",
+            file=sys.stderr,
+        )
+    return find_target("cpu", runtime, None, "f32")
 
 
 def thin_target(
@@ -100,16 +111,29 @@ def thin_target(
         if absent:
             assert last is not None
             # A machine that is not the device it was profiled as has a name of its own.
-            far = replace(far, name=last["device"])
-        if absent or find_table(workspace.tables, far, input_size, trust=True):
+            return replace(far, name=last["device"])
+        if not _is_here(far) and find_table(workspace.tables, far, input_size, trust=True):
             return far
     elif absent:
         assert last is not None
+        this = "heat profile" if last["requested"] == "cpu" else "--device cpu"
         raise TableError(
             f"the table of {last['requested']} is {last['source']}, not of this machine: heat thin "
-            "--trust-table thins by it without measuring, --device cpu measures this machine"
+            f"--trust-table thins by it without measuring, {this} measures this machine"
         )
     return last_target(*asked, stages=stages)
+
+
+def _is_here(far: "Target") -> bool:
+    """Return whether a target as its device is declared is this machine."""
+    from supernet.errors import DeviceError
+
+    try:
+        return (
+            find_target(far.device.name, far.runtime, far.threads, far.precision).name == far.name
+        )
+    except DeviceError:
+        return False
 
 
 def find_heatdetr(name: str) -> "Architecture":

@@ -148,6 +148,10 @@ def export(
 
     if gpu is not None and format != "tensorrt":
         raise UserError(f"--gpu is for engines: --format tensorrt, not {format}")
+    if gpu is not None:
+        refuse_beside(
+            f"--gpu {gpu}", {f"--device {device}": device}, "the engine is not run, leave it out"
+        )
     workspace = Workspace(out)
     runtime = RUNTIME_OF[format]
     if ladder is not None:
@@ -162,9 +166,7 @@ def export(
             raise UserError("--ladder recalibrates its networks on images: give --data")
         return _ladder(workspace, ladder, data, device, runtime, threads, precision, calibrate)
     thinned = find_thinned(workspace)
-    if device is None and thinned is not None and not thinned.here:
-        # Thinned by a table for a device that is not here: checked and timed on this machine.
-        device = "cpu"
+    far = device is None and thinned is not None and not thinned.here
     if precision is None:
         same = thinned is not None and thinned.runtime == runtime
         used = thinned.precision if thinned is not None and same else "f32"
@@ -176,7 +178,11 @@ def export(
     else:
         if device is None and format == "tensorrt":
             device = "cuda" if gpu_here() else "cpu"  # where there is none it is said how
-        target = last_target(workspace, device, runtime, threads, precision, stages=stages)
+        if far:
+            # Thinned by a table for a device that is not here: checked and timed on this machine.
+            target = find_target(device or "cpu", runtime, threads, precision)
+        else:
+            target = last_target(workspace, device, runtime, threads, precision, stages=stages)
     asked = data
     if data is None:
         data = recorded_data(workspace, "accuracy is not checked on labelled data")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from deploy.edge.detect import Bundle
+    from deploy.edge.ladder import Ladder
 
 
 @dataclass(frozen=True)
@@ -162,19 +163,24 @@ class Export(Outcome):
 
     @property
     def bundle(self) -> Path:
-        """Folder of the bundle."""
-        return Path(cast(str, self._get("bundle")))
+        """Folder of the bundle, or of the ladder."""
+        found = self._get("bundle")
+        if found is None:
+            raise UserError(
+                "no network was exported (bundle None): heat.export(ladder=) with lower frame rates"
+            )
+        return Path(cast(str, found))
 
     @property
     def measured_fps(self) -> float | None:
         """Frames per second of the bundle; None where it cannot run here."""
         return cast("float | None", self._get("measured_fps"))
 
-    def load(self) -> "Bundle":
-        """Load the bundle, as `heat.load` does."""
-        from deploy.edge.detect import Bundle
+    def load(self) -> "Bundle | Ladder":
+        """Load the bundle or the ladder, as `heat.load` does."""
+        from deploy.edge.ladder import open_finder
 
-        return Bundle(self.bundle)
+        return open_finder(self.bundle)
 
     def plot(self) -> "Figure":
         """Draw target, predicted and measured frame rate as bars."""

@@ -43,7 +43,8 @@ def adopt(
     with workspace.claimed(workspace.train, f"training in {workspace.train}"):
         if not restart:  # looked at again: a training may have ended meanwhile
             _keep_trained(workspace, checkpoint)
-        forget(workspace.train)  # the training that is replaced
+        forget(workspace.train)  # the training that is replaced, and its data
+        workspace.forget("train")
         save_checkpoint(checkpoint, network.state_dict(), info)
     result = {
         "checkpoint": str(checkpoint),

@@ -4,6 +4,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from latency_tables.devices import Target, resolve
@@ -104,6 +105,7 @@ def _measure(
         threads=target.threads,
         precision=target.precision,
     )
+    here = replace(here, spinning=target.spinning, pinning=target.pinning)
     if here.name != target.name:
         raise DeviceError(
             f"--few-shot measures on the real {target.device.name}; this machine is {here.name}: "

@@ -113,6 +113,8 @@ def export(
         samples = images_of(calibration, None, CALIBRATION_IMAGES) if calibration else parity_images
         pixels = [letterbox(image, network.architecture.input_size)[0] for image in samples]
     form = wish.form(target, pixels, workspace.root / "tensorrt-timings.cache")
+    if thinned is not None and _is_elsewhere(thinned, form):
+        form = replace(form, deployed_threads=thinned.threads or None)
     promise = promise_of(workspace, thinned, network.architecture, target, form)
     judge = None
     if data is not None and training is not None:
@@ -127,7 +129,7 @@ def export(
         scores = calibration_for(workspace, network, weights, form, plan, judge)
     network.decode.calibration = scores[0].calibration if scores is not None else None
     facts: Facts = {
-        **_facts(target, form, thinned, training, promise.thinned),
+        **_facts(target, form, thinned, training, promise),
         "score_calibration": card_facts(scores[0], names, scores[1]) if scores else None,
         "clusters": clusters,
         "calibration": {"images": len(pixels), "sha256": pixels_digest(pixels)} if pixels else None,
@@ -162,6 +164,8 @@ def export(
         "threads": target.threads,
         "runtime": done.card["runtime"],
         "broken": promise.broken or None,
+        "calibrate": wish.calibrate,
+        "judged_on": str(data.root.absolute()) if data is not None else None,
     }
     workspace.record(f"export-{form.format}", result)
     if promise.broken:
@@ -198,25 +202,31 @@ def _facts(
     form: Form,
     thinned: Thinned | None,
     training: Result | None,
-    promised: Thinned | None,
+    promise: Promise,
 ) -> Facts:
-    """Return what the card states of training and promises; `promised` as in `Promise.thinned`."""
+    """Return what the card states of training and promises."""
     from supernet.version import __version__
 
+    run = thinned if thinned is not None and _is_elsewhere(thinned, form) else target
     return {
         "heat": __version__,
-        "spinning": target.spinning,
-        "pinning": target.pinning,
+        "spinning": run.spinning,
+        "pinning": run.pinning,
         "device": target.name if form.runs_here else None,
         "device_model": model_of(target) if form.runs_here else None,
         "trained": training is not None,
         "training": training,
         "ranked_by": thinned.ranked_by if thinned is not None else None,
-        "target_fps": promised.target_fps if promised is not None else None,
-        "predicted_fps": promised.predicted_fps if promised is not None else None,
-        "held_out_error": promised.held_out_error if promised is not None else None,
+        "target_fps": promise.target_fps,
+        "predicted_fps": promise.predicted_fps,
+        "held_out_error": promise.held_out_error,
         "thinned_for": _thinned_for(thinned) if thinned is not None else None,
     }
+
+
+def _is_elsewhere(thinned: Thinned, form: Form) -> bool:
+    """Return whether a bundle is to run on a device that is not here, as it was thinned for it."""
+    return not thinned.here and thinned.runtime == form.runtime
 
 
 def _print_warnings(

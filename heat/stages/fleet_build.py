@@ -122,7 +122,7 @@ def ship(
         polish(workspace)
     target = target_of(workspace)
     format = FORMAT_OF.get(target.runtime, "onnx")
-    if not _is_exported(workspace, format):
+    if not is_exported(workspace, format, calibrate, val):
         begin("export")
         print(f"{name}: exporting", file=sys.stderr)
         export(workspace, target, Wish(format=format, calibrate=calibrate), data=val)
@@ -206,9 +206,11 @@ def _export_of(workspace: Workspace, format: Format) -> dict[str, Any]:
     return _stage(workspace, name) if later else {}
 
 
-def _is_exported(workspace: Workspace, format: Format) -> bool:
-    """Return whether the last thinning or training was exported, and its promise kept."""
+def is_exported(workspace: Workspace, format: Format, calibrate: bool, val: DetectionSet) -> bool:
+    """Return whether the last thinning or training was exported so, and its promise kept."""
     exported = _export_of(workspace, format)
     later = workspace.finished(f"export-{format}") >= workspace.finished("train")
     there = Path(str(exported.get("bundle", ""))) / "card.json"
-    return there.exists() and not exported["broken"] and later
+    asked = {"calibrate": calibrate, "judged_on": str(val.root.absolute())}
+    so = all(exported.get(key, value) == value for key, value in asked.items())
+    return there.exists() and not exported["broken"] and later and so

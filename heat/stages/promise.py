@@ -1,5 +1,6 @@
 """The promise of a bundle's frame rate: target and prediction of the thinning it is from."""
 
+import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 from deploy.edge.bench import Speed
 from deploy.form import Form
 from latency_tables.devices import Target
-from latency_tables.probe.setting import Setting
+from latency_tables.meter import FRESH_COMMAND
+from latency_tables.probe.fresh import peak_mb
+from latency_tables.probe.setting import Model, Setting
 from latency_tables.probe.timings import NetworkResult
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable
@@ -15,6 +18,7 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.network import AnyArchitecture
 
 from ..tables import recorded_table
+from ..thinning.limits import Cost, Limits
 from ..thinning.measuring import measure_bundle, warn_if_slower
 from ..thinning.thinned import Thinned
 from ..workspace import Workspace
@@ -30,16 +34,21 @@ class Promise:
     """What the frame rate of a bundle is compared with; nothing where no prediction is about it."""
 
     thinned: Thinned | None = None
-    """The thinning whose prediction is about this network and how it is run."""
+    """The thinning that was of this network and of how it is run, on this machine."""
     table: LatencyTable | None = None
-    """The latency table that it was predicted by."""
+    """The latency table that it was predicted by; None where that is of other conditions now."""
     broken: str = ""
     """Which promise the last measurement broke; empty if none."""
 
     @property
     def predicted_fps(self) -> float | None:
-        """Sustained frame rate that thinning predicted."""
-        return self.thinned.predicted_fps if self.thinned is not None else None
+        """Sustained frame rate that thinning predicted; None where its table holds no more."""
+        return self.thinned.predicted_fps if self.thinned and self.table else None
+
+    @property
+    def held_out_error(self) -> float | None:
+        """Error that the table of the prediction states."""
+        return self.thinned.held_out_error if self.thinned and self.table else None
 
     @property
     def target_fps(self) -> float | None:
@@ -53,10 +62,45 @@ class Promise:
             speed = measure_bundle(model, architecture, setting, self.table, results)
             warn_if_slower(speed)
             self.broken = broken_promises(speed.fps, self.predicted_fps, self.target_fps)
+            self.broken = self.broken or self._exceeded(model, architecture, setting, speed)
             if not self.broken:
                 break
             print(f"warning: measurement {attempt + 1}: {self.broken}", file=sys.stderr)
         return speed
+
+    def _exceeded(
+        self, model: Path, architecture: AnyArchitecture, setting: Setting, speed: Speed
+    ) -> str:
+        """Return which other limits of the thinning a measured bundle breaks, or nothing."""
+        thinned = self.thinned
+        if thinned is None:
+            return ""
+        limits = limits_of(thinned)
+        peak = math.nan
+        if limits.max_memory_mb is not None:
+            image = {"image": ((1, *architecture.input_size, 3), "uint8")}
+            peak = peak_mb(Model(b"", image, file=model), setting, FRESH_COMMAND)
+        files = [model, *([model.with_suffix(".bin")] if model.suffix == ".xml" else [])]
+        cost = Cost(
+            fps=speed.fps,
+            size_mb=sum(file.stat().st_size for file in files) / 2**20,
+            memory_mb=peak,
+            p50_ms=speed.ms,
+            p95_ms=speed.ms * speed.p95_ms / speed.p50_ms,
+        )
+        reasons = limits.broken(cost)
+        return f"measured: {'; '.join(reasons)}: run heat thin again" if reasons else ""
+
+
+def limits_of(thinned: Thinned) -> Limits:
+    """Return what was asked for of a thinned network."""
+    return Limits(
+        target_fps=thinned.target_fps,
+        max_latency_ms=thinned.max_latency_ms,
+        percentile="p95" if thinned.max_latency_ms and thinned.percentile == "p95" else "p50",
+        max_memory_mb=thinned.max_memory_mb,
+        max_size_mb=thinned.max_size_mb,
+    )
 
 
 def promise_of(
@@ -66,8 +110,22 @@ def promise_of(
     target: Target,
     form: Form,
 ) -> Promise:
-    """Return the promise of a bundle of this network in this form on this machine."""
-    if thinned is None or not is_about(workspace, thinned, architecture, target, form):
+    """Return the promise of a bundle of this network in this form on this machine.
+
+    Where it is run otherwise than it was thinned for, nothing was promised, and it says so.
+    """
+    if thinned is None or not is_network(workspace, thinned, architecture):
+        return Promise()
+    if not is_run_so(thinned, target, form):
+        if thinned.here and form.runs_here:
+            print(
+                f"warning: it was thinned for {thinned.target_fps:g} FPS in {thinned.runtime} "
+                f"{thinned.precision}, --threads {thinned.threads}; this bundle runs in "
+                f"{form.runtime} {form.precision}, --threads {target.threads}"
+                f"{', --raw' * form.raw}{', --dynamic-batch' * form.dynamic_batch}: "
+                "neither target nor prediction is compared",
+                file=sys.stderr,
+            )
         return Promise()
     here = model_of(target)
     if thinned.model != here:
@@ -78,24 +136,23 @@ def promise_of(
                 file=sys.stderr,
             )
         return Promise()
-    table = _table_of(workspace, thinned, target)
-    return Promise() if table is None else Promise(thinned, table)
+    return Promise(thinned, _table_of(workspace, thinned, target))
 
 
-def is_about(
-    workspace: Workspace,
-    thinned: Thinned,
-    architecture: AnyArchitecture,
-    target: Target,
-    form: Form,
-) -> bool:
-    """Return whether the prediction of a thinning is about this network and how it is run."""
+def is_run_so(thinned: Thinned, target: Target, form: Form) -> bool:
+    """Return whether a bundle of this form runs here as the network was thinned to run."""
     return (
-        architecture.family == "heatdetr"
-        and not (form.raw or form.dynamic_batch)
+        not (form.raw or form.dynamic_batch)
         and form.runs_here
         and (thinned.runtime, thinned.threads) == (form.runtime, target.threads)
         and thinned.precision == form.precision
+    )
+
+
+def is_network(workspace: Workspace, thinned: Thinned, architecture: AnyArchitecture) -> bool:
+    """Return whether a thinning was of this network."""
+    return (
+        architecture.family == "heatdetr"
         and workspace.architecture.exists()
         and is_thinned(architecture, found := Architecture.load(workspace.architecture))
         # Another one lies there where a thinning was ended before it was recorded.
@@ -133,7 +190,7 @@ def _table_of(workspace: Workspace, thinned: Thinned, target: Target) -> Latency
         return table
     print(
         f"warning: the table that was thinned by is of other conditions ({different}): its "
-        "prediction is not compared; heat thin measures anew",
+        "target is compared, its prediction is not; heat thin measures anew",
         file=sys.stderr,
     )
     return None

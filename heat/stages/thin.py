@@ -110,14 +110,15 @@ def thin(
             prices, unit = search.goals[0].prices, search.evaluator.meaning
             write_frontier(workspace, search.chain, prices, unit)
         result = result_of(workspace, search, found, source, trust=trust)
-        write_moves(workspace, search, found)
         result = replace(result, seconds=round(time.monotonic() - started, 1))
         missed = floor_error(search, found, result) if found.at_floor else None
         if missed is None:
             network = search.architecture(found.state)
             inherited = write_inherited(workspace, source, result, network, data)
+            write_moves(workspace, search, found)
             network.save(workspace.architecture)  # last, beside the record of what it promises
             workspace.record(STAGE, {**result.to_dict(), **inherited})
+            workspace.searched.unlink(missing_ok=True)
         search.measured.forget()  # last: until then a search that is killed goes on from it
     if missed is not None:
         raise missed

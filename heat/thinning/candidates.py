@@ -221,6 +221,6 @@ def _follow(workspace: Workspace, chain: Chain, fps: float) -> Callable[[list[Tr
             f"({len(trials)} scored)",
             file=sys.stderr,
         )
-        write_ledger(workspace.ledger, chain.ledger(len(chain.trials)), chain.space, chain.logits)
+        write_ledger(workspace.searched, chain.ledger(len(chain.trials)), chain.space, chain.logits)
 
     return on_step

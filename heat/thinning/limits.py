@@ -69,6 +69,11 @@ class Limits:
                 raise UserError(f"{flag} {value:g}: a positive number is needed")
         if self.target_fps is None and self.max_latency_ms is None:
             raise UserError("no speed asked for: give --target-fps or --max-latency-ms")
+        if self.max_latency_ms is None and self.percentile != DEFAULT_PERCENTILE:
+            raise UserError(
+                f"--at {self.percentile} (percentile in a fleet file) is of a latency: give "
+                "--max-latency-ms too, or leave it out"
+            )
 
     @property
     def fps(self) -> float:

@@ -95,11 +95,12 @@ def measure_pack(pack: Pack, path: Path, fresh_command: Sequence[str]) -> Path:
         done = read_results(path)
         references = {name: pack.model(key_of(name)) for name in REFERENCES}
         head = header(pack, precision_of(references["network"], setting))
+        if done and differs(done[0], head):
+            raise TableError(f"{path} holds results of another pack or machine state: remove it")
+        if path.exists():
+            cut_torn_line(path)
         if not done:
             append(path, head)
-        elif differs(done[0], head):
-            raise TableError(f"{path} holds results of another pack or machine state: remove it")
-        cut_torn_line(path)
         finished = {record["batch"] for record in done if "batch" in record}
         bench = Bench(setting, references)
         batches = pack.manifest["batches"]
