@@ -39,9 +39,8 @@ def broken(
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A file of 1.5 MiB."""
-    path = tmp_path / "model.xml"
-    path.write_bytes(bytes(2**19))
-    path.with_suffix(".bin").write_bytes(bytes(2**20))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(bytes(3 * 2**19))
     return path
 
 

@@ -47,7 +47,7 @@ from .build_plan import (
 from .evaluate import evaluate_bundle
 from .export import Wish, export
 from .profile import profile
-from .supernet import train_supernet
+from .supernet import search_of, train_supernet
 from .thin import thin
 from .train import train
 
@@ -122,7 +122,8 @@ def build(
         begin("supernet")
         epochs = _supernet_epochs(workspace, plan, chosen, data, time.monotonic() - started)
         config = replace(plain, epochs=epochs)
-        search = SearchConfig(logit_learning_rate=SHORT_RUN_LOGIT_RATE)
+        usual = SearchConfig(logit_learning_rate=SHORT_RUN_LOGIT_RATE)
+        search = usual if restart else search_of(workspace, usual)
         running = Running(resume=True, threads=physical_cores())
         seconds, _ = training_budgets(minutes, time.monotonic() - started)
         budget = Budget(seconds, fewest_epochs=SUPERNET_EPOCHS[0])

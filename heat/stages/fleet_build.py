@@ -25,7 +25,7 @@ from ..workspace import Workspace
 from .elastic import train_elastic
 from .export import Wish, export
 from .inherited import finetune_epochs, inherited_of
-from .supernet import before_elastic, train_supernet
+from .supernet import before_elastic, search_of, train_supernet
 from .thin import thin
 from .train import train
 
@@ -56,7 +56,7 @@ def build_fleet(
     """
     with workspace.claimed(workspace.root / "fleet", f"building a fleet in {workspace.root}"):
         begin("supernet")
-        search = SearchConfig(straight_through=True)
+        search = search_of(workspace, SearchConfig(straight_through=True))
         before_elastic(
             workspace,
             lambda running: train_supernet(

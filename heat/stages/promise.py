@@ -77,13 +77,12 @@ class Promise:
             return ""
         limits = limits_of(thinned)
         peak = math.nan
-        if limits.max_memory_mb is not None:
+        if limits.max_memory_mb is not None and model.suffix != ".engine":
             image = {"image": ((1, *architecture.input_size, 3), "uint8")}
             peak = peak_mb(Model(b"", image, file=model), setting, FRESH_COMMAND)
-        files = [model, *([model.with_suffix(".bin")] if model.suffix == ".xml" else [])]
         cost = Cost(
             fps=speed.fps,
-            size_mb=sum(file.stat().st_size for file in files) / 2**20,
+            size_mb=model.stat().st_size / 2**20 if model.suffix == ".onnx" else math.nan,
             memory_mb=peak,
             p50_ms=speed.ms,
             p95_ms=speed.ms * speed.p95_ms / speed.p50_ms,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +29,18 @@ def is_trained(workspace: Workspace) -> bool:
         return path.exists() and read_info(path).finished
     except CheckpointError:
         return False
+
+
+def search_of(workspace: Workspace, usual: SearchConfig) -> SearchConfig:
+    """Return how a workspace's supernet is searched: as it was begun, else as `usual`.
+
+    For commands that take a supernet as it is, whoever trained it.
+    """
+    path = workspace.supernet / WEIGHTS
+    if not path.exists():
+        return usual
+    found: Any = read_info(path).facts.get("search")
+    return SearchConfig(**found) if isinstance(found, dict) else usual
 
 
 def before_elastic(
