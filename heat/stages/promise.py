@@ -10,7 +10,7 @@ from deploy.form import Form
 from latency_tables.devices import Target
 from latency_tables.meter import FRESH_COMMAND
 from latency_tables.probe.fresh import peak_mb
-from latency_tables.probe.setting import Model, Setting
+from latency_tables.probe.setting import Setting
 from latency_tables.probe.timings import NetworkResult
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable
@@ -19,7 +19,7 @@ from supernet.network import AnyArchitecture
 
 from ..tables import recorded_table
 from ..thinning.limits import Cost, Limits
-from ..thinning.measuring import measure_bundle, warn_if_slower
+from ..thinning.measuring import file_model, measure_bundle, warn_if_slower
 from ..thinning.thinned import Thinned
 from ..workspace import Workspace
 from .network import is_thinned
@@ -78,8 +78,7 @@ class Promise:
         limits = limits_of(thinned)
         peak = math.nan
         if limits.max_memory_mb is not None and model.suffix != ".engine":
-            image = {"image": ((1, *architecture.input_size, 3), "uint8")}
-            peak = peak_mb(Model(b"", image, file=model), setting, FRESH_COMMAND)
+            peak = peak_mb(file_model(model, architecture.input_size), setting, FRESH_COMMAND)
         cost = Cost(
             fps=speed.fps,
             size_mb=model.stat().st_size / 2**20 if model.suffix == ".onnx" else math.nan,

@@ -172,6 +172,11 @@ def measure_network(architecture: Architecture, setting: Setting) -> Cost:
     return measure_state(meter, architecture, lambda latency: True, memory=False)
 
 
+def file_model(path: Path, input_size: tuple[int, int]) -> Model:
+    """Return a deployed file as what is timed: it takes one image."""
+    return Model(b"", {"image": ((1, *input_size, 3), "uint8")}, file=path)
+
+
 def measure_bundle(
     model: Path,
     architecture: AnyArchitecture,
@@ -184,14 +189,14 @@ def measure_bundle(
     What is timed is added to `results`, and all of them count: measuring again must not mean
     choosing. What no table knows the parts of (a DETR) is reported as it was.
     """
-    image = {"image": ((1, *architecture.input_size, 3), "uint8")}
+    deployed = file_model(model, architecture.input_size)
     meter = NetworkMeter(table or _no_table(setting, architecture.input_size))
     if architecture.family != "heatdetr":
         for _ in range(processes()):
-            results.append(meter.meter().time(Model(b"", image, file=model)))
+            results.append(meter.meter().time(deployed))
         middle = sorted(results, key=lambda result: result.ms)[len(results) // 2]
         return Speed(middle.ms, middle.ms, middle.timing.p95_ms)
-    results += meter.results(Model(b"", image, file=model), architecture, lambda latency: False)
+    results += meter.results(deployed, architecture, lambda latency: False)
     latency = meter.latency(architecture, results)
     return Speed(
         ms=latency.sustained_ms,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..letterbox import PAD_RGB, Image, resized, scale_to_fit
 from .joined_weights import joined_weights
-from .labelled_image import Corners, LabelledImage
+from .labelled_image import LabelledImage
 
 MIN_VISIBLE = 0.25
 """A box of which less is left inside the image is dropped."""
@@ -175,37 +175,39 @@ def _placed(
     factors = size / np.array(image.pixels.shape[1::-1])
     placed = image.boxes_xyxy * np.tile(factors, 2) + np.tile(offset, 2)
     height, width = canvas.shape[:2]
-    boxes, kept = seen_in(placed, np.clip(shown, 0, [width, height, width, height]))
-    weights = None if image.weights is None else image.weights[kept]
     frame = np.concatenate([offset, offset + size])
-    return LabelledImage(canvas, boxes, image.labels[kept], weights, frame)
+    moved = replace(image, pixels=canvas, boxes_xyxy=placed, frame=frame)
+    return seen_in(moved, np.clip(shown, 0, [width, height, width, height]))
 
 
-def seen_in(boxes_N4: Corners, part_4: npt.NDArray[Any]) -> tuple[Corners, npt.NDArray[np.bool_]]:
-    """Return boxes clipped to a part of an image [M, 4], and which of them are seen in it [N].
-
-    Those that are hardly visible in it are left out.
-    """
+def seen_in(image: LabelledImage, part_4: npt.NDArray[Any]) -> LabelledImage:
+    """Return an image with its objects clipped to a part of it, without hardly visible ones."""
+    boxes_N4 = image.boxes_xyxy
     clipped_N4 = np.clip(boxes_N4, np.tile(part_4[:2], 2), np.tile(part_4[2:], 2))
     sides = clipped_N4[:, 2:] - clipped_N4[:, :2]
     before = np.prod(boxes_N4[:, 2:] - boxes_N4[:, :2], axis=1)
     kept = (sides.min(axis=1, initial=np.inf) > MIN_SIDE_PX) & (
         sides.prod(axis=1) > MIN_VISIBLE * before
     )
-    return clipped_N4[kept], kept
+    weights = None if image.weights is None else image.weights[kept]
+    return replace(image, boxes_xyxy=clipped_N4[kept], labels=image.labels[kept], weights=weights)
+
+
+def joined(pixels: Image, parts: Sequence[LabelledImage]) -> LabelledImage:
+    """Return an image with the objects of all parts, which have their places in it."""
+    return LabelledImage(
+        pixels,
+        np.concatenate([part.boxes_xyxy for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        joined_weights(parts),
+    )
 
 
 def _finish(
     parts: Sequence[LabelledImage], config: AugmentConfig, rng: np.random.Generator
 ) -> LabelledImage:
     """Join the objects of images on one canvas, flip and recolour it."""
-    image = LabelledImage(
-        parts[0].pixels,
-        np.concatenate([part.boxes_xyxy for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        joined_weights(parts),
-        parts[0].frame if len(parts) == 1 else None,
-    )
+    image = joined(parts[0].pixels, parts) if len(parts) > 1 else parts[0]
     for axis, chance in ((1, config.flip), (0, config.flip_vertical)):
         if chance and rng.random() < chance:
             image = _flipped(image, axis)

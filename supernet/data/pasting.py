@@ -1,10 +1,11 @@
 """Objects of one training image, pasted into another: Ghiasi et al. 2021, for boxes."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from .augment import seen_in
+from .augment import joined, seen_in
 from .greedy_match import shares_within
-from .joined_weights import joined_weights
 from .labelled_image import LabelledImage
 
 MOST = 3
@@ -43,11 +44,9 @@ def paste_objects(
         if (hides_N > MOST_HIDDEN).any():
             continue
         pixels[y : y + h, x : x + w] = cut
-        seen_K4, kept = seen_in(donor.boxes_xyxy, part_4)
-        moved_K4 = (seen_K4 + np.tile([x - left, y - top], 2)).astype(boxes_N4.dtype)
-        weights = None if donor.weights is None else donor.weights[kept]
-        parts.append(LabelledImage(cut, moved_K4, donor.labels[kept], weights))
+        seen = seen_in(donor, part_4)
+        moved_K4 = (seen.boxes_xyxy + np.tile([x - left, y - top], 2)).astype(boxes_N4.dtype)
+        parts.append(replace(seen, boxes_xyxy=moved_K4))
         boxes_N4 = np.concatenate([boxes_N4, moved_K4])
         hidden_N = np.concatenate([hides_N, np.zeros(len(moved_K4))])
-    labels = np.concatenate([part.labels for part in parts])
-    return LabelledImage(pixels, boxes_N4, labels, joined_weights(parts))
+    return joined(pixels, parts)

@@ -24,7 +24,7 @@ from ..letterbox import Image, letterbox, read_image, resized, scale_to_fit
 from .feature_cache import FeatureCache
 from .feature_key import CacheKey, Row
 from .recipes import TrainConfig
-from .samples import SHRINK, Keyed, chance_of
+from .samples import Keyed, chance_of, shrink_for
 
 VIEW_AREA = (0.25, 0.6)
 """Area of a fixed crop, as a share of the image."""
@@ -192,7 +192,7 @@ class FeatureViews(Keyed):
                 for side, share in zip(size, shares, strict=True)
             ]
             most = max(wanted / side for wanted, side in zip(self.input_hw, smallest, strict=True))
-            shrink = next((f for f, limit in SHRINK.items() if most * f <= limit), 1)
+            shrink = shrink_for(most)
         image = read_image(path, shrink=shrink)
         if image is None:
             raise DataError(f"cannot decode {path}, which could be decoded before: --restart")

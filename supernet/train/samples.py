@@ -32,6 +32,11 @@ the second scale is 0.95.
 """
 
 
+def shrink_for(largest_scale: float) -> int:
+    """Return how many times smaller an image may be decoded that is shown at this scale at most."""
+    return next((f for f, limit in SHRINK.items() if largest_scale * f <= limit), 1)
+
+
 def chance_of(config: TrainConfig, epoch: int, index: int, again: int) -> np.random.Generator:
     """Return the random numbers of a sample."""
     return np.random.default_rng([config.seed, epoch, index, *[again] * (again > 0)])
@@ -112,5 +117,4 @@ class Samples(Keyed):
         """Return an image before augmentation, a large one decoded smaller."""
         size = record.height, record.width
         most = largest_scale(size, self.input_hw, self.config.augment)
-        shrink = next((f for f, limit in SHRINK.items() if most * f <= limit), 1)
-        return load_image(record, shrink)
+        return load_image(record, shrink_for(most))
