@@ -10,7 +10,7 @@ import pytest
 
 from heat.thinning.journal import Journal, fingerprint
 from heat.thinning.limits import Cost, Limits
-from heat.thinning.moves import State, ThinningRules, every_move
+from heat.thinning.moves import State, ThinningRules, every_move, removed_mass
 from heat.thinning.search import fit
 from heat.thinning.settle import OVERSHOOT, Goal, settle
 from supernet.errors import UserError
@@ -167,6 +167,30 @@ def test_what_is_kept_is_not_left_for_networks_that_are_ever_smaller() -> None:
     limits = Limits(target_fps=20.0)
     found = settle(chain_of(), [Goal(prices, limits, prices.cost)])  # type: ignore[arg-type]
     assert not found.broken and found.speedup == 1.25 and found.measurements == 1
+
+
+@pytest.mark.parametrize("target", [17.0, 24.0, 33.0])
+@pytest.mark.parametrize("here", [True, False])
+def test_where_the_window_is_empty_as_much_is_restored_as_the_target_allows(
+    target: float, here: bool
+) -> None:
+    """No network runs between the target and 8 % above it; the chain's next is 20 % above it."""
+
+    class Gap(FakePrices):
+        def table_ms(self, state: State) -> float:
+            ms = latency_ms(state)
+            return ms if ms <= 1000.0 / target / 1.08 else 1.2 * ms
+
+    prices, chain = Gap(), chain_of()
+    index = chain.reach(lambda state: prices.cost(state).fps >= target)
+    assert index is not None
+    jumped = chain.states[index]
+    assert prices.cost(jumped).fps >= 1.2 * target
+    own = Goal(prices, Limits(target_fps=target), prices.cost if here else None)  # type: ignore[arg-type]
+    found = settle(chain, [own])
+    assert 1.08 <= prices.cost(found.state).fps / target <= 1.11
+    assert removed_mass(jumped, found.state, LOGITS) < 0
+    assert found.measurements == here
 
 
 def test_out_of_reach_is_said_and_the_floor_was_measured() -> None:

@@ -116,25 +116,32 @@ def fit(
     good: Callable[[State], bool],
     inside: Callable[[State], bool],
     tried: Collection[State] = (),
+    better: Callable[[State], bool] = lambda state: False,
 ) -> Fitted | None:
     """Return the least lossy state near `chain.states[index]` that is inside the window.
 
     `good` says which states reach the target, `inside` which of them are not too fast either.
     Looks at the state itself, then at one and two moves away from it and from the state before; a
     restored part counts as a gain. Where nothing near is inside, goes on from both by moves that do
-    not jump over the window. None where that leads nowhere.
+    not jump over the window. Where that leads nowhere, the least lossy of the states it came by
+    that are `better` than what there is; None where there is none.
     """
     if inside(chain.states[index]) and chain.states[index] not in tried:
         return Fitted(chain.states[index], index, ())
     full = chain.states[0]
     found: dict[State, Fitted] = {}
+    outside: dict[State, Fitted] = {}
 
     def take(start: int, paths: Iterable[tuple[Move, ...]]) -> bool:
         known = len(found)
         for moves in paths:
             state = moves[-1].after
-            if state not in found and state not in tried and inside(state):
+            if state in found or state in outside or state in tried:
+                continue
+            if inside(state):
                 found[state] = Fitted(state, start, moves)
+            elif better(state):
+                outside[state] = Fitted(state, start, moves)
         return len(found) > known
 
     before = max(0, index - 1)
@@ -148,9 +155,9 @@ def fit(
             for paths in _slowly(chain, start, good, grows=grows):
                 if take(start, paths):
                     break
-        if not found:
-            return None
-    ranked = sorted(found.values(), key=lambda fitted: _rank(chain, full, fitted))
+    if not found and not outside:
+        return None
+    ranked = sorted((found or outside).values(), key=lambda fitted: _rank(chain, full, fitted))
     origin = chain.states[before]
     short = ranked[:SHORTLIST]
     losses = [chain.ap_drop(origin, fitted.state) for fitted in short]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .limits import Cost, Limits, Pricer
-from .moves import Move, State
+from .moves import Move, State, removed_mass
 from .search import Chain, fit
 
 OVERSHOOT = 1.05
@@ -139,16 +139,29 @@ def _predicted(
             goal.limits.broken(goal.predict(state), goal.margin(bool(tried))) for goal in goals
         )
 
+    def load(state: State) -> float:
+        return max(goal.limits.load(goal.predict(state)) for goal in goals)
+
     def inside(state: State) -> bool:
-        loads = [goal.limits.load(goal.predict(state)) for goal in goals]
-        return max(loads) * (OVERSHOOT - STEADY) >= 1.0 and good(state)
+        return load(state) * (OVERSHOOT - STEADY) >= 1.0 and good(state)
 
     index = chain.reach(good)
     if index is None:
         return _without_margin(chain, goals, tried, kept)
     before = chain.states[max(0, index - 1)]
     if all(goal.limits.fits_in(goal.predict(before)) for goal in goals):
-        fitted = fit(chain, index, good, inside, tried)
+        found = chain.states[index] if kept is None else kept.state
+        slower = load(found) * (1 + STEADY)
+        lost = removed_mass(chain.states[0], found, chain.logits)
+
+        def better(state: State) -> bool:
+            return (
+                load(state) > slower
+                and good(state)
+                and removed_mass(chain.states[0], state, chain.logits) < lost
+            )
+
+        fitted = fit(chain, index, good, inside, tried, better)
         if fitted is not None:
             return Settled(fitted.state, fitted.start, fitted.moves)
         if kept is not None and (kept.index <= index or chain.states[index] in tried):
