@@ -22,6 +22,9 @@ from .errors import CheckpointError, wrong_format
 FORMAT_VERSION = 1
 """History of the header: 1, the first."""
 
+WEIGHTS = "weights.safetensors"
+"""The file in the folder of a training."""
+
 PLACES = ("model", "state_dict")
 """Keys under which files of other programs keep their state dict."""
 WRAPPED = "module."

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from supernet.checkpoint import CheckpointInfo, read_info, save_checkpoint
+from supernet.checkpoint import WEIGHTS, CheckpointInfo, read_info, save_checkpoint
 from supernet.data.detection_set import DetectionSet
 from supernet.detr.family import DetrArchitecture
 from supernet.detr.published import load_published
@@ -26,7 +26,7 @@ def adopt(
     With data its classes are the data's, by their category ids; else they are numbered. Weights
     that were trained in the workspace are replaced with `restart` only.
     """
-    checkpoint = workspace.train / "weights.safetensors"
+    checkpoint = workspace.train / WEIGHTS
     if not restart:
         _keep_trained(workspace, checkpoint)
     network = load_published(path, architecture, data.category_ids if data else None)

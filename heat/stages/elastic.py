@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from supernet.atomic import write_text
-from supernet.checkpoint import read_info
+from supernet.checkpoint import WEIGHTS, read_info
 from supernet.data.detection_set import DetectionSet, check_trainable
 from supernet.errors import CheckpointError, UserError
 from supernet.heatdetr.elastic import Member
@@ -31,7 +31,7 @@ from ..thinning.moves import State, ThinningRules
 from ..thinning.nested import by_size, members_of, whole_chain
 from ..thinning.search import Chain
 from ..thinning.settle import Goal
-from ..thinning.source import WEIGHTS, elastic_facts, load_source, load_supernet
+from ..thinning.source import elastic_facts, load_source, load_supernet
 from ..workspace import Workspace
 
 PLAN = "plan.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from deploy.gate import torch_detect
-from supernet.checkpoint import CheckpointInfo, read_info, save_checkpoint
+from supernet.checkpoint import WEIGHTS, CheckpointInfo, read_info, save_checkpoint
 from supernet.counting import count_macs
 from supernet.data.augment import AugmentConfig
 from supernet.data.average_precision import known
@@ -25,7 +25,7 @@ from supernet.train.threads import sparing
 from supernet.train.transfer import file_digest
 
 from ..records import Result
-from ..thinning.source import WEIGHTS, Source, elastic_members
+from ..thinning.source import Source, elastic_members
 from ..thinning.thinned import Thinned
 from ..workspace import Workspace
 

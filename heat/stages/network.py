@@ -7,14 +7,13 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from supernet.checkpoint import CheckpointInfo, load_weights, read_info
+from supernet.checkpoint import WEIGHTS, CheckpointInfo, load_weights, read_info
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.network import AnyArchitecture, Network, build, read_architecture
 from supernet.train.run_files import BEST
 
 from ..records import Result
-from ..thinning.source import WEIGHTS
 from ..workspace import Workspace
 from .inherited import inherited_of
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from latency_tables.conditions import Conditions
 from latency_tables.curves import block_curves
 from latency_tables.pricing import Pricing
-from supernet.checkpoint import read_info
+from supernet.checkpoint import WEIGHTS, read_info
 from supernet.errors import TableError
 from supernet.heatdetr.place import Place, local_name
 from supernet.heatdetr.supernet import SearchSpace
@@ -93,7 +93,7 @@ def _logits(workspace: Workspace, space: SearchSpace) -> Logits:
 
 def _histories(workspace: Workspace, space: SearchSpace) -> list[tuple[int, Logits]]:
     """Return the selection logits of every epoch of the supernet's training."""
-    path = workspace.supernet / "weights.safetensors"
+    path = workspace.supernet / WEIGHTS
     if not path.exists():
         return []
     places = State.full(space).allowed
@@ -105,7 +105,7 @@ def _histories(workspace: Workspace, space: SearchSpace) -> list[tuple[int, Logi
 
 
 def _importance_chart(workspace: Workspace) -> list[Chart]:
-    path = workspace.supernet / "weights.safetensors"
+    path = workspace.supernet / WEIGHTS
     if not path.exists():
         return []
     space = SearchSpace.from_json(read_info(path).description, str(path))
@@ -179,7 +179,7 @@ def training_charts(workspace: Workspace) -> list[Chart]:
         ("Elastic supernet", workspace.elastic),
         ("Detector", workspace.train),
     ):
-        path = folder / "weights.safetensors"
+        path = folder / WEIGHTS
         if not path.exists():
             continue
         history = read_info(path).history

@@ -110,13 +110,13 @@ def stacks_of(workspace: Workspace, setting: Setting) -> dict[str, float]:
 
 def show_supernet(workspace: Workspace) -> Result:
     """Draw and print what the selection logits became, and how important each position is."""
-    from supernet.checkpoint import read_info
+    from supernet.checkpoint import WEIGHTS, read_info
     from supernet.heatdetr.place import local_name
     from supernet.heatdetr.supernet import CANDIDATES, SearchSpace
 
     from ..thinning.moves import State, importances
 
-    path = workspace.supernet / "weights.safetensors"
+    path = workspace.supernet / WEIGHTS
     if not path.exists():
         raise UserError(f"no supernet in {workspace.root}: run heat supernet --data DIR first")
     info = read_info(path)

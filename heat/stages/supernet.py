@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from supernet.checkpoint import read_info
+from supernet.checkpoint import WEIGHTS, read_info
 from supernet.data.detection_set import DetectionSet, check_trainable
 from supernet.errors import CheckpointError
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
@@ -17,7 +17,6 @@ from supernet.train.running import Running
 
 from ..records import Result
 from ..thinning.evaluation import split_held_out
-from ..thinning.source import WEIGHTS
 from ..workspace import Workspace
 from .train import start_from
 

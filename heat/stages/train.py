@@ -8,7 +8,7 @@ import torch
 
 from deploy.gate import torch_detect
 from deploy.teachers.asked import Asked
-from supernet.checkpoint import load_weights, read_info
+from supernet.checkpoint import WEIGHTS, load_weights, read_info
 from supernet.data.average_precision import known
 from supernet.data.detection_set import DetectionSet, check_trainable
 from supernet.data.evaluate import evaluate
@@ -31,7 +31,7 @@ from supernet.train.transfer import Taken, file_digest, read_source, take_weight
 from supernet.train.unlabelled_task import UnlabelledTask
 
 from ..records import Result
-from ..thinning.source import WEIGHTS, load_supernet
+from ..thinning.source import load_supernet
 from ..thinning.thinned import need_thinned
 from ..views.first_batches import draw_batches
 from ..workspace import Workspace

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from latency_tables.devices import Target
-from supernet.checkpoint import load_weights, read_info
+from supernet.checkpoint import WEIGHTS, load_weights, read_info
 from supernet.data.augment import AugmentConfig
 from supernet.errors import CheckpointError, UserError
 from supernet.heatdetr.architecture import Architecture
@@ -19,8 +19,6 @@ from supernet.train.transfer import file_digest
 
 from ..workspace import Workspace
 from .moves import Logits, prior_logits
-
-WEIGHTS: Final = "weights.safetensors"
 
 
 @dataclass(frozen=True, slots=True)

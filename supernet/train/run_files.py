@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from ..atomic import append_line, write_bytes, write_text
-from ..checkpoint import CheckpointInfo, EpochRow, save_checkpoint
+from ..checkpoint import WEIGHTS, CheckpointInfo, EpochRow, save_checkpoint
 from ..errors import CheckpointError, UserError, wrong_format
 from .early_stop import best_epoch, epochs_without_gain
 from .fingerprint import Fingerprint, differences
@@ -56,7 +56,7 @@ class RunFiles:
         Of several processes all count epochs and steps, and one `writes`.
         """
         self.writes = writes
-        self.checkpoint = folder / "weights.safetensors"
+        self.checkpoint = folder / WEIGHTS
         self.best = folder / BEST
         """Weights of the epoch with the highest AP so far; only where AP is computed."""
         self.state = folder / STATE

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..checkpoint import read_info, read_state_dict
+from ..checkpoint import WEIGHTS, read_info, read_state_dict
 from ..errors import CheckpointError
 from ..network import Network
 
@@ -100,10 +100,10 @@ def weights_file(path: Path) -> Path:
     """Return the file of weights: of a workspace those of the network that was trained in it."""
     if not path.is_dir():
         return path
-    for found in (path / "train" / "weights.safetensors", path / "weights.safetensors"):
+    for found in (path / "train" / WEIGHTS, path / WEIGHTS):
         if found.exists():
             return found
-    raise CheckpointError(f"{path} has no train/weights.safetensors: heat train makes it")
+    raise CheckpointError(f"{path} has no train/{WEIGHTS}: heat train makes it")
 
 
 def file_digest(path: Path) -> str:
