@@ -28,9 +28,9 @@ OPTIONS = {
     "hold_fps json threads",
     "devices": "",
     "doctor": "device out",
-    "eval": "data split bundle network attention rounds window clusters calibrate out",
+    "eval": "data split bundle network head attention rounds window clusters calibrate out",
     "export": "format precision raw dynamic_batch opset max_ap_drop calibrate serving device gpu "
-    "quantizer threads images network attention rounds window clusters ladder data out",
+    "quantizer threads images network head attention rounds window clusters ladder data out",
     "fleet": "targets data space input_size output_stride head supernet_epochs epochs batch_size "
     "precision backbone finetune calibrate workers seed restart out",
     "init": "",

@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -18,9 +19,11 @@ from deploy.form import Form
 from deploy.gate import check_parity
 from deploy.parity import compare
 from deploy.quantize import quantize
+from heat.commands.find import deployed_as
 from heat.spaces import search_space
 from heat.stages.build import _finished
 from heat.stages.export import Wish, _facts
+from heat.stages.network import load_network
 from heat.stages.promise import Promise, is_network, is_run_so, promise_of
 from heat.stages.report import _kept, write_report
 from heat.thinning.candidates import Candidate, open_search
@@ -40,6 +43,7 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import Supernet
 from supernet.letterbox import Image
+from supernet.network import find_architecture
 from tests.command_line import fails, run
 
 SMALL_SPACE = ["--space", "micro", "--input-size", "96x128"]
@@ -277,6 +281,31 @@ def test_a_preset_is_exported_without_thinning(trained: Path, shapes: Path) -> N
     assert code == 0 and exported["accuracy_check"] is not None, errors
     assert exported["trained"] is True and exported["predicted_fps"] is None
     assert "no finished thin" in fails(2, "train", "--data", shapes, "--restart", *out)
+
+
+def test_box_voting_needs_no_training(trained: Path, shapes: Path) -> None:
+    out = ["--out", trained]
+    code, exported, errors = run("export", "--head", "voted", "--threads", 1, *out)
+    assert code == 0, errors
+    bundle = Path(str(exported["bundle"]))
+    network = load_network(Workspace(trained)).network
+    assert network.architecture.with_(head="voted") != network.architecture
+    own = network.to_onnx().graph.node
+    assert len(onnx.load(str(bundle / "model.onnx")).graph.node) > len(own)
+    code, _, errors = run("eval", "--data", shapes, "--head", "voted", *out)
+    assert code == 0, errors
+    assert "a bundle's head is fixed" in fails(
+        2, "eval", "--data", shapes, "--bundle", bundle, "--head", "nms", *out
+    )
+
+
+def test_a_head_that_is_trained_in_another_way_is_not_exported(unit: Architecture) -> None:
+    assert deployed_as(unit, "voted") == unit.with_(head="voted")
+    assert deployed_as(unit) == unit
+    with pytest.raises(UserError, match="was trained one-to-one: heat train --head voted"):
+        deployed_as(unit.with_(head="one-to-one"), "voted")
+    with pytest.raises(UserError, match="--head nms: of HeatDETR, not of detr"):
+        deployed_as(find_architecture("detr-r50"), "nms")
 
 
 def test_a_broken_export_is_no_kept_promise(thinned: Path) -> None:

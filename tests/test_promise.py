@@ -108,6 +108,18 @@ def test_under_other_conditions_the_target_still_holds(
     assert not broken(monkeypatch, found, model, unit, Speed(20.0, 20.0, 20.0))
 
 
+def test_with_box_voting_the_target_still_holds(
+    place: tuple[Workspace, Target, Thinned], unit: Architecture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace, target, thinned = place
+    found = promise_of(workspace, thinned, unit.with_(head="voted"), target, Form(threads=1))
+    assert (found.target_fps, found.predicted_fps, found.held_out_error) == (25.0, None, None)
+    assert (
+        "thinned with --head nms, this bundle has --head voted: its target is compared, its "
+        "prediction is not"
+    ) in capsys.readouterr().err
+
+
 def test_what_is_run_otherwise_is_promised_nothing_and_says_so(
     place: tuple[Workspace, Target, Thinned], unit: Architecture, capsys: pytest.CaptureFixture[str]
 ) -> None:

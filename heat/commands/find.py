@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from latency_tables.devices import Target
     from supernet.data.detection_set import DetectionSet
     from supernet.detr.family import EncoderAttention
-    from supernet.heatdetr.architecture import Architecture, HeadKind
+    from supernet.heatdetr.architecture import Architecture, HeadKind, NMSHead
     from supernet.heatdetr.supernet import SearchSpace
     from supernet.network import AnyArchitecture
 
@@ -165,6 +165,29 @@ def attending(
             "its global block, in architecture.json"
         )
     return architecture.with_(**changes)
+
+
+def deployed_as(
+    architecture: "AnyArchitecture",
+    head: "NMSHead | None" = None,
+    attention: "EncoderAttention | None" = None,
+    rounds: int | None = None,
+    window: int | None = None,
+    clusters: int | None = None,
+) -> "AnyArchitecture":
+    """Return an architecture with what the same weights can be deployed with, where asked for."""
+    from supernet.errors import UserError
+
+    if head is not None:
+        if architecture.family != "heatdetr":
+            raise UserError(f"--head {head}: of HeatDETR, not of {architecture.family}")
+        if architecture.head == "one-to-one":
+            raise UserError(
+                f"--head {head}: {architecture.name} was trained one-to-one: "
+                f"heat train --head {head} trains another"
+            )
+        architecture = architecture.with_(head=head)
+    return attending(architecture, attention, rounds, window, clusters)
 
 
 def recorded_head(workspace: Workspace, stage: Literal["plan", "supernet"] | None) -> "HeadKind":

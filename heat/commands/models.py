@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from ..records import Result
 from ..workspace import DEFAULT, Workspace
 from .find import (
-    attending,
+    deployed_as,
     find_data,
     find_judged,
     find_target,
@@ -28,6 +28,7 @@ from .options import (
     DeviceName,
     Format,
     Head,
+    NMSHead,
     Out,
     PrecisionName,
     Restart,
@@ -52,6 +53,7 @@ def evaluate(
         Path | None, Parameter(help="Bundle to score; without it the checkpoint, in torch.")
     ] = None,
     network: Which = None,
+    head: NMSHead = None,
     attention: AttentionName = None,
     rounds: Rounds = None,
     window: Window = None,
@@ -75,6 +77,8 @@ def evaluate(
     found = find_data(workspace, data, split)
     asked = {"attention": attention, "rounds": rounds, "window": window, "clusters": clusters}
     if bundle is not None:
+        if head is not None:
+            raise UserError("a bundle's head is fixed: heat export --head makes another")
         if any(value is not None for value in asked.values()):
             raise UserError("a bundle's attention is fixed: heat export --attention makes another")
         if network is not None:
@@ -82,7 +86,7 @@ def evaluate(
         if calibrate:
             raise UserError("--calibrate: a bundle's scores are fixed: heat export calibrates them")
         return evaluate_bundle(workspace, bundle, found)
-    change = partial(attending, **asked)  # type: ignore[arg-type]
+    change = partial(deployed_as, head=head, **asked)  # type: ignore[arg-type]
     return evaluate_checkpoint(workspace, found, change, network, calibrate=calibrate)
 
 
@@ -109,6 +113,7 @@ def export(
         Path | None, Parameter(help="Images on which the export is compared with torch.")
     ] = None,
     network: Which = None,
+    head: NMSHead = None,
     attention: AttentionName = None,
     rounds: Rounds = None,
     window: Window = None,
@@ -212,7 +217,12 @@ def export(
         calibration=calibration,
         images=images,
         change=partial(
-            attending, attention=attention, rounds=rounds, window=window, clusters=clusters
+            deployed_as,
+            head=head,
+            attention=attention,
+            rounds=rounds,
+            window=window,
+            clusters=clusters,
         ),
     )
 

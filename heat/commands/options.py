@@ -48,6 +48,12 @@ Head = Annotated[
         "they overlap; one-to-one predicts each object once: no NMS on the device."
     ),
 ]
+NMSHead = Annotated[
+    Literal["nms", "voted"] | None,
+    Parameter(
+        help="With box voting or without, by the same weights; as it was trained by default."
+    ),
+]
 Backbone = Annotated[Path | None, Parameter(help="Weights of heat pretrain to start from.")]
 AttentionName = Annotated[
     Literal["exact", "act", "enact", "pool"] | None,

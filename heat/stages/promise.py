@@ -4,6 +4,7 @@ import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from deploy.edge.bench import Speed
 from deploy.form import Form
@@ -14,7 +15,7 @@ from latency_tables.probe.setting import Setting
 from latency_tables.probe.timings import NetworkResult
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable
-from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.architecture import Architecture, NMSHead
 from supernet.network import AnyArchitecture
 
 from ..tables import recorded_table
@@ -134,6 +135,14 @@ def promise_of(
                 file=sys.stderr,
             )
         return Promise()
+    head = Architecture.load(workspace.architecture).head
+    if architecture.family == "heatdetr" and architecture.head != head:
+        print(
+            f"warning: it was thinned with --head {head}, this bundle has --head "
+            f"{architecture.head}: its target is compared, its prediction is not",
+            file=sys.stderr,
+        )
+        return Promise(thinned)
     return Promise(thinned, _table_of(workspace, thinned, target))
 
 
@@ -148,11 +157,14 @@ def is_run_so(thinned: Thinned, target: Target, form: Form) -> bool:
 
 
 def is_network(workspace: Workspace, thinned: Thinned, architecture: AnyArchitecture) -> bool:
-    """Return whether a thinning was of this network."""
+    """Return whether a thinning was of this network, with box voting or without."""
+    if architecture.family != "heatdetr" or not workspace.architecture.exists():
+        return False
+    found = Architecture.load(workspace.architecture)
+    if {architecture.head, found.head} == set(get_args(NMSHead)):
+        architecture = architecture.with_(head=found.head)
     return (
-        architecture.family == "heatdetr"
-        and workspace.architecture.exists()
-        and is_thinned(architecture, found := Architecture.load(workspace.architecture))
+        is_thinned(architecture, found)
         # Another one lies there where a thinning was ended before it was recorded.
         and (found.widths, found.blocks) == (thinned.widths, thinned.blocks)
         and found.global_block == thinned.global_block

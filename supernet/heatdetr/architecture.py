@@ -29,6 +29,9 @@ HeadKind = Literal["nms", "voted", "one-to-one"]
 """How detections are selected: class-wise NMS (the paper), the same with box voting, or by score
 alone, of a head that was trained to predict each object once."""
 
+NMSHead = Literal["nms", "voted"]
+"""The two that are trained in the same way: the weights of one are those of the other."""
+
 DECODES: Mapping[HeadKind, str] = {"nms": "decode", "voted": "decode_voted", "one-to-one": "top_k"}
 """The operator that ends the deployed graph, by kind of head."""
 
