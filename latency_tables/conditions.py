@@ -141,7 +141,11 @@ class Conditions:
 def stem_of(device: str, setting: Setting, input_size: tuple[int, int]) -> str:
     """Return the file name, without suffix, of a device's table."""
     height, width = input_size
+    return f"{device}-{name_of(setting)}-{height}x{width}"
+
+
+def name_of(setting: Setting) -> str:
+    """Return what names a setting in file names: no two settings of a device share it."""
     how = f"{setting.runtime}-{setting.precision}-t{setting.threads}"
     how += "" if setting.spinning == "brief" else f"-spinning-{setting.spinning}"
-    how += "-pinned" if setting.pinning else ""
-    return f"{device}-{how}-{height}x{width}"
+    return how + ("-pinned" if setting.pinning else "")

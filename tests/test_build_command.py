@@ -7,8 +7,10 @@ import heat.stages.build as stage
 from heat.commands.find import recorded_head
 from heat.records import BuildPlan, OnDevice, SupernetPlan, Trained, TrainPlan
 from heat.workspace import Workspace
+from supernet.data.coco import load_split
 from supernet.data.shapes import make_shapes
 from supernet.errors import HeatError
+from supernet.heatdetr.architecture import Architecture
 from tests.command_line import fails, run
 
 
@@ -75,3 +77,20 @@ def test_a_build_begins_again(
     left = sorted(path.name for path in workspace.train.glob("*.*"))
     assert left == ["weights.safetensors"]
     assert "as far as the profile" in fails(1, *arguments)
+
+
+def test_another_thinning_is_trained_anew(
+    shapes: Path, unit: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was refused: `belongs to other settings, data or architecture`."""
+    workspace, data = Workspace(tmp_path / "run"), load_split(shapes, "train")
+    (workspace.train / "state.pt").parent.mkdir(parents=True)
+    state = workspace.train / "state.pt"
+    state.write_bytes(b"of the first")
+    monkeypatch.setattr(stage, "step_seconds", lambda *_: 0.01)
+    epochs = [
+        stage._train_epochs(workspace, network, data, 10.0, 0.0)
+        for network in (unit, unit, unit.with_(head="voted"))
+        if state.exists()
+    ]
+    assert len(epochs) == 3 and not state.exists()

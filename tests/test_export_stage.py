@@ -21,7 +21,7 @@ from deploy.parity import compare
 from deploy.quantize import quantize
 from heat.commands.find import deployed_as
 from heat.spaces import search_space
-from heat.stages.build import _finished
+from heat.stages.build import _is_thinned
 from heat.stages.export import Wish, _facts
 from heat.stages.network import load_network
 from heat.stages.promise import Promise, is_network, is_run_so, promise_of
@@ -34,14 +34,14 @@ from heat.thinning.proxies import ApDropBy
 from heat.thinning.source import Source
 from heat.thinning.thinned import need_thinned
 from heat.workspace import Workspace
-from latency_tables.devices import declared, resolve
+from latency_tables.devices import Target, declared, resolve
 from latency_tables.probe.machine import Gpu
 from supernet.data.coco import load_split
 from supernet.data.shapes import draw
 from supernet.errors import PromiseError, UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
-from supernet.heatdetr.supernet import Supernet
+from supernet.heatdetr.supernet import SearchSpace, Supernet
 from supernet.letterbox import Image
 from supernet.network import find_architecture
 from tests.command_line import fails, run
@@ -330,8 +330,35 @@ def test_the_target_is_recorded_as_it_was_asked_for(thinned: Path) -> None:
     far = ["--device", "cpu-i7", "--trust-table", "--out", workspace.root]
     code, found, errors = run("thin", "--target-fps", target_fps, *far)
     assert code == 0 and found["target_fps"] == target_fps, errors
-    assert _finished(workspace, "thin", target_fps=target_fps, met=True)
-    assert not _finished(workspace, "thin", target_fps=30.1235, met=True)
+    assert need_thinned(workspace).limits == Limits(target_fps=target_fps)
+
+
+def test_a_build_goes_on_from_a_thinning_of_its_own_only(thinned: Path) -> None:
+    """It went on from the README's `heat thin` before any training, and then was refused."""
+    workspace = Workspace(thinned)
+    record = need_thinned(workspace)
+    target = declared(
+        "cpu-i7", runtime=record.runtime, threads=record.threads, precision=record.precision
+    )
+    other_space = replace(record.space, template=record.space.template.with_(num_classes=3))
+
+    def own(
+        space: SearchSpace = record.space, target: Target = target, fps: float = record.target_fps
+    ) -> bool:
+        return _is_thinned(workspace, space, target, Limits(target_fps=fps), "onnx")
+
+    assert own() and not own(fps=30.5) and not own(space=other_space)
+    assert not own(target=replace(target, threads=record.threads + 1))
+    workspace.record("export-onnx", {"broken": "20 FPS measured, target 30"})
+    assert not own()
+    workspace.record("export-onnx", {"broken": None})
+    assert own()
+    path = workspace.root / "run.json"
+    text = json.loads(path.read_text())
+    text["stages"]["thin"]["finished"] = "2026-01-01T00:00:00+00:00"
+    path.write_text(json.dumps(text))
+    workspace.record("supernet", {"space": record.space.to_dict()})
+    assert not own()
 
 
 def test_the_network_that_is_scored_is_the_one_asked_for(

@@ -11,7 +11,7 @@ from supernet.data.format_names import Format
 
 from ..records import Result
 from .find import asked_of, find_data
-from .options import NO_TEACHER, Data, OutputStride, Size, Teaching
+from .options import NO_TEACHER, OutputStride, Size, Teaching
 
 
 def label(
@@ -20,7 +20,7 @@ def label(
     *,
     teacher: Teaching = NO_TEACHER,
     score: str = "auto",
-    data: Data = None,
+    data: Path | None = None,
     out: Path,
 ) -> Result:
     """Label images with a teacher: a COCO set to train on, or to correct in a labelling tool.

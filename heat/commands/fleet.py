@@ -53,7 +53,7 @@ def fleet(
     Args:
         targets: TOML file with a table for each network, as: [camera] device = "cpu" target_fps =
             24.
-        data: COCO-format folder with train and val splits.
+        data: Data set in COCO or YOLO format, with train and val splits.
         supernet_epochs: Passes over the training data in which operators are chosen.
         epochs: Passes over the training data in which all networks are trained together; 150 by
             default.

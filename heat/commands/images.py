@@ -52,7 +52,7 @@ def detect(
         track: Number the objects of a video and follow them (ByteTrack).
         hold_fps: Frame rate that a ladder (heat export --ladder) holds: a faster network takes over
             while the machine is too slow for the more accurate one.
-        json: Also write the result's JSON to this file; replaced is only an earlier result.
+        json: Also write the result's JSON to this file; only an earlier result is replaced.
     """
     from deploy.edge.ladder import open_finder
     from deploy.edge.work import DetectOptions, detect_sources
@@ -140,7 +140,7 @@ def bench(
         precision: Precision in which files that are no bundles are executed.
         rounds: Turns that each model has.
         throughput: Also measure frames per second with a request on every core.
-        picture: Draw the result here (.svg); replaced is only an earlier drawing.
+        picture: Draw the result here (.svg); only an earlier drawing is replaced.
     """
     from deploy.edge.runtimes import check_threads
     from supernet.errors import UserError

@@ -292,7 +292,7 @@ def build(
     Run it again after an interruption and it goes on.
 
     Args:
-        data: COCO-format folder with train and val splits.
+        data: Data set in COCO or YOLO format, with train and val splits.
         target_fps: Frames per second that the deployed network must reach, batch 1.
         minutes: Time to spend; epochs and supernet size are chosen to fit, and fewer epochs are
             trained where steps turn out slower than planned.

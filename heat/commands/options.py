@@ -14,7 +14,9 @@ Format = Literal["onnx", "openvino", "tensorrt"]
 RuntimeName = Literal["onnxruntime", "openvino", "tensorrt", "torch"]
 SpaceName = Literal["micro", "mini", "midi", "base", "large"]
 
-Out = Annotated[Path, Parameter(help="The workspace: what every stage leaves and finds.")]
+Out = Annotated[
+    Path, Parameter(help="Workspace: the folder of all results, which later commands go on from.")
+]
 DeviceName = Annotated[str, Parameter(help="Device file to use; `heat devices` lists them.")]
 Threads = Annotated[
     int | None, Parameter(help="CPU threads of the deployed model; the device's by default.")
@@ -35,7 +37,8 @@ Size = Annotated[
     ),
 ]
 Data = Annotated[
-    Path | None, Parameter(help="COCO-format folder; without it, the data of the last training.")
+    Path | None,
+    Parameter(help="Data set in COCO or YOLO format; by default that of the last training."),
 ]
 Space = Annotated[SpaceName | None, Parameter(help="Size of the supernet.")]
 StrideName = Literal["8", "16", "32"]
@@ -44,8 +47,8 @@ OutputStride = Annotated[StrideName | None, STRIDE]
 Head = Annotated[
     Literal["nms", "voted", "one-to-one"] | None,
     Parameter(
-        help="voted, the default of build and fleet, averages the boxes that NMS keeps with those "
-        "they overlap; one-to-one predicts each object once: no NMS on the device."
+        help="nms; voted, the default of build and fleet, averages the boxes that NMS keeps with "
+        "those they overlap; one-to-one predicts each object once: no NMS on the device."
     ),
 ]
 NMSHead = Annotated[
@@ -88,7 +91,7 @@ LearningRate = Annotated[float | None, Parameter(help="Peak learning rate of the
 DropPath = Annotated[float | None, Parameter(help="Largest stochastic depth rate.")]
 Autocast = Annotated[
     Literal["auto", "f32", "bf16", "f16"],
-    Parameter(help="Autocast: bf16 where it is computed (auto), always, f16 (CUDA), or none."),
+    Parameter(help="Autocast. auto: bf16 where the hardware computes it, else f32, on CUDA f16."),
 ]
 Workers = Annotated[
     int | None,

@@ -49,7 +49,7 @@ def profile(
     output_stride: OutputStride = None,
     head: Head = None,
     global_block: Literal["cw", "oa", "act", "enact", "pool"] | None = None,
-    data: Data = None,
+    data: Path | None = None,
     host: str | None = None,
     host_python: str = "python3",
     pack: Path | None = None,
@@ -62,7 +62,7 @@ def profile(
 ) -> Result:
     """Measure a latency table through the runtime that will be deployed.
 
-    What is already measured is kept. With --data the head has that data's number of classes.
+    What is already measured is kept.
 
     Args:
         spinning: How ONNX Runtime's threads wait: brief sleeps soon and serves best beside other
@@ -71,6 +71,7 @@ def profile(
             of it runs the same way.
         global_block: Attention of S4, SAM_4, SCM and TCM. With any but cw the table prices original
             attention, and ACT, ENACT and pool, which thinning may put in its place.
+        data: Data set in COCO or YOLO format, whose number of classes the head takes.
         host: USER@BOX; measure there, over ssh, with a probe that needs numpy and the runtime.
         host_python: Python on that host.
         pack: Write the probe and its models to this file, to be carried to the device.
@@ -188,7 +189,7 @@ def supernet(
 
     Args:
         ema_decay: Decay of the averaged weights that are saved; 0 saves the raw ones.
-        train_precision: float32, bfloat16 autocast, or bfloat16 where this CPU computes it.
+        train_precision: Autocast. auto: bf16 where the hardware computes it, else f32.
         logit_learning_rate: Adam step of the selection logits.
         noise: Gumbel noise, or the paper's literal uniform noise.
         global_block: Attention of S4, SAM_4, SCM and TCM: channel-wise (CPUs), original (large
@@ -196,7 +197,7 @@ def supernet(
             or cw and oa with two logits; thinning for a CPU takes cw.
         straight_through: Run one drawn operator per position, for less memory (1.6 times less was
             measured).
-        elastic: Then train on all networks that thinning will ask for, on shared weights: what heat
+        elastic: Then train every network that thinning may select, on shared weights: what heat
             thin finds needs no training of its own.
         elastic_epochs: Passes over the training data for that; 150 by default.
         drawn: Networks that are trained beside the largest in a step.
@@ -204,7 +205,7 @@ def supernet(
             never: it gave nothing where all are trained from scratch.
         targets: TOML file of a fleet: networks on the way to these targets are trained. Without it
             those on the way from the largest to the smallest, by multiply-adds.
-        show: Draw r of every position over time, and the importance of each.
+        show: Plot the selection logits of every position by epoch, and its importance.
     """
     if show:
         ignored = altered(supernet, locals(), but=("show", "out"))

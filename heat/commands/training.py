@@ -16,7 +16,6 @@ from .options import (
     Backbone,
     BatchSize,
     Compile,
-    Data,
     DropPath,
     Epochs,
     Head,
@@ -195,7 +194,7 @@ def adopt(
     *,
     architecture: str = "detr-r50",
     input_size: Size = None,
-    data: Data = None,
+    data: Path | None = None,
     restart: Restart = False,
     out: Out = DEFAULT,
 ) -> Result:
@@ -204,7 +203,7 @@ def adopt(
     Args:
         checkpoint: File in the layout of the authors' code; every key must fit.
         architecture: detr-r50, detr-r50-dc5, or an architecture.json.
-        data: COCO-format folder; the network keeps its classes, by their category ids.
+        data: Data set in COCO or YOLO format; the network keeps its classes, by their category ids.
     """
     from supernet.errors import UserError
     from supernet.heatdetr.input_size import parse_size

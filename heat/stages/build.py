@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from deploy.form import RUNTIME_OF, Format
 from deploy.teachers.asked import Asked as Teacher
@@ -31,7 +31,7 @@ from ..thinning.candidates import Candidate
 from ..thinning.ceiling import refuse_impossible
 from ..thinning.limits import Limits
 from ..thinning.proxies import ApDropBy
-from ..thinning.thinned import need_thinned
+from ..thinning.thinned import find_thinned, need_thinned
 from ..workspace import Workspace
 from .build_plan import (
     SUPERNET_EPOCHS,
@@ -45,7 +45,7 @@ from .build_plan import (
     training_budgets,
 )
 from .evaluate import evaluate_bundle
-from .export import Wish, export
+from .export import Wish, export, export_of
 from .profile import profile
 from .supernet import search_of, train_supernet
 from .thin import thin
@@ -117,7 +117,7 @@ def build(
         plan = _plan(workspace, target, data, asked)
         chosen = SearchSpace.from_dict(plan["space"], "run.json")
         begin("profile")
-        if not _finished(workspace, "profile", space=plan["space"], runtime=target.runtime):
+        if not _is_profiled(workspace, plan["space"], target.runtime):
             profile(workspace, target, chosen)
         begin("supernet")
         epochs = _supernet_epochs(workspace, plan, chosen, data, time.monotonic() - started)
@@ -132,7 +132,7 @@ def build(
             backbone=backbone, running=replace(running, budget=budget),
         )  # fmt: skip
         begin("thin")
-        if not _finished(workspace, "thin", target_fps=target_fps, met=True):
+        if not _is_thinned(workspace, chosen, target, limits, format):
             ap_drop: ApDropBy = "auto" if minutes >= PROXY_MINUTES else "mass"
             thin(workspace, [Candidate(chosen, (target,), (limits,))], data=data, ap_drop=ap_drop)
         begin("train")
@@ -260,6 +260,10 @@ def _train_epochs(
     kept = workspace.stages().get("train-plan")
     if kept is not None and _plain(architecture) == kept["architecture"]:
         return kept["epochs"]
+    if kept is not None:  # of an earlier thinning
+        workspace.forget("train")
+        with workspace.training(workspace.train):
+            forget(workspace.train)
     seconds = step_seconds(Detector(architecture), data)
     images = len(data.records)
     _, budget = training_budgets(minutes, spent_s)
@@ -283,7 +287,22 @@ def _say_replanned(
         print(f"{text}{late_s:.0f} s late", file=sys.stderr)
 
 
-def _finished(workspace: Workspace, name: Literal["profile", "thin"], **expected: object) -> bool:
-    """Return whether a stage has been run with the expected results."""
-    found = workspace.stages().get(name)
-    return found is not None and all(found.get(key) == value for key, value in expected.items())
+def _is_profiled(workspace: Workspace, space: object, runtime: str) -> bool:
+    """Return whether the last profile was of this space through this runtime."""
+    found = workspace.stages().get("profile")
+    return found is not None and (found.get("space"), found.get("runtime")) == (space, runtime)
+
+
+def _is_thinned(
+    workspace: Workspace, space: SearchSpace, target: Target, limits: Limits, format: Format
+) -> bool:
+    """Return whether the last thinning was of this build's supernet, as asked, and came true."""
+    found = find_thinned(workspace)
+    return (
+        found is not None
+        and found.met
+        and found.space == space
+        and found.is_for(target, limits)
+        and workspace.finished("thin") >= workspace.finished("supernet")
+        and not export_of(workspace, format).get("broken")
+    )

@@ -2,10 +2,10 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -171,6 +171,14 @@ def export(
     if promise.broken:
         raise PromiseError(f"{promise.broken}; the bundle in {done.folder} states so", result)
     return result
+
+
+def export_of(workspace: Workspace, format: Format) -> dict[str, Any]:
+    """Return the record of the export that followed the last thinning; empty where none did."""
+    name = f"export-{format}"
+    later = workspace.finished(name) >= workspace.finished("thin")
+    stages = cast(Mapping[str, dict[str, Any]], workspace.stages())
+    return dict(stages.get(name, {})) if later else {}
 
 
 def _reported(form: Form, done: Exported, promise: Promise) -> Result:

@@ -23,7 +23,7 @@ from ..thinning.candidates import Candidate, Wanted
 from ..thinning.thinned import Thinned, find_thinned
 from ..workspace import Workspace
 from .elastic import train_elastic
-from .export import Wish, export
+from .export import Wish, export, export_of
 from .inherited import finetune_epochs, inherited_of
 from .supernet import before_elastic, search_of, train_supernet
 from .thin import thin
@@ -176,7 +176,7 @@ def was_thinned_for(workspace: Workspace, wanted: Wanted) -> bool:
     thinned = find_thinned(workspace)
     if thinned is None or not thinned.met:
         return False
-    if _export_of(workspace, FORMAT_OF.get(thinned.runtime, "onnx")).get("broken"):
+    if export_of(workspace, FORMAT_OF.get(thinned.runtime, "onnx")).get("broken"):
         return False  # what thinning measured did not come true
     return (
         any(_is_for(thinned, candidate) for candidate in wanted.candidates)
@@ -186,29 +186,15 @@ def was_thinned_for(workspace: Workspace, wanted: Wanted) -> bool:
 
 def _is_for(thinned: Thinned, candidate: Candidate) -> bool:
     """Return whether a network was thinned as a candidate asks."""
-    target, limits = candidate.targets[0], candidate.limits[0]
-    asked = (target.device.name, target.runtime, target.precision, target.threads)
     return (
-        (thinned.requested, thinned.runtime, thinned.precision, thinned.threads) == asked
+        thinned.is_for(candidate.targets[0], candidate.limits[0])
         and thinned.input_size == candidate.space.template.input_size
-        and thinned.target_fps == limits.fps
-        and thinned.max_latency_ms == limits.max_latency_ms
-        and thinned.percentile == limits.percentile
-        and thinned.max_memory_mb == limits.max_memory_mb
-        and thinned.max_size_mb == limits.max_size_mb
     )
-
-
-def _export_of(workspace: Workspace, format: Format) -> dict[str, Any]:
-    """Return the record of the export that followed the last thinning; empty where none did."""
-    name = f"export-{format}"
-    later = workspace.finished(name) >= workspace.finished("thin")
-    return _stage(workspace, name) if later else {}
 
 
 def is_exported(workspace: Workspace, format: Format, calibrate: bool, val: DetectionSet) -> bool:
     """Return whether the last thinning or training was exported so, and its promise kept."""
-    exported = _export_of(workspace, format)
+    exported = export_of(workspace, format)
     later = workspace.finished(f"export-{format}") >= workspace.finished("train")
     there = Path(str(exported.get("bundle", ""))) / "card.json"
     asked = {"calibrate": calibrate, "judged_on": str(val.root.absolute())}

@@ -19,7 +19,7 @@ from supernet.heatdetr.architecture import Architecture, NMSHead
 from supernet.network import AnyArchitecture
 
 from ..tables import recorded_table
-from ..thinning.limits import Cost, Limits
+from ..thinning.limits import Cost
 from ..thinning.measuring import file_model, measure_bundle, warn_if_slower
 from ..thinning.thinned import Thinned
 from ..workspace import Workspace
@@ -76,7 +76,7 @@ class Promise:
         thinned = self.thinned
         if thinned is None:
             return ""
-        limits = limits_of(thinned)
+        limits = thinned.limits
         peak = math.nan
         if limits.max_memory_mb is not None and model.suffix != ".engine":
             peak = peak_mb(file_model(model, architecture.input_size), setting, FRESH_COMMAND)
@@ -89,17 +89,6 @@ class Promise:
         )
         reasons = limits.broken(cost)
         return f"measured: {'; '.join(reasons)}: run heat thin again" if reasons else ""
-
-
-def limits_of(thinned: Thinned) -> Limits:
-    """Return what was asked for of a thinned network."""
-    return Limits(
-        target_fps=thinned.target_fps,
-        max_latency_ms=thinned.max_latency_ms,
-        percentile="p95" if thinned.max_latency_ms and thinned.percentile == "p95" else "p50",
-        max_memory_mb=thinned.max_memory_mb,
-        max_size_mb=thinned.max_size_mb,
-    )
 
 
 def promise_of(

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from latency_tables.compare import AGREE, compare
+from latency_tables.conditions import name_of
 from latency_tables.device_file import load_devices
 from latency_tables.probe.lock import only_one
 from latency_tables.probe.machine import detect_cpu
@@ -75,7 +76,7 @@ def show_device(workspace: Workspace, device: str) -> Result:
         settings = {table.conditions.setting for table in tables.values() if not table.estimated}
         for setting in sorted(settings, key=str):
             ms = stacks_of(workspace, setting)
-            name = f"{setting.runtime}-{setting.precision}-t{setting.threads}"
+            name = name_of(setting)
             show_stacks(ms, name)
             picture = workspace.root / "pictures" / f"{device}-{name}-figure2.svg"
             title = f"{detect_cpu().model}, {name}: width 192, 28x28"
@@ -94,7 +95,7 @@ def _is_here(device: str) -> bool:
 
 def stacks_of(workspace: Workspace, setting: Setting) -> dict[str, float]:
     """Return the milliseconds of the stacks of Figure 2, measured once and kept."""
-    name = f"stacks-{setting.runtime}-{setting.precision}-t{setting.threads}.json"
+    name = f"stacks-{name_of(setting)}.json"
     path = workspace.tables / name
     with only_one(path):
         if path.exists():

@@ -1,13 +1,15 @@
 """What `heat thin` found: the record that export, report, build and explain go on from."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final, Self
 
+from latency_tables.devices import Target
 from supernet.errors import UserError
 from supernet.heatdetr.supernet import SearchSpace
 
 from ..workspace import Workspace
+from .limits import Limits
 
 STAGE: Final = "thin"
 COMMAND = "heat thin --target-fps FPS"
@@ -110,6 +112,24 @@ class Thinned:
     def fps(self) -> float:
         """Measured frame rate, or predicted where nothing was measured."""
         return self.measured_fps or self.predicted_fps
+
+    @property
+    def limits(self) -> Limits:
+        """What was asked for."""
+        return Limits(
+            target_fps=self.target_fps,
+            max_latency_ms=self.max_latency_ms,
+            percentile="p95" if self.max_latency_ms and self.percentile == "p95" else "p50",
+            max_memory_mb=self.max_memory_mb,
+            max_size_mb=self.max_size_mb,
+        )
+
+    def is_for(self, target: Target, limits: Limits) -> bool:
+        """Return whether a network was asked for on this device within these limits."""
+        asked = (target.device.name, target.runtime, target.precision, target.threads)
+        of = (self.requested, self.runtime, self.precision, self.threads)
+        # The record has one frame rate: that of the limit that asks for more.
+        return of == asked and self.limits == replace(limits, target_fps=limits.fps)
 
     def to_dict(self) -> dict[str, object]:
         """Return the record as JSON values; the network of a floor is under `floor`."""
