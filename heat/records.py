@@ -113,10 +113,11 @@ class Suspect(TypedDict):
 
 
 class Evaluated(TypedDict):
-    """A score on a labelled split; the last five keys are absent in records of version 0.1.0."""
+    """A score on a labelled split; the keys that may be absent are in records of version 0.1.0."""
 
     split: str
     calibration_error: NotRequired[float | None]
+    calibration_error_elsewhere: NotRequired[float | None]
     missed: NotRequired[dict[str, dict[str, tuple[int, int]]]]
     """By class and size: objects missed, and all objects."""
     suspected_labels: NotRequired[list[Suspect]]

@@ -9,7 +9,7 @@ import pytest
 
 from supernet.data.average_precision import score
 from supernet.data.best_thresholds import best_thresholds
-from supernet.data.detection_set import Crowd, DetectionSet, Record
+from supernet.data.detection_set import Crowd, DetectionSet, Record, evenly
 from supernet.data.evaluate import confusion_matrix
 from supernet.data.greedy_match import greedy_match, ious, shares_within
 from supernet.data.mistakes import missed_by_size, mistakes, suspected_labels
@@ -95,6 +95,30 @@ def test_mistakes_are_named_and_counted(tmp_path: Path) -> None:
     crowded = replace(data, records=(replace(data.records[0], crowds=(crowd,)), data.records[1]))
     (left,) = mistakes(ROWS, crowded)
     assert [mistake.kind for mistake in left.mistakes] == ["wrong class"]
+
+
+def test_a_detection_at_its_threshold_is_found(tmp_path: Path) -> None:
+    """0.7 in float32 is less than 0.7, the threshold that is printed: it was reported missed."""
+    data, exact = known(tmp_path), float(np.float32(0.7))
+    rows = [row(2, 3, BOX, exact)]
+    assert exact < 0.7
+    assert mistakes(rows, data, {"cat": 0.7}) == mistakes(rows, data, {"cat": 0.6})
+
+
+def test_missed_objects_have_the_size_that_ap_uses(tmp_path: Path) -> None:
+    """An annotated area decides it; classes of one name are told apart."""
+    data = known(tmp_path)
+    tiny = replace(data.records[0], areas_px=np.full(len(data.records[0].labels), 500.0))
+    data = replace(data.of((tiny,)), names=("pet", "pet"))
+    labels = tiny.labels.tolist()
+    assert missed_by_size(mistakes([], data), data) == {
+        f"pet (id {data.category_ids[k]})": {"small": (labels.count(k),) * 2} if k in labels else {}
+        for k in (0, 1)
+    }
+
+
+def test_a_part_of_a_set_is_spread_over_it() -> None:
+    assert evenly(range(10), 4) == [0, 2, 5, 7] and evenly(range(3), 4) == [0, 1, 2]
 
 
 def test_a_class_is_reported_from_the_score_of_its_best_f1(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from deploy.teachers.detector import Seen, TeacherFacts, load_teacher
 from deploy.teachers.seen_file import SeenFile
+from heat.stages.lesson import _once
 from supernet.checkpoint import CheckpointInfo, read_info, save_checkpoint
 from supernet.data.augment import AugmentConfig, augment, mosaic
 from supernet.data.coco import load_split
@@ -293,3 +294,11 @@ def test_a_supernet_teaches(small: Architecture, data: DetectionSet, tmp_path: P
     task = DistilledTask(Detector(small), data, teacher, names)
     images = torch.zeros(1, *SIZE, 3, dtype=torch.uint8)
     assert torch.equal(task.model(images)[2], task.model(images)[2])
+
+
+def test_a_class_that_the_data_does_not_have_hides_no_box() -> None:
+    """A truck at 0.8 suppressed the car at 0.6, and was then left out itself."""
+    boxes = np.array([[10, 10, 60, 50], [12, 10, 60, 50]], np.float32)
+    found = boxes, np.array([0.8, 0.6], np.float32), np.array([1, 0])
+    _, scores, labels = _once(found, {0: 0}, np.array([0.3, 0.3], np.float32))
+    assert scores.tolist() == [np.float32(0.6)] and labels.tolist() == [0]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from heat.stages.report import write_report
+from heat.stages.report import _is_current, write_report
 from heat.views.inline_svg import embedded
 from heat.workspace import Workspace
 from supernet.data.coco import load_split
@@ -204,3 +204,20 @@ def test_in_a_browser_nothing_overflows_or_complains(pages: dict[str, str], tmp_
     assert found is not None, done.stderr[-2000:]
     assert [int(px) for px in found[1].split(",")] == [0] * 2 * len(widths)
     assert "CONSOLE" not in done.stderr, done.stderr
+
+
+def test_what_is_older_than_the_network_is_not_shown_as_its_own(tmp_path: Path) -> None:
+    """AP of the training before, and a bundle of another target, were shown beside the new one."""
+    workspace = Workspace(tmp_path / "run")
+    record = {"data": "set", "split": "val", "ap": 0.111, "missed": {}}
+    workspace.record("eval", record)
+    workspace.record("export-onnx", {"broken": None})
+    assert _is_current(workspace, "eval") and _is_current(workspace, "export-onnx")
+    text = json.loads((workspace.root / "run.json").read_text())
+    for name in ("eval", "export-onnx"):
+        text["stages"][name]["finished"] = "2026-01-01T00:00:00+00:00"
+    (workspace.root / "run.json").write_text(json.dumps(text))
+    workspace.record("train", {"data": "set"})
+    assert not _is_current(workspace, "eval") and not _is_current(workspace, "export-onnx")
+    assert _is_current(workspace, "export-openvino"), "nothing is known of it"
+    assert "0.111" not in write_report(workspace, None).read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """Scores that are probabilities: fitted, folded into every graph, recorded, and left off."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -274,6 +275,9 @@ def test_a_calibration_is_kept_for_the_network_that_it_is_of(
     assert "D-ECE" in capsys.readouterr().err
     later = evaluate_checkpoint(workspace, data)
     assert later["score_calibration"] == fitted["score_calibration"]
+    assert plain["calibration_error_elsewhere"] is None
+    elsewhere = evaluate_checkpoint(workspace, replace(data, split="test"))
+    assert elsewhere["calibration_error_elsewhere"] is None, "it was fitted on val"
     for key in ("ap", "calibration_error"):
         assert later[key] == pytest.approx(fitted[key], abs=1e-3), key
     found = calibration_for(workspace, spread, weights, Form(), None, None)
@@ -281,6 +285,7 @@ def test_a_calibration_is_kept_for_the_network_that_it_is_of(
     facts = card_facts(found[0], NAMES, found[1])
     assert facts["split"] == "val" and facts["images"] == 4 and facts["fitted_to"] == "torch"
     assert facts["error_after"] < facts["error_before"]
+    assert fitted["calibration_error_elsewhere"] == facts["error_after"]
     save_checkpoint(weights, {k: v * 1.01 for k, v in spread.state_dict().items()}, info)
     assert recorded_calibration(workspace, spread, weights) is None
     assert "other weights" in capsys.readouterr().err

@@ -4,8 +4,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
+from typing import NamedTuple
 
 from deploy.edge.card import Card
 from deploy.edge.detect import Bundle, read_card
@@ -17,9 +16,9 @@ from supernet.data.best_thresholds import thresholds_of
 from supernet.data.coco_file import ResultRow
 from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import Detect, Found, confusion_matrix, found_rows
-from supernet.data.mistakes import LEAST_SCORE, missed_by_size, mistakes, suspected_labels
+from supernet.data.mistakes import least_scores, missed_by_size, mistakes, suspected_labels
 from supernet.data.reliability import calibration_error, reliability
-from supernet.data.score_calibration import ScoreCalibration
+from supernet.data.score_calibration import Calibrated, ScoreCalibration
 from supernet.data.score_calibration import calibrate as fit
 from supernet.data.scoring_memory import warn_of_memory
 from supernet.data.true_positives import hits_by_class
@@ -43,6 +42,19 @@ SUSPECTS = 30
 """Most labels that are listed as perhaps wrong."""
 
 
+class Fitted(NamedTuple):
+    """The images that a calibration of scores was fitted on."""
+
+    data: str
+    split: str
+    error_after: float
+    """D-ECE on images that it was not fitted on."""
+
+    def elsewhere(self, data: DetectionSet) -> float | None:
+        """Return the error to expect of other images, if these are those that it was fitted on."""
+        return self.error_after if (data.root.name, data.split) == self[:2] else None
+
+
 def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> Result:
     """Score an exported bundle on a split and write the result into its card."""
     with Bundle(folder) as bundle:
@@ -55,7 +67,9 @@ def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> R
         rule = bundle.card.get("decode", {}).get("calibration")
         calibration = ScoreCalibration.from_rule(rule) if rule is not None else None
         rows, runtime = _found(detect, data), bundle.card["runtime"]
-    metrics, result = _scored(workspace, rows, data, str(folder), runtime, calibration)
+        facts = bundle.card.get("score_calibration")
+    fitted = Fitted(facts["data"], facts["split"], facts["error_after"]) if facts else None
+    metrics, result = _scored(workspace, rows, data, str(folder), runtime, calibration, fitted)
     accuracy = {**metrics.rounded(), "data": data.root.name, "split": data.split}
     write_accuracy(folder, bundle.card, accuracy)
     return result
@@ -88,6 +102,7 @@ def evaluate_checkpoint(
     data's, or is refused where it has another number of classes.
     """
     network, names, training, weights = load_network(workspace, change, which)
+    known: Calibrated | None = None
     if training is None:
         classes = network.architecture.num_classes
         if classes != data.num_classes:
@@ -116,9 +131,11 @@ def evaluate_checkpoint(
             say_calibrated(fitted)
             assert weights is not None, "an untrained network was refused"
             record_calibration(workspace, network, weights, fitted)
-            network.decode.calibration = fitted.calibration
             rows = fitted.calibration.of_rows(rows, data)
-    _, result = _scored(workspace, rows, data, str(model), "torch", network.decode.calibration)
+            known = fitted
+    of = Fitted(known.data, known.split, known.error_after) if known is not None else None
+    calibration = known.calibration if known is not None else None
+    _, result = _scored(workspace, rows, data, str(model), "torch", calibration, of)
     return result
 
 
@@ -134,6 +151,7 @@ def _scored(
     model: str,
     runtime: str,
     calibration: ScoreCalibration | None,
+    fitted: Fitted | None,
 ) -> tuple[Metrics, Result]:
     """Score, draw what was found right and wrong, and record it."""
     scores = score(rows, data)
@@ -141,8 +159,8 @@ def _scored(
     bins = reliability(hits, None if calibration is None else calibration.least())
     error = calibration_error(bins)
     known = thresholds_of(hits, data.names)
-    least = [LEAST_SCORE if (own := known[name]) is None else own for name in data.names]
-    wrong = mistakes(shown_rows(rows, data, np.array(least, np.float32)), data, known)
+    shown = shown_rows(rows, data, least_scores(known, data.names))
+    wrong = mistakes(shown, data, known)
     precision, confusion, scores_drawn = (
         workspace.root / "eval" / name
         for name in ("precision.svg", "confusion.svg", "reliability.svg")
@@ -156,6 +174,7 @@ def _scored(
         "scored_by": scores.by,
         "score_calibration": None if calibration is None else calibration.rule(),
         "calibration_error": None if error is None else round(error, 4),
+        "calibration_error_elsewhere": None if fitted is None else fitted.elsewhere(data),
         "reliability": [asdict(each) for each in bins],
         "missed": missed_by_size(wrong, data),
         "suspected_labels": [
@@ -174,7 +193,7 @@ def _scored(
     }
     workspace.record("eval", result)  # before drawing: the score is what took the time
     draw_precision(scores, data.names, precision)
-    draw_confusion(confusion_matrix(rows, data), data.names, confusion)
+    draw_confusion(confusion_matrix(shown, data, score=0.0), data.names, confusion)
     draw_reliability(bins, scores_drawn)
     picture = draw_mistakes(wrong, data.names, workspace.root / "eval" / "mistakes.jpg")
     result["mistakes_picture"] = None if picture is None else str(picture)

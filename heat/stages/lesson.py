@@ -2,10 +2,12 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from deploy.edge.found import once
 from deploy.edge.score_limits import SHOW_SCORE, Limits
@@ -158,7 +160,7 @@ def _boxes(
     class_of, left = matched_classes(teacher.names, data.names)
     limits = thresholds_of(teacher, SHOW_SCORE)
     found = {
-        first + index: _once(seen.found, limits)
+        first + index: _once(seen.found, class_of, limits)
         for index, seen in enumerate(looked.seen)
         if seen is not None
     }
@@ -184,9 +186,11 @@ def _boxes(
     return taught.of([*taught.records[:labelled], *more]), record
 
 
-def _once(found: Found, limits: Limits) -> Found:
-    """Return one box of each object."""
+def _once(found: Found, class_of: Mapping[int, int], limits: Limits) -> Found:
+    """Return one box of each object, of the classes that the data has."""
     boxes, scores, labels = found
+    own = np.isin(labels, list(class_of))
+    boxes, scores, labels = boxes[own], scores[own], labels[own]
     rows = once(boxes, scores, labels, limits)
     return boxes[rows], scores[rows], labels[rows]
 

@@ -1,5 +1,6 @@
 """`heat report`: one offline HTML page of what the workspace holds, the answer first."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, cast
@@ -14,7 +15,7 @@ from supernet.data.detection_set import DetectionSet
 from supernet.errors import UserError
 from supernet.version import version_line
 
-from ..records import Result, Stages, Suspect
+from ..records import Evaluated, Result, Stages, Suspect
 from ..thinning.thinned import Thinned, find_thinned
 from ..views.inline_svg import embedded
 from ..workspace import Workspace
@@ -49,6 +50,9 @@ class Scored:
 
     split: str
     calibration_error: float | None
+    elsewhere: float | None
+    """The same on images that scores were not calibrated on, where it is of those that they were.
+    """
     charts: list[Chart]
     """Precision and recall, confusion, reliability."""
     worst: str
@@ -71,8 +75,11 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
     if not stages:
         raise UserError(f"{workspace.root} is empty: run heat build or heat profile first")
     thin = find_thinned(workspace)
-    folders = [workspace.bundle(format) for format in RUNTIME_OF]
-    bundles = [_deployed(folder) for folder in folders if (folder / "card.json").exists()]
+    found = [form for form in RUNTIME_OF if (workspace.bundle(form) / "card.json").exists()]
+    current = [form for form in found if _is_current(workspace, f"export-{form}")]
+    folders = [workspace.bundle(form) for form in current]
+    bundles = [_deployed(folder) for folder in folders]
+    scored = stages.get("eval") if _is_current(workspace, "eval") else None
     cards = [bundle.card for bundle in bundles]
     parts = network_parts(workspace, thin)
     table = thin.table if thin is not None else profiled(stages)
@@ -91,8 +98,10 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
         kept=_kept(stages, thin, cards) if thin is not None else _fleet_kept(fleet),
         untrained=any(not card["trained"] for card in cards)
         or (thin is not None and not cards and not _inherited(stages)),
-        advice=_advice(stages, thin, cards) if thin is not None or not fleet else None,
-        accuracy=_accuracy(stages, cards),
+        advice=_advice(stages, thin, len(found) > len(current), cards, scored)
+        if thin is not None or not fleet
+        else None,
+        accuracy=_accuracy(scored, cards),
         speeds=speeds,
         fastest=max((speed["fps"] for speed in speeds), default=1.0) * 1.05,
         parts=parts,
@@ -103,7 +112,7 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
         table=table_facts(workspace, table) if table is not None else None,
         training=training_charts(workspace),
         samples=detected_samples(folders, data),
-        scored=_scored(workspace, stages),
+        scored=_scored(workspace, scored),
         run=workspace.about(),
         fleet=fleet,
         fleet_charts=fleet_charts(fleet),
@@ -111,6 +120,15 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
     )
     write_text(workspace.report, page)
     return workspace.report
+
+
+def _is_current(workspace: Workspace, stage: str) -> bool:
+    """Return whether a stage is of the network that was thinned and trained last.
+
+    A bundle without a record was put there; what it is of is not known.
+    """
+    newest = max(workspace.finished("thin"), workspace.finished("train"))
+    return stage not in workspace.stages() or workspace.finished(stage) >= newest
 
 
 def _deployed(folder: Path) -> Deployed:
@@ -146,18 +164,25 @@ def _kept(stages: Stages, thin: Thinned, cards: list[Card]) -> bool | None:
     return all(fps >= target_fps for fps in known)
 
 
-def _advice(stages: Stages, thin: Thinned | None, cards: list[Card]) -> tuple[str, str] | None:
+def _advice(
+    stages: Stages,
+    thin: Thinned | None,
+    outdated: bool,
+    cards: list[Card],
+    scored: Evaluated | None,
+) -> tuple[str, str] | None:
     """Return what is missing and the command that makes it; None where all is there."""
     if thin is None:
         return "No network has been thinned yet", "heat thin --target-fps FPS"
     if "train" not in stages and not _inherited(stages):
         return "The network is not trained yet", "heat train --data DIR"
+    if outdated or not all(card["trained"] for card in cards):
+        return "The bundle is older than the network", "heat export --format onnx"
     if not cards:
         return "Nothing is exported yet", "heat export --format onnx"
-    if not all(card["trained"] for card in cards):
-        return "The bundle is older than the training", "heat export --format onnx"
-    if "eval" not in stages:
-        return "Accuracy was not measured yet", "heat eval --split val"
+    if scored is None and not any(card.get("accuracy") for card in cards):
+        when = "is older than the network" if "eval" in stages else "was not measured yet"
+        return f"Accuracy {when}", "heat eval --split val"
     return None
 
 
@@ -166,10 +191,10 @@ def _inherited(stages: Stages) -> bool:
     return "inherited" in stages.get("thin", {})
 
 
-def _accuracy(stages: Stages, cards: list[Card]) -> Result | None:
+def _accuracy(scored: Evaluated | None, cards: list[Card]) -> Mapping[str, object] | None:
     """Return AP and the images it was measured on: of a bundle, else of the checkpoint."""
     of_bundles = [card["accuracy"] for card in cards if card.get("accuracy")]
-    return of_bundles[0] if of_bundles else stages.get("eval")
+    return of_bundles[0] if of_bundles else scored
 
 
 def _fleet(stages: Stages) -> list[tuple[str, Result | None]]:
@@ -187,9 +212,8 @@ def _fleet_kept(fleet: list[tuple[str, Result | None]]) -> bool | None:
     return True if known else None
 
 
-def _scored(workspace: Workspace, stages: Stages) -> Scored | None:
+def _scored(workspace: Workspace, found: Evaluated | None) -> Scored | None:
     """Return what `heat eval` found wrong; None where it was not run, or by an older version."""
-    found = stages.get("eval")
     if found is None or "missed" not in found:
         return None
     folder = workspace.root / "eval"
@@ -228,6 +252,7 @@ def _scored(workspace: Workspace, stages: Stages) -> Scored | None:
     return Scored(
         split=found["split"],
         calibration_error=found.get("calibration_error"),
+        elsewhere=found.get("calibration_error_elsewhere"),
         charts=charts,
         worst=as_jpeg(worst) if drawn else "",
         missed=sorted(missed, key=lambda row: -row[2])[:MISSED],

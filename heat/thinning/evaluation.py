@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from supernet.boxes import Detections
 from supernet.data.augment import AugmentConfig
 from supernet.data.coco_file import ResultRow
-from supernet.data.detection_set import DetectionSet, Record
+from supernet.data.detection_set import DetectionSet, Record, evenly
 from supernet.data.evaluate import Found, result_rows, score_rows
 from supernet.data.ground_truth import GroundTruth
 from supernet.data.image_files import content_digest
@@ -55,7 +55,7 @@ def split_held_out(data: DetectionSet) -> tuple[DetectionSet, DetectionSet]:
 def evaluated_on(data: DetectionSet) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
     """Return the images without labels, and those that losses and AP are computed on."""
     train, held = split_held_out(data)
-    return train.records[:UNLABELLED], held.records[:MAX_HELD_OUT]
+    return tuple(evenly(train.records, UNLABELLED)), tuple(evenly(held.records, MAX_HELD_OUT))
 
 
 def images_digest(data: DetectionSet) -> str:

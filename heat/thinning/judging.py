@@ -15,7 +15,7 @@ from deploy.gate import artefact_detect, torch_detect
 from deploy.judge import Judge
 from deploy.quantize import quantize
 from supernet.data.coco_file import ResultRow
-from supernet.data.detection_set import DetectionSet
+from supernet.data.detection_set import DetectionSet, evenly
 from supernet.data.shapes import draw
 from supernet.errors import DataError
 from supernet.graph.style import QUANTIZES_OUTPUTS
@@ -37,11 +37,11 @@ def judge_of(data: DetectionSet, names: list[str], network: Network) -> Judge | 
     Where there is no box, AP is none whatever is detected.
     """
     data = data.numbered_as(names)
-    part = data.of(data.records[:JUDGED_IMAGES])
+    part = data.of(evenly(data.records, JUDGED_IMAGES))
     if not any(len(record.labels) for record in part.records):
         print(
-            f"warning: no object in the first {len(part.records)} image(s) of "
-            f"{data.annotation_path}: AP none, it is not compared",
+            f"warning: no object in {len(part.records)} image(s) of {data.annotation_path}: "
+            "AP none, it is not compared",
             file=sys.stderr,
         )
         return None
@@ -104,9 +104,9 @@ def images_of(
     if folder is not None:
         from deploy.edge.sources import image_paths
 
-        found = [read_image(path) for path in image_paths(folder)[:count]]
+        found = [read_image(path) for path in evenly(image_paths(folder), count)]
     elif data is not None:
-        records = data.records[:count]
+        records = evenly(data.records, count)
         found = [read_image(record.path, (record.height, record.width)) for record in records]
     else:
         rng = np.random.default_rng(0)
@@ -114,5 +114,5 @@ def images_of(
     images = [image for image in found if image is not None]
     if not images:
         where = folder or (data.root if data is not None else "")
-        raise DataError(f"none of the first {count} images in {where} can be decoded")
+        raise DataError(f"none of {len(found)} images in {where} can be decoded")
     return images

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from ..errors import DataError, did_you_mean
 from .coco_file import CocoAnnotation, CocoFile, to_bbox
 
 Boxes = npt.NDArray[np.float32]
+Item = TypeVar("Item")
 
 
 class Crowd(NamedTuple):
@@ -42,6 +43,15 @@ class Record:
     crowds: tuple[Crowd, ...] = ()
     weights: npt.NDArray[np.float32] | None = None
     """How much each box counts in training, [N], from 0 to 1; None for 1 each."""
+
+    @property
+    def object_areas_px(self) -> npt.NDArray[np.float64]:
+        """The areas that decide what is small, medium or large, [N]: stated, or the boxes'."""
+        if self.areas_px is not None:
+            return self.areas_px
+        boxes_N4 = self.boxes_xyxy.astype(np.float64)
+        areas_N: npt.NDArray[np.float64] = (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(axis=1)
+        return areas_N
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +191,13 @@ class DetectionSet:
         return replace(self, names=names, category_ids=ids, records=records)
 
 
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """Return at most so many items, evenly spread: sets are often sorted by class or by video."""
+    if len(items) <= most:
+        return list(items)
+    return [items[index * len(items) // most] for index in range(most)]
+
+
 def check_trainable(data: DetectionSet) -> None:
     """Refuse a training set without a box, or with a single image."""
     if not data.num_boxes:
@@ -198,10 +215,7 @@ def check_trainable(data: DetectionSet) -> None:
 
 def _objects(record: Record) -> list[tuple[Iterable[float], int, float, bool]]:
     """Return box, label, area and whether it is a crowd, of everything in an image."""
-    areas = record.areas_px
-    if areas is None:
-        sides = record.boxes_xyxy[:, 2:].astype(np.float64) - record.boxes_xyxy[:, :2]
-        areas = sides.prod(axis=1)
-    plain = zip(record.boxes_xyxy, map(int, record.labels), map(float, areas), strict=True)
+    areas = map(float, record.object_areas_px)
+    plain = zip(record.boxes_xyxy, map(int, record.labels), areas, strict=True)
     found = [(box, label, area, False) for box, label, area in plain]
     return [*found, *((c.box_xyxy, c.label, c.area_px, True) for c in record.crowds)]

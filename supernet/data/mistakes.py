@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from .average_precision import unique_names
 from .coco_file import ResultRow, boxes_of
 from .detection_set import DetectionSet, Record
 from .greedy_match import greedy_match, in_crowds, ious
@@ -39,6 +40,8 @@ class Mistake:
     """Detected class; None for a missed object."""
     truth: int | None
     """True class; None where there is nothing."""
+    area_px: float = 0.0
+    """Of the missed object, as it decides its size."""
 
     @property
     def cost(self) -> float:
@@ -70,16 +73,25 @@ def mistakes(
     """
     place = {category: label for label, category in enumerate(data.category_ids)}
     known = thresholds or {}
-    least = [LEAST_SCORE if (s := known.get(name)) is None else s for name in data.names]
+    # In float32, as scores are: the best threshold is the score of a right detection.
+    least_K = least_scores(known, data.names)
     by_image: dict[int, list[ResultRow]] = {}
     for row in sorted(rows, key=lambda row: -float(row["score"])):
-        if row["score"] >= least[place[int(row["category_id"])]]:
+        if np.float32(row["score"]) >= least_K[place[int(row["category_id"])]]:
             by_image.setdefault(int(row["image_id"]), []).append(row)
     found = [
         Mistaken(record, _of_image(record, by_image.get(record.image_id, ()), place))
         for record in data.records
     ]
     return sorted((each for each in found if each.mistakes), key=lambda each: -each.cost)
+
+
+def least_scores(
+    thresholds: Mapping[str, float | None], names: Sequence[str]
+) -> npt.NDArray[np.float32]:
+    """Return the lowest score that counts for each class, [K]."""
+    found = (thresholds.get(name) for name in names)
+    return np.array([LEAST_SCORE if least is None else least for least in found], np.float32)
 
 
 def _of_image(
@@ -97,8 +109,9 @@ def _of_image(
         elif truth is None and not crowded:
             wrong.append(Mistake("nothing there", _corners(box), score, label, None))
     for index in np.setdiff1d(np.arange(len(record.labels)), taken_N):
-        missed = _corners(record.boxes_xyxy[index])
-        wrong.append(Mistake("missed", missed, 0.0, None, int(record.labels[index])))
+        box, label = _corners(record.boxes_xyxy[index]), int(record.labels[index])
+        area_px = float(record.object_areas_px[index])
+        wrong.append(Mistake("missed", box, 0.0, None, label, area_px))
     return tuple(wrong)
 
 
@@ -122,16 +135,15 @@ def missed_by_size(
     wrong: Sequence[Mistaken], data: DetectionSet
 ) -> dict[str, dict[str, tuple[int, int]]]:
     """Return by class and size how many objects were missed, and how many there are."""
-    counts = {name: {size: [0, 0] for size, _ in SIZES_PX} for name in data.names}
+    names = unique_names(data)
+    counts = {name: {size: [0, 0] for size, _ in SIZES_PX} for name in names}
     for record in data.records:
-        sides = record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]
-        for label, area in zip(record.labels, sides.prod(axis=1), strict=True):
-            counts[data.names[label]][_size(float(area))][1] += 1
+        for label, area_px in zip(record.labels, record.object_areas_px, strict=True):
+            counts[names[label]][_size(area_px)][1] += 1
     for image in wrong:
         for mistake in image.mistakes:
             if mistake.kind == "missed" and mistake.truth is not None:
-                x1, y1, x2, y2 = mistake.box_xyxy
-                counts[data.names[mistake.truth]][_size((x2 - x1) * (y2 - y1))][0] += 1
+                counts[names[mistake.truth]][_size(mistake.area_px)][0] += 1
     return {
         name: {size: (missed, every) for size, (missed, every) in sizes.items() if every}
         for name, sizes in counts.items()

@@ -11,6 +11,7 @@ from typing import Self
 
 from ..errors import DataError
 from .coco import is_detection_set, load_split
+from .detection_set import evenly
 from .image_files import list_images
 
 FEWEST = 2
@@ -38,10 +39,7 @@ class UnlabelledImages:
 
     def first(self, most: int) -> Self:
         """Return at most so many of the images, evenly spread over all."""
-        total = len(self.paths)
-        if total <= most:
-            return self
-        return replace(self, paths=tuple(self.paths[i * total // most] for i in range(most)))
+        return replace(self, paths=tuple(evenly(self.paths, most)))
 
 
 def find_images(roots: Sequence[Path]) -> UnlabelledImages:
