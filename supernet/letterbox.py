@@ -43,8 +43,7 @@ def letterbox(image: Image, input_hw: tuple[int, int]) -> tuple[Image, float]:
     if not height or not width:
         raise DataError(f"the image is empty: {height}x{width} pixels")
     scale = scale_to_fit((height, width), input_hw)
-    new_h = min(input_hw[0], max(1, round(height * scale)))
-    new_w = min(input_hw[1], max(1, round(width * scale)))
+    new_h, new_w = _scaled((height, width), scale)
     canvas = np.empty((*input_hw, 3), dtype=np.uint8)
     canvas[:] = PAD_RGB
     canvas[:new_h, :new_w] = resized(image, (new_h, new_w))
@@ -67,12 +66,33 @@ def resized(image: Image, new_hw: tuple[int, int]) -> Image:
     return found
 
 
+def _scaled(image_hw: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Return the whole numbers of network pixels that an image is resized to."""
+    return max(1, round(image_hw[0] * scale)), max(1, round(image_hw[1] * scale))
+
+
+def _factors(image_hw: tuple[int, int], scale: float) -> npt.NDArray[np.float32]:
+    """Return the factors of x0, y0, x1, y1: those of the sides, which were rounded."""
+    height, width = _scaled(image_hw, scale)
+    return np.array([width / image_hw[1], height / image_hw[0]] * 2, dtype=np.float32)
+
+
+def boxes_to_input(
+    boxes_xyxy: npt.ArrayLike, scale: float, image_hw: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    """Map boxes [n, 4] from image pixels to network pixels."""
+    boxes: npt.NDArray[np.float32]
+    boxes = np.asarray(boxes_xyxy, dtype=np.float32) * _factors(image_hw, scale)
+    return boxes
+
+
 def boxes_to_image(
     boxes_xyxy: npt.ArrayLike, scale: float, image_hw: tuple[int, int]
 ) -> npt.NDArray[np.float32]:
     """Map boxes [n, 4] from network pixels back to image pixels, clipped to the image."""
     limit = np.array([image_hw[1], image_hw[0]] * 2, dtype=np.float32)
-    boxes: npt.NDArray[np.float32] = np.asarray(boxes_xyxy, dtype=np.float32) / scale
+    boxes: npt.NDArray[np.float32]
+    boxes = np.asarray(boxes_xyxy, dtype=np.float32) / _factors(image_hw, scale)
     return np.clip(boxes, 0, limit)
 
 
@@ -95,6 +115,9 @@ def read_image(
         data = path.read_bytes()
     except OSError:
         return None
+    if expected_hw and shrink > 1 and 0 < abs(expected_hw[0] - expected_hw[1]) < shrink:
+        whole = read_image(path, expected_hw, turned=turned)  # shrunk, both ways look the same
+        return None if whole is None else _reduced(whole, shrink)
     pixels = _decode(data, shrink, turned)
     if pixels is None or expected_hw is None or _has_size(pixels, expected_hw, shrink):
         return pixels
@@ -135,6 +158,10 @@ def _decode(content: bytes, shrink: int, turned: bool) -> Image | None:
     if image is None or shrink == 1:
         return image
     # OpenCV reduces other formats than JPEG by picking pixels.
+    return _reduced(image, shrink)
+
+
+def _reduced(image: Image, shrink: int) -> Image:
     height, width = (max(1, -(-side // shrink)) for side in image.shape[:2])
     return resized(image, (height, width))
 

@@ -29,7 +29,7 @@ from supernet.data.yolo_yaml import head_text, read_head
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.input_size import parse_sides, parse_size
-from supernet.letterbox import boxes_to_image, letterbox
+from supernet.letterbox import boxes_to_image, boxes_to_input, letterbox
 from tests.test_table import CONDITIONS, ROW
 from tests.tool_exports import image
 
@@ -123,7 +123,7 @@ def test_boxes_come_back_from_the_letterbox(
     assert pixels.shape == (rows, columns, 3)
     assert scale == pytest.approx(min(rows / height, columns / width))
     box = np.array([[x0, y0, x1, y1]], np.float32)
-    back = boxes_to_image(box * np.float32(scale), scale, (height, width))
+    back = boxes_to_image(boxes_to_input(box, scale, (height, width)), scale, (height, width))
     np.testing.assert_allclose(back, box, rtol=1e-5, atol=1e-4)
 
 

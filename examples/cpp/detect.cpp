@@ -93,8 +93,8 @@ static void run(const std::string& bundle, const std::string& image_path) {
         ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY));
 
     const Image image = read_ppm(image_path);
-    double scale = 1;
-    Image input = letterbox(image, height, width, pad, scale);
+    double factors[2];
+    Image input = letterbox(image, height, width, pad, factors);
     ov::InferRequest request = model.create_infer_request();
     const ov::Shape shape{1, static_cast<size_t>(height), static_cast<size_t>(width), 3};
     request.set_input_tensor(ov::Tensor(ov::element::u8, shape, input.rgb.data()));
@@ -113,7 +113,7 @@ static void run(const std::string& bundle, const std::string& image_path) {
         Object object{{}, scores[i], name};
         for (int side = 0; side < 4; ++side) {
             const double most = side % 2 ? image.height : image.width;
-            object.box[side] = std::clamp(boxes[i * 4 + side] / scale, 0.0, most);
+            object.box[side] = std::clamp(boxes[i * 4 + side] / factors[side % 2], 0.0, most);
         }
         found.push_back(object);
     }

@@ -61,12 +61,14 @@ inline Image resized(const Image& image, int height, int width) {
     return out;
 }
 
-// Returns the input of `height` x `width`, and the factor from image to network pixels.
-inline Image letterbox(const Image& image, int height, int width, const uint8_t pad[3], double& scale) {
-    scale = std::min(static_cast<double>(height) / image.height, static_cast<double>(width) / image.width);
+// Returns the input of `height` x `width`, and the factors from image to network pixels, across and down.
+inline Image letterbox(const Image& image, int height, int width, const uint8_t pad[3], double factors[2]) {
+    const double scale = std::min(static_cast<double>(height) / image.height, static_cast<double>(width) / image.width);
     // nearbyint rounds halves to even, as Python does.
     const int h = std::clamp(static_cast<int>(std::nearbyint(image.height * scale)), 1, height);
     const int w = std::clamp(static_cast<int>(std::nearbyint(image.width * scale)), 1, width);
+    factors[0] = static_cast<double>(w) / image.width;
+    factors[1] = static_cast<double>(h) / image.height;
     const Image small = resized(image, h, w);
     Image out{height, width, std::vector<uint8_t>(static_cast<size_t>(height) * width * 3)};
     for (size_t i = 0; i < out.rgb.size(); ++i) out.rgb[i] = pad[i % 3];

@@ -37,7 +37,7 @@ export async function load(bundle) {
 
 export async function detect({ card, session }, image) {
   const { height, width, pad_rgb: pad } = card.input;
-  const { input, scale } = letterbox(image, height, width, pad);
+  const { input, factors } = letterbox(image, height, width, pad);
   const outputs = await session.run({ image: new ort.Tensor("uint8", input, [1, height, width, 3]) });
   const [boxes, scores, labels] = Object.keys(card.outputs).map((name) => outputs[name].data);
   const found = [];
@@ -45,7 +45,7 @@ export async function detect({ card, session }, image) {
     const name = card.names[Number(labels[i])];
     if (score <= 0 || score < (card.thresholds?.[name] ?? DEFAULT_THRESHOLD)) return;
     const box = Array.from(boxes.subarray(i * 4, i * 4 + 4), (side, axis) =>
-      Math.min(Math.max(side / scale, 0), axis % 2 ? image.height : image.width));
+      Math.min(Math.max(side / factors[axis % 2], 0), axis % 2 ? image.height : image.width));
     found.push({ box, score, name });
   });
   const kept = once(found);

@@ -47,7 +47,7 @@ export function resized(image, height, width) {
   return { height, width, rgb };
 }
 
-/** Returns the input, and the factor from image to network pixels. */
+/** Returns the input, and the factors from image to network pixels, across and down. */
 export function letterbox(image, height, width, pad) {
   const scale = Math.min(height / image.height, width / image.width);
   const h = Math.min(height, Math.max(1, round(image.height * scale)));
@@ -55,5 +55,5 @@ export function letterbox(image, height, width, pad) {
   const small = resized(image, h, w);
   const rgb = Uint8Array.from({ length: height * width * 3 }, (_, i) => pad[i % 3]);
   for (let y = 0; y < h; ++y) rgb.set(small.rgb.subarray(y * w * 3, (y + 1) * w * 3), y * width * 3);
-  return { input: rgb, scale };
+  return { input: rgb, factors: [w / image.width, h / image.height] };
 }

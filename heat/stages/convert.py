@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from supernet.data.detection_set import DetectionSet, Problem, Record
 from supernet.data.exported import Item, Written, split_name
 from supernet.data.format_names import Format
 from supernet.data.formats import HOLD_CROWDS, WRITERS, format_of, read_export
+from supernet.data.upright import upright
 from supernet.data.voc import voc_items
 from supernet.errors import DataError, UserError
 from supernet.progress import Progress
@@ -51,7 +53,14 @@ def convert(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already and not empty: give another folder")
     kind = given or format_of(source)
-    sets = one_numbering(read_export(source, kind, images))
+    turned = [upright(data) for data in one_numbering(read_export(source, kind, images))]
+    sets, stored = [data for data, _ in turned], sum(count for _, count in turned)
+    if stored:
+        print(
+            f"{stored} images are annotated on their stored pixels, which EXIF turns: their boxes "
+            "are turned too",
+            file=sys.stderr,
+        )
     splits = divided(sets, val, seed)
     files = [item.name for items in splits.values() for item in items]
     unfit = [name for name in (*sets[0].names, *files) if UNFIT.search(name)]

@@ -7,7 +7,6 @@ not trained on. All are kept in a journal, so that a search that was killed goes
 from collections.abc import Iterator, Sequence
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ from supernet.heatdetr.fake_quant import simulate_int8
 from supernet.heatdetr.inherit import inherit, kept_channels
 from supernet.heatdetr.recalibrate import recalibrate
 from supernet.heatdetr.supernet import SearchSpace, Supernet
-from supernet.letterbox import boxes_to_image, letterbox, scale_to_fit
+from supernet.letterbox import boxes_to_image, boxes_to_input, letterbox, scale_to_fit
 from supernet.train.aligned import training_loss
 from supernet.train.feed import batch_starts
 from supernet.train.shown import shown_in_training
@@ -81,7 +80,8 @@ def load_batches(
             image = load_image(record)
             pixels, scale = letterbox(image.pixels, input_hw)
             images.append(torch.from_numpy(pixels))
-            boxes = torch.from_numpy(image.boxes_xyxy * np.float32(scale))
+            hw = (image.pixels.shape[0], image.pixels.shape[1])
+            boxes = torch.from_numpy(boxes_to_input(image.boxes_xyxy, scale, hw))
             targets.append(GroundTruth(boxes, torch.from_numpy(image.labels)))
         yield torch.stack(images), targets
 

@@ -38,10 +38,16 @@ def _problem(record: Record) -> Problem | None:
             "image cannot be decoded", str(record.path), why_unread(record.path) or "remove it"
         )
     stated, real = (record.height, record.width), image.shape[:2]
-    # The stated size may be that after EXIF rotation, or that of the stored pixels.
-    stored = read_image(record.path, turned=False) if stated != real else image
-    if stored is not None and stored.shape[:2] == stated:
+    if stated == real:
         return None
+    stored = read_image(record.path, turned=False)
+    if stored is not None and stored.shape[:2] == stated:
+        return Problem(
+            "annotated on stored pixels",
+            str(record.path),
+            "EXIF turns the image: detect.py sees it turned, training does not; heat data convert "
+            "turns the boxes",
+        )
     return Problem(
         "size differs",
         str(record.path),

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -71,8 +72,23 @@ def content_digest(paths: Iterable[Path]) -> str:
     return found.hexdigest()
 
 
+class Oriented(NamedTuple):
+    """Height and width of an image as it is stored, and its EXIF orientation, 1 to 8."""
+
+    stored_hw: tuple[int, int]
+    orientation: int
+
+
 def image_size(path: Path) -> tuple[int, int] | None:
     """Return height and width after EXIF rotation, from the file's header; None if unreadable."""
+    found = oriented_size(path)
+    if found is None:
+        return None
+    return found.stored_hw[::-1] if found.orientation in TURNED else found.stored_hw
+
+
+def oriented_size(path: Path) -> Oriented | None:
+    """Return what a file's header says of its size and rotation; None if it is unreadable."""
     try:
         with _large_ones_too(), Image.open(path) as image:
             orientation = image.getexif().get(ORIENTATION, 1)
@@ -84,7 +100,7 @@ def image_size(path: Path) -> tuple[int, int] | None:
         return None
     if not 0 < width * height <= MAX_PIXELS:
         return None
-    return (width, height) if orientation in TURNED else (height, width)
+    return Oriented((height, width), orientation)
 
 
 @contextmanager
