@@ -156,12 +156,21 @@ def _run(words: Sequence[str], *, as_json: bool) -> int:
             return _fail(refusal(error), 2)
         raise
     if isinstance(result, Mapping) and os.environ.get("RANK", "0") == "0":
-        _show(words, result, as_json=as_json)  # under torchrun once, not by every process
+        return _show(words, result, as_json=as_json)  # under torchrun once, not by every process
     return 0
 
 
-def _show(words: Sequence[str], result: Mapping[str, object], *, as_json: bool) -> None:
-    print(json.dumps(result) if as_json else summary(words[0], result), end="\n" * as_json)
+def _show(words: Sequence[str], result: Mapping[str, object], *, as_json: bool) -> int:
+    """Print a result; return 2 where it cannot be written, 0 also where nobody reads it."""
+    try:
+        text = json.dumps(result) if as_json else summary(words[0], result)
+        print(text, end="\n" * as_json, flush=True)
+    except OSError as error:
+        # What is left in the buffer would fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            return _fail(f"the result cannot be written: {error.strerror}", 2)
+    return 0
 
 
 def _fail(message: str, code: int) -> int:

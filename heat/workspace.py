@@ -21,6 +21,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -37,6 +38,19 @@ FORMAT_VERSION = 1
 DEFAULT = Path("heat-run")
 PATIENCE_S = 60.0
 """How long a stage waits until another command has written its record."""
+
+
+_COMMAND: ContextVar[list[str] | None] = ContextVar("command", default=None)
+
+
+@contextmanager
+def commanded(text: str) -> Iterator[None]:
+    """Record a call from Python as what was run, in place of the words of the command line."""
+    token = _COMMAND.set([masked(text)])
+    try:
+        yield
+    finally:
+        _COMMAND.reset(token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +226,7 @@ class Workspace:
                 "heat": __version__,
                 "python": platform.python_version(),
                 "platform": f"{platform.system()} {platform.machine()}",
-                "command": ["heat", *map(masked, sys.argv[1:])],
+                "command": _COMMAND.get() or ["heat", *map(masked, sys.argv[1:])],
                 # Seen from here, so that a fleet can move.
                 **({"parent": os.path.relpath(home, self.root)} if home != self.root else {}),
                 "stages": stages(cast(Mapping[str, object], self.stages())),

@@ -4,7 +4,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -147,6 +147,15 @@ def test_a_text_is_taken_as_a_path_and_errors_are_the_commands(tmp_path: Path) -
         UserError, match=r"traget_fps \(did you mean target_fps\?\): no option of thin"
     ):
         heat.thin(traget_fps=3)  # type: ignore[call-arg]
+
+
+def test_what_was_called_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report named the arguments of the script as the last command."""
+    monkeypatch.setattr(sys, "argv", ["script.py", "--my-own", "7"])
+    heat.profile(device="cpu-i7", estimate=True, space="micro", out=tmp_path)
+    (command,) = cast(list[str], Workspace(tmp_path).about()["command"])
+    options = f"device='cpu-i7', space='micro', estimate=True, out='{tmp_path}'"
+    assert command == f"heat.profile({options})"
 
 
 def test_outcomes_show_themselves(tmp_path: Path) -> None:

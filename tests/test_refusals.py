@@ -3,7 +3,7 @@
 import math
 import pickle
 from pathlib import Path
-from typing import get_type_hints
+from typing import Literal, get_type_hints
 
 import pytest
 
@@ -16,7 +16,8 @@ from deploy.form import Form
 from deploy.teachers.asked import Asked
 from heat import cli
 from heat.commands import training
-from heat.commands.api import _bound
+from heat.commands.api import _bound, checked
+from heat.commands.find import find_space
 from heat.commands.fleet_file import find_members, read_fleet
 from heat.spaces import search_space
 from heat.thinning import candidates
@@ -28,7 +29,7 @@ from supernet.checkpoint import read_state_dict
 from supernet.detr.family import DetrArchitecture
 from supernet.errors import CheckpointError, DataError, UserError
 from supernet.heatdetr.detector import Detector
-from supernet.heatdetr.supernet import SearchConfig
+from supernet.heatdetr.supernet import SearchConfig, SearchSpace
 from supernet.train.running import Running, most_workers
 from tests.command_line import SMALL, fails
 
@@ -130,6 +131,28 @@ def test_a_device_is_no_image() -> None:
     """Reading it never ended, and took all memory."""
     with pytest.raises(DataError, match="/dev/zero is a device"):
         image_paths(Path("/dev/zero"))
+
+
+def test_a_number_is_one_of_the_words_that_it_may_be() -> None:
+    """`heat.build(output_stride=16)` was refused: `did you mean 16?`."""
+    hint = Literal["8", "16", "32"]
+    assert checked("output_stride", 16, hint) == "16" == checked("output_stride", "16", hint)
+    with pytest.raises(UserError, match="output_stride=12"):
+        checked("output_stride", 12, hint)
+
+
+def test_a_named_space_goes_on_with_what_it_was_trained_as(tmp_path: Path) -> None:
+    """`heat thin --space micro` forgot input size, stride and head of the supernet of that name."""
+    workspace = Workspace(tmp_path)
+    own = search_space("micro", input_size=(96, 128), num_classes=3, output_stride=16, head="voted")
+    workspace.record("supernet", {"space": own.to_dict()})
+
+    def found(name: str | None, size: str | None = None) -> SearchSpace:
+        return find_space(workspace, name, size, None, stages=("supernet",))
+
+    assert found("micro") == found(None) == own
+    assert found("micro", "64x64").template == own.template.with_(input_size=(64, 64))
+    assert found("mini").template.input_size == (448, 448)
 
 
 def test_options_of_a_teacher_are_given_by_name() -> None:

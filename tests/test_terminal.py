@@ -118,6 +118,19 @@ def test_quiet_keeps_warnings_and_errors(tmp_path: Path, monkeypatch: pytest.Mon
     assert run("devices", "--quiet")[2] == "warning: slow\n"
 
 
+def test_a_result_that_cannot_be_printed_is_one_line() -> None:
+    command = [sys.executable, "-m", "heat", "describe", "pico", "--quiet"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: the result cannot be written: No space left on device\n"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, ""), "nobody reads it"
+
+
 def test_a_summary_has_the_facts_of_its_command() -> None:
     result = {"target_fps": 24.0, "met": True, "space": {}, "measured_fps": 25.125}
     lines = summary("thin", result).splitlines()

@@ -75,7 +75,7 @@ def test_a_network_outside_its_window_is_timed_once(
     monkeypatch.setenv("HEAT_PROCESSES", "1")
     measure_state(meter, unit, lambda found: found.sustained_ms < 11.0, memory=False)
     assert len(asked) == 12
-    for wrong in ("0", "8", "many"):
+    for wrong in ("²", "0", "8", "many"):
         monkeypatch.setenv("HEAT_PROCESSES", wrong)
         with pytest.raises(UserError, match=f"HEAT_PROCESSES={wrong}"):
             processes()

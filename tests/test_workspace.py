@@ -168,6 +168,10 @@ def test_the_record_holds_no_password(tmp_path: Path, monkeypatch: pytest.Monkey
         ("[camera]\ntarget_fps = 24\nthreads = 0", "threads = 0: at least 1"),
         ('[camera]\ntarget_fps = 24\ninput_size = "640..320"', "must be the smaller one"),
         ('[camera]\ntarget_fps = 24\ninput_size = "320..480..640"', "two sides, as 320..640"),
+        (
+            '[camera]\ntarget_fps = 24\ninput_size = "320x640..640"',
+            "320x640 has two sides, give the longer",
+        ),
         (f"[camera]\ntarget_fps = 1{'0' * 400}", "too large"),
     ],
 )

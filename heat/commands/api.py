@@ -13,7 +13,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_origin,
 from supernet.errors import UserError, did_you_mean
 
 from ..records import Result
-from ..workspace import DEFAULT, Workspace
+from ..workspace import DEFAULT, Workspace, commanded
 from . import fleet as fleets
 from . import look, models, search, thinning, training
 from .outcomes import Evaluation, Export, Outcome, Profile, Report, Thinning, Training
@@ -32,7 +32,10 @@ def returning(command: Callable[P, Result], kind: type[Kind]) -> Callable[P, Kin
         for name, value in bound.arguments.items():
             bound.arguments[name] = checked(name, value, hints[name])
         out = bound.arguments.get("out", DEFAULT)
-        return kind(command(*bound.args, **bound.kwargs), Workspace(out))
+        shown = {n: str(v) if isinstance(v, Path) else v for n, v in bound.arguments.items()}
+        given = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        with commanded(f"heat.{call.__name__}({given})"):
+            return kind(command(*bound.args, **bound.kwargs), Workspace(out))
 
     return call
 
@@ -88,6 +91,8 @@ def checked(name: str, value: Any, hint: Any) -> Any:
     known = [
         word for option in options if get_origin(option) is Literal for word in get_args(option)
     ]
+    if isinstance(value, int) and str(value) in known:
+        return str(value)
     if known:
         near = did_you_mean(str(value), known)
         raise UserError(f"{name}={value!r}{near}: one of {', '.join(known)}")

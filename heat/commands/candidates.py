@@ -74,6 +74,11 @@ def sizes_between(text: str, own: tuple[int, int]) -> list[tuple[int, int]]:
     first, _, last = text.partition("..")
     if ".." in last:
         raise UserError(f"--input-size {text}: two sides, as 320..640")
+    for asked in (first, last):
+        if "x" in asked.lower():
+            raise UserError(
+                f"--input-size {text}: {asked} has two sides, give the longer: 320..640"
+            )
     low, high = max(parse_size(first)), max(parse_size(last))
     if low > high:
         raise UserError(f"--input-size {text}: the first side must be the smaller one")

@@ -289,8 +289,9 @@ def find_space(
 
     recorded = workspace.stages()
     last = next((recorded[stage] for stage in stages if stage in recorded), None)
-    if name is None and last is not None:
-        space = SearchSpace.from_dict(last["space"], "run.json")
+    known = None if last is None else SearchSpace.from_dict(last["space"], "run.json")
+    if known is not None and name in (None, known.template.name):
+        space = known
         template = space.template
         if input_size is not None:
             template = template.with_(input_size=parse_size(input_size))

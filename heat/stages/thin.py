@@ -23,7 +23,7 @@ from ..thinning.moves import ThinningRules
 from ..thinning.proxies import ApDropBy
 from ..thinning.result import floor_error, result_of, write_moves
 from ..thinning.search import Method
-from ..thinning.settle import settle
+from ..thinning.settle import CHECKED_MARGIN, settle
 from ..thinning.source import load_source
 from ..thinning.thinned import STAGE
 from ..workspace import Workspace
@@ -202,7 +202,8 @@ def _study(workspace: Workspace, search: CandidateSearch, plan: StudyPlan) -> No
     if greedy.broken:
         return  # no network is predicted to keep the limits: the smallest will be measured
     full = search.chain.states[0]
-    margin = max(goal.margin(corrected=False) for goal in search.goals)
+    # The error of a table that is measured on changes by each search, and a study goes on.
+    margin = max(CHECKED_MARGIN if goal.measure else goal.margin(False) for goal in search.goals)
     problem = Problem(
         space=search.candidate.space,
         logits=search.chain.logits,

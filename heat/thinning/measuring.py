@@ -45,7 +45,7 @@ NOTICEABLE = 1.05
 def processes() -> int:
     """Return how many processes a measurement is made of."""
     asked = os.environ.get("HEAT_PROCESSES", str(PROCESSES))
-    if not asked.isdigit() or not 1 <= int(asked) <= MAX_PROCESSES:
+    if not asked.isdecimal() or not 1 <= int(asked) <= MAX_PROCESSES:
         raise UserError(f"HEAT_PROCESSES={asked}: a whole number from 1 to {MAX_PROCESSES}")
     return int(asked)
 

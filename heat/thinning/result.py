@@ -40,7 +40,7 @@ def _last_trials(chain: Chain, found: Settled) -> list[Trial]:
             chain.latency_ms,
             chain.ap_drop,
         )
-        trials.append(replace(trial, chosen=True, reason="lands between the target and 5 % above"))
+        trials.append(replace(trial, chosen=True, reason="final adjustment to the target"))
         state = move.after
     return trials
 

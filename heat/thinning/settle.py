@@ -19,7 +19,8 @@ OVERSHOOT = 1.05
 STEADY = 0.0125
 """Share by which a measurement repeats; a network this near an edge is taken only at the end."""
 PATIENCE = 5
-"""Measurements after which half of that is enough: on a disturbed machine they repeat no better."""
+"""Measurements after which half of that is enough, and no more is restored above the window: on a
+disturbed machine they repeat no better."""
 SURE_SDS = 2.0
 """Standard deviations by which the smallest network must miss a target that is out of reach."""
 MAX_MEASUREMENTS = 12
@@ -156,7 +157,8 @@ def _predicted(
 
         def better(state: State) -> bool:
             return (
-                load(state) > slower
+                len(tried) < PATIENCE
+                and load(state) > slower
                 and good(state)
                 and removed_mass(chain.states[0], state, chain.logits) < lost
             )

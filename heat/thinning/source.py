@@ -53,6 +53,8 @@ def check_fits(supernet: Supernet, space: SearchSpace, workspace: Workspace) -> 
     for what, mine, wanted in (
         ("number of classes", own.num_classes, asked.num_classes),
         ("widths", own.widths, asked.widths),
+        ("output stride", own.output_stride, asked.output_stride),
+        ("head", own.head, asked.head),
     ):
         if mine != wanted:
             raise UserError(
