@@ -16,7 +16,7 @@ from supernet.network import Network
 
 from .edge.bench import Speed, measure_speed
 from .edge.card import Card, Facts, InputFacts
-from .edge.detect import CARD_FORMAT, file_hash
+from .edge.detect import CARD, CARD_FORMAT, file_hash
 from .edge.session import runtime_version
 from .form import Form, decode_rule
 from .gate import check_ap, check_batch, check_executed, check_parity
@@ -156,4 +156,4 @@ def _input_facts(size: tuple[int, int]) -> InputFacts:
 
 def write_card(folder: Path, card: Card) -> None:
     """Write `card.json` atomically."""
-    write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
+    write_text(folder / CARD, json.dumps(card, indent=1) + "\n")

@@ -5,6 +5,7 @@ checkpoint is one file and cannot be separated from its meaning. Optimiser state
 file of its own beside it (`supernet.train`). Files of torch are read without executing anything.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,6 +74,25 @@ class CheckpointInfo:
     def history(self) -> Sequence[EpochRow]:
         """The epochs of its training; `KeyError` for weights that record none."""
         return cast(Sequence[EpochRow], self.facts["history"])
+
+
+def weights_file(path: Path) -> Path:
+    """Return the file of weights: of a workspace those of the network that was trained in it."""
+    if not path.is_dir():
+        return path
+    for found in (path / "train" / WEIGHTS, path / WEIGHTS):
+        if found.exists():
+            return found
+    raise CheckpointError(f"{path} has no train/{WEIGHTS}: heat train makes it")
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
 
 
 def save_checkpoint(path: Path, weights: dict[str, Tensor], info: CheckpointInfo) -> None:

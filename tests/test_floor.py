@@ -9,9 +9,11 @@ import pytest
 
 from heat.spaces import SPACES, search_space
 from heat.thinning import floor
+from heat.thinning.candidates import Candidate
 from heat.thinning.ceiling import ceiling_fps, refuse_impossible
-from heat.thinning.floor import Way, advice, check_ways, other_settings, smaller_size, time_way
+from heat.thinning.floor import advice, check_ways, other_settings, smaller_size, time_way
 from heat.thinning.limits import Cost, Limits
+from heat.thinning.thinned import Way
 from latency_tables.devices import Target, declared, resolve
 from latency_tables.probe.setting import Setting
 from supernet.errors import DeviceError, UserError
@@ -48,12 +50,12 @@ def test_every_way_is_measured_and_the_best_comes_first(monkeypatch: pytest.Monk
     )
     assert ways[0].reaches and not ways[-1].reaches
     assert {way.reaches for way in ways} == {True, False}
-    flags = [way.flags for way in ways]
+    flags = [way.way for way in ways]
     assert "--threads 4" in flags and "--threads 1" in flags
     assert not any("bf16" in text for text in flags), "what cannot run is left out"
     sizes = [text for text in flags if text.startswith("--input-size")]
     # A size that was measured to be too slow is followed by a smaller one.
-    assert len(sizes) == floor.SIZE_TRIES or any(way.reaches for way in ways if way.flags in sizes)
+    assert len(sizes) == floor.SIZE_TRIES or any(way.reaches for way in ways if way.way in sizes)
     assert len(asked) >= len(ways)
 
 
@@ -119,17 +121,17 @@ def test_no_machine_is_as_fast_as_the_ceiling_and_none_is_refused_below_it() -> 
     huge = search_space("large", input_size=(4096, 4096))
     assert ceiling_fps(huge, cpu(1, 1)) < ceiling_fps(huge, declared("h200"))
     space = search_space("micro", input_size=(448, 448))
-    refuse_impossible([(space, (target,), (Limits(target_fps=10_000),))])
-    possible = (space, (target,), (Limits(target_fps=24),))
-    absurd = (space, (target,), (Limits(target_fps=1e12),))
+    refuse_impossible([Candidate(space, (target,), (Limits(target_fps=10_000),))])
+    possible = Candidate(space, (target,), (Limits(target_fps=24),))
+    absurd = Candidate(space, (target,), (Limits(target_fps=1e12),))
     refuse_impossible([absurd, possible])  # one of the choices may be reached
     with pytest.raises(UserError, match=r"--target-fps 1e\+12: no machine is so fast"):
         refuse_impossible([absurd])
     with pytest.raises(UserError, match="--max-latency-ms 1e-09: no machine"):
-        refuse_impossible([(space, (target,), (Limits(max_latency_ms=1e-9),))])
+        refuse_impossible([Candidate(space, (target,), (Limits(max_latency_ms=1e-9),))])
     both = Limits(target_fps=24, max_latency_ms=1e-9)
     with pytest.raises(UserError, match="--max-latency-ms"):
-        refuse_impossible([(space, (target, target), (Limits(target_fps=1), both))])
+        refuse_impossible([Candidate(space, (target, target), (Limits(target_fps=1), both))])
 
 
 def test_an_absurd_target_is_refused_before_any_work(tmp_path: Path, shapes: Path) -> None:

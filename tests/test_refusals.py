@@ -21,6 +21,7 @@ from heat.commands.find import find_space
 from heat.commands.fleet_file import find_members, read_fleet
 from heat.spaces import search_space
 from heat.thinning import candidates
+from heat.thinning.candidates import Candidate
 from heat.thinning.ceiling import refuse_impossible
 from heat.thinning.limits import Limits
 from heat.workspace import Workspace
@@ -218,11 +219,12 @@ def test_a_build_ends(shapes: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("limit", "mb"), [("max_memory_mb", 0.001), ("max_size_mb", 1e-9)])
 def test_no_network_is_so_small(limit: str, mb: float) -> None:
     space = search_space("micro", input_size=(96, 128), num_classes=2)
-    wanted = space, (resolve("cpu", threads=1),), (Limits(target_fps=1, **{limit: mb}),)
+    targets = (resolve("cpu", threads=1),)
+    wanted = Candidate(space, targets, (Limits(target_fps=1, **{limit: mb}),))
     with pytest.raises(UserError, match=f"--{limit.replace('_', '-')} {mb:g}: the smallest"):
         refuse_impossible([wanted])
     fits = Limits(target_fps=1, **{limit: 500.0})
-    refuse_impossible([(space, wanted[1], (fits,))])
+    refuse_impossible([Candidate(space, targets, (fits,))])
 
 
 def test_a_memory_that_is_not_measured_has_no_limit(

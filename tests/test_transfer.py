@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from supernet.checkpoint import CheckpointInfo, save_checkpoint
+from supernet.checkpoint import CheckpointInfo, save_checkpoint, weights_file
 from supernet.detr import Detr
 from supernet.detr.sam_detr import SamDetr
 from supernet.errors import CheckpointError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.network import Network
-from supernet.train.transfer import Source, read_source, take_weights, weights_file
+from supernet.train.transfer import Source, read_source, take_weights
 
 from .command_line import fails, run
 from .test_annotations import note, write

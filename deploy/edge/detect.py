@@ -28,9 +28,17 @@ CARD_FORMAT = 1
 """History of `card.json`: 1, the first."""
 
 
+CARD = "card.json"
+
+
+def is_bundle(folder: Path) -> bool:
+    """Return whether a folder holds an exported model."""
+    return (folder / CARD).exists()
+
+
 def read_card(folder: Path) -> Card:
     """Read and check a bundle's card."""
-    path = folder / "card.json"
+    path = folder / CARD
     try:
         card: Card = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -13,15 +13,14 @@ import numpy.typing as npt
 import torch
 
 from deploy.gate import torch_detect
-from supernet.checkpoint import load_weights, read_info
+from supernet.checkpoint import file_digest, load_weights, read_info, weights_file
 from supernet.data.evaluate import Found
 from supernet.errors import BundleError, CheckpointError, UserError
 from supernet.heatdetr.supernet import SearchSpace, Supernet
 from supernet.letterbox import Image, read_image
 from supernet.network import Network, build, read_architecture
-from supernet.train.transfer import file_digest, weights_file
 
-from ..edge.detect import Bundle
+from ..edge.detect import Bundle, is_bundle
 from .asked import Asked
 from .onnx_digest import onnx_digest
 from .onnx_file import OnnxDetector
@@ -122,7 +121,7 @@ def _opened(path: Path, asked: Asked, threads: int) -> tuple[Finder, TeacherFact
     for flag in ("format", "size", "norm", "names"):
         if getattr(asked, f"teacher_{flag}") is not None:
             raise UserError(f"--teacher-{flag} is for ONNX files: {path} states it itself")
-    if (path / "card.json").exists():
+    if is_bundle(path):
         return _bundle(path, threads)
     if path.is_dir() and (path / "config.json").exists():
         theirs = TransformersDetector(path)
@@ -195,7 +194,7 @@ def load_teacher(
 
 def is_heats(path: Path) -> bool:
     """Return whether a teacher is a network of HEAT, of which the weights are here."""
-    if (path / "card.json").exists():
+    if is_bundle(path):
         return False
     try:
         return read_info(weights_file(path)) is not None

@@ -9,7 +9,6 @@ from latency_tables.device_file import find_device
 from supernet.errors import DeviceError, TableError, UserError, did_you_mean
 from supernet.heatdetr.input_size import parse_size
 
-from ..thinning.ceiling import refuse_impossible
 from ..thinning.limits import DEFAULT_PERCENTILE, Limits, Percentile
 from ..workspace import Workspace
 from .candidates import device_parts, find_candidates, precisions, sizes_between
@@ -118,6 +117,7 @@ def find_members(
 ) -> "dict[str, Wanted]":
     """Return what each network of a fleet file is to be; every request is checked."""
     from ..thinning.candidates import Wanted
+    from ..thinning.ceiling import refuse_impossible
 
     members: dict[str, Wanted] = {}
     for name, values in read_fleet(path).items():
@@ -135,9 +135,7 @@ def find_members(
                 data=data,
                 trust=trust,
             )
-            refuse_impossible(
-                [(candidate.space, candidate.targets, candidate.limits) for candidate in candidates]
-            )
+            refuse_impossible(candidates)
         except (DeviceError, TableError, UserError) as error:
             raise UserError(f"{path} [{name}]: {error}") from None
         members[name] = Wanted(candidates, found, trust)

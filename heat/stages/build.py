@@ -97,7 +97,7 @@ def build(
         search_space(name, input_size=size, num_classes=data.num_classes, head=head)
         for name in ([space] if space is not None else SPACES)
     ]
-    refuse_impossible([(smallest, (target,), (limits,)) for smallest in spaces])
+    refuse_impossible([Candidate(named, (target,), (limits,)) for named in spaces])
     asked: Asked = {
         "data": str(data.root.absolute()),
         "target_fps": target_fps,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from supernet.atomic import write_text
-from supernet.checkpoint import WEIGHTS, read_info
+from supernet.checkpoint import WEIGHTS, file_digest, read_info
 from supernet.data.detection_set import DetectionSet, check_trainable
 from supernet.errors import CheckpointError, UserError
 from supernet.heatdetr.elastic import Member
@@ -23,7 +23,6 @@ from supernet.train.elastic_task import ElasticConfig, ElasticTask
 from supernet.train.loop import run_task
 from supernet.train.recipes import TrainConfig
 from supernet.train.running import Running
-from supernet.train.transfer import file_digest
 
 from ..records import Result
 from ..thinning.candidates import Candidate, Wanted, open_search

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from deploy.edge.detect import is_bundle
 from deploy.form import RUNTIME_OF, Format
 from latency_tables.devices import Target
 from supernet.data.detection_set import DetectionSet
@@ -196,7 +197,7 @@ def is_exported(workspace: Workspace, format: Format, calibrate: bool, val: Dete
     """Return whether the last thinning or training was exported so, and its promise kept."""
     exported = export_of(workspace, format)
     later = workspace.finished(f"export-{format}") >= workspace.finished("train")
-    there = Path(str(exported.get("bundle", ""))) / "card.json"
+    there = "bundle" in exported and is_bundle(Path(exported["bundle"]))
     asked = {"calibrate": calibrate, "judged_on": str(val.root.absolute())}
     so = all(exported.get(key, value) == value for key, value in asked.items())
-    return there.exists() and not exported["broken"] and later and so
+    return there and not exported["broken"] and later and so

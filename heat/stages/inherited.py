@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from deploy.gate import torch_detect
-from supernet.checkpoint import WEIGHTS, CheckpointInfo, read_info, save_checkpoint
+from supernet.checkpoint import WEIGHTS, CheckpointInfo, file_digest, read_info, save_checkpoint
 from supernet.counting import count_macs
 from supernet.data.augment import AugmentConfig
 from supernet.data.average_precision import known
@@ -22,7 +22,6 @@ from supernet.heatdetr.supernet import Supernet
 from supernet.network import AnyArchitecture
 from supernet.train.shown import augment_of, shown_in_training
 from supernet.train.threads import sparing
-from supernet.train.transfer import file_digest
 
 from ..records import Result
 from ..thinning.source import Source, elastic_members

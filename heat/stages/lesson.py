@@ -22,6 +22,7 @@ from deploy.teachers.detector import (
 from deploy.teachers.looking import look
 from latency_tables.probe.lock import only_one
 from latency_tables.probe.machine import physical_cores
+from supernet.checkpoint import weights_file
 from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import Found
 from supernet.data.image_files import list_images
@@ -33,7 +34,6 @@ from supernet.train.distill import DistilledTask, class_order, why_not_dense
 from supernet.train.distributed import LONGEST_WAIT, first_process
 from supernet.train.task import Task, task_of
 from supernet.train.threads import threads_now
-from supernet.train.transfer import weights_file
 
 from ..records import Result
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from supernet.checkpoint import load_weights, read_info
+from supernet.checkpoint import load_weights
 from supernet.errors import DataError
 from supernet.heatdetr.architecture import Architecture
 from supernet.train.loop import run_task
@@ -11,8 +11,8 @@ from supernet.train.recipes import TrainConfig
 from supernet.train.running import Running
 
 from ..records import Result
-from ..views.learning import draw_learning
 from ..workspace import Workspace
+from .training_record import record_training
 
 
 def pretrain(
@@ -32,17 +32,14 @@ def pretrain(
     task = ClassifyTask(network, images)
     with workspace.training(workspace.pretrain):
         done = run_task(task, config, workspace.pretrain, running)
-    before = workspace.stages().get("pretrain")
-    if before is not None and done.is_recorded(before):
-        return before
-    load_weights(done.checkpoint, network)
-    if done.leads:
-        draw_learning(read_info(done.checkpoint).history, workspace.pretrain / "learning.svg")
-    result = {
-        **done.facts(),
-        "images": len(images.paths),
-        "classes": len(images.names),
-        "data": str(images.root),
-        **(accuracy(network.eval(), val) if val is not None and done.leads else {}),
-    }
-    return workspace.record("pretrain", result) if done.leads else result
+
+    def facts() -> Result:
+        load_weights(done.checkpoint, network)
+        return {
+            "images": len(images.paths),
+            "classes": len(images.names),
+            "data": str(images.root),
+            **(accuracy(network.eval(), val) if val is not None and done.leads else {}),
+        }
+
+    return record_training(workspace, "pretrain", workspace.pretrain, done, facts)

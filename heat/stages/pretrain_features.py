@@ -30,8 +30,8 @@ from supernet.train.running import Running
 from supernet.train.threads import threads_now
 
 from ..records import Result
-from ..views.learning import draw_learning
 from ..workspace import Workspace
+from .training_record import record_training
 
 CACHE_GB = 16.0
 POLL_S = 1.0
@@ -107,25 +107,21 @@ def pretrain_features(
         task = FeatureTask(network, cache, others, _Streamed(worker))
         start = {"teacher": cache.key.digest, "features": str(cache.key.maps)}
         done = run_task(task, config, workspace.pretrain, running, start=start)
-    before = workspace.stages().get("pretrain")
-    if before is not None and done.is_recorded(before):
-        return before
-    history = read_info(done.checkpoint).history
-    terms = cast(Mapping[str, float], history[-1])
-    if done.leads:
-        draw_learning(history, workspace.pretrain / "learning.svg")
-    result = {
-        **done.facts(),
-        "images": task.num_images,
-        "computed_each_epoch": len(task.others),
-        "broken_images": len(cache.broken),
-        "data": [str(root.absolute()) for root in images.roots],
-        "teacher": request.source,
-        "features": [str(one) for one in found.maps],
-        "cosines": {one.name: round(1 - terms[one.name], 4) for one in network.lessons},
-        "cache_gb": round(cache.rows * cache.key.bytes_an_image / caching.views / 1e9, 3),
-    }
-    return workspace.record("pretrain", result) if done.leads else result
+
+    def facts() -> Result:
+        terms = cast(Mapping[str, float], read_info(done.checkpoint).history[-1])
+        return {
+            "images": task.num_images,
+            "computed_each_epoch": len(task.others),
+            "broken_images": len(cache.broken),
+            "data": [str(root.absolute()) for root in images.roots],
+            "teacher": request.source,
+            "features": [str(one) for one in found.maps],
+            "cosines": {one.name: round(1 - terms[one.name], 4) for one in network.lessons},
+            "cache_gb": round(cache.rows * cache.key.bytes_an_image / caching.views / 1e9, 3),
+        }
+
+    return record_training(workspace, "pretrain", workspace.pretrain, done, facts)
 
 
 def _key(found: EncoderFacts, caching: Caching) -> CacheKey:

@@ -8,7 +8,7 @@ from typing import TypedDict, cast
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from deploy.edge.card import Card
-from deploy.edge.detect import read_card
+from deploy.edge.detect import is_bundle, read_card
 from deploy.form import RUNTIME_OF
 from supernet.atomic import write_text
 from supernet.data.detection_set import DetectionSet
@@ -75,7 +75,7 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
     if not stages:
         raise UserError(f"{workspace.root} is empty: run heat build or heat profile first")
     thin = find_thinned(workspace)
-    found = [form for form in RUNTIME_OF if (workspace.bundle(form) / "card.json").exists()]
+    found = [form for form in RUNTIME_OF if is_bundle(workspace.bundle(form))]
     current = [form for form in found if _is_current(workspace, f"export-{form}")]
     folders = [workspace.bundle(form) for form in current]
     bundles = [_deployed(folder) for folder in folders]

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from deploy.edge.detect import Bundle
+from deploy.edge.detect import Bundle, is_bundle
 from deploy.edge.score_limits import score_limits
 from supernet.data.detection_set import DetectionSet
 from supernet.letterbox import Image, read_image
@@ -50,7 +50,7 @@ class Samples:
 
 def detected_samples(folders: Sequence[Path], data: DetectionSet | None) -> Samples | None:
     """Detect in the first images of a split with the first bundle; None without either."""
-    ready = [folder for folder in folders if (folder / "card.json").exists()]
+    ready = [folder for folder in folders if is_bundle(folder)]
     if data is None or not ready:
         return None
     pairs: list[Pair] = []

@@ -11,10 +11,10 @@ from typing import Literal
 from deploy.edge.card import ScoreCalibrated
 from deploy.form import Form
 from deploy.judge import Judge
+from supernet.checkpoint import file_digest
 from supernet.data.score_calibration import Calibrated, ScoreCalibration, calibrate
 from supernet.heatdetr.quantization import Quantization
 from supernet.network import Network
-from supernet.train.transfer import file_digest
 
 from ..records import CalibrationRecord
 from ..thinning.judging import quantized_rows

@@ -10,6 +10,7 @@ import torch
 from supernet.checkpoint import WEIGHTS, read_info
 from supernet.data.detection_set import DetectionSet, check_trainable
 from supernet.errors import CheckpointError
+from supernet.heatdetr.place import local_name
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
 from supernet.train.loop import fit
 from supernet.train.recipes import TrainConfig
@@ -19,6 +20,7 @@ from ..records import Result
 from ..thinning.evaluation import split_held_out
 from ..workspace import Workspace
 from .train import start_from
+from .training_record import record_training
 
 
 def is_trained(workspace: Workspace) -> bool:
@@ -77,18 +79,17 @@ def train_supernet(
     part, _ = split_held_out(data)
     with workspace.training(workspace.supernet):
         done = fit(network, part, config, workspace.supernet, running, start=start)
-    before = workspace.stages().get("supernet")
-    if before is not None and done.is_recorded(before):
-        return before
-    result = {
-        **done.facts(),
-        "images": len(part.records),
-        "data": str(data.root),
-        "backbone": loaded,
-        "space": space.to_dict(),
-        "logits": {
-            f"s{stage}_{position}": [round(value, 4) for value in values]
-            for (stage, position), values in network.logits().items()
-        },
-    }
-    return workspace.record("supernet", result) if done.leads else result
+
+    def facts() -> Result:
+        return {
+            "images": len(part.records),
+            "data": str(data.root),
+            "backbone": loaded,
+            "space": space.to_dict(),
+            "logits": {
+                local_name(*place): [round(value, 4) for value in values]
+                for place, values in network.logits().items()
+            },
+        }
+
+    return record_training(workspace, "supernet", workspace.supernet, done, facts)

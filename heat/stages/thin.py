@@ -63,9 +63,7 @@ def thin(
     """
     started = time.monotonic()
     _refuse_twice(candidates)
-    refuse_impossible(
-        [(candidate.space, candidate.targets, candidate.limits) for candidate in candidates]
-    )
+    refuse_impossible(candidates)
     for target in {
         target.name: target for candidate in candidates for target in candidate.targets
     }.values():

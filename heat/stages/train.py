@@ -8,7 +8,7 @@ import torch
 
 from deploy.gate import torch_detect
 from deploy.teachers.asked import Asked
-from supernet.checkpoint import WEIGHTS, load_weights, read_info
+from supernet.checkpoint import WEIGHTS, file_digest, load_weights, read_info, weights_file
 from supernet.data.average_precision import known
 from supernet.data.detection_set import DetectionSet, check_trainable
 from supernet.data.evaluate import evaluate
@@ -25,9 +25,9 @@ from supernet.train.mtkd import act_cores
 from supernet.train.pretraining import load_backbone
 from supernet.train.recipes import TrainConfig
 from supernet.train.run_files import BEST, STATE
-from supernet.train.running import Judge, Running
+from supernet.train.running import Judge, Running, TrainResult
 from supernet.train.task import MtkdTask, Task, task_of
-from supernet.train.transfer import Taken, file_digest, read_source, take_weights, weights_file
+from supernet.train.transfer import Taken, read_source, take_weights
 from supernet.train.unlabelled_task import UnlabelledTask
 
 from ..records import Result
@@ -37,6 +37,7 @@ from ..views.first_batches import draw_batches
 from ..workspace import Workspace
 from .inherited import inherited_of
 from .lesson import lesson_of, with_unlabelled
+from .training_record import record_training
 
 
 def train(
@@ -98,31 +99,30 @@ def train(
         done = run_task(task, config, workspace.train, running, start=start)
     if isinstance(task, UnlabelledTask) and done.leads:
         task.warn_of_nothing_learnt()
-    before = workspace.stages().get("train")
-    if before is not None and done.is_recorded(before):
-        return before
-    result: dict[str, object] = {
-        **done.facts(),
-        "images": len(data.records),
-        "unlabelled": len(task.others) if isinstance(task, UnlabelledTask) else None,
-        "data": str(data.root),
-        "inherited": from_supernet,
-        "backbone": loaded,
-        "weights": taken.facts() if taken is not None else None,
-        "teacher": lesson.facts if lesson is not None else None,
-    }
-    if done.leads:
-        history = read_info(done.checkpoint).history
-        from ..views.learning import draw_learning  # matplotlib: slow to import
 
-        draw_learning(history, workspace.train / "learning.svg")
-        best = best_epoch(history)
-        if best is not None:
-            ap = next(row["ap"] for row in history if row["epoch"] == best)
-            file = str(workspace.train / BEST)
-            result["best"] = {"epoch": best, "ap": ap, "checkpoint": file}
-        workspace.record("train", result)
-    return result
+    def facts() -> Result:
+        return {
+            "images": len(data.records),
+            "unlabelled": len(task.others) if isinstance(task, UnlabelledTask) else None,
+            "data": str(data.root),
+            "inherited": from_supernet,
+            "backbone": loaded,
+            "weights": taken.facts() if taken is not None else None,
+            "teacher": lesson.facts if lesson is not None else None,
+            **_best(done, workspace.train),
+        }
+
+    return record_training(workspace, "train", workspace.train, done, facts)
+
+
+def _best(done: TrainResult, folder: Path) -> Result:
+    """Return the epoch of the highest AP, where AP was computed."""
+    history = read_info(done.checkpoint).history
+    best = best_epoch(history)
+    if best is None:
+        return {}
+    ap = next(row["ap"] for row in history if row["epoch"] == best)
+    return {"best": {"epoch": best, "ap": ap, "checkpoint": str(folder / BEST)}}
 
 
 def _take(

@@ -22,6 +22,7 @@ from supernet.errors import UserError
 from supernet.heatdetr.architecture import GLOBAL_KINDS, LOCAL_OPERATORS, WIDTH_STEP, Architecture
 from supernet.heatdetr.supernet import SearchSpace
 
+from .candidates import Candidate
 from .limits import Limits
 
 CPU_MACS_A_SECOND = 4096 * 10e9
@@ -31,13 +32,10 @@ OPERATOR_S = 0.5e-6
 MANY_CORES = 1024
 """Cores of a machine that is not here and does not say how many it has."""
 
-Wanted = tuple[SearchSpace, Sequence[Target], Sequence[Limits]]
-"""A space at an input size, the devices, and what is wanted on each."""
 
-
-def refuse_impossible(wanted: Sequence[Wanted]) -> None:
-    """Raise `UserError` where not one of the choices could be reached by any machine."""
-    refusals = [_refusal(*choice) for choice in wanted]
+def refuse_impossible(candidates: Sequence[Candidate]) -> None:
+    """Raise `UserError` where not one of the candidates could be reached by any machine."""
+    refusals = [_refusal(one.space, one.targets, one.limits) for one in candidates]
     if refusals and all(refusals):
         raise UserError(str(refusals[0]))
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from deploy.edge.session import installed_runtimes
 from latency_tables.devices import Target
@@ -23,6 +23,7 @@ from supernet.errors import DeviceError, HeatError
 from supernet.heatdetr.architecture import Architecture
 
 from .limits import Cost, Limits
+from .thinned import Way
 
 BUDGET_S = 25.0
 """No way is begun that would not be done by then."""
@@ -39,22 +40,6 @@ PRECISIONS = ("f32", "bf16", "int8")
 OTHER_RUNTIME = {"onnxruntime": "openvino", "openvino": "onnxruntime", "torch": "onnxruntime"}
 BESIDE_SIZE = (64, 64)
 """Input size of the reference network that is timed in turns with the one that counts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """The smallest network run in another way."""
-
-    flags: str
-    """What the way is asked for by, such as `--runtime openvino`."""
-    fps: float
-    """Measured frames per second."""
-    reaches: bool
-    """Whether it keeps the limits of speed."""
-
-    def __str__(self) -> str:
-        """Return flags and frame rate."""
-        return f"{self.flags} ({self.fps:.1f} FPS)"
 
 
 def time_way(architecture: Architecture, setting: Setting) -> Cost:

@@ -17,7 +17,7 @@ from .moves import importances
 from .search import Chain
 from .settle import Settled
 from .source import Source
-from .thinned import OfDevice, Thinned, Way
+from .thinned import OfDevice, Thinned
 
 
 def write_moves(workspace: Workspace, search: CandidateSearch, found: Settled) -> None:
@@ -149,7 +149,7 @@ def floor_error(search: CandidateSearch, found: Settled, result: Thinned) -> Pro
         return PromiseError(f"the limits are out of reach: {message}", result.to_dict())
     if measured is not None:
         ways = check_ways(architecture, target, limits, fps)
-        checked = tuple(Way(way.flags, round(way.fps, 3), way.reaches) for way in ways)
+        checked = tuple(replace(way, fps=round(way.fps, 3)) for way in ways)
         result = replace(result, checked_ways=checked)
         message += f"; {advice(ways)}"
     else:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from latency_tables.devices import Target
-from supernet.checkpoint import WEIGHTS, load_weights, read_info
+from supernet.checkpoint import WEIGHTS, file_digest, load_weights, read_info
 from supernet.data.augment import AugmentConfig
 from supernet.errors import CheckpointError, UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.elastic import Member
 from supernet.heatdetr.supernet import SearchSpace, Supernet
 from supernet.train.shown import augment_of
-from supernet.train.transfer import file_digest
 
 from ..workspace import Workspace
 from .moves import Logits, prior_logits

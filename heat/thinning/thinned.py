@@ -30,10 +30,15 @@ class Way:
     """Another way to run the smallest network, measured."""
 
     way: str
-    """Options of `heat thin`."""
+    """Options of `heat thin`, such as `--runtime openvino`."""
     fps: float
+    """Measured frames per second."""
     reaches: bool
-    """Whether it reaches the target."""
+    """Whether it keeps the limits of speed."""
+
+    def __str__(self) -> str:
+        """Return options and frame rate."""
+        return f"{self.way} ({self.fps:.1f} FPS)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

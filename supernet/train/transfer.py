@@ -6,7 +6,6 @@ another order, keeps the outputs of the classes that both have.
 Suffixes: G groups of class rows, K classes.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..checkpoint import WEIGHTS, read_info, read_state_dict
+from ..checkpoint import read_info, read_state_dict
 from ..errors import CheckpointError
 from ..network import Network
 
@@ -94,25 +93,6 @@ class ClassRows(NamedTuple):
 
     groups: int
     others: int
-
-
-def weights_file(path: Path) -> Path:
-    """Return the file of weights: of a workspace those of the network that was trained in it."""
-    if not path.is_dir():
-        return path
-    for found in (path / "train" / WEIGHTS, path / WEIGHTS):
-        if found.exists():
-            return found
-    raise CheckpointError(f"{path} has no train/{WEIGHTS}: heat train makes it")
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
 
 
 def read_source(path: Path) -> Source:
