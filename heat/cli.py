@@ -164,7 +164,7 @@ def _show(words: Sequence[str], result: Mapping[str, object], *, as_json: bool) 
     """Print a result; return 2 where it cannot be written, 0 also where nobody reads it."""
     try:
         text = json.dumps(result) if as_json else summary(words[0], result)
-        print(text, end="\n" * as_json, flush=True)
+        print(text, end="\n" if as_json else "", flush=True)
     except OSError as error:
         # What is left in the buffer would fail again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

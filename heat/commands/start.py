@@ -28,8 +28,10 @@ def init() -> Result | None:
     command = " ".join(map(quote, words))
     if not data:
         command = f"heat data cells && {command}"
-    print(f"\n{command}" if sys.stdout.isatty() else "", end="\n" * sys.stdout.isatty())
-    return None if sys.stdout.isatty() else {"command": command}
+    if not sys.stdout.isatty():
+        return {"command": command}
+    print(f"\n{command}")
+    return None
 
 
 def _ask(question: str, check: Callable[[str], str]) -> str:
