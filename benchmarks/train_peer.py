@@ -38,7 +38,7 @@ from supernet.data.augment import AugmentConfig
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet, Record
 from supernet.data.evaluate import result_rows
-from supernet.letterbox import letterbox, read_image
+from supernet.letterbox import box_factors, letterbox, read_image
 from supernet.train.feed import feed
 from supernet.train.recipes import TrainConfig
 
@@ -153,7 +153,8 @@ def found_by_transformer(
     shares = logits.softmax(-1)[:, :-1] if name in IMAGENET else logits.sigmoid()
     scores, index = shares.flatten().topk(min(KEEP, shares.numel()))
     cx, cy, w, h = (boxes[index // shares.shape[1]] * torch.tensor([size[1], size[0]] * 2)).T
-    corners = torch.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 1) / scale
+    corners = torch.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 1)
+    corners /= torch.from_numpy(box_factors((record.height, record.width), scale))
     return corners, scores, index % shares.shape[1]
 
 

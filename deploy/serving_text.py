@@ -79,7 +79,7 @@ def readme(
 def _after(card: Card) -> list[str]:
     """Return the steps after the model, which depend on where its graph ends."""
     thresholds = card.get("thresholds") or {}
-    kept = [f"{name} {value:g}" for name, value in thresholds.items() if value is not None]
+    kept = [f"{name} {value!r}" for name, value in thresholds.items() if value is not None]
     first = (
         ["  - decodes the maps and suppresses overlaps: Postprocess of the bundle's detect.py,",
          "    with the numbers of decode in card.json;"]
@@ -91,7 +91,8 @@ def _after(card: Card) -> list[str]:
         graph += ", before it calibrates the scores"
     return [
         *first,
-        "  - divides boxes by s and clips them to the image;",
+        "  - divides x by new width / image width and y by new height / image height, and clips",
+        "    boxes to the image;",
         f"  - drops what scores too little: the graph itself {graph}"
         + (f"; best F1 at {', '.join(kept)}." if kept else "."),
     ]

@@ -152,6 +152,9 @@ def _run(words: Sequence[str], *, as_json: bool) -> int:
         shortage = out_of_memory(error)
         if shortage is not None:
             return _fail(shortage, 2)
+        if isinstance(error, BrokenPipeError):  # nobody reads what a command prints
+            _discard_stdout()
+            return 0
         if isinstance(error, OSError):
             return _fail(refusal(error), 2)
         raise
@@ -166,11 +169,15 @@ def _show(words: Sequence[str], result: Mapping[str, object], *, as_json: bool) 
         text = json.dumps(result) if as_json else summary(words[0], result)
         print(text, end="\n" if as_json else "", flush=True)
     except OSError as error:
-        # What is left in the buffer would fail again when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         if not isinstance(error, BrokenPipeError):
             return _fail(f"the result cannot be written: {error.strerror}", 2)
     return 0
+
+
+def _discard_stdout() -> None:
+    """Let go what is left in the buffer, which would fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:

@@ -116,6 +116,8 @@ class Evaluated(TypedDict):
     """A score on a labelled split; the keys that may be absent are in records of version 0.1.0."""
 
     split: str
+    scored: NotRequired[str]
+    """Folder of the bundle or the checkpoint."""
     calibration_error: NotRequired[float | None]
     calibration_error_elsewhere: NotRequired[float | None]
     missed: NotRequired[dict[str, dict[str, tuple[int, int]]]]

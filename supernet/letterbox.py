@@ -71,8 +71,8 @@ def _scaled(image_hw: tuple[int, int], scale: float) -> tuple[int, int]:
     return max(1, round(image_hw[0] * scale)), max(1, round(image_hw[1] * scale))
 
 
-def _factors(image_hw: tuple[int, int], scale: float) -> npt.NDArray[np.float32]:
-    """Return the factors of x0, y0, x1, y1: those of the sides, which were rounded."""
+def box_factors(image_hw: tuple[int, int], scale: float) -> npt.NDArray[np.float32]:
+    """Return the factors of x0, y0, x1, y1 into the input: those of the rounded sides."""
     height, width = _scaled(image_hw, scale)
     return np.array([width / image_hw[1], height / image_hw[0]] * 2, dtype=np.float32)
 
@@ -82,7 +82,7 @@ def boxes_to_input(
 ) -> npt.NDArray[np.float32]:
     """Map boxes [n, 4] from image pixels to network pixels."""
     boxes: npt.NDArray[np.float32]
-    boxes = np.asarray(boxes_xyxy, dtype=np.float32) * _factors(image_hw, scale)
+    boxes = np.asarray(boxes_xyxy, dtype=np.float32) * box_factors(image_hw, scale)
     return boxes
 
 
@@ -92,7 +92,7 @@ def boxes_to_image(
     """Map boxes [n, 4] from network pixels back to image pixels, clipped to the image."""
     limit = np.array([image_hw[1], image_hw[0]] * 2, dtype=np.float32)
     boxes: npt.NDArray[np.float32]
-    boxes = np.asarray(boxes_xyxy, dtype=np.float32) / _factors(image_hw, scale)
+    boxes = np.asarray(boxes_xyxy, dtype=np.float32) / box_factors(image_hw, scale)
     return np.clip(boxes, 0, limit)
 
 
@@ -116,7 +116,11 @@ def read_image(
     except OSError:
         return None
     if expected_hw and shrink > 1 and 0 < abs(expected_hw[0] - expected_hw[1]) < shrink:
-        whole = read_image(path, expected_hw, turned=turned)  # shrunk, both ways look the same
+        # Shrunk, the image may have the same size turned and as it is stored.
+        pixels, stored = (_decode(data, shrink, way) for way in (turned, False))
+        if pixels is None or stored is None or np.array_equal(pixels, stored):
+            return pixels
+        whole = read_image(path, expected_hw, turned=turned)
         return None if whole is None else _reduced(whole, shrink)
     pixels = _decode(data, shrink, turned)
     if pixels is None or expected_hw is None or _has_size(pixels, expected_hw, shrink):

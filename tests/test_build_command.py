@@ -7,6 +7,7 @@ import heat.stages.build as stage
 from heat.commands.find import recorded_head
 from heat.records import BuildPlan, OnDevice, SupernetPlan, Trained, TrainPlan
 from heat.workspace import Workspace
+from supernet.checkpoint import CheckpointInfo, save_checkpoint
 from supernet.data.coco import load_split
 from supernet.data.shapes import make_shapes
 from supernet.errors import HeatError
@@ -87,6 +88,9 @@ def test_another_thinning_is_trained_anew(
     (workspace.train / "state.pt").parent.mkdir(parents=True)
     state = workspace.train / "state.pt"
     state.write_bytes(b"of the first")
+    info = CheckpointInfo(
+        kind="detector", description=unit.to_json(), names=["a"], epoch=1, epochs=1
+    )
     monkeypatch.setattr(stage, "step_seconds", lambda *_: 0.01)
     epochs = [
         stage._train_epochs(workspace, network, data, 10.0, 0.0)
@@ -94,3 +98,7 @@ def test_another_thinning_is_trained_anew(
         if state.exists()
     ]
     assert len(epochs) == 3 and not state.exists()
+    save_checkpoint(workspace.train / "weights.safetensors", {}, info)
+    state.write_bytes(b"a training that a user began")
+    stage._train_epochs(workspace, unit.with_(head="one-to-one"), data, 10.0, 0.0)
+    assert state.exists(), "it is refused later, not replaced"

@@ -26,8 +26,9 @@ from heat.stages.export import Wish, _facts
 from heat.stages.network import load_network
 from heat.stages.promise import Promise, is_network, is_run_so, promise_of
 from heat.stages.report import _kept, write_report
+from heat.thinning import judging
 from heat.thinning.candidates import Candidate, open_search
-from heat.thinning.judging import judge_of, pixels_digest
+from heat.thinning.judging import images_of, judge_of, pixels_digest
 from heat.thinning.limits import Limits
 from heat.thinning.moves import State, ThinningRules
 from heat.thinning.proxies import ApDropBy
@@ -42,7 +43,7 @@ from supernet.errors import PromiseError, UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import SearchSpace, Supernet
-from supernet.letterbox import Image
+from supernet.letterbox import Image, read_image
 from supernet.network import find_architecture
 from tests.command_line import fails, run
 
@@ -253,6 +254,20 @@ def test_int8_without_labels_claims_nothing(
     assert judge_of(data, list(data.names), network) is not None
     assert judge_of(data.of(empty), list(data.names), network) is None
     assert "AP none, it is not compared" in capsys.readouterr().err
+
+
+def test_what_is_judged_is_spread_over_the_split(
+    trained: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a set sorted by class the first images have the first class only."""
+    network, data = load_network(Workspace(trained)).network, load_split(shapes, "train")
+    ids = [record.image_id for record in data.records]
+    monkeypatch.setattr(judging, "JUDGED_IMAGES", 2)
+    judge = judge_of(data, list(data.names), network)
+    assert judge is not None
+    assert [record.image_id for record in judge.data.records] == [ids[0], ids[len(ids) // 2]]
+    last = read_image(data.records[len(ids) // 2].path)
+    assert last is not None and np.array_equal(images_of(data, None, 2)[1], last)
 
 
 def test_an_int8_export_on_images_without_labels_names_no_loss(

@@ -104,7 +104,7 @@ def test_the_stacks_are_measured_once(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = Setting(runtime="onnxruntime", precision="f32", threads=1)
-    path = workspace.tables / "stacks-onnxruntime-f32-t1.json"
+    path = workspace.tables / "figure2-onnxruntime-f32-t1.json"
     with monkeypatch.context() as patch, only_one(path):
         patch.setattr(show, "measure_stacks", never)
         with pytest.raises(UserError, match=TAKEN):

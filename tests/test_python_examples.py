@@ -154,7 +154,7 @@ def test_what_was_called_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "argv", ["script.py", "--my-own", "7"])
     heat.profile(device="cpu-i7", estimate=True, space="micro", out=tmp_path)
     (command,) = cast(list[str], Workspace(tmp_path).about()["command"])
-    options = f"device='cpu-i7', space='micro', estimate=True, out='{tmp_path}'"
+    options = f"device='cpu-i7', estimate=True, space='micro', out='{tmp_path}'"
     assert command == f"heat.profile({options})"
 
 

@@ -209,7 +209,15 @@ def test_in_a_browser_nothing_overflows_or_complains(pages: dict[str, str], tmp_
 def test_what_is_older_than_the_network_is_not_shown_as_its_own(tmp_path: Path) -> None:
     """AP of the training before, and a bundle of another target, were shown beside the new one."""
     workspace = Workspace(tmp_path / "run")
-    record = {"data": "set", "split": "val", "ap": 0.111, "missed": {}}
+    scored = str(workspace.bundle("onnx"))
+    record = {
+        "data": "set",
+        "split": "val",
+        "ap": 0.111,
+        "ap50": 0.2,
+        "missed": {},
+        "scored": scored,
+    }
     workspace.record("eval", record)
     workspace.record("export-onnx", {"broken": None})
     assert _is_current(workspace, "eval") and _is_current(workspace, "export-onnx")
@@ -221,3 +229,10 @@ def test_what_is_older_than_the_network_is_not_shown_as_its_own(tmp_path: Path) 
     assert not _is_current(workspace, "eval") and not _is_current(workspace, "export-onnx")
     assert _is_current(workspace, "export-openvino"), "nothing is known of it"
     assert "0.111" not in write_report(workspace, None).read_text(encoding="utf-8")
+    workspace.record("eval", record)
+    assert "0.111" in write_report(workspace, None).read_text(encoding="utf-8")
+    workspace.bundle("onnx").mkdir()
+    (workspace.bundle("onnx") / "card.json").write_text("{}")
+    page = write_report(workspace, None).read_text(encoding="utf-8")
+    assert "0.111" not in page, "it is of the old bundle"
+    assert "UNTRAINED" not in page

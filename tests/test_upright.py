@@ -58,18 +58,24 @@ def seen(data: DetectionSet) -> list[list[int]]:
 
 def test_boxes_are_turned_with_their_images(tmp_path: Path) -> None:
     data = stored_set(tmp_path, tuple(range(1, 9)))
-    turned, stored = upright(data)
+    (turned,), stored = upright([data])
     assert stored == 4, "5 to 8 show it by their sizes"
     for record, box in zip(turned.records, seen(turned), strict=True):
         assert record.boxes_xyxy.tolist() == [box], record.path
         image = read_image(record.path, (record.height, record.width))
         assert image is not None and image.shape == read_image(record.path).shape  # type: ignore[union-attr]
-    assert upright(turned)[1] == 0
+    assert upright([turned])[1] == 0
+
+
+def test_a_split_that_shows_nothing_is_as_the_others(tmp_path: Path) -> None:
+    train, val = stored_set(tmp_path / "a", (6,)), stored_set(tmp_path / "b", (3,))
+    (_, turned), _ = upright([train, val])
+    assert turned.records[0].boxes_xyxy.tolist() == seen(val)
 
 
 def test_sizes_that_show_nothing_are_taken_as_they_are(tmp_path: Path) -> None:
     data = stored_set(tmp_path, (1, 3))
-    assert upright(data) == (data, 0) and image_problems(data) == []
+    assert upright([data]) == ([data], 0) and image_problems(data) == []
 
 
 @pytest.mark.parametrize("to", ["yolo", "coco", "label-studio"])

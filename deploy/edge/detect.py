@@ -29,6 +29,7 @@ CARD_FORMAT = 1
 
 
 CARD = "card.json"
+"""The file that makes a folder a bundle."""
 
 
 def is_bundle(folder: Path) -> bool:

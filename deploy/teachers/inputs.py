@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from supernet.errors import UserError
-from supernet.letterbox import Image, letterbox, resized
+from supernet.letterbox import Image, box_factors, letterbox, resized
 
 from ..edge.session import Array
 from .encoder import Normalisation, normalised
@@ -53,7 +53,7 @@ class InputRule:
             ratio = np.array([width / hw[1], height / hw[0]] * 2, dtype=np.float32)
         else:
             pixels, scale = letterbox(image, hw)
-            ratio = np.full(4, 1 / scale, dtype=np.float32)
+            ratio = np.float32(1) / box_factors((height, width), scale)
         values: Array = pixels[None]
         if np.dtype(self.dtype) == np.uint8:
             values = values if self.channels_last else values.transpose(0, 3, 1, 2)

@@ -109,7 +109,8 @@ static void run(const std::string& bundle, const std::string& image_path) {
             ? label_tensor.data<const int64_t>()[i] : label_tensor.data<const int32_t>()[i];
         const std::string& name = card["names"].list.at(label).text;
         const Json& threshold = card["thresholds"][name];
-        if (scores[i] <= 0 || scores[i] < (threshold.kind == Json::Number ? threshold.number : 0.3)) continue;
+        const auto least = static_cast<float>(threshold.kind == Json::Number ? threshold.number : 0.3);
+        if (scores[i] <= 0 || scores[i] < least) continue;
         Object object{{}, scores[i], name};
         for (int side = 0; side < 4; ++side) {
             const double most = side % 2 ? image.height : image.width;

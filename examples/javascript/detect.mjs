@@ -43,7 +43,8 @@ export async function detect({ card, session }, image) {
   const found = [];
   scores.forEach((score, i) => {
     const name = card.names[Number(labels[i])];
-    if (score <= 0 || score < (card.thresholds?.[name] ?? DEFAULT_THRESHOLD)) return;
+    const least = Math.fround(card.thresholds?.[name] ?? DEFAULT_THRESHOLD); // float32, as scores are
+    if (score <= 0 || score < least) return;
     const box = Array.from(boxes.subarray(i * 4, i * 4 + 4), (side, axis) =>
       Math.min(Math.max(side / factors[axis % 2], 0), axis % 2 ? image.height : image.width));
     found.push({ box, score, name });

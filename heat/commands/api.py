@@ -32,12 +32,15 @@ def returning(command: Callable[P, Result], kind: type[Kind]) -> Callable[P, Kin
         for name, value in bound.arguments.items():
             bound.arguments[name] = checked(name, value, hints[name])
         out = bound.arguments.get("out", DEFAULT)
-        shown = {n: str(v) if isinstance(v, Path) else v for n, v in bound.arguments.items()}
-        given = ", ".join(f"{name}={value!r}" for name, value in shown.items())
-        with commanded(f"heat.{call.__name__}({given})"):
+        given = [*map(_shown, args), *(f"{key}={_shown(value)}" for key, value in kwargs.items())]
+        with commanded(f"heat.{call.__name__}({', '.join(given)})"):
             return kind(command(*bound.args, **bound.kwargs), Workspace(out))
 
     return call
+
+
+def _shown(value: object) -> str:
+    return repr(str(value) if isinstance(value, Path) else value)
 
 
 def _bound(

@@ -1,7 +1,7 @@
 """Finds what a command works on: the device, the data, the search space."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -270,6 +270,12 @@ def find_judged(workspace: Workspace, root: Path) -> "DetectionSet":
     return find_data(workspace, root, "train")
 
 
+def _name_of(space: Mapping[str, object]) -> object:
+    """Return the name of a recorded space, which is read whole only where it is asked for."""
+    template = space.get("template")
+    return template.get("name") if isinstance(template, dict) else None
+
+
 def find_space(
     workspace: Workspace,
     name: str | None,
@@ -289,9 +295,8 @@ def find_space(
 
     recorded = workspace.stages()
     last = next((recorded[stage] for stage in stages if stage in recorded), None)
-    known = None if last is None else SearchSpace.from_dict(last["space"], "run.json")
-    if known is not None and name in (None, known.template.name):
-        space = known
+    if last is not None and name in (None, _name_of(last["space"])):
+        space = SearchSpace.from_dict(last["space"], "run.json")
         template = space.template
         if input_size is not None:
             template = template.with_(input_size=parse_size(input_size))

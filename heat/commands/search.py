@@ -169,7 +169,7 @@ def supernet(
     logit_learning_rate: float = 1e-3,
     noise: Literal["gumbel", "uniform"] = "gumbel",
     straight_through: bool = False,
-    global_block: Literal["cw", "oa", "enact", "pool", "search"] = "cw",
+    global_block: Literal["cw", "oa", "enact", "pool", "search"] | None = None,
     backbone: Backbone = None,
     elastic: bool = False,
     elastic_epochs: int | None = None,
@@ -241,7 +241,7 @@ def supernet(
         output_stride=output_stride,
         head=head,
     )
-    if global_block != "cw":
+    if global_block is not None:
         block: GlobalBlock = "cw" if global_block == "search" else global_block
         chosen = replace(
             chosen,

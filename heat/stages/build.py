@@ -14,6 +14,7 @@ from deploy.form import RUNTIME_OF, Format
 from deploy.teachers.asked import Asked as Teacher
 from latency_tables.devices import Target
 from latency_tables.probe.machine import physical_cores
+from supernet.checkpoint import WEIGHTS, read_info
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture, HeadKind
@@ -260,7 +261,8 @@ def _train_epochs(
     kept = workspace.stages().get("train-plan")
     if kept is not None and _plain(architecture) == kept["architecture"]:
         return kept["epochs"]
-    if kept is not None:  # of an earlier thinning
+    if kept is not None and _is_trained_as(workspace, kept["architecture"]):
+        print("plan: thinning found another network, it is trained anew", file=sys.stderr)
         workspace.forget("train")
         with workspace.training(workspace.train):
             forget(workspace.train)
@@ -272,6 +274,14 @@ def _train_epochs(
     _say_replanned("training", planned, epochs, seconds * images, budget)
     workspace.record("train-plan", {"epochs": epochs, "architecture": _plain(architecture)})
     return epochs
+
+
+def _is_trained_as(workspace: Workspace, architecture: object) -> bool:
+    """Return whether the training in a workspace is of this architecture, not one of the user's."""
+    weights = workspace.train / WEIGHTS
+    if not weights.exists():  # in the first epoch
+        return (workspace.train / STATE).exists()
+    return bool(json.loads(read_info(weights).description) == architecture)
 
 
 def _say_replanned(

@@ -53,8 +53,7 @@ def convert(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already and not empty: give another folder")
     kind = given or format_of(source)
-    turned = [upright(data) for data in one_numbering(read_export(source, kind, images))]
-    sets, stored = [data for data, _ in turned], sum(count for _, count in turned)
+    sets, stored = upright(one_numbering(read_export(source, kind, images)))
     if stored:
         print(
             f"{stored} images are annotated on their stored pixels, which EXIF turns: their boxes "

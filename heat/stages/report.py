@@ -1,15 +1,15 @@
 """`heat report`: one offline HTML page of what the workspace holds, the answer first."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict, cast, get_args
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from deploy.edge.card import Card
 from deploy.edge.detect import is_bundle, read_card
-from deploy.form import RUNTIME_OF
+from deploy.form import Format
 from supernet.atomic import write_text
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import UserError
@@ -75,11 +75,12 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
     if not stages:
         raise UserError(f"{workspace.root} is empty: run heat build or heat profile first")
     thin = find_thinned(workspace)
-    found = [form for form in RUNTIME_OF if is_bundle(workspace.bundle(form))]
-    current = [form for form in found if _is_current(workspace, f"export-{form}")]
+    current, outdated = _by_age(workspace)
     folders = [workspace.bundle(form) for form in current]
     bundles = [_deployed(folder) for folder in folders]
     scored = stages.get("eval") if _is_current(workspace, "eval") else None
+    if scored is not None and Path(scored.get("scored", "")) in map(workspace.bundle, outdated):
+        scored = None
     cards = [bundle.card for bundle in bundles]
     parts = network_parts(workspace, thin)
     table = thin.table if thin is not None else profiled(stages)
@@ -97,8 +98,8 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
         bundles=bundles,
         kept=_kept(stages, thin, cards) if thin is not None else _fleet_kept(fleet),
         untrained=any(not card["trained"] for card in cards)
-        or (thin is not None and not cards and not _inherited(stages)),
-        advice=_advice(stages, thin, len(found) > len(current), cards, scored)
+        or (thin is not None and not cards and "train" not in stages and not _inherited(stages)),
+        advice=_advice(stages, thin, outdated, cards, scored)
         if thin is not None or not fleet
         else None,
         accuracy=_accuracy(scored, cards),
@@ -129,6 +130,13 @@ def _is_current(workspace: Workspace, stage: str) -> bool:
     """
     newest = max(workspace.finished("thin"), workspace.finished("train"))
     return stage not in workspace.stages() or workspace.finished(stage) >= newest
+
+
+def _by_age(workspace: Workspace) -> tuple[list[Format], list[Format]]:
+    """Return the formats of the bundles of the newest network, and of older ones."""
+    found: list[Format] = [form for form in get_args(Format) if is_bundle(workspace.bundle(form))]
+    current = [form for form in found if _is_current(workspace, f"export-{form}")]
+    return current, [form for form in found if form not in current]
 
 
 def _deployed(folder: Path) -> Deployed:
@@ -167,7 +175,7 @@ def _kept(stages: Stages, thin: Thinned, cards: list[Card]) -> bool | None:
 def _advice(
     stages: Stages,
     thin: Thinned | None,
-    outdated: bool,
+    outdated: Sequence[Format],
     cards: list[Card],
     scored: Evaluated | None,
 ) -> tuple[str, str] | None:
@@ -176,8 +184,9 @@ def _advice(
         return "No network has been thinned yet", "heat thin --target-fps FPS"
     if "train" not in stages and not _inherited(stages):
         return "The network is not trained yet", "heat train --data DIR"
-    if outdated or not all(card["trained"] for card in cards):
-        return "The bundle is older than the network", "heat export --format onnx"
+    older = [*outdated, *(card["model_format"] for card in cards if not card["trained"])]
+    if older:
+        return "A bundle is older than the network", f"heat export --format {older[0]}"
     if not cards:
         return "Nothing is exported yet", "heat export --format onnx"
     if scored is None and not any(card.get("accuracy") for card in cards):

@@ -95,7 +95,7 @@ def _is_here(device: str) -> bool:
 
 def stacks_of(workspace: Workspace, setting: Setting) -> dict[str, float]:
     """Return the milliseconds of the stacks of Figure 2, measured once and kept."""
-    name = f"stacks-{name_of(setting)}.json"
+    name = f"figure2-{name_of(setting)}.json"
     path = workspace.tables / name
     with only_one(path):
         if path.exists():

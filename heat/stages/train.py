@@ -109,7 +109,7 @@ def train(
             "backbone": loaded,
             "weights": taken.facts() if taken is not None else None,
             "teacher": lesson.facts if lesson is not None else None,
-            **_best(done, workspace.train),
+            **(_best(done, workspace.train) if done.leads else {}),
         }
 
     return record_training(workspace, "train", workspace.train, done, facts)

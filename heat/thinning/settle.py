@@ -9,6 +9,7 @@ is the floor.
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from .limits import Cost, Limits, Pricer
 from .moves import Move, State, removed_mass
@@ -135,13 +136,19 @@ def _predicted(
 ) -> Settled | None:
     """Return the state to try by the predictions."""
 
+    @cache
+    def costs(state: State) -> list[Cost]:
+        return [goal.predict(state) for goal in goals]
+
+    @cache
     def good(state: State) -> bool:
         return not any(
-            goal.limits.broken(goal.predict(state), goal.margin(bool(tried))) for goal in goals
+            goal.limits.broken(cost, goal.margin(bool(tried)))
+            for goal, cost in zip(goals, costs(state), strict=True)
         )
 
     def load(state: State) -> float:
-        return max(goal.limits.load(goal.predict(state)) for goal in goals)
+        return max(goal.limits.load(cost) for goal, cost in zip(goals, costs(state), strict=True))
 
     def inside(state: State) -> bool:
         return load(state) * (OVERSHOOT - STEADY) >= 1.0 and good(state)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..boxes import area
-from ..letterbox import PAD_RGB, Image, letterbox
+from ..letterbox import PAD_RGB, Image, box_factors, letterbox
 from .augment import MIN_SIDE_PX, MIN_VISIBLE, AugmentConfig, augment
 from .labelled_image import LabelledImage
 
@@ -77,7 +77,8 @@ def two_views(
     strong = augment(image, input_hw, replace(config, crop=0.0), rng)
     assert strong.frame is not None
     height, width = image.pixels.shape[:2]
-    ratio = (strong.frame[2:] - strong.frame[:2]) / (width * scale, height * scale)
+    ratio = (strong.frame[2:] - strong.frame[:2]) / (width, height)
+    ratio /= box_factors((height, width), scale)[:2]
     target = TwoViews(
         torch.from_numpy(weak),
         torch.from_numpy(ratio.astype(np.float32)),

@@ -4,7 +4,7 @@
 states no size, as YOLO, and whoever detects on the files sees them turned.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -35,14 +35,16 @@ def is_stored(record: Record) -> bool:
     return found.stored_hw == (record.height, record.width) != found.stored_hw[::-1]
 
 
-def upright(data: DetectionSet) -> tuple[DetectionSet, int]:
-    """Return a set with all boxes on turned images, and how many were annotated on stored ones.
+def upright(splits: Sequence[DetectionSet]) -> tuple[list[DetectionSet], int]:
+    """Return a set's splits with all boxes on turned images, and how many were on stored ones.
 
     Where the sizes show that of any image, those whose sizes do not show it are taken to be
     annotated in the same way.
     """
-    stored = sum(map(is_stored, data.records))
-    return (data.of([_turned(record) for record in data.records]), stored) if stored else (data, 0)
+    stored = sum(is_stored(record) for data in splits for record in data.records)
+    if not stored:
+        return list(splits), 0
+    return [data.of([_turned(record) for record in data.records]) for data in splits], stored
 
 
 def _turned(record: Record) -> Record:

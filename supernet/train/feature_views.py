@@ -20,7 +20,7 @@ from ..data.image_files import image_size
 from ..data.random_crop import random_crop
 from ..data.unlabelled import UnlabelledImages
 from ..errors import DataError
-from ..letterbox import Image, letterbox, read_image, resized, scale_to_fit
+from ..letterbox import Image, box_factors, letterbox, read_image, resized, scale_to_fit
 from .feature_cache import FeatureCache
 from .feature_key import CacheKey, Row
 from .recipes import TrainConfig
@@ -212,6 +212,7 @@ def random_part(
 
 def _letterboxed(box: Box, image_hw: tuple[int, ...], input_hw: tuple[int, int]) -> Box:
     """Return a part of an image as a part of the input that the image was letterboxed to."""
-    scale = scale_to_fit((image_hw[0], image_hw[1]), input_hw)
-    across, down = image_hw[1] * scale / input_hw[1], image_hw[0] * scale / input_hw[0]
+    height, width = image_hw[:2]
+    factors = box_factors((height, width), scale_to_fit((height, width), input_hw))
+    across, down = width * factors[0] / input_hw[1], height * factors[1] / input_hw[0]
     return Box(box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)
