@@ -2,10 +2,12 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from heat.thinning.greedy import Trial, candidate_moves, thin_step
+from heat.thinning.ledger import LEDGER, read_ledger, write_ledger
 from heat.thinning.moves import (
     Logits,
     State,
@@ -17,8 +19,9 @@ from heat.thinning.moves import (
     stage_importance,
 )
 from supernet.counting import count_macs
+from supernet.errors import UserError
 from supernet.heatdetr.supernet import CANDIDATES
-from tests.toy_space import SPACE, latency_ms
+from tests.toy_space import LOGITS, SPACE, chain_of, latency_ms
 
 
 def random_logits(seed: int) -> Logits:
@@ -151,3 +154,17 @@ def test_prior_follows_the_medium_preset() -> None:
     state = State.full(SPACE)
     blocks = state.architecture(SPACE, prior_logits(SPACE)).blocks
     assert blocks == ("RR", "RS", "RSWS", "RS")
+
+
+def test_a_damaged_ledger_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "thinning.csv"
+    write_ledger(path, chain_of().ledger(0), SPACE, LOGITS)
+    assert read_ledger(path) == []
+    header, row = ",".join(LEDGER), ["1", "LR", "3"] + ["0"] * (len(LEDGER) - 3)
+    path.write_text(f"{header}\n{','.join(row)}\n")
+    (read,) = read_ledger(path)
+    assert (read.move, read.stage, read.chosen) == ("LR", 3, False)
+    for text in (f"{header}\n{','.join([*row[:9], 'many', *row[10:]])}\n", "a,b\n1,2\n"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="is no thinning ledger: run heat thin again"):
+            read_ledger(path)

@@ -1,18 +1,17 @@
 """`heat thin --explain` and `--diff`: why a network looks as it does, in words and a figure."""
 
-import csv
 import math
 import sys
 from collections import defaultdict
 from pathlib import Path
 
 from supernet.counting import count_macs, count_params
-from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.place import Place
 from supernet.heatdetr.supernet import SearchSpace
 
 from ..records import Result
+from ..thinning.ledger import LedgerRow, read_ledger
 from ..thinning.thinned import Thinned, need_thinned
 from ..views.charts import draw_explanation
 from ..workspace import Workspace
@@ -37,7 +36,7 @@ def explain(workspace: Workspace) -> Result:
     """Print on stderr and draw in `thin/explain.svg` how the last thinning went."""
     result = need_thinned(workspace)
     trials = read_ledger(workspace.ledger)
-    chosen = [trial for trial in trials if trial["chosen"] == "1"]
+    chosen = [trial for trial in trials if trial.chosen]
     space = result.space
     lines = [*_start(space, result), *_moves(chosen), *_stages(space, result), *_close(trials)]
     print("\n".join(lines), file=sys.stderr)
@@ -53,22 +52,10 @@ def explain(workspace: Workspace) -> Result:
         )
         for position, letter in zip(positions, letters, strict=True)
     }
-    steps = [(t["move"], int(t["stage"]), float(t["fps"])) for t in chosen]
+    steps = [(trial.move, trial.stage, trial.fps) for trial in chosen]
     picture = workspace.ledger.with_name("explain.svg")
     draw_explanation(places, kept, steps, result.target_fps, picture)
     return {"moves": len(chosen), "rejected": len(trials) - len(chosen), "picture": str(picture)}
-
-
-def read_ledger(path: Path) -> list[dict[str, str]]:
-    """Read `thinning.csv`."""
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}: run heat thin again") from None
-    if rows and not {"move", "stage", "fps", "ms", "chosen", "ap_drop"} <= set(rows[0]):
-        raise UserError(f"{path} is no thinning ledger: run heat thin again")
-    return rows
 
 
 def _start(space: SearchSpace, result: Thinned) -> list[str]:
@@ -84,18 +71,17 @@ def _start(space: SearchSpace, result: Thinned) -> list[str]:
     ]
 
 
-def _moves(chosen: list[dict[str, str]]) -> list[str]:
+def _moves(chosen: list[LedgerRow]) -> list[str]:
     if not chosen:
         return ["No move was needed: the whole supernet is fast enough."]
-    gained: dict[tuple[str, str], list[float]] = defaultdict(list)
-    lost: dict[tuple[str, str], float] = defaultdict(float)
-    before = None
+    gained: dict[tuple[str, int], list[float]] = defaultdict(list)
+    lost: dict[tuple[str, int], float] = defaultdict(float)
+    before = chosen[0].ms
     for trial in chosen:
-        ms = float(trial["ms"])
-        key = (trial["move"], trial["stage"])
-        gained[key].append((before or ms) - ms)
-        lost[key] += float(trial["ap_drop"])
-        before = ms
+        key = (trial.move, trial.stage)
+        gained[key].append(before - trial.ms)
+        lost[key] += trial.ap_drop
+        before = trial.ms
     lines = [f"{len(chosen)} moves were made, by stage:"]
     for (kind, stage), times in sorted(gained.items(), key=lambda item: -sum(item[1])):
         lines.append(
@@ -127,21 +113,21 @@ def _stages(space: SearchSpace, result: Thinned) -> list[str]:
     return lines
 
 
-def _close(trials: list[dict[str, str]]) -> list[str]:
+def _close(trials: list[LedgerRow]) -> list[str]:
     """Name the last choice that was close."""
     if not trials:
         return []
-    last = trials[-1]["step"]
+    last = trials[-1].step
     options = sorted(
-        (trial for trial in trials if trial["step"] == last), key=lambda t: float(t["ratio"])
+        (trial for trial in trials if trial.step == last), key=lambda trial: trial.ratio
     )
-    if len(options) < 2 or math.isinf(float(options[0]["ratio"])):
+    if len(options) < 2 or math.isinf(options[0].ratio):
         return []
     best, second = options[0], options[1]
     return [
-        f"The last choice was {best['move']} in S{best['stage']} ({float(best['ratio']):.3g} lost "
-        f"per FPS gained) before {second['move']} in S{second['stage']} "
-        f"({float(second['ratio']):.3g})."
+        f"The last choice was {best.move} in S{best.stage} ({best.ratio:.3g} lost "
+        f"per FPS gained) before {second.move} in S{second.stage} "
+        f"({second.ratio:.3g})."
     ]
 
 

@@ -15,6 +15,7 @@ from supernet.heatdetr.supernet import SearchSpace
 
 from ..records import Result, Stages
 from ..tables import recorded_table
+from ..thinning.ledger import read_ledger
 from ..thinning.moves import Logits, State, importances, prior_logits
 from ..thinning.thinned import Thinned
 from ..views.inline_svg import page_svg
@@ -28,7 +29,7 @@ from ..views.report_figures import (
     draw_plane,
 )
 from ..workspace import Workspace
-from .explain import VERB, read_ledger
+from .explain import VERB
 from .report_network import NAMES
 
 
@@ -53,9 +54,9 @@ def thinning_figure(workspace: Workspace, thin: Thinned) -> Figure:
     """Draw the way of the last thinning on the plane of frame rate and what is lost."""
     trials, lost = [], 0.0
     for row in read_ledger(workspace.ledger):
-        after, taken = lost + float(row["ap_drop"]), row["chosen"] == "1"
-        trials.append(Trial(float(row["fps"]), after, f"{row['move']} S{row['stage']}", taken))
-        lost = after if taken else lost
+        after = lost + row.ap_drop
+        trials.append(Trial(row.fps, after, f"{row.move} S{row.stage}", row.chosen))
+        lost = after if row.chosen else lost
     start = _start_fps(workspace, thin)
     return draw_plane(start, trials, thin.target_fps, thin.measured_fps, thin.ap_drop_by)
 
@@ -65,7 +66,7 @@ def thinning_charts(workspace: Workspace, thin: Thinned | None) -> list[Chart]:
     charts = []
     if thin is not None and workspace.ledger.exists():
         trials = read_ledger(workspace.ledger)
-        kinds = [row["move"] for row in trials if row["chosen"] == "1"]
+        kinds = [row.move for row in trials if row.chosen]
         words = "; ".join(f"{kind} {VERB[kind]}" for kind in dict.fromkeys(kinds) if kind in VERB)
         text = (
             f"{len(kinds)} moves of {len(trials)} that were scored, each the one that loses least "

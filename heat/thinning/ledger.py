@@ -3,9 +3,11 @@
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from supernet.atomic import write_text
+from supernet.errors import UserError
 from supernet.heatdetr.supernet import SearchSpace
 
 from .greedy import Trial
@@ -29,6 +31,44 @@ LEDGER = (
     "seconds",
 )
 """Columns of `thinning.csv`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """A move that was scored, as far as it is drawn and told."""
+
+    step: int
+    move: str
+    stage: int
+    ms: float
+    fps: float
+    ap_drop: float
+    ratio: float
+    """Accuracy lost for each frame per second gained."""
+    chosen: bool
+
+
+def read_ledger(path: Path) -> list[LedgerRow]:
+    """Read `thinning.csv`; raise `UserError` where it is missing or damaged."""
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return [
+                LedgerRow(
+                    int(row["step"]),
+                    row["move"],
+                    int(row["stage"]),
+                    float(row["ms"]),
+                    float(row["fps"]),
+                    float(row["ap_drop"]),
+                    float(row["ratio"]),
+                    row["chosen"] == "1",
+                )
+                for row in csv.DictReader(stream)
+            ]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}: run heat thin again") from None
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise UserError(f"{path} is no thinning ledger: run heat thin again") from None
 
 
 def write_ledger(path: Path, ledger: Sequence[Trial], space: SearchSpace, logits: Logits) -> None:
