@@ -4,6 +4,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from heat.spaces import search_space
 from heat.stages.explain import _close
 from heat.thinning.frontier import frontier
 from heat.thinning.greedy import thin_step
+from heat.thinning.ledger import LedgerRow
 from heat.thinning.limits import Cost
 from heat.thinning.moves import (
     Logits,
@@ -216,9 +218,9 @@ def test_the_frontier_leaves_out_what_is_no_faster() -> None:
 
 def test_a_forced_step_has_no_price_to_explain() -> None:
     """Its ratio is infinite in the ledger: what it lost for each FPS gained is not a number."""
-    forced = {"step": "4", "move": "WR", "stage": "2", "ratio": "inf"}
+    forced = LedgerRow(4, "WR", 2, ms=1.0, fps=1000.0, ap_drop=0.5, ratio=math.inf, chosen=True)
     assert _close([forced, forced]) == []
-    assert len(_close([{**forced, "ratio": "0.5"}, forced])) == 1
+    assert len(_close([replace(forced, ratio=0.5), forced])) == 1
 
 
 def test_original_attention_is_reduced_before_the_end() -> None:
