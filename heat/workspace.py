@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from latency_tables.probe.lock import only_one
 from supernet.atomic import remove_remains, write_text
@@ -142,11 +142,14 @@ class Workspace:
         """Return what every finished stage recorded, by stage name."""
         return cast(Stages, dict(cast(Result, self._read()["stages"])))
 
+    def stage(self, name: str) -> dict[str, Any]:
+        """Return the record of a stage by its name; empty where there is none."""
+        return dict(cast(Mapping[str, dict[str, Any]], self.stages()).get(name, {}))
+
     def finished(self, name: str) -> datetime.datetime:
         """Return when a stage was last recorded; long ago where it was not."""
-        stage = cast(dict[str, dict[str, str]], self.stages()).get(name, {})
         try:
-            found = datetime.datetime.fromisoformat(stage["finished"])
+            found = datetime.datetime.fromisoformat(self.stage(name)["finished"])
         except (KeyError, TypeError, ValueError):
             found = datetime.datetime.min
         return found if found.tzinfo is not None else found.replace(tzinfo=datetime.UTC)

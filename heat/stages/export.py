@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -177,8 +177,7 @@ def export_of(workspace: Workspace, format: Format) -> dict[str, Any]:
     """Return the record of the export that followed the last thinning; empty where none did."""
     name = f"export-{format}"
     later = workspace.finished(name) >= workspace.finished("thin")
-    stages = cast(Mapping[str, dict[str, Any]], workspace.stages())
-    return dict(stages.get(name, {})) if later else {}
+    return workspace.stage(name) if later else {}
 
 
 def _reported(form: Form, done: Exported, promise: Promise) -> Result:

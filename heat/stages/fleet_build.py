@@ -127,7 +127,7 @@ def ship(
         begin("export")
         print(f"{name}: exporting", file=sys.stderr)
         export(workspace, target, Wish(format=format, calibrate=calibrate), data=val)
-    return _shipped(workspace, _stage(workspace, f"export-{format}"))
+    return _shipped(workspace, workspace.stage(f"export-{format}"))
 
 
 def _polish(
@@ -155,7 +155,7 @@ def missed_by(workspace: Workspace, result: Result) -> Result:
 
 def _shipped(workspace: Workspace, exported: Mapping[str, Any]) -> Result:
     """Return what is known of a member by its thinning and its export."""
-    thinned = _stage(workspace, "thin")
+    thinned = workspace.stage("thin")
     checked = exported.get("accuracy_check") or {}
     ap = {"ap": round(checked["ap"] / 100, 5)} if checked.get("ap") is not None else {}
     return {
@@ -166,10 +166,6 @@ def _shipped(workspace: Workspace, exported: Mapping[str, Any]) -> Result:
         "bundle": exported["bundle"],
         "format": exported["format"],
     }
-
-
-def _stage(workspace: Workspace, name: str) -> dict[str, Any]:
-    return dict(cast(Mapping[str, dict[str, Any]], workspace.stages()).get(name, {}))
 
 
 def was_thinned_for(workspace: Workspace, wanted: Wanted) -> bool:

@@ -35,7 +35,7 @@ LEDGER = (
 
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
-    """A move that was scored, as far as it is drawn and told."""
+    """A move that was scored, as far as it is drawn and reported."""
 
     step: int
     move: str

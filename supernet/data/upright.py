@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from .detection_set import Boxes, Crowd, DetectionSet, Record
-from .image_files import TURNED, oriented_size
+from .image_files import TURNED, Oriented, oriented_size
 
 _TURNS: Mapping[int, Callable[[Boxes, Boxes, int, int], tuple[Boxes, Boxes]]] = {
     2: lambda x, y, h, w: (w - x, y),
@@ -24,12 +24,11 @@ _TURNS: Mapping[int, Callable[[Boxes, Boxes, int, int], tuple[Boxes, Boxes]]] = 
 """Where a stored point lies after rotation, by EXIF orientation (CIPA DC-008, table 6)."""
 
 
-def is_stored(record: Record) -> bool:
+def is_stored(record: Record, found: Oriented | None) -> bool:
     """Return whether the size of an annotation is that before its image's rotation.
 
     Orientations that keep the size, and square images, do not show it.
     """
-    found = oriented_size(record.path)
     if found is None or found.orientation not in TURNED:
         return False
     return found.stored_hw == (record.height, record.width) != found.stored_hw[::-1]
@@ -41,14 +40,22 @@ def upright(splits: Sequence[DetectionSet]) -> tuple[list[DetectionSet], int]:
     Where the sizes show that of any image, those whose sizes do not show it are taken to be
     annotated in the same way.
     """
-    stored = sum(is_stored(record) for data in splits for record in data.records)
+    headers = {
+        record.path: oriented_size(record.path) for data in splits for record in data.records
+    }
+    stored = sum(
+        is_stored(record, headers[record.path]) for data in splits for record in data.records
+    )
     if not stored:
         return list(splits), 0
-    return [data.of([_turned(record) for record in data.records]) for data in splits], stored
+    turned = [
+        data.of([_turned(record, headers[record.path]) for record in data.records])
+        for data in splits
+    ]
+    return turned, stored
 
 
-def _turned(record: Record) -> Record:
-    found = oriented_size(record.path)
+def _turned(record: Record, found: Oriented | None) -> Record:
     stated = (record.height, record.width)
     if found is None or found.orientation not in _TURNS or found.stored_hw != stated:
         return record
