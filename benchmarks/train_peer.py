@@ -5,8 +5,10 @@
 
 Runs in the peers' environment (see `peers.py`) with HEAT's data loading on its path. YOLO is
 trained by ultralytics, with its defaults. The transformers' models are trained by AdamW, warm-up,
-cosine, averaged weights and the flips, zooms and colours of RT-DETR's recipe, in float32; the loss
-is theirs. Nothing is frozen. It writes `rows.json` (COCO result rows of the val split),
+cosine, averaged weights and the flips, zooms and colours of RT-DETR's recipe; the loss is theirs.
+RT-DETR's authors train in mixed precision: where the CPU multiplies bfloat16 it is used here too,
+but for the heads' boxes and scores and the losses. The others are trained in float32. Nothing is
+frozen. It writes `rows.json` (COCO result rows of the val split),
 `model.onnx` without NMS or top-k, and `facts.json`; files that exist are not made again.
 """
 
@@ -40,10 +42,15 @@ from supernet.data.detection_set import DetectionSet, Record
 from supernet.data.evaluate import result_rows
 from supernet.letterbox import box_factors, letterbox, read_image
 from supernet.train.feed import feed
+from supernet.train.optimise import autocast_type
 from supernet.train.recipes import TrainConfig
 
 RATES = {"detr-r50": 1e-4, "yolos-tiny": 1e-4, "rt-detr-r18": 2e-4, "d-fine-n": 4e-4}
 """Peak learning rates: the authors' at batches of 16 to 128, scaled by the root of the batch."""
+MIXED = ("rt-detr-r18",)
+"""Models that are trained in mixed precision, as their authors do."""
+HEADS = ("enc_score_head", "enc_bbox_head", "decoder.class_embed", "decoder.bbox_embed")
+"""Where a mixed network returns to float32: boxes in bfloat16 would be rounded to a pixel."""
 IMAGENET = ("detr-r50", "yolos-tiny")
 """Models whose input is normalised by ImageNet's statistics; that of the others is 0 to 1."""
 AUGMENT = AugmentConfig(
@@ -59,6 +66,29 @@ def prepared(name: str, images_BHW3: Tensor) -> Tensor:
         return x
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     return (x - mean[:, None, None]) / std[:, None, None]
+
+
+def precision_of(name: str) -> torch.dtype:
+    """Return the type of number in which a model's convolutions and matrices are multiplied."""
+    mixed = autocast_type("auto", torch.device("cpu")) if name in MIXED else None
+    return mixed or torch.float32
+
+
+class ExactLinear(nn.Linear):
+    """A linear map that is computed in float32 inside autocast too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output in float32."""
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
+def exact_heads(model: nn.Module) -> nn.Module:
+    """Let the heads of a network compute in float32 inside autocast."""
+    for name, module in model.named_modules():
+        if name.removeprefix("model.").startswith(HEADS) and isinstance(module, nn.Linear):
+            module.__class__ = ExactLinear
+    return model
 
 
 def labelled(targets: list[Any], size: tuple[int, int]) -> list[dict[str, Tensor]]:
@@ -81,7 +111,10 @@ def train_transformer(
     epoch it finished, with the state of all it needs in a file in `options.out`.
     """
     torch.manual_seed(options.seed)
+    precision = precision_of(name)
     model = thawed(PEERS[name](size, data.num_classes).model).train()
+    if precision != torch.float32:
+        model = exact_heads(model).to(memory_format=torch.channels_last)
     config = TrainConfig(
         epochs=options.epochs, batch_size=options.batch_size, seed=options.seed, augment=AUGMENT
     )
@@ -103,7 +136,9 @@ def train_transformer(
         warm = min(1.0, (step + 1) / 100)
         for group in optimizer.param_groups:
             group["lr"] = RATES[name] * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
-        loss = model(pixel_values=prepared(name, images), labels=labelled(targets, size)).loss
+        inputs = {"pixel_values": prepared(name, images), "labels": labelled(targets, size)}
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            loss = model(**inputs).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.1)
@@ -116,7 +151,7 @@ def train_transformer(
                 new = theirs[key]
                 value.lerp_(new, 1 - decay) if value.is_floating_point() else value.copy_(new)
         if step % 50 == 0:
-            print(f"{name} step {step}/{steps} loss {float(loss):.3f}", flush=True)
+            print(f"{name} step {step}/{steps} loss {loss.item():.3f}", flush=True)
         if spent >= 1:
             break
     return average.eval(), seen, before + time.monotonic() - started
@@ -325,6 +360,7 @@ def main() -> None:
         "images_seen": seen,
         "seconds": round(seconds),
         "threads": torch.get_num_threads(),
+        "precision": str(precision_of(options.name)),
         "batch_size": options.batch_size,
         "seed": options.seed,
     }
