@@ -47,7 +47,10 @@ def check_capability(capability: str, precision: str, package: str, version: str
     """Refuse, by name, an engine that could not run on GPUs of a compute capability."""
     known = CAPABILITIES.get(capability)
     if known is None:
-        raise UserError(f"--gpu {capability}: one of {', '.join(CAPABILITIES)}")
+        raise UserError(
+            f"compute capability {capability} is not known here: --gpu takes one of "
+            f"{', '.join(CAPABILITIES)}"
+        )
     where = f"compute capability {capability} ({known.gpus})"
     if precision not in known.precisions:
         raise DeviceError(f"{where} has no {precision}: --precision {known.precisions[-2]}")

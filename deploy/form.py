@@ -31,6 +31,15 @@ RUNTIME_OF: dict[str, str] = {
 MODEL_FILES = {"onnx": "model.onnx", "openvino": "model.xml", "tensorrt": "model.engine"}
 
 
+def refuse_gpu(format: Format, device_kind: str) -> None:
+    """Refuse a bundle that is for a GPU (`device_kind` cuda) and would run on its CPU."""
+    if device_kind == "cuda" and format != "tensorrt":
+        raise UserError(
+            f"--format {format}: its bundles run on the CPU, and this is for a GPU: --format "
+            "tensorrt, or --device cpu"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
     """The deploy format of a network."""

@@ -44,7 +44,7 @@ def quantize(
     `batches` are calibration images uint8 [B, H, W, 3]; `lost` builds the
     artefact of a plan and returns how many points it loses; without it every entry is quantized.
     With `outputs` those of convolutions are quantized too. Raises `PromiseError` where quantizing
-    any single entry already loses too much.
+    the least sensitive entry alone already loses too much.
     """
     folded = network.deployed()
     with Progress("calibrate", 2) as bar:
@@ -62,15 +62,15 @@ def quantize(
         print_attempt(attempts[-1], max_drop)
         return attempts[-1].lost <= max_drop
 
-    too_few, enough = -1, 0
+    too_few, enough, most = -1, 0, len(order) - 1
     while not attempt(enough):
-        too_few, enough = enough, min(len(order), max(1, 2 * enough))
-        if enough == too_few or enough == len(order):
+        if enough >= most:
             raise PromiseError(
-                f"INT8 loses {attempts[-1].lost:.2f} points with {too_few} of {len(order)} parts "
+                f"INT8 loses {attempts[-1].lost:.2f} points with {enough} of {len(order)} parts "
                 f"in floating point, --max-ap-drop {max_drop:g} allows less: more images with "
                 "--data, or another --precision"
             )
+        too_few, enough = enough, min(most, max(1, 2 * enough))
     while enough - too_few > 1:
         middle = (enough + too_few) // 2
         if attempt(middle):

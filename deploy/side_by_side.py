@@ -1,13 +1,13 @@
 """Times models side by side: a process for each, in turns, so that all see the same machine state.
 
-    python -m deploy.side_by_side FILE RUNTIME PRECISION THREADS alone|crowd|look HEIGHTxWIDTH|-
+    python -m deploy.side_by_side FILE RUNTIME PRECISION THREADS MODE HEIGHTxWIDTH|- WAITING
 
-is one such process: it loads the model, reports that, and executes commands from stdin. Needs
-numpy and the runtime only.
+is one such process, with the mode alone, crowd or look, and how its threads wait as JSON ({} by
+default): it loads the model, reports that, and executes commands from stdin. Needs numpy and the
+runtime only.
 """
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -29,6 +29,7 @@ from .edge.executed import executed_precision
 from .edge.runtimes import open_crowd, open_session
 from .edge.session import Feeds, Session
 from .feeds import described, inputs_of, refuse_open_ranks
+from .own_process import module_command
 
 ROUNDS = 15
 TURN_SECONDS = 0.4
@@ -166,20 +167,12 @@ class _Racer:
 @contextmanager
 def _racer(entrant: Entrant, mode: str = "alone") -> Iterator[_Racer]:
     command = [
-        sys.executable, "-m", "deploy.side_by_side",
+        *module_command("deploy.side_by_side"),
         str(entrant.model), entrant.runtime, entrant.precision, str(entrant.threads), mode,
         "x".join(map(str, entrant.input_hw)) if entrant.input_hw else "-",
         json.dumps(entrant.waiting),
     ]  # fmt: skip
-    home = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH")) if part)
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path},
-    )
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield _Racer(entrant, process)
     finally:

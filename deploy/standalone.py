@@ -36,13 +36,14 @@ from .edge import (
     sources,
     stream,
     tiles,
+    timed,
     track,
     work,
 )
 
 DETECTING = (
     card, records, postprocess, score_limits, found, sources, containers, capture, stream, saving,
-    recorder, pixels, drawing, labels, tiles, track, work, detect,
+    recorder, pixels, drawing, labels, tiles, timed, track, work, detect,
     ladder, script,
 )  # fmt: skip
 PARTS = (errors, image_header, letterbox, session, runtimes, *DETECTING)

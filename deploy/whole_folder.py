@@ -52,7 +52,7 @@ def replacing_folder(folder: Path, *, fresh: bool = False) -> Iterator[Path]:
 def tidy(folder: Path) -> None:
     """Put back the old folder, where a process was killed in the swap, and remove its remains."""
     old = _old(folder)
-    if old.is_dir() and not folder.exists():
+    if old.is_dir() and not folder.exists() and not _in_use(old):
         old.rename(folder)
     left = re.compile(rf"\.{re.escape(folder.name)}\.([0-9a-f]{{8}}|old)\.{SUFFIX}")
     for path in folder.parent.iterdir():
@@ -63,10 +63,11 @@ def tidy(folder: Path) -> None:
 def _swap(scratch: Path, folder: Path, fresh: bool) -> None:
     old = _old(folder)
     shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rmdir() if fresh else folder.rename(old)
-    scratch.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with _held(folder, wait=True):  # under its other name too: nobody puts it back meanwhile
+        if folder.exists():
+            folder.rmdir() if fresh else folder.rename(old)
+        scratch.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _old(folder: Path) -> Path:
@@ -74,9 +75,9 @@ def _old(folder: Path) -> Path:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _held(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the kernel's lock of a folder, which ends with this process."""
-    handle = _lock(folder)
+    handle = _lock(folder, wait=wait)
     try:
         yield
     finally:
@@ -95,7 +96,7 @@ def _in_use(folder: Path) -> bool:
     return False
 
 
-def _lock(folder: Path) -> int | None:
+def _lock(folder: Path, *, wait: bool = False) -> int | None:
     """Return the open handle that holds a folder's lock; None where folders have none."""
     try:
         import fcntl
@@ -104,7 +105,7 @@ def _lock(folder: Path) -> int | None:
     with suppress(FileNotFoundError, PermissionError):
         handle = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             os.close(handle)
             raise

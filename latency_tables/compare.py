@@ -5,6 +5,8 @@ import statistics
 from collections import defaultdict
 from dataclasses import dataclass
 
+import numpy as np
+
 from supernet.errors import TableError
 
 from .table import LatencyTable
@@ -65,7 +67,7 @@ def compare(a: LatencyTable, b: LatencyTable) -> Comparison:
         different=different,
         speed=speed,
         median_difference=statistics.median(equal),
-        p95_difference=sorted(equal)[min(len(equal) - 1, round(0.95 * len(equal)))],
+        p95_difference=float(np.percentile(equal, 95)),
         median_difference_raw=statistics.median(raw),
         by_operator={op: statistics.median(found) for op, found in sorted(ratios.items())},
     )

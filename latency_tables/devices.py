@@ -53,7 +53,8 @@ class Target:
 def name_of(device: Device, cpu: Detected, gpus: Sequence[Gpu]) -> tuple[str, Gpu | None]:
     """Return the name of a machine that is profiled as `device`, and the GPU that is used.
 
-    Raises `DeviceError` for a CUDA device where the machine has no GPU that matches.
+    Raises `DeviceError` for a CUDA device where the machine has no GPU that matches, or several
+    models, of which the runtimes would take any.
     """
     if device.kind == "cuda":
         matching = [gpu for gpu in gpus if re.search(device.pattern, gpu.model, re.I)]
@@ -63,6 +64,11 @@ def name_of(device: Device, cpu: Detected, gpus: Sequence[Gpu]) -> tuple[str, Gp
                 f"{device.name} needs {device.title}, this machine has {here}: reach it with "
                 "--host USER@BOX, carry it by --pack FILE, estimate it with --estimate, or profile "
                 "this machine with --device cpu"
+            )
+        if len({gpu.model for gpu in gpus}) > 1:
+            raise DeviceError(
+                f"this machine has {', '.join(gpu.model for gpu in gpus)}, and runtimes take the "
+                "first by CUDA's order: set CUDA_VISIBLE_DEVICES to the UUID of one (nvidia-smi -L)"
             )
         return device.name if device.pattern else slug(matching[0].model), matching[0]
     return device.name if device.means(cpu.model) else cpu.slug, None
@@ -128,7 +134,8 @@ def declared(
 ) -> Target:
     """Return a device as its file describes it, whether or not it is this machine.
 
-    `threads` is 0, for all cores of that machine, where neither the caller nor the file sets it.
+    `threads` is those of the caller or the file, else the cores of the file's figures, else 0: all
+    cores of that machine.
     """
     device = find_device(name)
     cores = device.figures.cores if device.figures and device.kind == "cpu" else 0

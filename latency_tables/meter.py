@@ -4,14 +4,13 @@
 device.
 """
 
-import datetime
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from deploy.own_process import module_command
 from supernet.errors import DeviceError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.operators.entries import Entry
@@ -30,7 +29,7 @@ from .samples import EntrySample, NetworkSample, State
 from .table import Moment
 from .terms import ProbeModel, terms
 
-FRESH_COMMAND = (sys.executable, "-m", "latency_tables.probe.fresh")
+FRESH_COMMAND = module_command("latency_tables.probe.fresh")
 """Command of the fresh process that measures a whole network."""
 
 ENTRY_ROUNDS = 4
@@ -148,7 +147,6 @@ class DeviceMeter:
 
 def entries_taken(entries: Sequence[Entry], result: BatchResult, written_s: float = 0.0) -> Taken:
     """Return samples of entries from the timings of their probes."""
-    today = datetime.date.today().isoformat()
     state = state_of(result.references)
     samples = []
     for entry in entries:
@@ -156,7 +154,7 @@ def entries_taken(entries: Sequence[Entry], result: BatchResult, written_s: floa
         spread = [sign * timing.sd_ms for sign, timing in parts]
         spread += [REPEAT * sign * timing.ms for sign, timing in parts]
         ms = sum(sign * timing.ms for sign, timing in parts)
-        samples.append(EntrySample(entry, ms, math.hypot(*spread), state, today, __version__))
+        samples.append(EntrySample(entry, ms, math.hypot(*spread), state, result.date, __version__))
     return Taken(
         samples=tuple(samples),
         moments=moments_of(result.rounds),
@@ -175,7 +173,7 @@ def network_taken(
         timing.ms,
         math.hypot(timing.sd_ms / timing.ms, NETWORK_REPEAT),
         state_of(result.references),
-        datetime.date.today().isoformat(),
+        result.date,
     )
     return Taken(
         networks=(sample,),

@@ -10,7 +10,7 @@ import json
 import math
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -256,4 +256,5 @@ def conditions_from(head: Header) -> Conditions:
     name, gpu = name_of(find_device(plan["device"]), cpu, gpus)
     height, width = plan["size"]
     asked = Setting(**head["setting"])
-    return Conditions.of(name, cpu, gpu, asked, head["runtime_version"], (height, width))
+    found = Conditions.of(name, cpu, gpu, asked, head["runtime_version"], (height, width))
+    return replace(found, forms=plan["forms"])

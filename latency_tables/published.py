@@ -40,7 +40,7 @@ class Correction:
     """Milliseconds of a frame whatever the network; 0 for points of another runtime."""
     points: tuple[Published, ...] = ()
     errors: tuple[float, ...] = ()
-    """Of each point, predicted by the others: predicted / published - 1."""
+    """Of each point, predicted by the others: predicted / published - 1; none of a single one."""
     overhead_found_ms: float = 0.0
     """The overhead of a frame in the points' own runtime."""
 
@@ -61,7 +61,7 @@ class Correction:
             "points": {point.network: round(point.ms, 3) for point in self.points},
             "leave_one_out": {
                 point.network: round(error, 4)
-                for point, error in zip(self.points, self.errors, strict=True)
+                for point, error in zip(self.points, self.errors, strict=len(self.points) > 1)
             },
             "sources": sorted({point.source for point in self.points}),
         }
@@ -88,7 +88,7 @@ def fitted(
     times_ms = np.array([point.ms for point in points])
     factor, overhead_ms = _fit(rooflines_ms, times_ms)
     errors = []
-    for index, ms in enumerate(times_ms):
+    for index, ms in enumerate(times_ms if len(times_ms) > 1 else ()):
         others = np.arange(len(points)) != index
         slope, rest = _fit(rooflines_ms[others], times_ms[others])
         errors.append(float((slope * rooflines_ms[index] + rest) / ms - 1))

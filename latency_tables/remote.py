@@ -22,6 +22,9 @@ ATTEMPTS = 6
 WAIT_S = 2.0
 """Pause before the second attempt; each further one is twice as long."""
 
+START = "heat-results"
+"""Line before the results: a login shell may print something of its own first."""
+
 SSH_VARIABLE = "HEAT_SSH_COMMAND"
 """Environment variable with another ssh command, such as `ssh -p 2222 -i key`."""
 SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5")
@@ -42,14 +45,17 @@ class Host:
         here = f"{FOLDER}/{shlex.quote(name)}.pyz"
         there = f"{FOLDER}/{shlex.quote(name)}.results.jsonl"
         found = self._retry(f"test -s {here} && echo there || echo missing", "look for the probe")
-        if b"there" not in found:
+        if found.split()[-1:] != [b"there"]:  # the shell may greet first
             part = f"{here}.$$"  # of this attempt alone: the cat of a lost one may still be running
             # An interrupted sender is an end of file to cat: only a whole pack gets its name.
             whole = f"cat > {part} && test $(wc -c < {part}) -eq {pack.stat().st_size}"
             store = f"{whole} && mv {part} {here} || {{ rm -f {part}; false; }}"
             self._retry(f"mkdir -p {FOLDER} && {{ {store}; }}", "send the probe", send=pack)
         self._retry(f"{shlex.quote(self._python)} {here} --results {there}", "run the probe")
-        write_bytes(results, self._retry(f"cat {there}", "fetch the results"))
+        fetched = self._retry(f"echo {START}; cat {there}", "fetch the results")
+        write_bytes(results, fetched.partition(f"{START}\n".encode())[2])
+        # What is left there would be taken for the results of a later run.
+        self._retry(f"rm -f {there}", "remove the results")
         return results
 
     def _retry(self, command: str, what: str, *, send: Path = NOTHING) -> bytes:
@@ -70,8 +76,9 @@ class Host:
                 return done.stdout
             if done.returncode != LOST:
                 raise TableError(
-                    f"{self.address}: cannot {what} (exit code {done.returncode}): does "
-                    f"{self._python} there have numpy and the runtime? --host-python names another"
+                    f"{self.address}: cannot {what} (exit code {done.returncode}, its reason is "
+                    f"above): {self._python} there needs numpy and the runtime; --host-python "
+                    "names another"
                 )
         raise DeviceError(
             f"{self.address} cannot be reached to {what}: try ssh {self.address}, then the same "

@@ -1,10 +1,12 @@
 """Finds and opens latency tables: those of a workspace and those that HEAT ships."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from deploy.edge.session import runtime_version
 from supernet.errors import TableError
+from supernet.graph.style import FORMS_VERSION
 
 from .conditions import Conditions, stem_of
 from .devices import Target, names_of
@@ -46,13 +48,15 @@ def open_table(
     table = read_table(path)
     if target.here:
         conditions = conditions_of(target, input_size)
-        if trust:
-            different = conditions.differences(table.conditions)
-            if different:
-                print(f"warning: trusting {path} in spite of {different}", file=sys.stderr)
-                table.conditions, table.borrowed = conditions, True
-        else:
-            table.require(conditions)
+    else:  # what it was measured under is known from itself only, but for the graphs of now
+        conditions = replace(table.conditions, forms=FORMS_VERSION)
+    if not trust:
+        table.require(conditions)
+        return table
+    different = conditions.differences(table.conditions)
+    if different:
+        print(f"warning: trusting {path} in spite of {different}", file=sys.stderr)
+        table.conditions, table.borrowed = conditions, True
     return table
 
 

@@ -40,7 +40,7 @@ from latency_tables.devices import declared
 from latency_tables.estimate import estimated_table
 from latency_tables.pack import probe_version, table_from_results
 from latency_tables.plan import space_entries
-from latency_tables.probe.program import Pack
+from latency_tables.probe.program import RESULTS_FORMAT, Pack
 from latency_tables.probe.setting import REFERENCES, Model, Setting
 from latency_tables.roofline import Efficiencies
 from latency_tables.table_file import read_table, write_table
@@ -220,6 +220,7 @@ def write_results(folder: Path) -> None:
         "disturbance": {"other_load": 0.0, "stolen": 0.0, "throttled": 0, "slowdown": 0.0},
         "load_s": 0.1,
         "time_s": 0.1,
+        "date": "2026-11-30",
     }
     setting = Setting(runtime="onnxruntime", precision="f32", threads=1).to_json()
     plan = {
@@ -228,7 +229,7 @@ def write_results(folder: Path) -> None:
         "checks": {}, "space": space.to_dict(),
     }  # fmt: skip
     head = {
-        "results_format": 2, "pack": "p", "probe": probe_version(), "plan": plan,
+        "results_format": RESULTS_FORMAT, "pack": "p", "probe": probe_version(), "plan": plan,
         "setting": setting, "gpus": [], "runtime_version": "1", "executed": "f32",
         "machine": {"model": "m", "cores": 1, "quota": None, "governor": "unknown", "flags": [],
                     "memory_mb": 1},

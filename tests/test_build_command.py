@@ -1,14 +1,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import heat.stages.build as stage
 from heat.commands.find import recorded_head
 from heat.records import BuildPlan, OnDevice, SupernetPlan, Trained, TrainPlan
+from heat.stages.build_plan import choose_input_size
 from heat.workspace import Workspace
 from supernet.checkpoint import CheckpointInfo, save_checkpoint
 from supernet.data.coco import load_split
+from supernet.data.detection_set import Record
 from supernet.data.shapes import make_shapes
 from supernet.errors import HeatError
 from supernet.heatdetr.architecture import Architecture
@@ -102,3 +105,20 @@ def test_another_thinning_is_trained_anew(
     state.write_bytes(b"a training that a user began")
     stage._train_epochs(workspace, unit.with_(head="one-to-one"), data, 10.0, 0.0)
     assert state.exists(), "it is refused later, not replaced"
+
+
+@pytest.mark.parametrize(
+    ("image_hw", "input_hw"),
+    [
+        ((1080, 1920), (288, 512)),  # 16:9 to the pixel
+        ((480, 640), (384, 512)),
+        ((200, 300), (192, 288)),
+        ((100, 1000), (64, 512)),
+    ],
+)
+def test_a_build_takes_the_ratio_of_the_images(
+    image_hw: tuple[int, int], input_hw: tuple[int, int]
+) -> None:
+    height, width = image_hw
+    record = Record(1, Path("a.jpg"), height, width, np.zeros((0, 4)), np.zeros(0, np.int64))
+    assert choose_input_size([record] * 3) == input_hw

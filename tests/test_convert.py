@@ -1,6 +1,7 @@
 """`heat data convert`: exports of labelling tools as they are written, and sets there and back."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,6 +127,28 @@ def test_yolo_without_data_yaml(tmp_path: Path) -> None:
         ((_, [(name, box)]),) = boxes_by_name(data).items()
         assert name == "dog"
         np.testing.assert_allclose(box, DOG[1], atol=0.01)
+
+
+def test_yolo_whose_images_are_elsewhere(tmp_path: Path) -> None:
+    """With a data.yaml it was refused as one without; else all images had no box."""
+    photos = tmp_path / "photos"
+    for name in ("a", "b"):
+        image(photos / f"{name}.jpg")
+        for place in ("listed/labels", "described/labels/train", "beside"):
+            file = tmp_path / place / f"{name}.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("1 0.175 0.4525 0.25 0.495\n")
+    (tmp_path / "listed/classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "beside/classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "described/data.yaml").write_text("train: images/train\nnames: [cat, dog]\n")
+    for export in ("listed", "described", "beside"):
+        result = converted(tmp_path / export, tmp_path / f"set-{export}", "--images", photos)
+        one = {"images": 1, "boxes": 1}
+        assert result["splits"] == {"train": one, "val": one}
+        assert result["names"] == ["cat", "dog"] and result["problems"] == []
+    shutil.rmtree(tmp_path / "listed/labels")
+    line = fails(2, "data", "convert", tmp_path / "listed", tmp_path / "set", "--images", photos)
+    assert "none of the 2 images" in line and "labels" in line
 
 
 def test_coco_as_cvat_and_roboflow_export_it(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from deploy.edge.engine import seen_by_cuda
 from heat.commands.find import thin_target
 from heat.workspace import Workspace
+from latency_tables.conditions import Conditions
 from latency_tables.device_file import load_device, load_devices
 from latency_tables.devices import declared, name_of, names_of, resolve
 from latency_tables.probe.machine import (
@@ -47,6 +49,23 @@ def test_gpus_are_read_from_nvidia_smi() -> None:
     assert name_of(load_devices()["cuda"], cpu, [gpu]) == ("nvidia-h200", gpu)
     with pytest.raises(DeviceError, match=r"this machine has NVIDIA H200.*--estimate"):
         name_of(load_devices()["v100"], cpu, [gpu])
+
+
+def test_one_of_several_gpus_has_to_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPUs are made up. A table of one could be measured on the other."""
+    lines = (
+        "Tesla V100, 570.10, 135, 1530, 877, 16384\nNVIDIA H200, 570.10, 345, 1980, 3201, 143771"
+    )
+    with pytest.raises(DeviceError, match=r"has Tesla V100, NVIDIA H200.*CUDA_VISIBLE_DEVICES"):
+        name_of(load_devices()["h200"], detect_cpu(), parse_gpus(lines))
+    twice = parse_gpus("\n".join(lines.splitlines()[:1] * 2))
+    assert name_of(load_devices()["v100"], detect_cpu(), twice)[0] == "v100"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f1b")
+    assert seen_by_cuda() == ["-i", "GPU-8f1b"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert seen_by_cuda() == []  # CUDA's 1 may be nvidia-smi's 0
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    assert seen_by_cuda() == ["-i", "1"]
 
 
 def test_device_files() -> None:
@@ -211,3 +230,16 @@ def test_a_declared_device_is_not_here() -> None:
     assert target.name == "v100" and not target.here and target.gpu is not None
     with pytest.raises(TableError, match=r"no table v100-tensorrt-f16-t1-64x96\.csv.*--estimate"):
         open_table(Path("nowhere"), target, (64, 96))
+
+
+def test_a_table_of_other_graphs_is_stale_for_a_device_that_is_not_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = declared("v100")
+    then = Conditions.of(target.name, target.detected, target.gpu, target.setting, "1", (64, 96))
+    table = LatencyTable(replace(then, forms=1))
+    write_table(table, tmp_path)
+    with pytest.raises(TableError, match=r"\(forms \d+ against 1\): run heat profile again"):
+        open_table(tmp_path, target, (64, 96))
+    assert open_table(tmp_path, target, (64, 96), trust=True).borrowed
+    assert "in spite of forms" in capsys.readouterr().err

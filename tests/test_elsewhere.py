@@ -25,6 +25,7 @@ from latency_tables.devices import declared
 from latency_tables.pack import compressible, probe_script, table_from_results, write_pack
 from latency_tables.plan import Checks, check_networks
 from latency_tables.probe import program
+from latency_tables.probe.machine import Gpu
 from latency_tables.probe.program import read_results
 from latency_tables.remote import Host
 from latency_tables.table_file import read_table, write_table
@@ -111,9 +112,11 @@ def test_carried_results_become_a_table(results: Path, tmp_path: Path) -> None:
     found = unpack_results(Workspace(tmp_path), results)
     assert found["entries"] > 20 and found["source"] == "measured" and not found["here"]
     assert found["held_out_error"] is not None and found["detected"]["cores"] >= 1
+    before = read_table(Path(found["table"]))
     again = unpack_results(Workspace(tmp_path), results)
     assert again["entries"] == found["entries"]
     table = read_table(Path(found["table"]))
+    assert len(table.samples) == len(before.samples)
     table.conditions = replace(table.conditions, runtime_version="0.0.1")
     write_table(table, tmp_path / "tables")
     with pytest.raises(TableError, match=r"do not merge .*0\.0\.1.*another --out"):
@@ -122,6 +125,29 @@ def test_carried_results_become_a_table(results: Path, tmp_path: Path) -> None:
     assert table.memory is not None and table.conditions.precision == "f32"
     network = check_networks(TEMPLATE, SPACE.widths, SPACE.positions, CHECKS.networks)[0]
     assert table.predict_ms(network) > 0
+
+
+def test_results_are_of_the_day_and_the_graphs_that_were_measured(
+    results: Path, tmp_path: Path
+) -> None:
+    """Unpacked on another day, or by a newer HEAT, they counted as new ones."""
+    head, *records = read_results(results)
+    head["plan"]["forms"] = 1
+    days = [{**record, "date": "2020-02-29"} for record in records]
+    path = tmp_path / "r.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in (head, *days)))
+    table = table_from_results(path)
+    dates = {sample.date for sample in (*table.samples, *table.networks)}
+    assert dates == {"2020-02-29"} and table.conditions.forms == 1
+
+
+def test_a_probe_on_another_gpu_does_not_go_on(pack: Path) -> None:
+    """The GPUs are made up: none is at hand."""
+    card = Gpu("NVIDIA H200", "570.10", "1980 MHz", "345 MHz", 143771).to_json()
+    head = {**program.header(program.Pack(pack), "f32"), "gpus": [card]}
+    assert not program.differs({**head, "gpus": [{**card, "clock_now": "1980 MHz"}]}, head)
+    assert program.differs({**head, "gpus": [{**card, "driver": "580.1"}]}, head)
+    assert program.differs({**head, "gpus": []}, head)
 
 
 def test_a_killed_probe_goes_on(bare_python: Path, pack: Path, tmp_path: Path) -> None:
@@ -279,7 +305,7 @@ def test_a_pack_that_was_sent_in_part_is_sent_again(
     box.mkdir()
     wrapper = tmp_path / "ssh"
     wrapper.write_text(
-        f"#!/bin/sh\ncd {box}\nfor command; do :; done\n"
+        f"#!/bin/sh\ncd {box}\necho Welcome there\nfor command; do :; done\n"
         f'case "$command" in *"cat >"*) if [ ! -e {cut} ]; then touch {cut};\n'
         'head -c 10 | sh -c "$command"; exit 255; fi;; esac\n'
         'exec sh -c "$command"\n'
@@ -294,4 +320,8 @@ def test_a_pack_that_was_sent_in_part_is_sent_again(
         host.measure(pack, "x", tmp_path / "r.jsonl")
     assert host.measure(pack, "x", tmp_path / "r.jsonl").read_text() == "measured"
     left = {path.name for path in (box / ".cache" / "heat").iterdir()}
-    assert left == {"x.pyz", "x.results.jsonl"}
+    assert left == {"x.pyz"}
+    # What a run left there was taken for the results of the next one, which measured nothing.
+    pack.write_text("import sys\nopen(sys.argv[2], 'a').write('measured again')\n")
+    assert host.measure(pack, "y", tmp_path / "r.jsonl").read_text() == "measured again"
+    assert host.measure(pack, "y", tmp_path / "r.jsonl").read_text() == "measured again"

@@ -54,7 +54,7 @@ def test_what_can_run_is_not_refused() -> None:
     check_capability("7.5", "f16", "tensorrt_rtx", "1.7.1")
     check_capability("8.9", "bf16", "tensorrt_rtx", "1.7.1")
     check_capability("9.0", "bf16", "tensorrt", "11.2.0")
-    with pytest.raises(UserError, match=r"--gpu 5\.0"):
+    with pytest.raises(UserError, match=r"5\.0 is not known here: --gpu takes one of"):
         check_capability("5.0", "f32", "tensorrt", "11.0.0")
     assert all(known.precisions for known in CAPABILITIES.values())
 

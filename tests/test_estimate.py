@@ -119,6 +119,16 @@ def test_the_papers_frame_rates_predict_each_other() -> None:
     assert facts is not None and "Table 2" in facts["sources"][0] and len(facts["points"]) == 5
 
 
+def test_one_published_time_is_not_predicted_by_others() -> None:
+    """Its error was NaN, which is no JSON."""
+    target = declared("v100", runtime="torch", precision="f32")
+    assert target.device.figures is not None
+    alone = replace(target, device=replace(target.device, published=target.device.published[:1]))
+    found = correction_for(alone, target.device.figures, Efficiencies.load())
+    facts = found.facts()
+    assert facts is not None and facts["leave_one_out"] == {} and found.factor > 0
+
+
 def test_another_runtimes_overhead_is_not_taken_over() -> None:
     """Published times of torch say how fast the GPU computes, not what TensorRT costs a frame."""
     efficiencies = Efficiencies.load()

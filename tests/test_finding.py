@@ -13,6 +13,7 @@ import pytest
 from deploy.edge.detect import Found
 from deploy.edge.labels import Labels
 from deploy.edge.postprocess import suppressed
+from deploy.edge.session import runtime_version
 from deploy.edge.tiles import detect_tiled, tile_starts
 from deploy.edge.track import Tracker, assign
 from deploy.edge.work import DetectOptions, detect_stream
@@ -203,3 +204,23 @@ def test_numbers_of_objects_stay_with_their_boxes() -> None:
     kept = numbered.above(0.5)
     assert kept.ids is not None and kept.ids.tolist() == [7]
     assert kept.record(["thing"])["ids"] == [7] and "ids" not in one.record(["thing"])
+
+
+def test_a_bundle_that_was_timed_otherwise_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), np.zeros((48, 64, 3), np.uint8))
+
+    class Timed(FakeBundle):
+        card = {  # noqa: RUF012
+            "runtime": "onnxruntime", "runtime_version": runtime_version("onnxruntime"),
+            "threads": 1, "measured_fps": 102.5,
+        }  # fmt: skip
+
+    detect([str(path)], bundle=Timed())
+    assert "were not measured so" not in capsys.readouterr().err
+    Timed.card |= {"runtime_version": "0.9", "threads": 512}
+    detect([str(path)], bundle=Timed())
+    said = capsys.readouterr().err
+    assert "for 0.9" in said and "for 512 threads: the card's 102.5 FPS were not" in said

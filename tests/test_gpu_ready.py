@@ -272,3 +272,20 @@ def test_another_gpus_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     differences = mine.differences(theirs)
     assert "driver 580.1 against 590.2" in differences and "clocks 1980 MHz" in differences
+
+
+def test_a_bundle_that_runs_on_the_cpu_is_not_for_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime measured the GPU, and the bundle ran on the CPU; the card is made up."""
+    from heat.stages.export import Wish, export
+    from heat.workspace import Workspace
+    from latency_tables import devices
+    from latency_tables.probe.machine import Gpu
+    from supernet.errors import UserError
+
+    card = Gpu("NVIDIA H200", "580.1", "1980 MHz, memory 3201 MHz", "345 MHz", 143771)
+    monkeypatch.setattr(devices, "detect_gpus", lambda: (card,))
+    target = devices.resolve("cuda", runtime="onnxruntime", threads=1, precision="f32")
+    with pytest.raises(UserError, match=r"--format onnx: .* --format tensorrt, or --device cpu"):
+        export(Workspace(tmp_path), target, Wish())

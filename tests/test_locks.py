@@ -1,5 +1,6 @@
 """Tables and checkpoints that several commands write: locked first, then read."""
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -49,6 +50,18 @@ def held(workspace: Workspace, size: tuple[int, int], name: str = "") -> Iterato
     conditions = conditions_of(resolve("cpu", runtime="onnxruntime", threads=1), size)
     with table_lock(workspace, replace(conditions, device=name or conditions.device)):
         yield
+
+
+def test_a_file_system_without_locks_is_no_other_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match=r"cannot lock .*No locks available"):  # noqa: SIM117
+        with only_one(tmp_path / "a"):
+            pass
 
 
 def never(*_: Any, **__: Any) -> Any:

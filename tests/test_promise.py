@@ -8,7 +8,7 @@ import pytest
 
 from deploy.edge.bench import Speed
 from deploy.form import Form
-from heat.stages.promise import Promise, promise_of
+from heat.stages.promise import Promise, broken_promises, promise_of
 from heat.thinning.thinned import Thinned
 from heat.workspace import Workspace
 from latency_tables.devices import Target, resolve
@@ -136,3 +136,12 @@ def test_what_is_run_otherwise_is_promised_nothing_and_says_so(
     other = unit.with_(head="one-to-one")
     assert promise_of(workspace, two, other, target, Form(threads=1)) == Promise()
     assert not capsys.readouterr().err  # another network
+
+
+@pytest.mark.parametrize(
+    ("fps", "kept"), [(90.1, True), (109.9, True), (89.9, False), (110.1, False)]
+)
+def test_measured_is_within_a_tenth_of_predicted(fps: float, *, kept: bool) -> None:
+    said = broken_promises(fps, 100.0, None)
+    assert (said == "") is kept
+    assert kept or f"{fps:.2f} FPS measured, 100.00 predicted (ratio {fps / 100:.3f}" in said

@@ -151,6 +151,9 @@ def test_as_few_parts_as_possible_stay_in_floating_point(
     assert not found.kept and len(attempts) == 1
     with pytest.raises(PromiseError, match="INT8 loses"):
         quantize(network, [batch], lambda plan: 5.0, max_drop=1.0)
+    for count in range(len(order)):  # all counts between the powers of two, too
+        needed = set(order[:count])
+        assert quantize(network, [batch], lost, max_drop=0.1)[0].kept == needed
 
 
 def test_the_first_part_that_differs_is_named(

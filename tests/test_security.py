@@ -264,7 +264,28 @@ def test_no_command_uses_the_network(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert "NetworkUsedError" not in done.stderr
     assert not (tmp_path / "intel").exists(), "OpenVINO's telemetry was asked for"
+    assert not (tmp_path / ".cache" / "Microsoft").exists(), "ONNX Runtime's telemetry is on"
     assert np.all([(tmp_path / "heat-run" / name).exists() for name in ("run.json", "report.html")])
+
+
+def test_onnx_runtime_is_loaded_without_its_telemetry(tmp_path: Path) -> None:
+    """It reports to Microsoft from native code, which no guard of Python's sockets sees."""
+    program = (
+        "from deploy.edge.runtimes import open_session; import onnx.helper as h; "
+        "x, y = (h.make_tensor_value_info(n, 1, [1]) for n in 'xy'); "
+        "graph = h.make_graph([h.make_node('Relu', ['x'], ['y'])], 'g', [x], [y]); "
+        "imports = [h.make_opsetid('', 17)]; "
+        "model = h.make_model(graph, opset_imports=imports, ir_version=8); "
+        "open_session('onnxruntime', model.SerializeToString(), 1).close()"
+    )
+    root = Path(__file__).parent.parent
+    environment = {key: value for key, value in os.environ.items() if "TELEMETRY" not in key}
+    environment |= {"PYTHONPATH": str(root), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == [], "it keeps an id of the machine there"
 
 
 def test_openvino_is_imported_without_its_telemetry(tmp_path: Path) -> None:

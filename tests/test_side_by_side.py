@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from deploy.edge.runtimes import open_session
 from deploy.feeds import closed_shape, inputs_of
 from deploy.side_by_side import Entrant, race, ratio, throughput
 from heat.stages.bench import names_apart
+from latency_tables.meter import FRESH_COMMAND
 from latency_tables.models import randomise
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
@@ -214,3 +216,15 @@ def test_models_of_the_same_name_are_told_apart() -> None:
     assert names("a/conv.onnx", "b/conv.onnx", "c/d.xml") == ["a/conv.onnx", "b/conv.onnx", "d"]
     assert names("a/conv.onnx", "a/conv.xml") == ["conv.onnx", "conv.xml"]
     assert names("r/a/x.onnx", "s/a/x.onnx") == ["r/a/x.onnx", "s/a/x.onnx"]
+
+
+def test_a_file_of_the_users_is_not_run(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -m deploy...` looks in the working directory first."""
+    (tmp_path / "deploy.py").write_text("raise SystemExit('the user's file ran')\n")
+    monkeypatch.chdir(tmp_path)
+    laps = race([Entrant(name="narrow", model=models["narrow"], runtime="onnxruntime")], rounds=1)
+    assert laps[0].runs
+    done = subprocess.run([*FRESH_COMMAND, "peak"], capture_output=True, text=True, check=False)
+    assert "not enough values to unpack" in done.stderr

@@ -168,8 +168,11 @@ def test_normalisation(tmp_path: Path) -> None:
     assert value(teacher_norm="raw") == 255.0 and value(teacher_norm="inception") == 1.0
     assert value(teacher_norm="imagenet") == pytest.approx(2.4398, abs=1e-3)
     stated = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
+    before = Teacher(Asked(teacher=path)).facts().digest
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
     assert value() == pytest.approx(2.0)
+    # What it finds is another's then: what was kept of it is not used.
+    assert Teacher(Asked(teacher=path)).facts().digest != before
 
 
 def test_a_size_of_one_number_is_the_shorter_side() -> None:

@@ -228,3 +228,12 @@ def test_a_track_begins_from_the_threshold_of_its_class() -> None:
     for frame in range(3):
         rows, _ = tracker.update(boxes, np.array([0.5, 0.5], np.float32), np.array([0, 1]))
         assert rows.tolist() == [1], frame
+
+
+def test_a_track_begins_where_a_threshold_is_high() -> None:
+    """It needed a score of 1."""
+    tracker = Tracker(25.0, np.array([0.92], np.float32))
+    box = np.array([[0, 0, 20, 20]], np.float32)
+    for frame in range(3):
+        rows, _ = tracker.update(box, np.array([0.97], np.float32), np.array([0]))
+        assert rows.tolist() == [0], frame

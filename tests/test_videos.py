@@ -1,6 +1,7 @@
 """Videos as people have them: containers without an index, pauses, slow motion, cut files."""
 
 import json
+import re
 import struct
 import threading
 import time
@@ -154,6 +155,12 @@ def test_a_gif_gives_all_its_frames(tmp_path: Path) -> None:
     assert problems == [] and result["frames"] == 40 and result["source_fps"] == 20.0
     result, problems = detect([str(folder)], save=tmp_path / "out")
     assert result["images"] == 1 and result["videos"][0]["frames"] == 40 and not problems
+    for times in ([100, 1000, 100], [100, 1000, 100, 1000]):
+        frames[0].save(
+            folder / "a.gif", save_all=True, append_images=frames[1 : len(times)], duration=times
+        )
+        result, problems = detect([str(folder / "a.gif")])
+        assert result["frames"] == len(times) and not problems
 
 
 def test_what_is_cut_off_or_broken_is_reported(tmp_path: Path) -> None:
@@ -355,3 +362,13 @@ def test_a_files_rate_is_that_of_its_stamps(tmp_path: Path) -> None:
     path = write_video(tmp_path / "clip.mp4", "mp4v", 30, fps=29.97)
     assert stamped_fps(str(path), 29.97) == 29.97
     assert stamped_fps(str(path), 1000.0) == pytest.approx(29.97, rel=1e-3)
+
+
+def test_a_videos_result_has_the_keys_of_the_documentation(tmp_path: Path) -> None:
+    page = Path(__file__).parent.parent / "docs" / "commands.md"
+    lines = page.read_text(encoding="utf-8").splitlines()
+    (row,) = (line for line in lines if line.startswith("| `heat detect` of a video"))
+    keys = re.findall(r"`(\w+)`", row.partition("; of several")[0])
+    path = write_video(tmp_path / "clip.mp4", "mp4v", 5)
+    result, _ = detect([str(path)])
+    assert len(keys) >= 5 and set(keys) <= result.keys()

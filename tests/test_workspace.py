@@ -340,3 +340,22 @@ def test_a_member_is_exported_again_where_another_export_is_asked_for(
     for changed, kept in cases:
         workspace.record("export-onnx", done | changed)
         assert is_exported(workspace, "onnx", True, val) is kept
+
+
+def test_nobody_puts_the_old_folder_back_during_the_swap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rename = Path.rename
+
+    def renamed(self: Path, target: Path) -> Path:
+        moved = rename(self, target)
+        if self == folder:
+            tidy(folder)  # as another process would
+        return moved
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    with replacing_folder(folder) as scratch:
+        (scratch / "a.txt").write_text("new")
+    assert [path.name for path in folder.iterdir()] == ["a.txt"]

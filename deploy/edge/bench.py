@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from .session import Feeds, Session
 
 BURSTS = 5
@@ -45,11 +47,11 @@ def measure_speed(session: Session, feeds: Feeds, *, burst_seconds: float = BURS
         while len(samples) < MIN_RUNS or time.perf_counter() < stop:
             samples.append(session.timed(feeds))
         bursts.append(samples)
-    every = sorted(sample for burst in bursts for sample in burst)
+    every = [sample for burst in bursts for sample in burst]
     return Speed(
         min(statistics.median(burst) for burst in bursts),
         statistics.median(every),
-        every[min(len(every) - 1, round(0.95 * len(every)))],
+        float(np.percentile(every, 95)),
     )
 
 

@@ -148,7 +148,7 @@ def stamped_fps(name: str, stated: float) -> float:
     steps = [b - a for a, b in pairwise(stamps) if b > a]
     if not steps:
         return stated if 0 < stated < 1000 else 0.0
-    usual = statistics.median(steps)
+    usual = statistics.median_low(steps)
     steady = [step for step in steps if 0.5 * usual < step < 1.5 * usual]
     fps = len(steady) / sum(steady)
     return stated if abs(stated / fps - 1) <= SAME_RATE else round(fps, 3)

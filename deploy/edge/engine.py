@@ -9,6 +9,7 @@ Needs TensorRT only; the `detect.py` of a TensorRT bundle and every probe carry 
 
 import importlib
 import json
+import os
 import subprocess
 from collections import Counter
 from contextlib import suppress
@@ -140,9 +141,22 @@ def layer_precisions(inspected: str) -> dict[str, int]:
     return dict(found)
 
 
+def seen_by_cuda() -> list[str]:
+    """Return nvidia-smi's options for the GPUs that CUDA_VISIBLE_DEVICES leaves, none for all.
+
+    CUDA's numbers are nvidia-smi's only in the order PCI_BUS_ID; UUIDs are the same always.
+    """
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    numbered = any(word.strip().isdecimal() for word in asked.split(","))
+    if not asked or (numbered and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"):
+        return []
+    return ["-i", asked]
+
+
 def gpu_here() -> tuple[str, str] | None:
     """Return name and compute capability of the first GPU, None where there is none."""
-    command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    fields = "--query-gpu=name,compute_cap"
+    command = ["nvidia-smi", *seen_by_cuda(), fields, "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):

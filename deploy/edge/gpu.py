@@ -5,6 +5,7 @@ tested: no GPU was available.
 """
 
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -60,6 +61,7 @@ class TensorRtSession(WallClock):
         self._inputs = [n for n in names if self._engine.get_tensor_mode(n) == is_input]
         self._outputs = [n for n in names if n not in self._inputs]
         self._memory: dict[str, int] = {}
+        self._one = threading.Lock()  # one context, stream and set of tensors for all threads
         self._allocators: dict[str, OutputAllocator] = {}
         self._launch: Callable[[], None] | None = None
         # For callers that do not close it, and where an allocation below fails.
@@ -128,6 +130,10 @@ class TensorRtSession(WallClock):
 
     def run(self, inputs: Feeds) -> list[Array]:
         """Execute once; outputs as numpy arrays."""
+        with self._one:
+            return self._run(inputs)
+
+    def _run(self, inputs: Feeds) -> list[Array]:
         launch = self._ready(inputs)
         self._upload(inputs)
         launch()
@@ -144,13 +150,14 @@ class TensorRtSession(WallClock):
 
     def timed(self, inputs: Feeds) -> float:
         """Execute once between two events, upload of images included (`frames_of`)."""
-        launch = self._ready(inputs)
+        with self._one:
+            launch = self._ready(inputs)
 
-        def work() -> None:
-            self._upload(frames_of(inputs))
-            launch()
+            def work() -> None:
+                self._upload(frames_of(inputs))
+                launch()
 
-        return self._cuda.timed_ms(work)
+            return self._cuda.timed_ms(work)
 
     def executed(self, inputs: Feeds) -> dict[str, int]:
         """Return how many heavy layers the engine has in each precision, by its inspector."""

@@ -6,6 +6,7 @@ text.
 
 import importlib
 import importlib.metadata
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,11 @@ PIP_NAME = {
 }
 
 
-ALSO_NAMED = {"tensorrt_rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings")}
+ALSO_NAMED = {
+    "onnxruntime": ("onnxruntime-gpu",),
+    "tensorrt": ("tensorrt-cu13", "tensorrt-cu12"),
+    "tensorrt_rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
+}
 """Other packages that contain a runtime."""
 
 
@@ -71,11 +76,13 @@ TELEMETRY = "openvino_telemetry"
 
 @contextmanager
 def without_telemetry() -> Iterator[None]:
-    """Hide OpenVINO's telemetry from what is imported in the block, which then has none.
+    """Keep what is imported in the block from reporting to its makers.
 
     OpenVINO reports every import to Google Analytics, without asking, until the user declines
-    (2026.4). Where the package is missing its tools use a stub that reports nothing.
+    (2026.4). Where the package is missing its tools use a stub that reports nothing. ONNX Runtime
+    reports to Microsoft (1.31), unless this variable is set before it is loaded.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     had, before = TELEMETRY in sys.modules, sys.modules.get(TELEMETRY)
     sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # importing it is an ImportError
     try:
@@ -89,7 +96,7 @@ def without_telemetry() -> Iterator[None]:
 def import_runtime(runtime: str) -> Any:
     """Import a runtime's package; a missing one is a `UserError` that names its package.
 
-    OpenVINO is imported without its telemetry.
+    OpenVINO and ONNX Runtime are imported without their telemetry.
     """
     try:
         with without_telemetry():

@@ -128,7 +128,8 @@ class Tracker:
         match(recent, low, SECOND_IOU, False)
         high = match(tentative, high, TENTATIVE_IOU, True)
         for row in high:
-            if scores_N[row] >= min(limits_N[row] + NEW_SCORE, 1.0):
+            limit = limits_N[row]
+            if scores_N[row] >= min(limit + NEW_SCORE, (limit + 1.0) / 2):
                 begun = Track(boxes_N4[row], int(labels_N[row]), self._frame)
                 self._tracks.append(begun)
                 found[row] = begun

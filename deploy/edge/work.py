@@ -26,6 +26,7 @@ from .score_limits import Limits, check_score, score_limits
 from .sources import expanded, image_paths, is_video, videos_in
 from .stream import QUEUE, Frame, run_stream
 from .tiles import detect_tiled
+from .timed import warn_if_timed_otherwise
 from .track import Tracker
 
 CHANGE_S = 0.25
@@ -210,6 +211,7 @@ def detect_sources(
     Return the JSON line and the problems. A single video's line is its own result; with several
     videos, or images too, `videos` has one result for each.
     """
+    warn_if_timed_otherwise(bundle.card)
     save, sources = options.save, expanded(sources)
     videos = [source for source in sources if is_video(source) and not _still(source)]
     moving = set(videos)

@@ -117,6 +117,7 @@ def _opened(path: Path, asked: Asked, threads: int) -> tuple[Finder, TeacherFact
     if path.suffix == ".onnx":
         digest = onnx_digest(path)  # first: it says which file with weights is missing
         model = OnnxDetector(path, asked, threads)
+        digest = f"{digest} {model.format} {model.rule}"  # a file beside it may say how it is fed
         return model.detect, TeacherFacts(path.name, f"ONNX: {model}", model.names, digest, {})
     for flag in ("format", "size", "norm", "names"):
         if getattr(asked, f"teacher_{flag}") is not None:

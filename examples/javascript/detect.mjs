@@ -8,8 +8,10 @@
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import * as ort from "onnxruntime-node";
 import { letterbox } from "./letterbox.mjs";
+
+process.env.ORT_DISABLE_TELEMETRY ??= "1";  // before it is loaded
+const ort = await import("onnxruntime-node");
 
 const DEFAULT_THRESHOLD = 0.3;
 const SAME_OBJECT = 0.4;

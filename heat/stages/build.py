@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deploy.form import RUNTIME_OF, Format
+from deploy.form import RUNTIME_OF, Format, refuse_gpu
 from deploy.teachers.asked import Asked as Teacher
 from latency_tables.devices import Target
 from latency_tables.probe.machine import physical_cores
@@ -87,6 +87,7 @@ def build(
     plain = replace(SUPERNET, seed=seed)  # refused now, not after the profile
     if not (math.isfinite(minutes) and minutes > 0):
         raise UserError(f"--minutes {minutes:g}: a positive number")
+    refuse_gpu(format, target.device.kind)
     if RUNTIME_OF[format] != target.runtime:
         raise UserError(
             f"--format {format} runs on {RUNTIME_OF[format]}, the table would be of "

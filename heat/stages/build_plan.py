@@ -39,11 +39,11 @@ TRAIN_EPOCHS = (12, 150)
 
 
 def choose_input_size(records: Sequence[Record]) -> tuple[int, int]:
-    """Return height and width in multiples of 64 with the data's median shape."""
+    """Return height and width in multiples of 32 with the data's median shape."""
     height = float(np.median([record.height for record in records]))
     width = float(np.median([record.width for record in records]))
     scale = min(1.0, MAX_SIDE_PX / max(height, width))
-    sides = [max(64, round(side * scale / 64) * 64) for side in (height, width)]
+    sides = [max(64, round(side * scale / 32) * 32) for side in (height, width)]
     return sides[0], sides[1]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from deploy.build_engine import plan_engine
 from deploy.edge.card import Facts
 from deploy.export import Exported, export_bundle
-from deploy.form import Form, Format
+from deploy.form import Form, Format, refuse_gpu
 from deploy.quantize import CALIBRATION_IMAGES
 from deploy.serving import layout_of, serving_name, write_serving
 from latency_tables.devices import Target
@@ -101,6 +101,7 @@ def export(
     may, is executed in another precision, misses the target, or runs at another speed than
     predicted.
     """
+    refuse_gpu(wish.format, target.device.kind)
     warn(target)
     network, names, training, weights = load_network(workspace, change, wish.network)
     thinned = find_thinned(workspace)

@@ -4,6 +4,7 @@ The lock ends with the process that holds it, however that ends: it is the kerne
 file says is for people.
 """
 
+import errno
 import json
 import os
 import platform
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from supernet.errors import UserError, masked
 
+BUSY = (errno.EAGAIN, errno.EACCES)
+"""What the kernel answers where another process holds a lock."""
 LONGEST_COMMAND = 120
 """Characters of a command that are shown."""
 
@@ -49,7 +52,11 @@ def only_one(path: Path, doing: str = "", *, patience_s: float = 0.0) -> Iterato
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except OSError as error:
+                if error.errno not in BUSY:
+                    raise UserError(
+                        f"cannot lock {lock} ({error.strerror}): choose another place"
+                    ) from None
                 if time.monotonic() >= given_up:
                     raise UserError(
                         f"{_holder(lock)} is {doing or f'writing {path}'}: wait until it is done, "

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from deploy.edge.engine import seen_by_cuda
+
 from .records import CpuRecord, DisturbanceRecord, GpuRecord
 
 INFERENCE_FLAGS = frozenset(
@@ -222,12 +224,13 @@ def _sysctl(name: str) -> str:
 
 
 def detect_gpus() -> tuple[Gpu, ...]:
-    """Return the CUDA devices that nvidia-smi sees."""
+    """Return the CUDA devices of this machine, without those that CUDA_VISIBLE_DEVICES hides."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
     fields = "name,driver_version,clocks.gr,clocks.max.gr,clocks.max.mem,memory.total"
-    command = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    query = [f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    command = [program, *seen_by_cuda(), *query]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return parse_gpus(done.stdout) if done.returncode == 0 else ()
 

@@ -13,6 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import numpy as np
+
 from deploy.edge.session import Feeds, Session
 
 from .records import TimingRecord
@@ -156,7 +158,7 @@ def summarise(samples_ms: Sequence[float], min_ms: float) -> Timing:
         low, _, high = statistics.quantiles(ordered, n=4)
     outside = outer_rank(len(ordered))
     interval = (ordered[-1 - outside] - ordered[outside]) / median
-    p95 = ordered[round(0.95 * (len(ordered) - 1))]
+    p95 = float(np.percentile(ordered, 95))
     return Timing(median, min_ms, p95, (high - low) / median, len(ordered), interval)
 
 

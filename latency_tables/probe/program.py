@@ -24,15 +24,16 @@ from supernet.errors import DeviceError, HeatError, TableError
 from .batch import Bench, precision_of
 from .fresh import fresh_main, peak_mb, time_network
 from .lock import only_one
-from .machine import available_cores, detect_cpu, detect_gpus
+from .machine import detect_cpu, detect_gpus, physical_cores
 from .records import BatchRecord, Header, Manifest, NetworkRecord, Record
 from .setting import REFERENCES, Model, Setting, key_of
 from .timings import batch_to_json, network_to_json
 
-RESULTS_FORMAT = 2
-"""History of the results file: 1, the first; 2, four references, round by round."""
+RESULTS_FORMAT = 3
+"""History of the results file: 1, the first; 2, four references, round by round; 3, the day of each
+measurement."""
 
-UNCHANGED = ("pack", "probe", "setting", "machine", "runtime_version", "executed")
+UNCHANGED = ("pack", "probe", "setting", "machine", "gpus", "runtime_version", "executed")
 """Keys of the header that must be the same when a probe goes on."""
 
 LOCK_PATIENCE_S = 60.0
@@ -70,9 +71,9 @@ class Pack:
 
     @property
     def setting(self) -> Setting:
-        """How the models are executed; 0 threads in the pack mean all cores of this machine."""
+        """How the models are executed; 0 threads in the pack: as many as `resolve` takes here."""
         asked = Setting(**self.manifest["setting"])
-        return replace(asked, threads=asked.threads or available_cores())
+        return replace(asked, threads=asked.threads or physical_cores())
 
 
 def read_results(path: Path) -> list[Record]:
@@ -132,7 +133,14 @@ def measure_pack(pack: Pack, path: Path, fresh_command: Sequence[str]) -> Path:
 
 def differs(found: Mapping[str, object], head: Mapping[str, object]) -> bool:
     """Return whether a results file's first record is of another pack or machine state."""
-    return any(found.get(key) != head[key] for key in UNCHANGED)
+    return any(_lasting(found.get(key)) != _lasting(head[key]) for key in UNCHANGED)
+
+
+def _lasting(facts: object) -> object:
+    """Return facts of a machine without the clock that its GPUs have at the moment."""
+    if not isinstance(facts, list):
+        return facts
+    return [{**gpu, "clock_now": ""} if isinstance(gpu, dict) else gpu for gpu in facts]
 
 
 def cut_torn_line(path: Path) -> None:

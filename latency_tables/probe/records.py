@@ -130,6 +130,8 @@ class Measured(TypedDict):
     disturbance: DisturbanceRecord
     load_s: float
     time_s: float
+    date: str
+    """Day of the measurement."""
 
 
 @final

@@ -3,12 +3,18 @@
 Needs numpy and the runtime only: the probe carries this file's text.
 """
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .machine import Disturbance
 from .measure import Round, Timing
 from .records import BatchRecord, Measured, NetworkRecord, RoundRecord, TimingRecord
+
+
+def today() -> str:
+    """Return the day of a measurement that is made now, as 2026-11-30."""
+    return time.strftime("%Y-%m-%d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +30,8 @@ class BatchResult:
     """Seconds spent loading the models into the runtime."""
     time_s: float
     """Seconds spent running them."""
+    date: str = field(default_factory=today)
+    """Day of the measurement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,7 @@ class NetworkResult:
     disturbance: Disturbance
     load_s: float
     time_s: float
+    date: str = field(default_factory=today)
 
     @property
     def ms(self) -> float:
@@ -54,6 +63,7 @@ def batch_to_json(result: BatchResult) -> BatchRecord:
         "disturbance": result.disturbance.to_json(),
         "load_s": result.load_s,
         "time_s": result.time_s,
+        "date": result.date,
     }
 
 
@@ -71,6 +81,7 @@ def network_to_json(result: NetworkResult) -> NetworkRecord:
         "disturbance": result.disturbance.to_json(),
         "load_s": result.load_s,
         "time_s": result.time_s,
+        "date": result.date,
     }
 
 
@@ -95,11 +106,12 @@ def _rounds_to_json(rounds: Sequence[Round]) -> list[RoundRecord]:
 
 def _shared_from_json(
     record: Measured,
-) -> tuple[dict[str, Timing], tuple[Round, ...], Disturbance, float, float]:
+) -> tuple[dict[str, Timing], tuple[Round, ...], Disturbance, float, float, str]:
     return (
         timings_from_json(record["references"]),
         tuple(Round(seconds, reference_ms) for seconds, reference_ms in record["rounds"]),
         Disturbance(**record["disturbance"]),
         record["load_s"],
         record["time_s"],
+        record["date"],
     )

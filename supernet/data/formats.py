@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..atomic import write_text
@@ -19,7 +20,7 @@ from .label_studio import is_label_studio, read_label_studio, write_label_studio
 from .voc import is_voc, read_voc, write_voc
 from .yolo import read_labels, yolo_file
 from .yolo_lines import label_line
-from .yolo_yaml import Head, head_text
+from .yolo_yaml import Head, head_text, read_head
 
 Reader = Callable[[Path, Path, Complain], dict[str, RawCoco]]
 """From an export and the folder of its images to the lists of each split; "" is no split."""
@@ -122,16 +123,26 @@ def _plain(stem: str) -> str:
 
 def _read_yolo(source: Path, images: Path, complain: Complain) -> dict[str, RawCoco]:
     root = source if source.is_dir() else source.parent
-    listed = _classes(root)
-    if listed is None:
+    listed, described = _classes(root), yolo_file(root)
+    if described is not None:  # of a set whose images are elsewhere
+        head = read_head(described)
+    elif listed is not None:
+        text = listed.read_text(encoding="utf-8-sig", errors="replace")
+        names = tuple(line.strip() for line in text.splitlines() if line.strip())
+        if not names:
+            raise DataError(f"{listed} names no class")
+        head = Head(listed.absolute(), names, 0, "", {})
+    else:
         raise DataError(f"{root} has neither data.yaml nor classes.txt: one names the classes")
-    text = listed.read_text(encoding="utf-8-sig", errors="replace")
-    names = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not names:
-        raise DataError(f"{listed} names no class")
     folder = next((name for name in YOLO_FOLDERS if (images / name).is_dir()), ".")
-    head = Head(listed.absolute(), names, 0, str(images.absolute()), {"train": (folder,)})
-    return {"": read_labels(head, "train", complain)}
+    head = replace(head, base=str(images.absolute()), splits={"train": (folder,)})
+    raw = read_labels(head, "train", complain, beside=root)
+    if raw.images and not raw.annotations:
+        raise DataError(
+            f"{source}: none of the {len(raw.images)} images in {images} has a box: their labels "
+            f"are looked for beside them and in {root / 'labels'}"
+        )
+    return {"": raw}
 
 
 def _classes(root: Path) -> Path | None:

@@ -45,11 +45,16 @@ def read_yolo(path: Path, split: str, complain: Complain) -> RawCoco:
     return read_labels(read_head(path), split, complain)
 
 
-def read_labels(head: Head, split: str, complain: Complain) -> RawCoco:
-    """Return a split of a set whose classes and folders are known."""
+def read_labels(
+    head: Head, split: str, complain: Complain, *, beside: Path | None = None
+) -> RawCoco:
+    """Return a split of a set whose classes and folders are known.
+
+    Labels are where those of its images are, else in the folder `beside` or in its `labels`.
+    """
     images: list[CocoImage] = []
     annotations: list[CocoAnnotation] = []
-    labels, lines = _Labels(), LineReader(head.keypoint_values)
+    labels, lines = _Labels(beside), LineReader(head.keypoint_values)
     doubts: list[tuple[int, tuple[int, int], int, Doubt, str]] = []
     seen: set[str] = set()
     for index, file in enumerate(head.images(split), 1):
@@ -100,9 +105,10 @@ def read_labels(head: Head, split: str, complain: Complain) -> RawCoco:
 class _Labels:
     """Finds the label files of images: in the label folder, else beside the image."""
 
-    def __init__(self) -> None:
+    def __init__(self, beside: Path | None = None) -> None:
         self.found = 0
         """Images that have a label file."""
+        self._beside = _folders_below(beside) if beside is not None else []
         self._places: dict[Path, list[Path]] = {}
 
     def of(self, image: Path) -> Path | None:
@@ -125,8 +131,15 @@ class _Labels:
                     place = Path(*folder.parts[:index], name, *folder.parts[index + 1 :])
                     if place.is_dir():
                         found.append(place)
-            self._places[folder] = [*found, folder]
+            self._places[folder] = [*found, folder, *self._beside]
         return self._places[folder]
+
+
+def _folders_below(root: Path) -> list[Path]:
+    """Return a folder, and its folder `labels` with all folders in it."""
+    labels = root / "labels"
+    below = sorted(path for path in labels.rglob("*") if path.is_dir()) if labels.is_dir() else []
+    return [root, labels, *below]
 
 
 def _label_folders(name: str) -> list[str]:
