@@ -5,9 +5,11 @@ heat-run/
   tables/            latency tables
   supernet/          weights.safetensors, state.pt
   elastic/           the same of the elastic supernet; plan.json, the networks that it trains
-  thin/              architecture.json, thinning.csv, frontier.csv, readings.jsonl; of an elastic
-                     supernet weights.safetensors
+  pretrain/          weights.safetensors, state.pt of a backbone
+  thin/              architecture.json, thinning.csv, searching.csv, frontier.csv, readings.jsonl;
+                     of an elastic supernet weights.safetensors
   train/             weights.safetensors, state.pt
+  eval/              curves, confusion, reliability, worst images
   bundle-onnx/ ...   exported bundles
   serving/           the same laid out for inference servers: triton, ovms
   fleet/NAME/        a workspace for each member of a fleet, without tables and supernet
@@ -141,6 +143,10 @@ class Workspace:
     def stages(self) -> Stages:
         """Return what every finished stage recorded, by stage name."""
         return cast(Stages, dict(cast(Result, self._read()["stages"])))
+
+    def known(self) -> Stages:
+        """Return the record of every stage; of a fleet's member with those of the fleet."""
+        return cast(Stages, {**Workspace(self.home, self.home).stages(), **self.stages()})
 
     def stage(self, name: str) -> dict[str, Any]:
         """Return the record of a stage by its name; empty where there is none."""

@@ -9,6 +9,7 @@ from heat.commands.find import recorded_head
 from heat.records import BuildPlan, OnDevice, SupernetPlan, Trained, TrainPlan
 from heat.stages.build_plan import choose_input_size
 from heat.workspace import Workspace
+from latency_tables.devices import resolve
 from supernet.checkpoint import CheckpointInfo, save_checkpoint
 from supernet.data.coco import load_split
 from supernet.data.detection_set import Record
@@ -122,3 +123,24 @@ def test_a_build_takes_the_ratio_of_the_images(
     height, width = image_hw
     record = Record(1, Path("a.jpg"), height, width, np.zeros((0, 4)), np.zeros(0, np.int64))
     assert choose_input_size([record] * 3) == input_hw
+
+
+@pytest.mark.parametrize(
+    ("other", "kept"),
+    [
+        ({}, True),
+        ({"threads": 7}, False),
+        ({"device": "v100", "here": False, "source": "estimated"}, False),
+        ({"precision": "bf16"}, False),
+    ],
+)
+def test_a_profile_of_another_device_is_not_the_builds(
+    other: dict[str, Any], kept: bool, tmp_path: Path
+) -> None:
+    workspace, target = Workspace(tmp_path), resolve("cpu", threads=1)
+    done = {
+        "space": {}, "device": target.name, "runtime": target.runtime, "threads": 1,
+        "precision": target.precision, "here": True, "source": "measured",
+    }  # fmt: skip
+    workspace.record("profile", done | other)
+    assert stage._is_profiled(workspace, {}, target) is kept

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from deploy.edge.engine import seen_by_cuda
-from heat.commands.find import thin_target
+from heat.commands.find import find_space, thin_target
+from heat.spaces import search_space
 from heat.workspace import Workspace
 from latency_tables.conditions import Conditions
 from latency_tables.device_file import load_device, load_devices
@@ -243,3 +244,13 @@ def test_a_table_of_other_graphs_is_stale_for_a_device_that_is_not_here(
         open_table(tmp_path, target, (64, 96))
     assert open_table(tmp_path, target, (64, 96), trust=True).borrowed
     assert "in spite of forms" in capsys.readouterr().err
+
+
+def test_a_member_of_a_fleet_knows_the_fleets_space(tmp_path: Path) -> None:
+    """It took the largest space, and measured a table of it."""
+    fleet = Workspace(tmp_path)
+    space = search_space("mini", input_size=(256, 320), num_classes=3)
+    fleet.record("profile", {"space": space.to_dict()})
+    member = fleet.member("door")
+    member.record("thin", {})
+    assert find_space(Workspace(member.root), None, None, None) == space

@@ -171,6 +171,29 @@ def test_a_member_is_thinned_again_for_another_wish(
     assert was_thinned_for(root, Wanted(candidates, data, trust=False)) is not again
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"device": "arm-cortex-a72"},  # the fleet was moved: --device cpu is another machine
+        {"runtime_version": "0.9"},
+        {"spinning": "never"},
+        {"candidates": ["96x128 cpu onnxruntime f32", "64x96 cpu onnxruntime f32"]},
+        {"candidates": []},  # of an older version
+    ],
+)
+def test_a_member_of_other_conditions_is_thinned_again(
+    workspace: Path, other: dict[str, Any]
+) -> None:
+    root = Workspace(workspace)
+    candidates, data = find_candidates(
+        root, Limits(target_fps=1), devices=["cpu"], runtime="onnxruntime", threads=1
+    )
+    wanted = Wanted(candidates, data, trust=False)
+    assert was_thinned_for(root, wanted)
+    root.record("thin", root.stage("thin") | other)
+    assert not was_thinned_for(root, wanted)
+
+
 def test_a_promise_that_an_export_broke_is_thinned_again(workspace: Path) -> None:
     root = Workspace(workspace)
     candidates, data = find_candidates(

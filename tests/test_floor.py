@@ -163,3 +163,11 @@ def test_a_target_out_of_reach_is_answered_by_measurements(tmp_path: Path) -> No
     message = errors.strip().splitlines()[-1]
     assert f"none of the {len(ways)} other ways checked reaches it" in message
     assert message.count(ways[0]["way"]) == 1
+
+
+def test_other_ways_wait_as_their_commands_would() -> None:
+    """`heat thin` keeps how threads wait with a runtime, and drops it with another one."""
+    target = replace(cpu(), spinning="never", pinning=True)
+    for flags, setting in other_settings(target):
+        waits = (setting.spinning, setting.pinning)
+        assert waits == (("brief", False) if "--runtime" in flags else ("never", True)), flags

@@ -9,6 +9,7 @@ import pytest
 from deploy.edge.bench import Speed
 from deploy.form import Form
 from heat.stages.promise import Promise, broken_promises, promise_of
+from heat.thinning.again import part_of
 from heat.thinning.thinned import Thinned
 from heat.workspace import Workspace
 from latency_tables.devices import Target, resolve
@@ -145,3 +146,9 @@ def test_measured_is_within_a_tenth_of_predicted(fps: float, *, kept: bool) -> N
     said = broken_promises(fps, 100.0, None)
     assert (said == "") is kept
     assert kept or f"{fps:.2f} FPS measured, 100.00 predicted (ratio {fps / 100:.3f}" in said
+
+
+def test_a_build_and_a_fleet_name_their_own_command() -> None:
+    with part_of("heat fleet"):
+        assert broken_promises(9.0, None, 10.0).endswith("target 10: run heat fleet again")
+    assert broken_promises(9.0, None, 10.0).endswith("run heat thin again")

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from heat.stages.report import _is_current, write_report
+from heat.stages.explain import _moves
+from heat.stages.report import _is_current, _kept, write_report
+from heat.thinning.ledger import LedgerRow
 from heat.views.inline_svg import embedded
 from heat.workspace import Workspace
 from supernet.data.coco import load_split
 from tests.command_line import fails, run
+from tests.test_promise import record
 
 MOST_BYTES = 3_000_000
 SMALL_SPACE = ["--space", "micro", "--input-size", "96x128"]
@@ -236,3 +239,20 @@ def test_what_is_older_than_the_network_is_not_shown_as_its_own(tmp_path: Path) 
     page = write_report(workspace, None).read_text(encoding="utf-8")
     assert "0.111" not in page, "it is of the old bundle"
     assert "UNTRAINED" not in page
+
+
+def test_a_limit_that_thinning_missed_is_no_kept_promise() -> None:
+    """On another device than the first, or of a latency: the frame rate alone looks kept."""
+    of = {"target_fps": 100.0, "measured_fps": 104.0}
+    assert _kept({}, record(**of, met=True), []) is True
+    assert _kept({}, record(**of, met=False), []) is False
+    assert _kept({}, record(**of | {"measured_fps": None}, met=True), []) is None
+
+
+def test_the_explanation_counts_the_first_move() -> None:
+    first = LedgerRow(0, "WR", 4, 14.0, 71.4, 0.5, 0.01, chosen=True)
+    second = LedgerRow(1, "RR", 2, 13.0, 76.9, 0.2, 0.01, chosen=True)
+    lines = _moves([first, second], record(steps=2), 50.0)
+    assert "6.00 ms saved" in lines[1] and "1.00 ms saved" in lines[2]
+    assert "whole supernet is fast enough" in _moves([], record(steps=0), 50.0)[0]
+    assert "study.csv" in _moves([], record(steps=1), 50.0)[0]

@@ -20,9 +20,11 @@ import optuna
 import pytest
 
 from heat.thinning.moves import State, ThinningRules, removed_mass
+from heat.thinning.nested import whole_chain
 from heat.thinning.study import WORKER, Problem, _retry_killed, best_state, decode, encode, search
 from heat.thinning.study_storage import check_storage, open_storage
 from supernet.errors import UserError
+from tests.command_line import run
 from tests.toy_space import LOGITS, SPACE, chain_of, latency_ms
 
 
@@ -276,3 +278,25 @@ def test_workers_share_a_study_and_a_killed_ones_trial_is_retried(storage: str) 
     assert len(finished) >= 12
     assert any(trial.params == killed.params for trial in finished)
     assert study.trials[killed.number].state == optuna.trial.TrialState.FAIL
+
+
+def test_a_study_that_ends_worse_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own limit is another than that of the greedy search: greedy may not keep it."""
+    where = ["--device", "cpu-i7", "--space", "micro", "--input-size", "64x96", "--out", tmp_path]
+    thin = ["thin", "--target-fps", 550, "--trust-table", "--ap-drop", "mass", *where]
+    for command in (["profile", "--estimate", *where], thin):
+        code, _, errors = run(*command)
+        assert code == 0, errors
+    file = tmp_path / "thin" / "architecture.json"
+    greedy = file.read_text()
+
+    def smallest(_: object, problem: Problem) -> State:
+        rules, ms = problem.rules, problem.latency_ms
+        return whole_chain(problem.space, problem.logits, rules, ms)[-1]
+
+    monkeypatch.setattr("heat.thinning.study.best_state", smallest)
+    code, result, errors = run(*thin, "--search", "random", "--trials", 1)
+    assert code == 0, errors
+    assert file.read_text() == greedy and result["steps"] > 1

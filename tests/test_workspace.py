@@ -324,11 +324,11 @@ def test_a_member_is_exported_again_where_another_export_is_asked_for(
 ) -> None:
     val = load_split(shapes, "val")
     workspace = Workspace(tmp_path)
-    workspace.record("thin", {})
+    workspace.record("thin", {"here": True})
     bundle = workspace.bundle("onnx")
     bundle.mkdir(parents=True)
     (bundle / "card.json").write_text("{}")
-    done: dict[str, object] = {"bundle": str(bundle), "broken": None}
+    done: dict[str, object] = {"bundle": str(bundle), "broken": None, "target_fps": 20.0}
     asked: dict[str, object] = {"calibrate": True, "judged_on": str(val.root.absolute())}
     cases: list[tuple[dict[str, object], bool]] = [
         ({}, True),  # of an older version
@@ -336,10 +336,17 @@ def test_a_member_is_exported_again_where_another_export_is_asked_for(
         (asked | {"calibrate": False}, False),
         (asked | {"judged_on": str(tmp_path)}, False),
         (asked | {"broken": "19 FPS measured, target 20"}, False),
+        (asked | {"raw": True}, False),
+        (asked | {"target_fps": None}, False),  # run otherwise: nothing was compared
+        (asked | {"bundle": "moved/fleet/door/bundle-onnx"}, True),
     ]
     for changed, kept in cases:
         workspace.record("export-onnx", done | changed)
         assert is_exported(workspace, "onnx", True, val) is kept
+    copy = Workspace(tmp_path / "copy")  # whose record names the original's bundle
+    copy.record("thin", {"here": True})
+    copy.record("export-onnx", done)
+    assert not is_exported(copy, "onnx", True, val)
 
 
 def test_nobody_puts_the_old_folder_back_during_the_swap(

@@ -227,7 +227,7 @@ def find_data(workspace: Workspace, root: Path | None, split: str) -> "Detection
     from supernet.errors import UserError
 
     if root is None:
-        stages = workspace.stages()
+        stages = workspace.known()
         trained = stages.get("train") or stages.get("supernet")
         if trained is None:
             raise UserError("which data? give --data DIR (a small set: heat data shapes)")
@@ -249,7 +249,7 @@ def recorded_data(workspace: Workspace, without: str) -> Path | None:
 
     The training of a network counts before that of a supernet.
     """
-    stages = workspace.stages()
+    stages = workspace.known()
     trained = stages.get("train") or stages.get("supernet")
     if trained is None:
         return None
@@ -293,7 +293,7 @@ def find_space(
 
     from ..spaces import search_space
 
-    recorded = workspace.stages()
+    recorded = workspace.known()
     last = next((recorded[stage] for stage in stages if stage in recorded), None)
     if last is not None and name in (None, _name_of(last["space"])):
         space = SearchSpace.from_dict(last["space"], "run.json")

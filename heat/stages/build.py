@@ -28,6 +28,7 @@ from supernet.train.running import Running
 
 from ..records import Asked, BuildPlan, Result
 from ..spaces import SPACES, search_space
+from ..thinning.again import part_of
 from ..thinning.candidates import Candidate
 from ..thinning.ceiling import refuse_impossible
 from ..thinning.limits import Limits
@@ -59,6 +60,7 @@ SHORT_RUN_LOGIT_RATE = 1e-2
 
 
 @stages("plan", "profile", "supernet", "thin", "train", "export", "eval", "report")
+@part_of("heat build")
 def build(
     workspace: Workspace,
     target: Target,
@@ -119,7 +121,7 @@ def build(
         plan = _plan(workspace, target, data, asked)
         chosen = SearchSpace.from_dict(plan["space"], "run.json")
         begin("profile")
-        if not _is_profiled(workspace, plan["space"], target.runtime):
+        if not _is_profiled(workspace, plan["space"], target):
             profile(workspace, target, chosen)
         begin("supernet")
         epochs = _supernet_epochs(workspace, plan, chosen, data, time.monotonic() - started)
@@ -298,10 +300,19 @@ def _say_replanned(
         print(f"{text}{late_s:.0f} s late", file=sys.stderr)
 
 
-def _is_profiled(workspace: Workspace, space: object, runtime: str) -> bool:
-    """Return whether the last profile was of this space through this runtime."""
-    found = workspace.stages().get("profile")
-    return found is not None and (found.get("space"), found.get("runtime")) == (space, runtime)
+def _is_profiled(workspace: Workspace, space: object, target: Target) -> bool:
+    """Return whether the last profile measured this space on this machine, as it is to be run."""
+    found = workspace.stage("profile")
+    asked = {
+        "space": space,
+        "device": target.name,
+        "runtime": target.runtime,
+        "precision": target.precision,
+        "threads": target.threads,
+        "here": True,
+        "source": "measured",
+    }
+    return all(found.get(key) == value for key, value in asked.items())
 
 
 def _is_thinned(

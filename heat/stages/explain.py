@@ -15,6 +15,7 @@ from ..thinning.ledger import LedgerRow, read_ledger
 from ..thinning.thinned import Thinned, need_thinned
 from ..views.charts import draw_explanation
 from ..workspace import Workspace
+from .search_start import start_fps
 
 VERB = {
     "LR": "deleted the least important position of the whole network",
@@ -38,7 +39,13 @@ def explain(workspace: Workspace) -> Result:
     trials = read_ledger(workspace.ledger)
     chosen = [trial for trial in trials if trial.chosen]
     space = result.space
-    lines = [*_start(space, result), *_moves(chosen), *_stages(space, result), *_close(trials)]
+    whole = start_fps(workspace, result)
+    lines = [
+        *_start(space, result),
+        *_moves(chosen, result, whole),
+        *_stages(space, result),
+        *_close(trials),
+    ]
     print("\n".join(lines), file=sys.stderr)
     places = {
         (place.stage, place.position or 0): value
@@ -71,18 +78,21 @@ def _start(space: SearchSpace, result: Thinned) -> list[str]:
     ]
 
 
-def _moves(chosen: list[LedgerRow]) -> list[str]:
+def _moves(chosen: list[LedgerRow], result: Thinned, whole_fps: float | None) -> list[str]:
+    """Say what the moves gained, the first against the whole supernet."""
+    studied = len(chosen) < result.steps
+    begun = ["A study found where the moves begin: thin/study.csv has its trials."] * studied
     if not chosen:
-        return ["No move was needed: the whole supernet is fast enough."]
+        return begun or ["No move was needed: the whole supernet is fast enough."]
     gained: dict[tuple[str, int], list[float]] = defaultdict(list)
     lost: dict[tuple[str, int], float] = defaultdict(float)
-    before = chosen[0].ms
+    before = chosen[0].ms if studied or whole_fps is None else 1000.0 / whole_fps
     for trial in chosen:
         key = (trial.move, trial.stage)
         gained[key].append(before - trial.ms)
         lost[key] += trial.ap_drop
         before = trial.ms
-    lines = [f"{len(chosen)} moves were made, by stage:"]
+    lines = [*begun, f"{len(chosen)} moves were made, by stage:"]
     for (kind, stage), times in sorted(gained.items(), key=lambda item: -sum(item[1])):
         lines.append(
             f"  S{stage} {len(times):3d} x {kind:3s} {VERB.get(kind, kind)}: {sum(times):.2f} ms "

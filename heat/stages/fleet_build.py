@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from deploy.edge.detect import is_bundle
+from deploy.edge.session import runtime_version
 from deploy.form import RUNTIME_OF, Format
 from latency_tables.devices import Target
 from supernet.data.detection_set import DetectionSet
@@ -20,6 +21,7 @@ from supernet.train.recipes import TrainConfig
 from supernet.train.running import Running
 
 from ..records import Result
+from ..thinning.again import part_of
 from ..thinning.candidates import Candidate, Wanted
 from ..thinning.thinned import Thinned, find_thinned
 from ..workspace import Workspace
@@ -34,6 +36,7 @@ FORMAT_OF = {runtime: cast(Format, format) for format, runtime in RUNTIME_OF.ite
 
 
 @stages("supernet", "elastic", "thin", "train", "export", "report")
+@part_of("heat fleet")
 def build_fleet(
     workspace: Workspace,
     space: SearchSpace,
@@ -163,7 +166,7 @@ def _shipped(workspace: Workspace, exported: Mapping[str, Any]) -> Result:
         **ap,
         # One that is meant for another machine was timed on this one.
         "deployed_fps": exported["measured_fps"] if thinned["here"] else None,
-        "bundle": exported["bundle"],
+        "bundle": str(workspace.bundle(exported["format"])),
         "format": exported["format"],
     }
 
@@ -176,15 +179,18 @@ def was_thinned_for(workspace: Workspace, wanted: Wanted) -> bool:
     if export_of(workspace, FORMAT_OF.get(thinned.runtime, "onnx")).get("broken"):
         return False  # what thinning measured did not come true
     return (
-        any(_is_for(thinned, candidate) for candidate in wanted.candidates)
+        thinned.candidates == tuple(map(str, wanted.candidates))
+        and any(_is_for(thinned, candidate) for candidate in wanted.candidates)
         and inherited_of(workspace, Architecture.load(workspace.architecture)) is not None
     )
 
 
 def _is_for(thinned: Thinned, candidate: Candidate) -> bool:
     """Return whether a network was thinned as a candidate asks."""
+    target = candidate.targets[0]
     return (
-        thinned.is_for(candidate.targets[0], candidate.limits[0])
+        thinned.is_for(target, candidate.limits[0])
+        and (not target.here or thinned.runtime_version == runtime_version(target.runtime))
         and thinned.input_size == candidate.space.template.input_size
     )
 
@@ -193,7 +199,10 @@ def is_exported(workspace: Workspace, format: Format, calibrate: bool, val: Dete
     """Return whether the last thinning or training was exported so, and its promise kept."""
     exported = export_of(workspace, format)
     later = workspace.finished(f"export-{format}") >= workspace.finished("train")
-    there = "bundle" in exported and is_bundle(Path(exported["bundle"]))
-    asked = {"calibrate": calibrate, "judged_on": str(val.root.absolute())}
+    there = "bundle" in exported and is_bundle(workspace.bundle(format))
+    asked = {"calibrate": calibrate, "judged_on": str(val.root.absolute()), "raw": False}
     so = all(exported.get(key, value) == value for key, value in asked.items())
-    return there and not exported["broken"] and later and so
+    # Without a target it runs otherwise than it was thinned for, and nothing was compared.
+    here = workspace.stage("thin").get("here", False)
+    compared = not here or exported.get("target_fps") is not None
+    return there and not exported["broken"] and later and so and compared

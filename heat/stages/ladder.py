@@ -13,6 +13,7 @@ from supernet.errors import PromiseError, UserError
 from supernet.progress import stages
 
 from ..records import Result
+from ..thinning.again import part_of
 from ..thinning.candidates import Wanted
 from ..thinning.source import load_elastic
 from ..workspace import Workspace
@@ -20,6 +21,7 @@ from .fleet_build import missed_by, ship
 
 
 @stages("thin", "export")
+@part_of("heat export --ladder")
 def export_ladder(
     workspace: Workspace,
     rungs: Mapping[float, Wanted],

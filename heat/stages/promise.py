@@ -19,6 +19,7 @@ from supernet.heatdetr.architecture import Architecture, NMSHead
 from supernet.network import AnyArchitecture
 
 from ..tables import recorded_table
+from ..thinning.again import run_again
 from ..thinning.limits import Cost
 from ..thinning.measuring import file_model, measure_bundle, warn_if_slower
 from ..thinning.thinned import Thinned
@@ -88,7 +89,7 @@ class Promise:
             p95_ms=speed.ms * speed.p95_ms / speed.p50_ms,
         )
         reasons = limits.broken(cost)
-        return f"measured: {'; '.join(reasons)}: run heat thin again" if reasons else ""
+        return f"measured: {'; '.join(reasons)}: {run_again()}" if reasons else ""
 
 
 def promise_of(
@@ -163,11 +164,11 @@ def is_network(workspace: Workspace, thinned: Thinned, architecture: AnyArchitec
 def broken_promises(fps: float, predicted: float | None, target_fps: float | None) -> str:
     """Return which promise a measured frame rate breaks, or an empty string."""
     if target_fps is not None and fps < target_fps:
-        return f"{fps:.2f} FPS measured, target {target_fps:g}: run heat thin again"
+        return f"{fps:.2f} FPS measured, target {target_fps:g}: {run_again()}"
     if predicted is not None and not RATIO_BOUNDS[0] <= fps / predicted <= RATIO_BOUNDS[1]:
         return (
             f"{fps:.2f} FPS measured, {predicted:.2f} predicted (ratio {fps / predicted:.3f}, "
-            f"allowed {RATIO_BOUNDS[0]} to {RATIO_BOUNDS[1]}): run heat thin again"
+            f"allowed {RATIO_BOUNDS[0]} to {RATIO_BOUNDS[1]}): {run_again()}"
         )
     return ""
 

@@ -11,14 +11,18 @@ from deploy.edge.card import Card
 from deploy.edge.detect import is_bundle, read_card
 from deploy.form import Format
 from supernet.atomic import write_text
+from supernet.checkpoint import WEIGHTS, read_info
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import UserError
+from supernet.heatdetr.architecture import Architecture
+from supernet.network import read_architecture
 from supernet.version import version_line
 
 from ..records import Evaluated, Result, Stages, Suspect
 from ..thinning.thinned import Thinned, find_thinned
 from ..views.inline_svg import embedded
 from ..workspace import Workspace
+from .network import is_thinned
 from .report_charts import (
     Chart,
     fleet_charts,
@@ -79,8 +83,11 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
     folders = [workspace.bundle(form) for form in current]
     bundles = [_deployed(folder) for folder in folders]
     scored = stages.get("eval") if _is_current(workspace, "eval") else None
-    if scored is not None and Path(scored.get("scored", "")) in map(workspace.bundle, outdated):
+    # By name: it may have been found from another folder, or before the workspace was moved.
+    older = {workspace.bundle(form).name for form in outdated}
+    if scored is not None and Path(scored.get("scored", "")).name in older:
         scored = None
+    another = _trained_another(workspace)
     cards = [bundle.card for bundle in bundles]
     parts = network_parts(workspace, thin)
     table = thin.table if thin is not None else profiled(stages)
@@ -98,8 +105,13 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
         bundles=bundles,
         kept=_kept(stages, thin, cards) if thin is not None else _fleet_kept(fleet),
         untrained=any(not card["trained"] for card in cards)
-        or (thin is not None and not cards and "train" not in stages and not _inherited(stages)),
-        advice=_advice(stages, thin, outdated, cards, scored)
+        or (
+            thin is not None
+            and not cards
+            and ("train" not in stages or another)
+            and not _inherited(stages)
+        ),
+        advice=_advice(stages, thin, outdated, cards, scored, another)
         if thin is not None or not fleet
         else None,
         accuracy=_accuracy(scored, cards),
@@ -111,7 +123,8 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
         way=thinning_charts(workspace, thin),
         table_charts=table_charts(workspace, table),
         table=table_facts(workspace, table) if table is not None else None,
-        training=training_charts(workspace),
+        training=training_charts(workspace, another),
+        root=workspace.root,
         samples=detected_samples(folders, data),
         scored=_scored(workspace, scored),
         run=workspace.about(),
@@ -121,6 +134,15 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
     )
     write_text(workspace.report, page)
     return workspace.report
+
+
+def _trained_another(workspace: Workspace) -> bool:
+    """Return whether the training is of another network than that of the last thinning."""
+    weights = workspace.train / WEIGHTS
+    if not weights.exists() or not workspace.architecture.exists():
+        return False
+    trained = read_architecture(read_info(weights).description, str(weights))
+    return not is_thinned(trained, Architecture.load(workspace.architecture))
 
 
 def _is_current(workspace: Workspace, stage: str) -> bool:
@@ -167,6 +189,8 @@ def _kept(stages: Stages, thin: Thinned, cards: list[Card]) -> bool | None:
     measured += [card["measured_fps"] for card in cards if card["target_fps"] is not None]
     target_fps = round(thin.target_fps, 3)  # as the measured ones are
     known = [fps for fps in measured if fps is not None]
+    if known and not thin.met:  # another limit, or another device
+        return False
     if len(known) < len(measured):  # thinned for a device that is estimated, not at hand
         return None
     return all(fps >= target_fps for fps in known)
@@ -178,12 +202,15 @@ def _advice(
     outdated: Sequence[Format],
     cards: list[Card],
     scored: Evaluated | None,
+    another: bool,
 ) -> tuple[str, str] | None:
     """Return what is missing and the command that makes it; None where all is there."""
     if thin is None:
         return "No network has been thinned yet", "heat thin --target-fps FPS"
     if "train" not in stages and not _inherited(stages):
         return "The network is not trained yet", "heat train --data DIR"
+    if another and not _inherited(stages):
+        return "Another network is trained than the thinned one", "heat train --restart"
     older = [*outdated, *(card["model_format"] for card in cards if not card["trained"])]
     if older:
         return "A bundle is older than the network", f"heat export --format {older[0]}"

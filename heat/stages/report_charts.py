@@ -7,16 +7,14 @@ from matplotlib.figure import Figure
 
 from latency_tables.conditions import Conditions
 from latency_tables.curves import block_curves
-from latency_tables.pricing import Pricing
 from supernet.checkpoint import WEIGHTS, read_info
-from supernet.errors import TableError
-from supernet.heatdetr.place import Place, local_name
+from supernet.heatdetr.place import Place
 from supernet.heatdetr.supernet import SearchSpace
 
 from ..records import Result, Stages
 from ..tables import recorded_table
 from ..thinning.ledger import read_ledger
-from ..thinning.moves import Logits, State, importances, prior_logits
+from ..thinning.moves import importances
 from ..thinning.thinned import Thinned
 from ..views.inline_svg import page_svg
 from ..views.report_figures import (
@@ -31,6 +29,7 @@ from ..views.report_figures import (
 from ..workspace import Workspace
 from .explain import VERB
 from .report_network import NAMES
+from .search_start import histories, start_fps
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ def thinning_figure(workspace: Workspace, thin: Thinned) -> Figure:
         after = lost + row.ap_drop
         trials.append(Trial(row.fps, after, f"{row.move} S{row.stage}", row.chosen))
         lost = after if row.chosen else lost
-    start = _start_fps(workspace, thin)
+    start = start_fps(workspace, thin)
     return draw_plane(start, trials, thin.target_fps, thin.measured_fps, thin.ap_drop_by)
 
 
@@ -70,39 +69,14 @@ def thinning_charts(workspace: Workspace, thin: Thinned | None) -> list[Chart]:
         words = "; ".join(f"{kind} {VERB[kind]}" for kind in dict.fromkeys(kinds) if kind in VERB)
         text = (
             f"{len(kinds)} moves of {len(trials)} that were scored, each the one that loses least "
-            f"for the frame rate it gains. {words}."
+            f"for the frame rate it gains, but for those that adjust to the target in the end. "
+            f"{words}."
         )
+        if len(kinds) < thin.steps:
+            text = f"Found by a study (thin/study.csv). After it: {text}"
         title = "The way to the target"
         charts.append(Chart(title, text, page_svg(thinning_figure(workspace, thin), "way", title)))
     return charts + _importance_chart(workspace)
-
-
-def _start_fps(workspace: Workspace, thin: Thinned) -> float | None:
-    """Return the predicted frame rate of the whole supernet, if its table prices it."""
-    whole = State.full(thin.space).architecture(thin.space, _logits(workspace, thin.space))
-    try:
-        latency = Pricing(recorded_table(workspace, thin.table)).latency(whole)
-    except TableError:
-        return None
-    return 1000.0 / latency.sustained_ms
-
-
-def _logits(workspace: Workspace, space: SearchSpace) -> Logits:
-    trained = _histories(workspace, space)
-    return trained[-1][1] if trained else prior_logits(space)
-
-
-def _histories(workspace: Workspace, space: SearchSpace) -> list[tuple[int, Logits]]:
-    """Return the selection logits of every epoch of the supernet's training."""
-    path = workspace.supernet / WEIGHTS
-    if not path.exists():
-        return []
-    places = State.full(space).allowed
-    return [
-        (row["epoch"], {place: tuple(row["r"][local_name(*place)]) for place in places})
-        for row in read_info(path).history
-        if "r" in row and all(local_name(*place) in row["r"] for place in places)
-    ]
 
 
 def _importance_chart(workspace: Workspace) -> list[Chart]:
@@ -110,7 +84,7 @@ def _importance_chart(workspace: Workspace) -> list[Chart]:
     if not path.exists():
         return []
     space = SearchSpace.from_json(read_info(path).description, str(path))
-    history = _histories(workspace, space)
+    history = histories(workspace, space)
     if not history:
         return []
     found: dict[tuple[int, int], list[float]] = {}
@@ -171,14 +145,17 @@ def fleet_charts(fleet: Sequence[tuple[str, Result | None]]) -> list[Chart]:
     return [Chart(title, text, page_svg(draw_members(points), "fleet", title))]
 
 
-def training_charts(workspace: Workspace) -> list[Chart]:
-    """Return losses, and AP where it was evaluated meanwhile, of every training."""
+def training_charts(workspace: Workspace, another: bool) -> list[Chart]:
+    """Return losses, and AP where it was evaluated meanwhile, of every training.
+
+    That of a detector is `another` where another network was thinned since.
+    """
     charts = []
     for title, folder in (
         ("Backbone", workspace.pretrain),
         ("Supernet", workspace.supernet),
         ("Elastic supernet", workspace.elastic),
-        ("Detector", workspace.train),
+        ("Another detector" if another else "Detector", workspace.train),
     ):
         path = folder / WEIGHTS
         if not path.exists():

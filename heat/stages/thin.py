@@ -15,6 +15,7 @@ from supernet.errors import PromiseError, UserError
 from supernet.progress import Progress
 
 from ..records import Result
+from ..thinning.again import run_again
 from ..thinning.candidates import Candidate, CandidateSearch, open_search
 from ..thinning.ceiling import refuse_impossible
 from ..thinning.frontier import write_frontier
@@ -108,7 +109,11 @@ def thin(
             prices, unit = search.goals[0].prices, search.evaluator.meaning
             write_frontier(workspace, search.chain, prices, unit)
         result = result_of(workspace, search, found, source, trust=trust)
-        result = replace(result, seconds=round(time.monotonic() - started, 1))
+        result = replace(
+            result,
+            candidates=tuple(map(str, candidates)),
+            seconds=round(time.monotonic() - started, 1),
+        )
         missed = floor_error(search, found, result) if found.at_floor else None
         if missed is None:
             network = search.architecture(found.state)
@@ -123,7 +128,7 @@ def thin(
     if found.broken:
         raise PromiseError(
             f"{'; '.join(found.broken)} after {found.measurements} measurements: this machine is "
-            "too noisy to keep the promise now; run heat thin again",
+            f"too noisy to keep the promise now; {run_again()}",
             result.to_dict(),
         )
     if result.measured_fps is None:
@@ -200,15 +205,14 @@ def _study(workspace: Workspace, search: CandidateSearch, plan: StudyPlan) -> No
     if greedy.broken:
         return  # no network is predicted to keep the limits: the smallest will be measured
     full = search.chain.states[0]
-    # The error of a table that is measured on changes by each search, and a study goes on.
-    margin = max(CHECKED_MARGIN if goal.measure else goal.margin(False) for goal in search.goals)
     problem = Problem(
         space=search.candidate.space,
         logits=search.chain.logits,
         rules=search.chain.rules,
         latency_ms=search.chain.latency_ms,
         lost=lambda state: search.chain.ap_drop(full, state),
-        max_ms=1000.0 / search.candidate.limits[0].fps / (1 + margin),
+        # Not the margin of the table: its error changes by each search, and a study goes on.
+        max_ms=1000.0 / search.candidate.limits[0].fps / (1 + CHECKED_MARGIN),
         evaluator=search.evaluator.name,
         based_on=search.based_on,
     )
@@ -218,5 +222,10 @@ def _study(workspace: Workspace, search: CandidateSearch, plan: StudyPlan) -> No
     with replacing(workspace.root / "thin" / "study.csv") as temporary:
         study.trials_dataframe().to_csv(temporary, index=False)
     best = best_state(study, problem)
-    if best is not None:
-        search.chain.jump(best)
+    if best is None:
+        return
+    chain = search.chain
+    way = (chain.states[:], chain.trials[:], chain.at_floor)
+    chain.jump(best)
+    if problem.lost(search.by_prediction().state) >= problem.lost(greedy.state):
+        chain.states[:], chain.trials[:], chain.at_floor = way  # no better where limits are kept

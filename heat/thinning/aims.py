@@ -8,7 +8,7 @@ from latency_tables.table import LatencyTable
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.supernet import SearchSpace
 
-from .limits import Pricer
+from .limits import Pricer, refitting
 from .moves import Logits, ThinningRules
 from .nested import whole_chain
 
@@ -33,12 +33,7 @@ def aims(space: SearchSpace, logits: Logits) -> Targets:
 
 def chain_networks(table: LatencyTable, space: SearchSpace, logits: Logits) -> list[Architecture]:
     """Return networks of the greedy chain by a table's predictions, from the full one down."""
-
-    def no_more(architecture: Architecture) -> None:
-        table.refit(architecture.entries().values())
-
-    prices = Pricer(table, space, logits, no_more)
-
+    prices = Pricer(table, space, logits, refitting(table))
     states = whole_chain(space, logits, ThinningRules(stage_rule="all"), prices.table_ms)
     last = len(states) - 1
     places = np.linspace(0, last, min(ON_THE_CHAIN, last + 1)).round().astype(int)

@@ -22,7 +22,7 @@ from .filling import lacks, measure_table, refresh
 from .greedy import Trial
 from .journal import Journal, fingerprint
 from .ledger import write_ledger
-from .limits import Cost, Limits, Pricer, worst_ms
+from .limits import Cost, Limits, Pricer, refitting, worst_ms
 from .measuring import NetworkMeter, measure_state
 from .moves import Logits, State, ThinningRules
 from .proxies import ApDropBy, Evaluator, choose
@@ -95,7 +95,7 @@ def open_search(
     space = candidate.space
     if source.supernet is not None:
         check_fits(source.supernet, space, workspace)
-        decided = with_global_block(source.supernet, candidate.targets[0])
+        decided = with_global_block(source.supernet, candidate.targets)
         block = decided.template.global_block
         space = replace(decided, template=space.template.with_(global_block=block))
         candidate = replace(candidate, space=space)
@@ -122,21 +122,24 @@ def open_search(
         if ap_drop == "auto" and source.supernet is not None and source.supernet.elastic:
             ap_drop = "mass"  # the chain whose networks were trained
         evaluator = choose(ap_drop, evaluations, space, source.logits, rules)
+        tables = [
+            open_table(workspace.tables, target, size, trust=trust) for target in candidate.targets
+        ]
         run = fingerprint(
             form=str(candidate),
+            measured_under=[asdict(table.conditions) for table in tables],
             network=space.template.to_json(),
             limits=[asdict(limit) for limit in candidate.limits],
         )
         # One file a candidate: several are open at once.
         measured = Journal(workspace.root / "thin" / f"measured-{run}.jsonl", run)
         goals = []
-        for target, limits in zip(candidate.targets, candidate.limits, strict=True):
-            table = open_table(workspace.tables, target, size, trust=trust)
+        of_each = zip(tables, candidate.targets, candidate.limits, strict=True)
+        for table, target, limits in of_each:
             goals.append(_goal(workspace, table, target, limits, space, source.logits, measured))
         latency_ms = worst_ms([goal.prices for goal in goals], candidate.limits)
         chain = Chain(space, source.logits, rules, latency_ms, evaluator.drop)
         chain.on_step = _follow(workspace, chain, candidate.limits[0].fps)
-        tables = [goal.prices.table for goal in goals]
         based_on = fingerprint(
             supernet=source.digest,
             tables=[[asdict(t.conditions), _content(t)] for t in tables],
@@ -169,6 +172,12 @@ def _goal(
     if no_memory and (not target.here or target.runtime == "torch"):  # torch's is not measured
         raise UserError(f"{table.conditions.stem} has no memory model: leave --max-memory-mb out")
     if not target.here:
+        if limits.percentile == "p95":
+            print(
+                f"warning: tables predict medians: --at p95 is compared with the median on "
+                f"{target.name}, which is not here",
+                file=sys.stderr,
+            )
         return Goal(Pricer(table, space, logits, table.sum_ms), limits, None)
     if no_memory:
         measure_table(workspace, table, space, logits, Checks())
@@ -199,10 +208,7 @@ def _goal(
             journal=lambda take: journal.value(key, take),
         )
 
-    def ensure(architecture: Architecture) -> None:
-        table.refit(architecture.entries().values())
-
-    return Goal(Pricer(table, space, logits, ensure), limits, measure)
+    return Goal(Pricer(table, space, logits, refitting(table)), limits, measure)
 
 
 def _follow(workspace: Workspace, chain: Chain, fps: float) -> Callable[[list[Trial]], None]:

@@ -138,14 +138,15 @@ def other_settings(target: Target) -> Iterator[tuple[str, Setting]]:
     threads = [(f"--threads {n}", replace(setting, threads=n)) for n in reversed(counts)]
     yield from (way for way in threads if way[1].threads > setting.threads)
     other = OTHER_RUNTIME[setting.runtime]
-    runtimes = [(f"--runtime {other} ", other)] if installed_runtimes()[other] else []
-    for flags, runtime in runtimes:
-        yield flags.strip(), replace(setting, runtime=runtime, spinning="brief", pinning=False)
+    # As `heat thin` takes them over: how threads wait belongs to a runtime.
+    there = replace(setting, runtime=other, spinning="brief", pinning=False)
+    runtimes = [(f"--runtime {other} ", there)] if installed_runtimes()[other] else []
+    for flags, found in runtimes:
+        yield flags.strip(), found
     for precision in PRECISIONS:
         if precision != setting.precision:
-            for flags, runtime in [("", setting.runtime), *runtimes]:
-                wanted = replace(setting, runtime=runtime, precision=precision, spinning="brief")
-                yield f"{flags}--precision {precision}", wanted
+            for flags, found in [("", setting), *runtimes]:
+                yield f"{flags}--precision {precision}", replace(found, precision=precision)
     yield from (way for way in threads if way[1].threads < setting.threads)
 
 

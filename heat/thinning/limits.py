@@ -174,6 +174,11 @@ class Pricer:
             self.memory *= measured.memory_mb / predicted.memory_mb
 
 
+def refitting(table: LatencyTable) -> Callable[[Architecture], object]:
+    """Return what gives a table, by its model, the entries that it lacks of an architecture."""
+    return lambda architecture: table.refit(architecture.entries().values())
+
+
 def cost_of(latency: Latency, size_mb: float, memory_mb: float, p95_share: float) -> Cost:
     """Return the cost of a network from its latency over the machine's states."""
     ms = latency.sustained_ms

@@ -210,7 +210,8 @@ def _measure(found: Settled, goals: Sequence[Goal]) -> None:
         measured = goal.measure(found.state) if goal.measure else None
         found.measured.append(measured)
         cost = measured or predicted
-        found.broken += goal.limits.broken(cost)
+        device = f"{goal.prices.table.conditions.device}: " if len(goals) > 1 else ""
+        found.broken += [f"{device}{reason}" for reason in goal.limits.broken(cost)]
         found.surely_broken |= bool(goal.limits.broken(_at_best(cost)))
         load = max(load, goal.limits.load(cost))
         if measured is not None:

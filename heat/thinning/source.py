@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,15 @@ class Source:
         return "supernet" if self.supernet is not None else "prior (no supernet trained)"
 
 
-def with_global_block(supernet: Supernet, target: Target) -> SearchSpace:
-    """Return the supernet's space with its global block decided: cw on CPUs (spec section 7)."""
+def with_global_block(supernet: Supernet, targets: Sequence[Target]) -> SearchSpace:
+    """Return the supernet's space with its global block decided: cw on CPUs (spec section 7).
+
+    One CPU among several devices suffices.
+    """
     if not supernet.space.global_choice:
         return supernet.space
-    kind = "cw" if target.device.kind == "cpu" else supernet.best_global_block()
+    on_cpu = any(target.device.kind == "cpu" for target in targets)
+    kind = "cw" if on_cpu else supernet.best_global_block()
     template = supernet.space.template.with_(global_block=kind)
     return replace(supernet.space, template=template, global_choice=False)
 

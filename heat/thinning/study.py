@@ -2,7 +2,7 @@
 
 A study's storage is shared by as many workers on as many machines as join it: a journal file, or a
 database (SQLite, PostgreSQL). What a killed worker was trying is tried again. The first trial of
-every study is the greedy result, so no study ends worse than that.
+every study is the greedy result; where a study finds nothing better, `heat thin` keeps that.
 """
 
 import os

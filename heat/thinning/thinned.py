@@ -110,6 +110,8 @@ class Thinned:
     devices: tuple[OfDevice, ...]
     checked_ways: tuple[Way, ...] = ()
     """Where the target is out of reach: other ways that were measured, best first."""
+    candidates: tuple[str, ...] = ()
+    """What was chosen from: sizes, runtimes and precisions, in words."""
     out_of_reach: bool = field(default=False)
     seconds: float = 0.0
 
@@ -131,10 +133,17 @@ class Thinned:
 
     def is_for(self, target: Target, limits: Limits) -> bool:
         """Return whether a network was asked for on this device within these limits."""
-        asked = (target.device.name, target.runtime, target.precision, target.threads)
-        of = (self.requested, self.runtime, self.precision, self.threads)
+        asked = (target.device.name, target.setting)
+        of = (self.requested, replace(target.setting, **self._setting))
+        if target.here and (not self.here or target.name != self.device):
+            return False  # of another machine, for which the same name stood there
         # The record has one frame rate: that of the limit that asks for more.
         return of == asked and self.limits == replace(limits, target_fps=limits.fps)
+
+    @property
+    def _setting(self) -> dict[str, Any]:
+        names = ("runtime", "precision", "threads", "spinning", "pinning")
+        return {name: getattr(self, name) for name in names}
 
     def to_dict(self) -> dict[str, object]:
         """Return the record as JSON values; the network of a floor is under `floor`."""
@@ -157,6 +166,7 @@ class Thinned:
             found["devices"] = tuple(OfDevice(**device) for device in values["devices"])
             height, width = values["input_size"]
             found["input_size"] = (height, width)
+            found["candidates"] = tuple(values.get("candidates", ()))
             found["widths"], found["blocks"] = tuple(values["widths"]), tuple(values["blocks"])
             found["positions"] = tuple(tuple(chosen) for chosen in values["positions"])
             return cls(**found)
