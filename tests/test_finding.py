@@ -157,6 +157,10 @@ def test_one_object_at_one_place() -> None:
     # A box that is not shown suppresses none that is.
     limits = np.array([0.45, 0.95], np.float32)
     assert one.once(limits).above(limits).scores.tolist() == [0.5]
+    # 100 pixels each; 56 and 60 of them are shared: IoU 56 / 144 and 60 / 140.
+    for shift, count in ((4.4, 2), (4.0, 1)):
+        two = found([[0, 0, 10, 10], [shift, 0, 10 + shift, 10]], [0.9, 0.8], [0, 0])
+        assert len(two.once().scores) == count, shift
     nested = found([[0, 0, 10, 10], [1, 1, 9, 8], [3, 3, 6, 6]], [0.5, 0.6, 0.7], [0, 0, 0])
     assert nested.once().scores.tolist() == [pytest.approx(0.7), pytest.approx(0.6)]
 

@@ -7,6 +7,7 @@ shows that a network stays on its device, not what a GPU computes (`test_gpu.py`
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -199,7 +200,7 @@ def test_without_a_gpu_nothing_is_started(tmp_path: Path) -> None:
     assert code == 1
     assert {line["why"] for line in lines} == {"not started: no GPU (nvidia-smi lists none)"}
     code, lines, _ = gpu_day("--out", tmp_path / "day", "--minutes", 0.05)
-    assert "not started: 2 s are left, it needs 3" in lines[0]["why"] or "3 s" in lines[0]["why"]
+    assert re.match(r"not started: [23] s are left, it needs 3", lines[0]["why"])
 
 
 def test_a_card_that_torch_cannot_use_is_named(

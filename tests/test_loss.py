@@ -105,14 +105,19 @@ def test_a_batch_has_a_ground_truth_for_each_image() -> None:
 def test_perfect_boxes_cost_nothing() -> None:
     decode = Decode((32,), 1, (64, 64), 0.0)
     anchors = decode.anchors_xyxy(2, 2)
-    loss = detection_loss(
-        torch.zeros(1, 1, 1, 2, 2),
-        torch.zeros(1, 1, 4, 2, 2),
-        [GroundTruth(anchors[3:], torch.tensor([0]))],
-        decode,
-    )
-    assert loss.positives >= 1
-    assert 0 <= float(loss.boxes) < 2.0
+    truth = GroundTruth(anchors[3:], torch.tensor([0]))
+
+    def cost(deltas_B4hw: torch.Tensor) -> float:
+        loss = detection_loss(torch.zeros(1, 1, 1, 2, 2), deltas_B4hw[:, None], [truth], decode)
+        assert loss.positives >= 1
+        return float(loss.boxes)
+
+    perfect = torch.zeros(1, 4, 2, 2)
+    assert cost(perfect) == pytest.approx(0.0, abs=1e-6)
+    for channel in range(4):
+        wrong = perfect.clone()
+        wrong[:, channel] = 0.5
+        assert cost(wrong) > 0.05, channel
 
 
 def test_focal_loss_by_hand() -> None:

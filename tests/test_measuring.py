@@ -340,7 +340,7 @@ def test_the_watch_sees_load() -> None:
         time.sleep(1.0)
         found = watch.read()
         busy.kill()
-    assert found.other_load > 0.3 and found.slowdown >= 0
+    assert found.other_load > 0.3
     watch.read()
     end = time.process_time() + 0.5
     while time.process_time() < end:

@@ -66,6 +66,8 @@ def test_the_example_of_own_data_runs(
     try:
         built = example(monkeypatch, "own_data.py", "--data", shapes, *asked)["built"]
     except PromiseError as error:
+        if " FPS" not in str(error):  # a promise of something else than speed
+            raise
         pytest.skip(f"this machine is too busy to keep a frame rate: {error}")
     assert built.bundle.is_dir() and built["trained"]
 
@@ -80,7 +82,7 @@ def test_the_notebooks_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
         try:
             exec(compile(source, f"{path.name}, cell {number}", "exec"), names)
         except PromiseError as error:
-            if path.stem == "fleet":  # there nothing is measured
+            if path.stem == "fleet" or " FPS" not in str(error):  # there nothing is measured
                 raise
             pytest.skip(f"this machine is too busy to keep a frame rate: {error}")
 

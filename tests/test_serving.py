@@ -163,6 +163,8 @@ def test_ovms_is_given_a_model_with_the_cards_names(
             precision=precision,
         )  # fmt: skip
     except PromiseError as error:
+        if precision == "f32" or "bf16" not in str(error):
+            raise
         pytest.skip(str(error))  # a CPU without bf16
     layout = write_serving(bundle, card, tmp_path / "serving", "street")
     assert sorted(str(p.relative_to(layout)) for p in layout.rglob("*") if p.is_file()) == [

@@ -62,7 +62,7 @@ def ledger(out: Path) -> list[dict[str, str]]:
 def test_a_reachable_target_is_met_and_not_by_far(workspace: Path) -> None:
     target = 1.25 * Workspace(workspace).need("thin", "heat thin")["measured_fps"]
     code, thinned, errors = run("thin", "--target-fps", target, *HERE, "--out", workspace)
-    assert code == 0 or (code == 3 and "run heat thin again" in errors), errors
+    assert code in (0, 3) and thinned["met"] is (code == 0), errors
     if code == 0:
         # The window is met where the space has such a network; this one is tiny.
         assert 1.0 <= thinned["measured_fps"] / target < 1.5 * OVERSHOOT
@@ -74,7 +74,7 @@ def test_a_latency_limit_at_a_percentile(workspace: Path) -> None:
     asked = ["--max-latency-ms", limit, "--at", "p95", *HERE, "--out", workspace]
     code, thinned, errors = run("thin", *asked)
     # On a disturbed machine the slowest runs are far slower than the others.
-    assert code == 0 or "run heat thin again" in errors or "p95" in errors, errors
+    assert code in (0, 3) and thinned["met"] is (code == 0), errors
     if code == 0:
         assert thinned["measured_p95_ms"] <= limit and thinned["steps"] > 0
 
