@@ -17,7 +17,9 @@ from typing import Any
 
 from latency_tables.probe.lock import lock_file
 from latency_tables.table_file import read_table
-from tests.faulting import STAGES, Child, Outcome, Place, forked, half_written
+from tests.fault_stages import STAGES, Place
+from tests.faulting import Child, Outcome, forked
+from tests.whole_files import half_written
 
 Found = dict[str, Any]
 HEAT = (sys.executable, "-m", "heat")

@@ -32,16 +32,9 @@ from result import RESULTS, tell
 from supernet.atomic import write_text
 from supernet.data.shapes import make_shapes
 from tests.brief import measure_briefly
-from tests.faulting import (
-    STAGES,
-    Child,
-    Place,
-    Results,
-    Stage,
-    forked,
-    half_written,
-    remains,
-)  # fmt: skip
+from tests.fault_stages import STAGES, Place, Results, Stage
+from tests.faulting import Child, forked
+from tests.whole_files import half_written, remains  # fmt: skip
 
 CHAIN = 3
 """Kills of a command before it is let run to its end."""

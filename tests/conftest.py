@@ -1,20 +1,26 @@
 """Fixtures: data the project makes itself, and the real sets where they lie beside the checkout."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import deploy.teachers.looking
 from latency_tables.models import randomise
-from supernet.data.shapes import make_shapes
+from supernet.data.shapes import draw, make_shapes
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
+from supernet.letterbox import Image
 from tests.brief import measure_briefly
+from tests.bundles import export
+from tests.command_line import run
 from tests.no_network import guard
+from tests.workspaces import thin_by_estimate
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -82,6 +88,60 @@ def network(unit: Architecture) -> Detector:
     network = Detector(unit.with_(input_size=(96, 128))).eval()
     randomise(network)
     return network
+
+
+@pytest.fixture
+def images() -> list[Image]:
+    """Four drawn images."""
+    rng = np.random.default_rng(3)
+    return [draw(rng).pixels for _ in range(4)]
+
+
+@pytest.fixture
+def bundle(network: Detector, images: list[Image], tmp_path: Path) -> Path:
+    """A bundle of an untrained network."""
+    return export(network, tmp_path / "bundle", images[:2], "openvino").folder
+
+
+@pytest.fixture
+def small(unit: Architecture) -> Architecture:
+    """A network with each operator, for four classes."""
+    return unit.with_(input_size=(96, 128), num_classes=4, blocks=("R", "S", "RW", "W"))
+
+
+@pytest.fixture
+def smallest(unit: Architecture) -> Architecture:
+    """The quickest network to train, for four classes."""
+    return unit.with_(input_size=(64, 96), num_classes=4, blocks=("R", "R", "R", "R"))
+
+
+@pytest.fixture(scope="session")
+def thinned_by_estimate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("thinned") / "run"
+    thin_by_estimate(out)
+    return out
+
+
+@pytest.fixture
+def thinned(thinned_by_estimate: Path, tmp_path: Path) -> Path:
+    """Return a workspace of one's own with a thinned network that nobody trained."""
+    return shutil.copytree(thinned_by_estimate, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def trained_preset(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "run"
+    tiny = ["--input-size", "96x128", "--epochs", 1, "--eval-every", 0]
+    preset = ["--architecture", "pico", *tiny]
+    code, _, errors = run("train", "--data", shapes, *preset, "--out", out)
+    assert code == 0, errors
+    return out
+
+
+@pytest.fixture
+def trained(trained_preset: Path, tmp_path: Path) -> Path:
+    """Return a workspace of one's own with a trained preset, in which nothing was thinned."""
+    return shutil.copytree(trained_preset, tmp_path / "run")
 
 
 class _Here:

@@ -4,34 +4,21 @@ import contextlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import cv2
 import numpy as np
-import torch
 
 from deploy.edge.capture import Source, is_animated
-from deploy.edge.detect import Bundle, read_card
+from deploy.edge.detect import read_card
 from deploy.edge.ladder import read_ladder
-from deploy.edge.runtimes import open_session
-from deploy.export import export_bundle
-from deploy.feeds import described, inputs_of, refuse_open_ranks
-from deploy.form import Form
-from deploy.teachers.asked import Asked
-from deploy.teachers.detector import Seen, Teacher, TeacherFacts, ToSee
-from deploy.teachers.encoder import EncoderRequest
-from deploy.teachers.onnx_encoder import OnnxEncoder
-from deploy.teachers.seen_file import SeenFile
 from heat.cli import main
 from heat.commands.fleet_file import read_fleet
-from heat.stages.elastic import read_plan
 from heat.stages.network import load_network
-from heat.thinning.moves import State
-from heat.thinning.nested import members_of
-from heat.thinning.source import elastic_members, load_elastic, load_supernet
+from heat.thinning.source import load_supernet
 from heat.thinning.thinned import find_thinned
 from heat.views.outputs import is_pack
 from heat.workspace import Workspace
@@ -46,25 +33,37 @@ from latency_tables.roofline import Efficiencies
 from latency_tables.table_file import read_table, write_table
 from latency_tables.terms import terms
 from supernet.atomic import check_replaceable
-from supernet.checkpoint import CheckpointInfo, read_info, save_checkpoint
+from supernet.checkpoint import read_info
 from supernet.data.coco import load_split
 from supernet.data.format_names import Format
 from supernet.data.formats import format_of, read_export
 from supernet.data.shapes import make_shapes
-from supernet.data.unlabelled import UnlabelledImages
 from supernet.graph.style import FORMS_VERSION
-from supernet.graph.writer import GraphWriter
-from supernet.heatdetr.architecture import Architecture
-from supernet.heatdetr.detector import Detector
-from supernet.heatdetr.supernet import SearchSpace, Supernet
+from supernet.heatdetr.supernet import SearchSpace
 from supernet.letterbox import read_image
 from supernet.network import read_architecture
-from supernet.train.feature_cache import FeatureCache
-from supernet.train.feature_key import CacheKey
 from supernet.train.transfer import read_source
+from tests.fuzzed_models import (
+    CARD,
+    read_bundle,
+    read_elastic,
+    read_encoder,
+    read_features,
+    read_model,
+    read_seen,
+    read_teacher,
+    small,
+    write_bundle,
+    write_checkpoint,
+    write_elastic,
+    write_features,
+    write_image,
+    write_model,
+    write_seen,
+    write_teacher,
+)
 from tests.tool_exports import write_cvat_export, write_tasks, write_voc_export
 from tests.toy_encoders import write_encoder
-from tests.toy_teachers import nms_rows, write_onnx
 
 
 @dataclass(frozen=True)
@@ -79,13 +78,6 @@ class Reader:
     """Which of its files are mutated."""
 
 
-def small() -> Architecture:
-    return Architecture(
-        widths=(32, 32, 32, 32), blocks=("R", "S", "W", "R"), t1_blocks=1, t2_blocks=1,
-        num_classes=4, input_size=(64, 96),
-    )  # fmt: skip
-
-
 def write_coco(folder: Path) -> None:
     make_shapes(folder, train=2, val=1)
 
@@ -98,16 +90,6 @@ def read_tool(kind: str) -> Callable[[Path], object]:
     return lambda folder: (format_of(folder), read_export(folder, cast(Format, kind), None))
 
 
-def write_image(suffix: str) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
-        pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-        ok, data = cv2.imencode(f".{suffix}", pixels)
-        assert ok
-        (folder / f"image.{suffix}").write_bytes(data.tobytes())
-
-    return write
-
-
 def write_estimate(folder: Path) -> None:
     template = small()
     entries = space_entries(template, template.widths, oa=False)
@@ -116,45 +98,6 @@ def write_estimate(folder: Path) -> None:
     for suffix in (".csv", ".json"):
         (found,) = folder.glob(f"*{suffix}")
         found.rename(folder / f"table{suffix}")
-
-
-def save(path: Path, network: Detector | Supernet, **facts: object) -> None:
-    """Write a checkpoint as a training does."""
-    detector = isinstance(network, Detector)
-    info = CheckpointInfo(
-        kind="detector" if detector else "supernet",
-        description=(network.architecture if detector else network.space).to_json(),
-        names=("a", "b", "c", "d"),
-        epoch=1,
-        epochs=1,
-        facts=facts,
-    )
-    save_checkpoint(path, network.state_dict(), info)
-
-
-def write_checkpoint(folder: Path) -> None:
-    save(folder / "weights.safetensors", Detector(small()), history=[])
-
-
-def write_elastic(folder: Path) -> None:
-    workspace = Workspace(folder)
-    workspace.elastic.mkdir(exist_ok=True)
-    supernet = Supernet(SearchSpace(template=small(), positions=(1, 1, 1, 1)))
-    logits = supernet.logits()
-    members = members_of([State.full(supernet.space)], supernet.space, logits)
-    plan = {"supernet": "0" * 64, "networks": [member.to_dict() for member in members]}
-    save(workspace.elastic / "weights.safetensors", supernet, elastic=plan)
-    asked = plan | {"asked": plan["networks"]}
-    (workspace.elastic / "plan.json").write_text(json.dumps(asked))
-
-
-def read_elastic(folder: Path) -> object:
-    workspace = Workspace(folder)
-    supernet = load_elastic(workspace)
-    if supernet is None:
-        return None
-    trained = elastic_members(workspace.elastic / "weights.safetensors", supernet.space.template)
-    return trained, read_plan(workspace.elastic / "plan.json", supernet.space, "0" * 64)
 
 
 def write_text(name: str, text: str) -> Callable[[Path], None]:
@@ -241,28 +184,6 @@ def write_results(folder: Path) -> None:
     (folder / "results.jsonl").write_text(lines, encoding="utf-8")
 
 
-CARD = {
-    "format": 1, "names": ["a"], "runtime": "onnxruntime", "precision": "f32", "threads": 1,
-    "model": "model.onnx", "input": {"height": 64, "width": 96}, "files": {},
-}  # fmt: skip
-
-
-def write_bundle(folder: Path) -> None:
-    torch.manual_seed(0)
-    image = np.zeros((64, 96, 3), np.uint8)
-    with contextlib.redirect_stderr(io.StringIO()):
-        export_bundle(
-            Detector(small()).eval(), folder / "bundle", Form(format="onnx"),
-            names=["a", "b", "c", "d"], images=[image],
-            facts={"trained": False, "target_fps": None},
-        )  # fmt: skip
-
-
-def read_bundle(folder: Path) -> object:
-    with Bundle(folder / "bundle") as bundle:
-        return bundle.detect(np.zeros((40, 60, 3), np.uint8))
-
-
 def write_video(folder: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     writer = cv2.VideoWriter(str(folder / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (32, 24))
@@ -283,74 +204,6 @@ def read_video(folder: Path) -> object:
         source.close()
 
 
-TEACHER = {"names": "{0: 'a', 1: 'b'}", "imgsz": "[64, 96]"}
-
-
-def write_teacher(folder: Path) -> None:
-    """Write an ONNX detector, and the files that lie beside it."""
-    rows = nms_rows([1, 1, 20, 20, 0.9, 1])
-    write_onnx(folder / "model.onnx", {"out": rows}, shape=(1, 3, "h", "w"), metadata=TEACHER)
-    values = {"do_rescale": True, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2],
-              "size": {"height": 64, "width": 96}}  # fmt: skip
-    (folder / "preprocessor_config.json").write_text(json.dumps(values))
-    write_image("jpg")(folder)
-
-
-def read_teacher(folder: Path) -> object:
-    teacher = Teacher(Asked(teacher=folder / "model.onnx"))
-    return teacher.facts(), teacher.see(ToSee(folder / "image.jpg"))
-
-
-def read_encoder(folder: Path) -> object:
-    encoder = OnnxEncoder(EncoderRequest(source=str(folder / "model.onnx")))
-    height, width = encoder.facts().input_hw
-    return encoder.features(np.zeros((1, height, width, 3), np.uint8))
-
-
-SEEN_BY = TeacherFacts("a", "b", ("c",), "d", {})
-
-
-def write_seen(folder: Path) -> None:
-    boxes = np.array([[1, 2, 3, 4]], np.float32)
-    found = (boxes, np.array([0.5], np.float32), np.array([0]))
-    with SeenFile(folder / "teacher.jsonl", SEEN_BY, option="another --out") as file:
-        for key in ("first", "second"):
-            file.add(key, Seen((64, 96), found))
-
-
-def read_seen(folder: Path) -> object:
-    with SeenFile(folder / "teacher.jsonl", SEEN_BY, option="another --out") as file:
-        return file.find("first", (64, 96)), file.find("second")
-
-
-FEATURES = CacheKey(
-    teacher="a", digest="b", input_hw=(8, 8), normalisation="none", maps=(("c", 3, 2, 2),),
-    images="d", num_images=3, views=1,
-)  # fmt: skip
-
-
-def features_in(folder: Path) -> FeatureCache:
-    images = UnlabelledImages((folder,), tuple(folder / f"{name}.jpg" for name in "abc"))
-    return FeatureCache(folder, FEATURES, images)
-
-
-def write_features(folder: Path) -> None:
-    class Zeros:
-        def stream(self, images: Iterable[Any]) -> Iterator[list[Any]]:
-            for batch in images:
-                yield [np.zeros((len(batch), 3, 2, 2), np.float16)]
-
-    cache = features_in(folder)
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    a, b, c = cache.images.paths
-    cache.fill(Zeros(), ((a, pixels), (b, None), (c, pixels)))
-
-
-def read_features(folder: Path) -> object:
-    cache = features_in(folder).check(restart=False)
-    return cache.scales if cache.complete else None, cache.usable
-
-
 def write_pack(folder: Path) -> None:
     model = Model(b"no model", {"x": ((1, 2), "float32")})
     manifest = {
@@ -367,23 +220,6 @@ def read_pack(folder: Path) -> object:
     check_replaceable(path, "--pack", is_pack)
     pack = Pack(path)
     return pack.setting, pack.model("k")
-
-
-def write_model(folder: Path) -> None:
-    graph = GraphWriter()
-    x = graph.input("x", (1, 3, 8, 8))
-    weights = np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)
-    y = graph.unary("Sigmoid", graph.binary("Mul", x, graph.const(weights)))
-    model = graph.model([("y", y, "float32")])
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-
-
-def read_model(folder: Path) -> object:
-    """Load it and make inputs for it as the process of `heat bench` does."""
-    path = folder / "model.onnx"
-    with open_session("onnxruntime", path, 1) as session:
-        refuse_open_ranks(session, path)
-        return described(inputs_of(session))
 
 
 def write_thinned(folder: Path) -> None:

@@ -18,7 +18,7 @@ from deploy.edge.saving import recordings_of
 from deploy.edge.work import DetectOptions, detect_stream
 from supernet.errors import DataError
 from supernet.letterbox import Image
-from tests.test_videos import FakeBundle, facts, found, frame
+from tests.fake_videos import FakeBundle, facts, found, frame
 
 KILLED = """
 import os, signal, sys

@@ -25,7 +25,7 @@ from latency_tables.threads import thread_check
 from supernet.data.shapes import draw
 from supernet.errors import DataError, UserError
 from supernet.heatdetr.detector import Detector
-from tests.test_videos import write_video
+from tests.fake_videos import write_video
 
 SESSIONS = (OnnxRuntimeSession, OpenVinoSession)
 Counts = dict[str, int]

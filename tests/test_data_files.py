@@ -18,6 +18,7 @@ from supernet.data.coco import load_split
 from supernet.data.image_files import image_size, list_images
 from supernet.errors import DataError
 from supernet.image_header import avif_orientation, is_avif
+from supernet.letterbox import Image as Pixels
 from supernet.letterbox import letterbox, read_image
 from supernet.train.recipes import TrainConfig
 from supernet.train.samples import Samples
@@ -224,3 +225,12 @@ def test_the_check_counts_as_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("supernet.data.check.Progress.advance", lambda *_: seen.append(1))
     check_data(write_coco(tmp_path, [note()]))
     assert len(seen) == 2
+
+
+def test_lettered_picture_is_read_back(tmp_path: Path, images: list[Pixels]) -> None:
+    path = tmp_path / "größe 1.png"
+    ok, data = cv2.imencode(".png", images[0][:, :, ::-1])
+    assert ok
+    path.write_bytes(data.tobytes())
+    image = read_image(path)
+    assert image is not None and (image == images[0]).all()

@@ -171,6 +171,12 @@ def test_a_member_is_thinned_again_for_another_wish(
     assert was_thinned_for(root, Wanted(candidates, data, trust=False)) is not again
 
 
+def one_frame_a_second(workspace: Path) -> Wanted:
+    how = {"devices": ["cpu"], "runtime": "onnxruntime", "threads": 1}
+    candidates, data = find_candidates(Workspace(workspace), Limits(target_fps=1), **how)
+    return Wanted(candidates, data, trust=False)
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -178,31 +184,21 @@ def test_a_member_is_thinned_again_for_another_wish(
         {"runtime_version": "0.9"},
         {"spinning": "never"},
         {"candidates": ["96x128 cpu onnxruntime f32", "64x96 cpu onnxruntime f32"]},
-        {"candidates": []},  # of an older version
     ],
 )
-def test_a_member_of_other_conditions_is_thinned_again(
-    workspace: Path, other: dict[str, Any]
-) -> None:
-    root = Workspace(workspace)
-    candidates, data = find_candidates(
-        root, Limits(target_fps=1), devices=["cpu"], runtime="onnxruntime", threads=1
-    )
-    wanted = Wanted(candidates, data, trust=False)
+def test_of_other_conditions_it_is_thinned_again(workspace: Path, other: dict[str, Any]) -> None:
+    root, wanted = Workspace(workspace), one_frame_a_second(workspace)
     assert was_thinned_for(root, wanted)
     root.record("thin", root.stage("thin") | other)
     assert not was_thinned_for(root, wanted)
 
 
 def test_a_promise_that_an_export_broke_is_thinned_again(workspace: Path) -> None:
-    root = Workspace(workspace)
-    candidates, data = find_candidates(
-        root, Limits(target_fps=1), devices=["cpu"], runtime="onnxruntime", threads=1
-    )
+    root, wanted = Workspace(workspace), one_frame_a_second(workspace)
     root.record("export-onnx", {"broken": None})
-    assert was_thinned_for(root, Wanted(candidates, data, trust=False))
+    assert was_thinned_for(root, wanted)
     root.record("export-onnx", {"broken": ["40 FPS, target 60"]})
-    assert not was_thinned_for(root, Wanted(candidates, data, trust=False))
+    assert not was_thinned_for(root, wanted)
 
 
 def test_a_training_of_an_earlier_thinning_is_not_exported(

@@ -2,130 +2,37 @@
 
 import json
 import re
-import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import onnx
 import pytest
 import torch
 
-from deploy.edge.runtimes import open_session
 from deploy.form import Form
-from deploy.gate import check_parity
-from deploy.parity import compare
-from deploy.quantize import quantize
 from heat.commands.find import deployed_as
 from heat.spaces import search_space
 from heat.stages.build import _is_thinned
-from heat.stages.export import Wish, _facts
+from heat.stages.export import _facts
 from heat.stages.network import load_network
 from heat.stages.promise import Promise, is_network, is_run_so, promise_of
 from heat.stages.report import _kept, write_report
-from heat.thinning import judging
 from heat.thinning.candidates import Candidate, open_search
-from heat.thinning.judging import images_of, judge_of, pixels_digest
 from heat.thinning.limits import Limits
-from heat.thinning.moves import State, ThinningRules
+from heat.thinning.moves import ThinningRules
 from heat.thinning.proxies import ApDropBy
 from heat.thinning.source import Source
 from heat.thinning.thinned import need_thinned
 from heat.workspace import Workspace
 from latency_tables.devices import Target, declared, resolve
 from latency_tables.probe.machine import Gpu
-from supernet.data.coco import load_split
-from supernet.data.shapes import draw
-from supernet.errors import PromiseError, UserError
+from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
-from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import SearchSpace, Supernet
-from supernet.letterbox import Image, read_image
 from supernet.network import find_architecture
 from tests.command_line import fails, run
-
-SMALL_SPACE = ["--space", "micro", "--input-size", "96x128"]
-
-
-def thin_by_estimate(out: Path, *more: object) -> None:
-    """Thin for a Core i7: nothing is measured."""
-    far = ["--device", "cpu-i7", *more, "--out", out]
-    code, _, errors = run("profile", "--estimate", *SMALL_SPACE, *far)
-    assert code == 0, errors
-    code, _, errors = run("thin", "--target-fps", 30, "--trust-table", *far)
-    assert code == 0, errors
-
-
-@pytest.fixture(scope="module")
-def thinned_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("thinned") / "run"
-    thin_by_estimate(out)
-    return out
-
-
-@pytest.fixture
-def thinned(thinned_once: Path, tmp_path: Path) -> Path:
-    """Return a workspace of one's own with a thinned network that nobody trained."""
-    return shutil.copytree(thinned_once, tmp_path / "run")
-
-
-@pytest.fixture(scope="module")
-def trained_once(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("trained") / "run"
-    tiny = ["--input-size", "96x128", "--epochs", 1, "--eval-every", 0]
-    preset = ["--architecture", "pico", *tiny]
-    code, _, errors = run("train", "--data", shapes, *preset, "--out", out)
-    assert code == 0, errors
-    return out
-
-
-@pytest.fixture
-def trained(trained_once: Path, tmp_path: Path) -> Path:
-    """Return a workspace of one's own with a trained preset, in which nothing was thinned."""
-    return shutil.copytree(trained_once, tmp_path / "run")
-
-
-@pytest.fixture
-def images() -> list[Image]:
-    rng = np.random.default_rng(3)
-    return [draw(rng).pixels for _ in range(2)]
-
-
-class Overflowing:
-    """Stands for a graph in half precision whose maps overflow where nothing is detected."""
-
-    def __init__(self, session: Any, value: float) -> None:
-        self._session, self._value = session, value
-
-    def run(self, feeds: Mapping[str, Any]) -> list[Any]:
-        outputs = [output.copy() for output in self._session.run(feeds)]
-        outputs[0].reshape(-1)[:1] = self._value
-        return outputs
-
-    def timed(self, feeds: Mapping[str, Any]) -> float:
-        return 1.0
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("precision", ["f32", "f16", "int8"])
-def test_what_is_not_finite_never_agrees(
-    network: Detector, images: list[Image], value: float, precision: str
-) -> None:
-    with torch.no_grad():  # as an export without training: nothing reaches a score of 0.3
-        network.units["head"].cls.bias.fill_(-8.0)  # type: ignore[operator, union-attr]
-    find = open_session("onnxruntime", network.to_onnx().SerializeToString(), 1)
-    raw = open_session("onnxruntime", network.to_onnx(raw=True).SerializeToString(), 1)
-    exact = compare(network, find.run, raw, images, precision)
-    assert exact.passed and exact.matched == 0 and exact.not_finite == 0
-    parity = compare(network, find.run, Overflowing(raw, value), images, precision)
-    assert not parity.passed and parity.not_finite == len(images)
-    with pytest.raises(PromiseError, match="NaN or infinity on 2 of 2 images"):
-        check_parity(network, Form(), find.run, Overflowing(raw, value), images, None)
-    with pytest.raises(UserError, match="--max-ap-drop nan"):
-        Wish(max_ap_drop=float("nan"))
+from tests.workspaces import SMALL_SPACE, thin_by_estimate
 
 
 def test_a_gpus_prediction_is_held_against_the_gpu(
@@ -242,51 +149,6 @@ def test_an_engine_that_was_not_run_is_reported_as_not_run(thinned: Path) -> Non
     assert "<b>not run</b>" in page and "None" not in page
 
 
-def test_int8_without_labels_claims_nothing(
-    network: Detector, capsys: pytest.CaptureFixture[str], shapes: Path
-) -> None:
-    pixels = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8)
-    plan, attempts = quantize(network, [pixels], None, 1.0)
-    assert plan.ranges and not plan.kept and attempts == []
-    assert "points lost" not in capsys.readouterr().err
-    data = load_split(shapes, "val")
-    empty = [replace(r, boxes_xyxy=r.boxes_xyxy[:0], labels=r.labels[:0]) for r in data.records]
-    assert judge_of(data, list(data.names), network) is not None
-    assert judge_of(data.of(empty), list(data.names), network) is None
-    assert "AP none, it is not compared" in capsys.readouterr().err
-
-
-def test_what_is_judged_is_spread_over_the_split(
-    trained: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a set sorted by class the first images have the first class only."""
-    network, data = load_network(Workspace(trained)).network, load_split(shapes, "train")
-    ids = [record.image_id for record in data.records]
-    monkeypatch.setattr(judging, "JUDGED_IMAGES", 2)
-    judge = judge_of(data, list(data.names), network)
-    assert judge is not None
-    assert [record.image_id for record in judge.data.records] == [ids[0], ids[len(ids) // 2]]
-    last = read_image(data.records[len(ids) // 2].path)
-    assert last is not None and np.array_equal(images_of(data, None, 2)[1], last)
-
-
-def test_an_int8_export_on_images_without_labels_names_no_loss(
-    thinned: Path, tmp_path: Path
-) -> None:
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    rng = np.random.default_rng(0)
-    for index in range(3):
-        cv2.imwrite(str(photos / f"{index}.png"), draw(rng).pixels)
-    asked = ["--network", "thinned", "--precision", "int8", "--images", photos, "--threads", 1]
-    code, exported, errors = run("export", *asked, "--out", thinned)
-    assert code == 0, errors
-    assert "points lost" not in errors and "what INT8 loses is not known" in errors
-    assert exported["precision"] == "int8" and exported["accuracy_check"] is None
-    card = json.loads((Path(exported["bundle"]) / "card.json").read_text())
-    assert card["calibration"]["images"] == 3 and len(card["calibration"]["sha256"]) == 64
-
-
 def test_a_preset_is_exported_without_thinning(trained: Path, shapes: Path) -> None:
     """With `--images` too, where the data of the training was not read, and nothing said so."""
     out = ["--out", trained]
@@ -398,54 +260,6 @@ def test_the_network_that_is_scored_is_the_one_asked_for(
     assert "a bundle holds one network" in fails(2, "eval", *other)
     (trained / "thin" / "architecture.json").unlink()
     assert "architecture.json" in fails(2, "eval", "--network", "thinned", "--data", shapes, *out)
-
-
-def test_the_images_of_an_int8_network_are_part_of_its_evaluation(
-    shapes: Path, tmp_path: Path
-) -> None:
-    """A replaced image of the same size in bytes was not noticed: the old evaluation was kept."""
-    root = shutil.copytree(shapes, tmp_path / "data")
-    for path in (root / "train").iterdir():  # without compression: all of one size
-        pixels = cv2.imread(str(path))
-        path.write_bytes(cv2.imencode(".bmp", pixels)[1].tobytes())
-    space = search_space("micro", input_size=(96, 128), num_classes=4)
-    torch.manual_seed(0)
-    supernet = Supernet(space).eval()
-    source = Source(supernet, supernet.logits(), "digest")
-    run("profile", "--device", "cpu-i7", "--estimate", *SMALL_SPACE, "--out", tmp_path)
-    form = Candidate(space, (declared("cpu-i7"),), (Limits(target_fps=1.0),))
-
-    def evaluations(by: ApDropBy = "mass") -> tuple[int, str]:
-        data = load_split(root, "train")
-        opened = (Workspace(tmp_path), form, source, data, by, ThinningRules(), True)
-        with open_search(*opened) as search:
-            assert search.evaluations is not None and search.evaluations._journal is not None
-            known = len(search.evaluations._journal)
-            search.evaluations.quality(State.full(space), "int8")
-            return known, search.based_on
-
-    assert evaluations()[0] == 0
-    known, mass = evaluations()
-    assert known == 1
-    by_loss = evaluations("loss")[1]
-    data = load_split(root, "train")
-    path = data.records[3].path  # one that ranges of activations are calibrated on
-    pixels = cv2.imread(str(path))
-    path.write_bytes(cv2.imencode(".bmp", 255 - pixels)[1].tobytes())
-    assert load_split(root, "train").digest == data.digest
-    known, again = evaluations()
-    assert known == 0 and again == mass
-    assert evaluations("loss")[1] != by_loss, "a study of other images is another study"
-
-
-def test_a_bundle_names_the_images_it_was_calibrated_on() -> None:
-    rng = np.random.default_rng(0)
-    images = [draw(rng).pixels for _ in range(2)]
-    first = pixels_digest(images)
-    assert pixels_digest([image.copy() for image in images]) == first
-    images[1][0, 0, 0] ^= 1
-    assert pixels_digest(images) != first
-    assert pixels_digest([images[0].reshape(-1)]) != pixels_digest([images[0]])
 
 
 def test_an_export_writes_files_for_a_server(thinned: Path) -> None:

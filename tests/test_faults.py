@@ -23,7 +23,9 @@ from supernet.atomic import append_line, replacing
 from supernet.data.shapes import make_shapes
 from supernet.errors import UserError, out_of_memory
 from supernet.version import __version__
-from tests.faulting import STAGES, Child, Place, Results, forked, half_written, remains
+from tests.fault_stages import STAGES, Place, Results
+from tests.faulting import Child, forked
+from tests.whole_files import half_written, remains
 
 ORDER = ("estimate", "supernet", "thin", "train", "export", "detect")
 MOMENTS = {"supernet": 1, "train": 1, "export": 1, "detect": 2}

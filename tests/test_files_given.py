@@ -18,7 +18,7 @@ from heat.views.outputs import is_drawing, is_pack, is_result
 from supernet.atomic import check_replaceable, write_text
 from supernet.errors import DataError, UserError
 from tests.command_line import fails
-from tests.test_videos import detect, write_video
+from tests.fake_videos import detect, write_video
 
 
 def write(path: Path) -> Path:

@@ -20,7 +20,7 @@ from deploy.edge.work import DetectOptions, detect_stream
 from supernet.data.coco import load_split
 from supernet.errors import DataError, UserError
 from supernet.letterbox import Image
-from tests.test_videos import FakeBundle, detect, write_video
+from tests.fake_videos import FakeBundle, detect, write_video
 
 
 def found(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Found:

@@ -131,6 +131,9 @@ def test_files_are_short() -> None:
     for module, path in sources().items():
         lines = len(path.read_text(encoding="utf-8").splitlines())
         assert lines <= 330, f"{module} has {lines} lines: one idea per file"
+    for path in Path(__file__).parent.glob("*.py"):
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        assert lines <= 400, f"{path.name} has {lines} lines: one subject per file"
 
 
 @pytest.mark.parametrize(("package", "most"), [("supernet", 16), ("heat", 10)])

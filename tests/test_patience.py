@@ -40,19 +40,14 @@ def data(shapes: Path) -> DetectionSet:
     return replace(found, records=found.records[:4])
 
 
-@pytest.fixture
-def small(unit: Architecture) -> Architecture:
-    return unit.with_(input_size=(64, 96), num_classes=4, blocks=("R", "R", "R", "R"))
-
-
 def train(
-    small: Architecture, data: DetectionSet, folder: Path, aps: list[float], **changes: Any
+    smallest: Architecture, data: DetectionSet, folder: Path, aps: list[float], **changes: Any
 ) -> TrainResult:
     """Train with scores that are given, for each epoch one."""
     given = iter(aps)
     running = Running(judge=lambda _: {"ap": next(given)}, judge_every=1, **changes)
     torch.manual_seed(1)
-    return fit(Detector(small), data, CONFIG, folder, running)
+    return fit(Detector(smallest), data, CONFIG, folder, running)
 
 
 def test_epochs_are_counted_from_the_first_best_above_0() -> None:
@@ -68,11 +63,11 @@ def test_epochs_are_counted_from_the_first_best_above_0() -> None:
 
 
 def test_training_stops_early_and_is_finished(
-    data: DetectionSet, small: Architecture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: DetectionSet, smallest: Architecture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """AP is highest in the third of eight epochs, so two epochs later training ends."""
     aps = [0.0, 0.1, 0.4, 0.3, 0.4, 0.9]
-    done = train(small, data, tmp_path, aps, patience=2)
+    done = train(smallest, data, tmp_path, aps, patience=2)
     assert (done.epochs, done.planned_epochs, done.stopped_early) == (5, 8, True)
     line = "training: stopped early at epoch 5 of 8: AP has not risen for 2 epochs (0.4000 at epoch"
     assert capsys.readouterr().err.count(line) == 1
@@ -87,20 +82,20 @@ def test_training_stops_early_and_is_finished(
 
     before = (tmp_path / "weights.safetensors").read_bytes()
     for changes in ({"patience": 2}, {"patience": 2, "resume": True}, {"resume": True}):
-        again = train(small, data, tmp_path, [], **changes)
+        again = train(smallest, data, tmp_path, [], **changes)
         assert again.finished_before and again.stopped_early and again.epochs == 5
     assert line in capsys.readouterr().err
     assert (tmp_path / "weights.safetensors").read_bytes() == before
 
 
 def test_a_larger_patience_goes_on_as_if_it_had_been_given_first(
-    data: DetectionSet, small: Architecture, tmp_path: Path
+    data: DetectionSet, smallest: Architecture, tmp_path: Path
 ) -> None:
     aps = [0.4, 0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1]
-    assert train(small, data, tmp_path / "cut", aps, patience=2).epochs == 3
-    done = train(small, data, tmp_path / "cut", aps[3:], patience=9, resume=True)
+    assert train(smallest, data, tmp_path / "cut", aps, patience=2).epochs == 3
+    done = train(smallest, data, tmp_path / "cut", aps[3:], patience=9, resume=True)
     assert (done.epochs, done.stopped_early, done.finished_before) == (8, False, False)
-    train(small, data, tmp_path / "whole", aps, patience=9)
+    train(smallest, data, tmp_path / "whole", aps, patience=9)
     one, two = (
         torch.load(tmp_path / name / "state.pt", weights_only=True)["network"]
         for name in ("whole", "cut")
@@ -109,9 +104,9 @@ def test_a_larger_patience_goes_on_as_if_it_had_been_given_first(
 
 
 def test_the_last_epoch_is_no_early_stop(
-    data: DetectionSet, small: Architecture, tmp_path: Path
+    data: DetectionSet, smallest: Architecture, tmp_path: Path
 ) -> None:
-    done = train(small, data, tmp_path, [0.4] * 8, patience=7)
+    done = train(smallest, data, tmp_path, [0.4] * 8, patience=7)
     assert (done.epochs, done.stopped_early) == (8, False)
 
 
@@ -133,9 +128,9 @@ def test_patience_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_an_export_of_a_run_that_stopped_early_warns_of_nothing(
-    data: DetectionSet, small: Architecture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: DetectionSet, smallest: Architecture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(small, data, tmp_path / "train", [0.4, 0.1, 0.1], patience=1)
+    train(smallest, data, tmp_path / "train", [0.4, 0.1, 0.1], patience=1)
     load_network(Workspace(tmp_path))
     assert "training ended at epoch" not in capsys.readouterr().err
 

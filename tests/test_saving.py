@@ -1,6 +1,5 @@
 """`heat detect` on what shells and folders give it, and what it never writes over."""
 
-import io
 import json
 import os
 import subprocess
@@ -13,41 +12,30 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
-from PIL import Image as PilImage
 
 from deploy.edge.detect import Bundle
-from deploy.edge.pixels import as_pixels
+from deploy.edge.drawing import draw
 from deploy.edge.recorder import Recorder
 from deploy.edge.saving import outputs_of, recordings_of
-from deploy.edge.sources import image_paths, is_live, is_video, recording_name
+from deploy.edge.sources import image_paths
 from deploy.edge.work import DetectOptions, detect_files
-from deploy.export import export_bundle
-from deploy.form import Form
 from supernet.data.shapes import draw as draw_shapes
 from supernet.errors import DataError, UserError
 from supernet.heatdetr.detector import Detector
-from supernet.letterbox import Image, letterbox, read_image
-from tests.command_line import fails, run
-from tests.test_videos import BUNDLE, detect, write_video
+from supernet.letterbox import Image, read_image
+from tests.bundles import export
+from tests.command_line import fails
+from tests.fake_videos import BUNDLE, detect, write_image, write_video
 
 
 def files(paths: list[Path], save: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return detect_files(BUNDLE, paths, DetectOptions(save=save))
 
 
-def write(path: Path, value: int = 50) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ok, data = cv2.imencode(path.suffix, np.full((40, 60, 3), value, np.uint8))
-    assert ok
-    path.write_bytes(data.tobytes())
-    return path
-
-
 def test_every_image_has_a_place_of_its_own(tmp_path: Path) -> None:
     shots = tmp_path / "shots"
     for name in ("a.png", "a.jpg", "one/x.jpg", "two/x.jpg"):
-        write(shots / name)
+        write_image(shots / name)
     out = tmp_path / "out"
     records, broken = files(image_paths(shots / "**" / "*"), out)
     assert not broken and len({record["saved"] for record in records}) == 4
@@ -59,16 +47,16 @@ def test_every_image_has_a_place_of_its_own(tmp_path: Path) -> None:
 
 def test_the_users_images_are_never_replaced(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
-    originals = [write(photos / name).read_bytes() for name in ("a.jpg", "b.png")]
+    originals = [write_image(photos / name).read_bytes() for name in ("a.jpg", "b.png")]
     (tmp_path / "link").symlink_to(photos)
     for folder in (photos, tmp_path / "link", photos / ".." / "photos"):
         with pytest.raises(DataError, match="is the folder of"):
             detect([str(photos)], save=folder)
-    tree = [write(tmp_path / "tree" / name / "x.jpg") for name in "ab"]
+    tree = [write_image(tmp_path / "tree" / name / "x.jpg") for name in "ab"]
     with pytest.raises(DataError, match="is a source"):
         detect([str(path) for path in tree], save=tmp_path / "tree")
     copies = tmp_path / "copies"
-    write(copies / "b.png", 70)  # somebody's own, of the same name
+    write_image(copies / "b.png", 70)  # somebody's own, of the same name
     before = (copies / "b.png").read_bytes()
     with pytest.raises(DataError, match=r"b\.png is there already, and not from heat detect"):
         detect([str(photos)], save=copies)
@@ -113,7 +101,7 @@ def test_recordings_of_a_camera_follow_each_other(tmp_path: Path) -> None:
 def test_a_name_of_255_bytes_does_not_stop_the_folder(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     for name in ("a" * 251 + ".png", "ä" * 124 + ".webp", "b.png"):
-        source = write(photos / "x.png")
+        source = write_image(photos / "x.png")
         source.rename(photos / name)
     records, broken = files(image_paths(photos), tmp_path / "out")
     assert len(records) == 3 and not broken
@@ -127,137 +115,11 @@ def test_an_image_wider_than_jpeg_allows_becomes_png(tmp_path: Path) -> None:
     photos.mkdir()
     assert cv2.imwrite(str(photos / "wide.png"), wide)
     (photos / "wide.png").rename(photos / "wide.jpg")
-    write(photos / "x.jpg")
+    write_image(photos / "x.jpg")
     records, broken = files(image_paths(photos), tmp_path / "out")
     assert len(records) == 2 and not broken
     saved = read_image(Path(records[0]["saved"]))
     assert saved is not None and saved.shape == (4, 70_000, 3)
-
-
-def test_any_number_of_sources(tmp_path: Path) -> None:
-    """As a shell expands *.jpg; each once, in their order."""
-    images = [write(tmp_path / "photos" / f"{name}.jpg") for name in "abc"]
-    sources = [str(images[1]), str(images[0]), str(tmp_path / "photos")]
-    result, problems = detect(sources)
-    names = [Path(record["file"]).name for record in result["detections"]]
-    assert names == ["b.jpg", "a.jpg", "c.jpg"] and not problems
-    clip = write_video(tmp_path / "clip.mp4", "mp4v", 5)
-    result, problems = detect([*sources, str(clip)], save=tmp_path / "out")
-    assert result["images"] == 3 and result["videos"][0]["frames"] == 5
-    broken = tmp_path / "broken.mp4"
-    broken.write_bytes(b"none")
-    result, problems = detect([str(broken), str(clip)])
-    assert [video["frames"] for video in result["videos"]] == [5]
-    assert len(problems) == 1 and "broken.mp4" in problems[0]
-    broken.unlink()
-    quoted = [str(tmp_path / "*.mp4"), str(tmp_path / "photos" / "*")]
-    result, problems = detect(quoted, save=tmp_path / "quoted")
-    assert result["images"] == 3 and result["videos"][0]["frames"] == 5 and not problems
-    with pytest.raises(DataError, match="no image or video matches"):
-        detect([str(tmp_path / "*.mkv")])
-    with pytest.raises(DataError, match="is a file: give a folder"):
-        detect([str(clip)], save=images[0])
-    with pytest.raises(DataError, match="no image or folder at"):
-        detect([*sources, str(tmp_path / "absent.jpg")])
-
-
-def test_brackets_in_folders_and_patterns(tmp_path: Path) -> None:
-    folder = tmp_path / "trip [2024]"
-    for name in ("a1.jpg", "b2.jpg", "deep [x]/c3.jpg", "img[1].jpg"):
-        write(folder / name)
-
-    def names(*parts: str) -> list[str]:
-        return [path.name for path in image_paths(folder.joinpath(*parts))]
-
-    assert names("*.jpg") == ["a1.jpg", "b2.jpg", "img[1].jpg"]
-    assert names("[ab]?.jpg") == ["a1.jpg", "b2.jpg"]
-    assert names("img[1].jpg") == ["img[1].jpg"]
-    assert names("**", "c3.jpg") == ["c3.jpg"]
-    assert [p.name for p in image_paths(tmp_path / "*" / "deep [x]" / "*.jpg")] == ["c3.jpg"]
-    with pytest.raises(DataError, match="no image matches"):
-        names("*.tif")
-
-
-def test_folders_named_like_a_camera_or_a_video(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("0", "frames.mp4"):
-        write(tmp_path / name / "a.jpg")
-        assert not is_video(name) and not is_live(name)
-        result, _ = detect([name])
-        assert result["images"] == 1
-    assert is_live("1") and is_video("rtsp://box/1") and is_video("a.MTS")
-    assert recording_name("rtsp://me:secret@box:554/") == "box"
-    assert recording_name("rtsp://me:secret@box/live?x=1") == "live"
-    assert recording_name("1") == "camera1"
-
-
-def test_hidden_files_are_no_images_of_a_folder(tmp_path: Path) -> None:
-    for name in ("a.jpg", ".part.jpg", ".ipynb_checkpoints/a.jpg"):
-        write(tmp_path / name)
-    assert [path.name for path in image_paths(tmp_path)] == ["a.jpg"]
-    assert [path.name for path in image_paths(tmp_path / "**" / "*.jpg")] == ["a.jpg"]
-
-
-def test_images_as_python_gives_them(tmp_path: Path) -> None:
-    pixels = np.zeros((40, 60, 3), np.uint8)
-    pixels[:20] = (200, 10, 10)
-    path = tmp_path / "a.png"
-    PilImage.fromarray(pixels).save(path)
-    for given in (pixels, path, str(path), PilImage.open(path), PilImage.open(path).quantize(8)):
-        assert np.abs(as_pixels(given).astype(int) - pixels).max() <= 2
-    turned = tmp_path / "b.jpg"
-    exif = PilImage.Exif()
-    exif[274] = 6  # rotated by 90 degrees
-    PilImage.fromarray(pixels).save(turned, exif=exif)
-    assert as_pixels(PilImage.open(turned)).shape == as_pixels(turned).shape == (60, 40, 3)
-    for wrong, message in (
-        ([pixels, pixels], "a list of 2"),
-        (None, "a NoneType was given"),
-        (np.zeros((0, 0, 3), np.uint8), "without pixels"),
-        (np.zeros((0, 5, 3), np.uint8), "without pixels"),
-        (tmp_path / "absent.jpg", "no image that can be decoded"),
-        (pixels.astype(np.float32), "got float32"),
-        (pixels[:, :, 0], r"got uint8 \(40, 60\)"),
-        (np.zeros((40, 60, 4), np.uint8), r"got uint8 \(40, 60, 4\)"),
-        (pixels[None], r"got uint8 \(1, 40, 60, 3\)"),
-        (pixels.astype(bool), "got bool"),
-        (pixels.astype(object), "got object"),
-        (np.zeros(0), r"got float64 \(0,\)"),
-        (torch.from_numpy(pixels), "a Tensor was given"),
-        (b"bytes", "a bytes was given"),
-        ([], "a list of 0"),
-        (tmp_path, "no image that can be decoded"),
-        (PilImage.new("RGB", (0, 0)), "without pixels"),
-        (PilImage.new("F", (4, 4)), "mode F .* convert it to RGB"),
-        (PilImage.new("I", (4, 4)), "mode I .* convert it to RGB"),
-        (PilImage.open(io.BytesIO(path.read_bytes()[:60])), "PIL image cannot be decoded"),
-    ):
-        with pytest.raises(DataError, match=message) as raised:
-            as_pixels(wrong)
-        assert "\n" not in str(raised.value)
-
-
-def test_arrays_as_views_and_pil_in_every_mode(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    kept = pixels.copy()
-    kept.flags.writeable = False
-    for view in (pixels[:, :, ::-1], np.rot90(pixels), pixels[::2, ::2], kept):
-        whole = np.ascontiguousarray(view)
-        assert np.array_equal(
-            letterbox(as_pixels(view), (32, 48))[0], letterbox(whole, (32, 48))[0]
-        )
-    grey = np.repeat(pixels[:, :, :1], 3, axis=2)
-    for mode, expected in (("L", grey), ("LA", grey), ("RGBA", pixels), ("CMYK", pixels)):
-        source = PilImage.fromarray(expected if expected is pixels else expected[:, :, 0])
-        assert np.abs(as_pixels(source.convert(mode)).astype(int) - expected).max() <= 1
-    deep = tmp_path / "deep.png"
-    cv2.imwrite(str(deep), np.tile(np.linspace(0, 65535, 60).astype(np.uint16), (40, 1)))
-    with PilImage.open(deep) as opened:
-        assert opened.mode == "I;16"
-        assert np.array_equal(as_pixels(opened), as_pixels(deep)), "not cut off at 255"
 
 
 def test_numbers_that_mean_nothing_are_refused(tmp_path: Path) -> None:
@@ -273,34 +135,6 @@ def test_numbers_that_mean_nothing_are_refused(tmp_path: Path) -> None:
     line = fails(2, "thin", "--target-fps", 5, *asked, "--out", tmp_path / "run")
     assert "--study mysql://***@localhost/db cannot be opened" in line
     assert not (tmp_path / "run").exists(), "refused before anything is measured"
-
-
-@pytest.fixture
-def bundle(network: Detector, tmp_path: Path) -> Path:
-    rng = np.random.default_rng(3)
-    images = [draw_shapes(rng).pixels for _ in range(2)]
-    export_bundle(
-        network, tmp_path / "bundle", Form(format="openvino"), names=["a", "b", "c"], images=images,
-        facts={"trained": False, "target_fps": None},
-    )  # fmt: skip
-    return tmp_path / "bundle"
-
-
-def test_the_command_takes_what_a_shell_expands(bundle: Path, tmp_path: Path) -> None:
-    images = [write(tmp_path / "photos" / f"{name}.jpg") for name in "abc"]
-    out = tmp_path / "out"
-    code, found, errors = run("detect", bundle, *images, "--save", out, "--score", 0.0)
-    assert code == 0 and found["images"] == 3, errors
-    assert json.loads((out / "detections.json").read_text()) == found["detections"]
-    (tmp_path / "photos" / "d.jpg").write_bytes(b"none")
-    code, found, errors = run("detect", bundle, tmp_path / "photos", "--save", out)
-    assert code == 2 and found["images"] == 3 and "d.jpg is no image" in errors
-    for name in ("one.mp4", "two.mp4"):
-        (tmp_path / name).write_bytes(b"none")
-    code, found, errors = run("detect", bundle, *sorted(tmp_path.glob("*.mp4")), "--save", out)
-    assert (code, found) == (2, {"videos": []}) and "one.mp4" in errors and "two.mp4" in errors
-    line = fails(2, "detect", bundle, "rtsp://me:secret@127.0.0.1:1/x", "--save", out)
-    assert "secret" not in line and "rtsp://***@127.0.0.1:1/x" in line
 
 
 def test_two_threads_share_a_bundle(bundle: Path) -> None:
@@ -327,7 +161,7 @@ def test_two_threads_share_a_bundle(bundle: Path) -> None:
 
 
 def test_places_are_known_before_anything_is_written(tmp_path: Path) -> None:
-    images = [write(tmp_path / "a" / "x.jpg"), write(tmp_path / "b" / "x.png")]
+    images = [write_image(tmp_path / "a" / "x.jpg"), write_image(tmp_path / "b" / "x.png")]
     images[1] = images[1].rename(images[1].with_suffix(".pgm"))
     targets = outputs_of(images, tmp_path / "out")
     assert [str(t.relative_to(tmp_path / "out")) for t in targets.values()] == [
@@ -362,7 +196,7 @@ from pathlib import Path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from deploy.edge.work import DetectOptions, detect_sources
 from supernet.errors import DataError
-from tests.test_videos import BUNDLE
+from tests.fake_videos import BUNDLE
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
 try:
     detect_sources(BUNDLE, [sys.argv[1]], DetectOptions(save=Path(sys.argv[2])))
@@ -400,3 +234,37 @@ def test_a_full_disk_ends_a_recording_at_once(
             recorder.add(image, {"frame": number}, None)
     recorder.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_are_no_image_do_not_stop_the_rest(
+    network: Detector, tmp_path: Path, images: list[Image]
+) -> None:
+    export(network, tmp_path / "bundle", images, "onnx")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.png"), images[0])
+    (folder / "b.png").write_bytes(b"no image")
+    cv2.imwrite(str(folder / "c.png"), images[1])
+    (folder / "notes.txt").write_text("not looked at")
+    loaded = Bundle(tmp_path / "bundle")
+    records, broken = detect_files(
+        loaded, image_paths(folder), DetectOptions(save=tmp_path / "out")
+    )
+    assert [Path(record["file"]).name for record in records] == ["a.png", "c.png"]
+    assert broken == [str(folder / "b.png")]
+    assert json.loads((tmp_path / "out" / "detections.json").read_text()) == records
+    with pytest.raises(DataError, match="no images in"):
+        image_paths(tmp_path / "out" / "..")
+    with pytest.raises(DataError, match="no image or folder"):
+        image_paths(tmp_path / "nowhere")
+
+
+def test_drawn_boxes_stay_in_the_picture(
+    network: Detector, tmp_path: Path, images: list[Image]
+) -> None:
+    export(network, tmp_path / "bundle", images, "onnx")
+    found = Bundle(tmp_path / "bundle").detect(images[0])
+    before = images[0].copy()
+    picture = draw(images[0], found, ["a", "b", "c"])
+    assert picture.shape == images[0].shape and (picture != before).any()
+    assert (images[0] == before).all()

@@ -24,7 +24,7 @@ from supernet.data.coco import load_split
 from supernet.errors import BundleError, CheckpointError, TableError, UserError
 from supernet.train.transfer import read_source
 from tests.command_line import fails, run
-from tests.fuzzed_readers import write_bundle
+from tests.fuzzed_models import write_bundle
 from tests.no_network import NetworkUsedError, guard_of
 from tests.test_layers import sources
 

@@ -53,11 +53,6 @@ def data(shapes: Path) -> DetectionSet:
     return replace(found, records=found.records[:4])
 
 
-@pytest.fixture
-def small(unit: Architecture) -> Architecture:
-    return unit.with_(input_size=(64, 96), num_classes=4, blocks=("R", "R", "R", "R"))
-
-
 def test_a_schedule_that_is_not_cut_is_as_planned() -> None:
     schedule = Schedule.of(7)
     assert [schedule.step(step, 3) for step in range(21)] == list(range(21))
@@ -134,7 +129,7 @@ def test_one_slow_step_does_not_count(clock: Clock) -> None:
 
 
 def train(
-    small: Architecture,
+    smallest: Architecture,
     data: DetectionSet,
     folder: Path,
     running: Running,
@@ -147,7 +142,7 @@ def train(
             raise InterruptedError
 
     torch.manual_seed(1)
-    return fit(Detector(small), data, CONFIG, folder, running, on_epoch=interrupt)
+    return fit(Detector(smallest), data, CONFIG, folder, running, on_epoch=interrupt)
 
 
 @pytest.fixture
@@ -167,10 +162,10 @@ def step_takes(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> dict[int, float
 
 @pytest.mark.usefixtures("step_takes")
 def test_slow_steps_shorten_a_training(
-    data: DetectionSet, small: Architecture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: DetectionSet, smallest: Architecture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of 55 seconds 45 are left after an epoch of 10: four more instead of nine."""
-    done = train(small, data, tmp_path, Running(budget=Budget(55.0)))
+    done = train(smallest, data, tmp_path, Running(budget=Budget(55.0)))
     assert (done.epochs, done.planned_epochs, done.shortened_after) == (5, 10, [1])
     assert done.facts()["shortened_after"] == [1] and not done.stopped_early
     line = "training: 5 epochs instead of 10: 45 s are left, 9 epochs of 10.0 s do not fit"
@@ -182,31 +177,31 @@ def test_slow_steps_shorten_a_training(
     assert (info.epoch, info.epochs, info.finished) == (5, 5, True)
     rates = [row["learning_rate"] for row in info.facts["history"]]
     assert rates == sorted(rates, reverse=True) and rates[-1] < 0.05 * CONFIG.learning_rate
-    assert train(small, data, tmp_path, Running()).finished_before  # the plan of 10 epochs
+    assert train(smallest, data, tmp_path, Running()).finished_before  # the plan of 10 epochs
 
 
 def test_steps_that_become_slower_later(
-    data: DetectionSet, small: Architecture, tmp_path: Path, step_takes: dict[int, float]
+    data: DetectionSet, smallest: Architecture, tmp_path: Path, step_takes: dict[int, float]
 ) -> None:
     """All ten fit at first; from the fourth epoch on a step takes five times as long."""
     step_takes.update({number: 50.0 for number in range(3, 10)})
-    done = train(small, data, tmp_path, Running(budget=Budget(210.0)))
+    done = train(smallest, data, tmp_path, Running(budget=Budget(210.0)))
     # After 6 epochs 180 s are spent, and the median of the steps is 30 s: one more is trained.
     assert (done.epochs, done.shortened_after) == (7, [6])
 
 
 @pytest.mark.usefixtures("step_takes")
 def test_a_resumed_training_keeps_the_shortened_schedule(
-    data: DetectionSet, small: Architecture, tmp_path: Path
+    data: DetectionSet, smallest: Architecture, tmp_path: Path
 ) -> None:
     """Bit for bit, though all ten epochs would fit when it is resumed."""
     budget = Budget(55.0)
-    train(small, data, tmp_path / "whole", Running(budget=budget))
+    train(smallest, data, tmp_path / "whole", Running(budget=budget))
     with pytest.raises(InterruptedError):
-        train(small, data, tmp_path / "cut", Running(budget=budget), stop=3)
+        train(smallest, data, tmp_path / "cut", Running(budget=budget), stop=3)
     with pytest.raises(CheckpointError, match="epoch 3 of 5: --resume goes on"):
-        train(small, data, tmp_path / "cut", Running())
-    done = train(small, data, tmp_path / "cut", Running(resume=True, budget=Budget(math.inf)))
+        train(smallest, data, tmp_path / "cut", Running())
+    done = train(smallest, data, tmp_path / "cut", Running(resume=True, budget=Budget(math.inf)))
     assert (done.epochs, done.shortened_after) == (5, [1])
     whole, cut = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
@@ -214,9 +209,9 @@ def test_a_resumed_training_keeps_the_shortened_schedule(
 
 @pytest.mark.usefixtures("step_takes")
 def test_the_fewest_epochs_are_trained_and_reported_once(
-    data: DetectionSet, small: Architecture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: DetectionSet, smallest: Architecture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = train(small, data, tmp_path, Running(budget=Budget(30.0, fewest_epochs=10)))
+    done = train(smallest, data, tmp_path, Running(budget=Budget(30.0, fewest_epochs=10)))
     assert (done.epochs, done.shortened_after) == (10, [])
     said = capsys.readouterr().err
     line = "training: keeps 10 epochs, the fewest: 20 s are left, 9 epochs of 10.0 s do not fit"
@@ -224,11 +219,11 @@ def test_the_fewest_epochs_are_trained_and_reported_once(
 
 
 def test_nothing_is_shortened_where_all_fits(
-    data: DetectionSet, small: Architecture, tmp_path: Path, step_takes: dict[int, float]
+    data: DetectionSet, smallest: Architecture, tmp_path: Path, step_takes: dict[int, float]
 ) -> None:
-    done = train(small, data, tmp_path / "a", Running(budget=Budget(100.0)))
+    done = train(smallest, data, tmp_path / "a", Running(budget=Budget(100.0)))
     assert (done.epochs, done.shortened_after) == (10, [])
-    train(small, data, tmp_path / "b", Running())
+    train(smallest, data, tmp_path / "b", Running())
     one, two = (load_file(tmp_path / name / "weights.safetensors") for name in "ab")
     assert all(torch.equal(one[key], two[key]) for key in one)
 
@@ -262,7 +257,11 @@ def test_a_build_gives_its_trainings_a_deadline(
     monkeypatch.setattr(build, "train", keep)
     monkeypatch.setattr(build, "thin", thin)
     target: Target = SimpleNamespace(  # type: ignore[assignment]
-        name="x", runtime="onnxruntime", threads=1, precision="f32"
+        name="x",
+        runtime="onnxruntime",
+        threads=1,
+        precision="f32",
+        device=SimpleNamespace(kind="cpu"),
     )
     with pytest.raises(EndError):
         build.build(

@@ -47,56 +47,51 @@ def data(shapes: Path) -> DetectionSet:
     return replace(found, records=found.records[:6])
 
 
-@pytest.fixture
-def small(unit: Architecture) -> Architecture:
-    return unit.with_(input_size=(64, 96), num_classes=4, blocks=("R", "R", "R", "R"))
-
-
 def test_corrected_labels_are_another_run(
-    data: DetectionSet, small: Architecture, tmp_path: Path
+    data: DetectionSet, smallest: Architecture, tmp_path: Path
 ) -> None:
     """Of equal image count and class names, the old result was returned."""
-    fit(Detector(small), data, CONFIG, tmp_path)
+    fit(Detector(smallest), data, CONFIG, tmp_path)
     first = data.records[0]
     moved = replace(first, boxes_xyxy=first.boxes_xyxy + np.float32(1))
     corrected = replace(data, records=(moved, *data.records[1:]))
     for resume in (False, True):
         with pytest.raises(CheckpointError, match=r"\(other images or annotations\): --restart"):
-            fit(Detector(small), corrected, CONFIG, tmp_path, Running(resume=resume))
-    done = fit(Detector(small), corrected, CONFIG, tmp_path, Running(restart=True))
+            fit(Detector(smallest), corrected, CONFIG, tmp_path, Running(resume=resume))
+    done = fit(Detector(smallest), corrected, CONFIG, tmp_path, Running(restart=True))
     assert not done.finished_before
     with pytest.raises(CheckpointError, match=r"\(seed 3 against 0\)"):
-        fit(Detector(small), corrected, replace(CONFIG, seed=3), tmp_path)
+        fit(Detector(smallest), corrected, replace(CONFIG, seed=3), tmp_path)
 
 
 def test_a_state_without_a_record_of_its_data(
-    data: DetectionSet, small: Architecture, tmp_path: Path
+    data: DetectionSet, smallest: Architecture, tmp_path: Path
 ) -> None:
-    fit(Detector(small), data, CONFIG, tmp_path)
+    fit(Detector(smallest), data, CONFIG, tmp_path)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     del state["fingerprint"]["data"]
     torch.save(state, tmp_path / "state.pt")
     with pytest.raises(CheckpointError, match="did not record what it was trained on"):
-        fit(Detector(small), data, CONFIG, tmp_path, Running(resume=True))
+        fit(Detector(smallest), data, CONFIG, tmp_path, Running(resume=True))
 
 
 def test_a_state_of_before_a_setting_was_made_has_its_default(
-    data: DetectionSet, small: Architecture, tmp_path: Path
+    data: DetectionSet, smallest: Architecture, tmp_path: Path
 ) -> None:
-    fit(Detector(small), data, CONFIG, tmp_path)
+    fit(Detector(smallest), data, CONFIG, tmp_path)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     for setting in ("optimizer", "vector_rate"):
         del state["fingerprint"]["config"][setting]
     torch.save(state, tmp_path / "state.pt")
-    assert fit(Detector(small), data, CONFIG, tmp_path, Running(resume=True)).finished_before
+    assert fit(Detector(smallest), data, CONFIG, tmp_path, Running(resume=True)).finished_before
     with pytest.raises(CheckpointError, match=r"\(vector_rate 5\.0 against 1\.0\)"):
-        fit(Detector(small), data, replace(CONFIG, vector_rate=5.0), tmp_path)
+        fit(Detector(smallest), data, replace(CONFIG, vector_rate=5.0), tmp_path)
 
 
 def test_a_restart_that_was_killed_does_not_resume_what_it_replaced(
-    data: DetectionSet, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: DetectionSet, smallest: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit(Detector(small), data, CONFIG, tmp_path)
+    fit(Detector(smallest), data, CONFIG, tmp_path)
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -104,24 +99,24 @@ def test_a_restart_that_was_killed_does_not_resume_what_it_replaced(
     with monkeypatch.context() as patched:
         patched.setattr("supernet.train.loop.train_epoch", killed)
         with pytest.raises(KeyboardInterrupt):
-            fit(Detector(small), data, CONFIG, tmp_path, Running(restart=True))
-    assert not fit(Detector(small), data, CONFIG, tmp_path, Running(resume=True)).finished_before
+            fit(Detector(smallest), data, CONFIG, tmp_path, Running(restart=True))
+    assert not fit(Detector(smallest), data, CONFIG, tmp_path, Running(resume=True)).finished_before
 
 
 def test_means_are_over_the_steps_that_counted(
-    data: DetectionSet, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: DetectionSet, smallest: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of three steps was skipped: the others' mean is not lowered by it."""
     steps = iter([{"classes": 2.0}, None, {"classes": 4.0}])
     monkeypatch.setattr(Stepper, "step", lambda self, parts: next(steps))
     means: list[dict[str, float]] = []
     config = replace(CONFIG, batch_size=2)
-    fit(Detector(small), data, config, tmp_path, on_epoch=lambda _, found: means.append(found))
+    fit(Detector(smallest), data, config, tmp_path, on_epoch=lambda _, found: means.append(found))
     assert means == [{"classes": 3.0}]
 
 
 def test_tensorboard_is_closed(
-    data: DetectionSet, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: DetectionSet, smallest: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[str] = []
 
@@ -131,28 +126,28 @@ def test_tensorboard_is_closed(
             closed.append("closed")
 
     monkeypatch.setattr("supernet.train.run_files._board", lambda _: Board())
-    fit(Detector(small), data, CONFIG, tmp_path, Running(tensorboard=True))
+    fit(Detector(smallest), data, CONFIG, tmp_path, Running(tensorboard=True))
     with pytest.raises(CheckpointError):
-        fit(Detector(small), data, replace(CONFIG, seed=1), tmp_path, Running(tensorboard=True))
+        fit(Detector(smallest), data, replace(CONFIG, seed=1), tmp_path, Running(tensorboard=True))
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("supernet.train.loop.train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        fit(Detector(small), data, CONFIG, tmp_path, Running(tensorboard=True, restart=True))
+        fit(Detector(smallest), data, CONFIG, tmp_path, Running(tensorboard=True, restart=True))
     assert closed == ["closed"] * 3
 
 
 def test_a_set_without_boxes_is_refused(
-    data: DetectionSet, small: Architecture, tmp_path: Path
+    data: DetectionSet, smallest: Architecture, tmp_path: Path
 ) -> None:
     bare = [
         replace(r, boxes_xyxy=np.zeros((0, 4), np.float32), labels=np.zeros(0, np.int64))
         for r in data.records
     ]
     with pytest.raises(DataError, match="no box to train on"):
-        fit(Detector(small), data.of(bare), CONFIG, tmp_path)
+        fit(Detector(smallest), data.of(bare), CONFIG, tmp_path)
 
 
 def test_nine_images_in_eights(data: DetectionSet, shapes: Path) -> None:
@@ -249,25 +244,25 @@ def test_two_trainings_in_one_workspace(tmp_path: Path) -> None:
 
 
 def test_the_best_epoch_is_kept_beside_the_last(
-    data: DetectionSet, small: Architecture, tmp_path: Path
+    data: DetectionSet, smallest: Architecture, tmp_path: Path
 ) -> None:
     """The second of three epochs has the highest AP; a restart begins without it."""
     aps = iter([0.1, 0.3, 0.2])
     config = replace(CONFIG, epochs=3)
     running = Running(judge=lambda _: {"ap": next(aps)}, judge_every=1)
     workspace = Workspace(tmp_path)
-    fit(Detector(small), data, config, workspace.train, running)
+    fit(Detector(smallest), data, config, workspace.train, running)
     epochs: dict[Which | None, int] = {"best": 2, "trained": 3, None: 3}
     for which, epoch in epochs.items():
         found = load_network(workspace, which=which)
         assert found.training is not None and found.training["epoch"] == epoch
-    fit(Detector(small), data, config, workspace.train, Running(restart=True))
+    fit(Detector(smallest), data, config, workspace.train, Running(restart=True))
     with pytest.raises(UserError, match=r"no .*best.safetensors: heat train --eval-every"):
         load_network(workspace, which="best")
 
 
 def test_the_state_of_an_epoch_is_written_last(
-    data: DetectionSet, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: DetectionSet, smallest: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that was killed after it was finished, but without its curves, stayed without them."""
 
@@ -276,21 +271,23 @@ def test_the_state_of_an_epoch_is_written_last(
 
     monkeypatch.setattr(RunFiles, "save_state", killed)
     with pytest.raises(KeyboardInterrupt):
-        fit(Detector(small), data, CONFIG, tmp_path)
+        fit(Detector(smallest), data, CONFIG, tmp_path)
     assert read_info(tmp_path / "weights.safetensors").epoch == 1
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 2
     assert '"epoch"' in (tmp_path / "events.jsonl").read_text()
 
 
 def test_a_record_of_an_older_training_is_not_taken_for_this_one(
-    data: DetectionSet, small: Architecture, tmp_path: Path
+    data: DetectionSet, smallest: Architecture, tmp_path: Path
 ) -> None:
     """A training that is killed before it is recorded leaves the record of the one before."""
-    first = fit(Detector(small), data, CONFIG, tmp_path)
-    again = fit(Detector(small), data, CONFIG, tmp_path)
+    first = fit(Detector(smallest), data, CONFIG, tmp_path)
+    again = fit(Detector(smallest), data, CONFIG, tmp_path)
     assert again.is_recorded(dict(first.facts())) and not first.is_recorded(None)
-    longer = fit(Detector(small), data, replace(CONFIG, epochs=2), tmp_path, Running(resume=True))
-    ended = fit(Detector(small), data, replace(CONFIG, epochs=2), tmp_path)
+    longer = fit(
+        Detector(smallest), data, replace(CONFIG, epochs=2), tmp_path, Running(resume=True)
+    )
+    ended = fit(Detector(smallest), data, replace(CONFIG, epochs=2), tmp_path)
     assert ended.is_recorded(dict(longer.facts())) and not ended.is_recorded(dict(first.facts()))
     assert ended.images_per_second > 0
 
