@@ -226,10 +226,15 @@ def test_a_build_goes_on_from_a_thinning_of_its_own_only(thinned: Path) -> None:
 
     assert own() and not own(fps=30.5) and not own(space=other_space)
     assert not own(target=replace(target, threads=record.threads + 1))
-    workspace.record("export-onnx", {"broken": "20 FPS measured, target 30"})
-    assert not own()
-    workspace.record("export-onnx", {"broken": None})
-    assert own()
+    broken, head = "20 FPS measured, target 30", record.space.template.head
+    for exported, kept in (
+        ({"broken": broken}, False),
+        ({"broken": broken, "head": head}, False),
+        ({"broken": broken, "head": "voted" if head == "nms" else "nms"}, True),  # --head
+        ({"broken": None}, True),
+    ):
+        workspace.record("export-onnx", exported)
+        assert own() is kept
     path = workspace.root / "run.json"
     text = json.loads(path.read_text())
     text["stages"]["thin"]["finished"] = "2026-01-01T00:00:00+00:00"

@@ -228,6 +228,8 @@ def test_what_is_older_than_the_network_is_not_shown_as_its_own(tmp_path: Path) 
     for name in ("eval", "export-onnx"):
         text["stages"][name]["finished"] = "2026-01-01T00:00:00+00:00"
     (workspace.root / "run.json").write_text(json.dumps(text))
+    workspace.record("adopt", {"adopted": "published.pth"})
+    assert not _is_current(workspace, "eval") and not _is_current(workspace, "export-onnx")
     workspace.record("train", {"data": "set"})
     assert not _is_current(workspace, "eval") and not _is_current(workspace, "export-onnx")
     assert _is_current(workspace, "export-openvino"), "nothing is known of it"

@@ -54,8 +54,7 @@ def adopt(
         "parameters": sum(p.numel() for p in network.parameters()),
         "data": str(data.root) if data else None,
     }
-    if data is not None:
-        workspace.record("train", result)
+    workspace.record("train" if data is not None else "adopt", result)
     return result
 
 

@@ -320,11 +320,14 @@ def _is_thinned(
 ) -> bool:
     """Return whether the last thinning was of this build's supernet, as asked, and came true."""
     found = find_thinned(workspace)
+    exported = export_of(workspace, format)
+    head = space.template.head
+    broken = exported.get("broken") and exported.get("head", head) == head  # not of --head
     return (
         found is not None
         and found.met
         and found.space == space
         and found.is_for(target, limits)
         and workspace.finished("thin") >= workspace.finished("supernet")
-        and not export_of(workspace, format).get("broken")
+        and not broken
     )

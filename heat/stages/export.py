@@ -162,6 +162,7 @@ def export(
         **_reported(form, done, promise),
         "engine": done.card["engine"],
         "trained": training is not None,
+        "head": network.heatdetr.architecture.head if network.heatdetr is not None else None,
         "threads": target.threads,
         "runtime": done.card["runtime"],
         "broken": promise.broken or None,

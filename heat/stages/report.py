@@ -150,7 +150,7 @@ def _is_current(workspace: Workspace, stage: str) -> bool:
 
     A bundle without a record was put there; what it is of is not known.
     """
-    newest = max(workspace.finished("thin"), workspace.finished("train"))
+    newest = max(map(workspace.finished, ("thin", "train", "adopt")))
     return stage not in workspace.stages() or workspace.finished(stage) >= newest
 
 
