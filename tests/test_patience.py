@@ -183,9 +183,9 @@ def test_processes_wait_for_the_one_that_scores(tmp_path: Path) -> None:
         "import sys, time\nfrom datetime import timedelta\nimport supernet.train.distributed as d\n"
         "if len(sys.argv) > 1:\n    d.LONGEST_WAIT = timedelta(seconds=float(sys.argv[1]))\n"
         "with d.joined() as group:\n"
-        "    group.wait()\n    time.sleep(6 if group.leads else 0)\n    group.wait()\n"
+        "    group.wait()\n    time.sleep(3 if group.leads else 0)\n    group.wait()\n"
     )
-    too_short = torchrun(script, 2)
+    too_short = torchrun(script, 1)
     assert too_short.returncode != 0 and "imed out" in too_short.stderr
     done = torchrun(script)
     assert done.returncode == 0, done.stderr

@@ -84,13 +84,13 @@ def change_card(folder: Path, **facts: Any) -> None:
     (folder / "card.json").write_text(json.dumps({**card, **facts}))
 
 
-def f1(bundle: Bundle, data: DetectionSet, label: int, least: float) -> float:
+def f1(founds: list[Found], data: DetectionSet, label: int, least: float) -> float:
     """Return the F1 of a class, counted plainly."""
     right = found = truth = 0
-    for record in data.records:
+    for record, one in zip(data.records, founds, strict=True):
         objects = record.boxes_xyxy[record.labels == label].tolist()
         truth += len(objects)
-        kept = bundle.detect(record.path, score=0.0).above(least)
+        kept = one.above(least)
         for box, name in zip(kept.boxes_xyxy_px.tolist(), kept.labels, strict=True):
             if name != label:
                 continue
@@ -116,19 +116,16 @@ def test_each_class_has_the_threshold_of_its_best_f1(bundle: Path, data: Detecti
         "best F1" in card["thresholds_are"] and "4 images of images val" in card["thresholds_are"]
     )
     loaded = Bundle(bundle)
+    founds = [loaded.detect(record.path, score=0.0) for record in data.records]
     for label in (0, 2):
         candidates = {
             float(score)
-            for record in data.records
-            for score, own in zip(*_scored(loaded.detect(record.path, score=0.0)), strict=True)
+            for one in founds
+            for score, own in zip(one.scores, one.labels, strict=True)
             if own == label
         }
-        best = max(f1(loaded, data, label, each) for each in candidates)
-        assert f1(loaded, data, label, thresholds[NAMES[label]]) == pytest.approx(best)
-
-
-def _scored(found: Found) -> tuple[Any, Any]:
-    return found.scores, found.labels
+        best = max(f1(founds, data, label, each) for each in candidates)
+        assert f1(founds, data, label, thresholds[NAMES[label]]) == pytest.approx(best)
 
 
 def test_no_image_is_detected_on_twice(
@@ -159,7 +156,7 @@ def test_everything_that_detects_uses_them_unless_a_score_is_given(
     assert len(every.scores) > len(loaded.detect(path, score=0.6).scores) > 0
     expected = [
         round(float(score), 4)
-        for score, label in zip(*_scored(every), strict=True)
+        for score, label in zip(every.scores, every.labels, strict=True)
         if score >= limits[label]
     ]
     assert 0 < len(expected) < len(every.scores)
