@@ -135,7 +135,11 @@ def _run(words: Sequence[str], *, as_json: bool) -> int:
                 words, exit_on_error=False, print_error=False, result_action="return_value"
             )
     except CycloptsError as error:
-        command = next((word for word in words[:1] if word in app), "")
+        command, within = "", app
+        for word in words[:2]:
+            if word not in within:
+                break
+            command, within = f"{command} {word}".strip(), within[word]
         return _fail(
             f"{' '.join(str(error).split())} (heat {command} --help)".replace("  ", " "), 2
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from heat.cli import COMMANDS, app
+from heat.commands.outcomes import summary
 from latency_tables.table_file import read_table
 from tests.command_line import fails, run
 
@@ -226,3 +227,17 @@ def test_an_edge_install_says_what_is_missing(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert f"needs {missing}: pip install 'heatdetr[build]'" in done.stderr
+
+
+def test_an_inner_command_names_its_own_help() -> None:
+    assert "(heat data shapes --help)" in fails(2, "data", "shapes", "--colour", "red")
+    assert "(heat data --help)" in fails(2, "data", "nothing")
+    assert "(heat thin --help)" in fails(2, "thin", "--colour", "red")
+
+
+def test_results_are_shown_in_words() -> None:
+    assert "params deployed" in summary("describe", {"params_deployed": 3, "architecture": {}})
+    assert "uncertain list  u.csv" in summary("label", {"images": 2, "uncertain_list": "u.csv"})
+    assert summary("data", {"data": "shapes", "train": 6, "val": 4}).splitlines() == [
+        "train  6", "val    4", "data   shapes"
+    ]  # fmt: skip

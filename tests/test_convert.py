@@ -12,8 +12,15 @@ from supernet.data.cells import make_cells
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
 from supernet.data.formats import WRITERS, format_of
-from tests.command_line import fails, run
-from tests.tool_exports import coco, image, write_cvat_export, write_tasks, write_voc_export
+from tests.command_line import fails
+from tests.tool_exports import (
+    coco,
+    converted,
+    image,
+    write_cvat_export,
+    write_tasks,
+    write_voc_export,
+)
 
 
 def boxes_by_name(data: DetectionSet) -> dict[str, list[tuple[str, list[float]]]]:
@@ -25,12 +32,6 @@ def boxes_by_name(data: DetectionSet) -> dict[str, list[tuple[str, list[float]]]
         ]
         for record in data.records
     }
-
-
-def converted(source: Path, folder: Path, *options: object) -> dict[str, object]:
-    code, result, errors = run("data", "convert", source, folder, *options)
-    assert code == 0, errors
-    return result
 
 
 @pytest.fixture(scope="module")

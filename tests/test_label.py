@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +138,29 @@ def test_uncertain_ones_are_on_both_sides_of_a_threshold() -> None:
         (0.6, 2),
         (0.4, None),
     ]
+
+
+def test_names_that_are_no_utf_8_keep_their_bytes(tmp_path: Path, teacher: Path) -> None:
+    """All images were looked at, and then nothing could be written."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    name = os.fsdecode(b"caf\xe9.png")
+    cv2.imencode(".png", np.full((64, 96, 3), 90, np.uint8))[1].tofile(folder / name)
+    out = tmp_path / "out"
+    asked = ["label", folder, "--teacher", teacher, "--score", 0.5, "--out", out]
+    for _ in range(2):
+        code, result, errors = run(*asked)
+        assert code == 0 and result["uncertain"] == 1, errors
+    assert b"caf\xe9.png" in (out / Path(result["uncertain_list"]).name).read_bytes()
+
+
+def test_classes_of_a_set_without_val_are_kept(
+    tmp_path: Path, images: Path, teacher: Path, shapes: Path
+) -> None:
+    known = tmp_path / "known"
+    shutil.copytree(shapes / "train", known / "train")
+    shutil.copytree(shapes / "annotations", known / "annotations")
+    (known / "annotations" / "instances_val.json").unlink()
+    asked = ["label", images, "--teacher", teacher, "--data", known, "--out", tmp_path / "out"]
+    assert run(*asked, "--score", 0.5)[0] == 0
+    assert "no split 'val'" not in fails(2, *asked, "--score", "auto")

@@ -302,3 +302,17 @@ def test_a_class_that_the_data_does_not_have_hides_no_box() -> None:
     found = boxes, np.array([0.8, 0.6], np.float32), np.array([1, 0])
     _, scores, labels = _once(found, {0: 0}, np.array([0.3, 0.3], np.float32))
     assert scores.tolist() == [np.float32(0.6)] and labels.tolist() == [0]
+
+
+def test_an_image_of_two_sizes_is_found_as_it_was_asked_for(tmp_path: Path) -> None:
+    """Annotated on its stored pixels in one set, and turned by EXIF elsewhere."""
+    facts = TeacherFacts("big", "ONNX", ("a",), "1234", {})
+    none = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+    with SeenFile(tmp_path / "t.jsonl", facts, option="x") as file:
+        file.add("k", Seen((64, 40), none))
+        file.add("k", Seen((40, 64), none), stated=True)
+    with SeenFile(tmp_path / "t.jsonl", facts, option="x") as file:
+        for asked, size in ((None, (64, 40)), ((40, 64), (40, 64)), ((64, 40), (64, 40))):
+            found = file.find("k", asked)
+            assert found is not None and found.image_hw == size
+        assert file.find("k", (1, 1)) is None

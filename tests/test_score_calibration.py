@@ -291,6 +291,13 @@ def test_a_calibration_is_kept_for_the_network_that_it_is_of(
     assert facts["split"] == "val" and facts["images"] == 4 and facts["fitted_to"] == "torch"
     assert facts["error_after"] < facts["error_before"]
     assert fitted["calibration_error_elsewhere"] == facts["error_after"]
+    with pytest.MonkeyPatch.context() as patch:  # too few images, say
+        patch.setattr("heat.stages.evaluate.fit", lambda *_: None)
+        assert evaluate_checkpoint(workspace, data, calibrate=True)["score_calibration"] is None
+    assert evaluate_checkpoint(workspace, data)["score_calibration"] is None, (
+        "the older one is gone"
+    )
+    evaluate_checkpoint(workspace, data, calibrate=True)
     save_checkpoint(weights, {k: v * 1.01 for k, v in spread.state_dict().items()}, info)
     assert recorded_calibration(workspace, spread, weights) is None
     assert "other weights" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploy.edge.session import Array, Feeds
 from deploy.teachers.asked import Asked
-from deploy.teachers.detector import Teacher, ToSee, matched_classes
+from deploy.teachers.detector import Teacher, ToSee, matched_classes, refuse_stated
 from deploy.teachers.inputs import stated_fit
 from deploy.teachers.onnx_digest import onnx_digest
 from deploy.teachers.onnx_file import OnnxDetector
@@ -330,3 +330,14 @@ def test_a_folder_of_transformers(tmp_path: Path, image: Path) -> None:
         ).tolist()
         expected = np.clip([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 0, [192, 128] * 2)
         assert boxes[0].tolist() == pytest.approx(expected.tolist(), abs=0.1)
+
+
+def test_a_normalisation_that_would_be_ignored_is_refused(tmp_path: Path) -> None:
+    path = write_onnx(
+        tmp_path / "m.onnx", {"out": nms_rows()}, metadata=NAMES, dtype=TensorProto.UINT8
+    )
+    OnnxDetector(path, Asked(teacher=path), 1)
+    with pytest.raises(UserError, match=r"--teacher-norm imagenet: .* takes pixels of uint8"):
+        OnnxDetector(path, Asked(teacher=path, teacher_norm="imagenet"), 1)
+    with pytest.raises(UserError, match=r"--teacher-norm is for ONNX files"):
+        refuse_stated(Asked(teacher=tmp_path, teacher_norm="raw"))

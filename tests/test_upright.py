@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from supernet.data.check import image_problems
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
+from supernet.data.image_files import image_size
 from supernet.data.upright import upright
 from supernet.letterbox import read_image
 from tests.command_line import run
@@ -109,3 +111,25 @@ def test_a_small_decoding_keeps_the_stored_orientation(tmp_path: Path) -> None:
     for shrink in (1, 2, 8):
         found = read_image(tmp_path / "a.jpg", (43, 45), shrink)
         assert found is not None and found[:, 0].min() > 200 and found[:, -1].max() < 60, shrink
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_an_orientation_that_only_xmp_states_turns_nothing(suffix: str, tmp_path: Path) -> None:
+    """Pillow takes it for EXIF's; no decoder turns by it."""
+    xmp = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+        b'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+        b'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    )
+    path = tmp_path / f"a.{suffix}"
+    how: dict[str, object] = {"xmp": xmp}
+    if suffix == "png":
+        text = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        how = {"pnginfo": text}
+    elif suffix == "tif":
+        how = {"tiffinfo": {700: xmp}}
+    with Image.fromarray(np.zeros((40, 64, 3), np.uint8)) as image:
+        image.save(path, **how)
+    shown = read_image(path)
+    assert shown is not None and image_size(path) == shown.shape[:2] == (40, 64)

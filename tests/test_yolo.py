@@ -240,3 +240,11 @@ def test_a_very_large_image_is_listed(tmp_path: Path) -> None:
     Image.new("1", (20_000, 10_000)).save(name.replace(".jpg", ".png"))
     Path(name).unlink()
     assert load_split(root, "train").records[0].width == 20_000
+
+
+@pytest.mark.parametrize("line", [".", "./", "images"])
+def test_a_folder_in_a_list_means_its_images(line: str, tmp_path: Path) -> None:
+    root = write(tmp_path, LINE, train="train/list.txt")
+    (root / "train" / "list.txt").write_text(f"{line}\n")
+    names = [record.path.name for record in load_split(root, "train").records]
+    assert names == ["a.jpg", "b.png"]

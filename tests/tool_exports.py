@@ -6,6 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from tests.command_line import run
+
 
 def image(path: Path, width: int = 200, height: int = 100) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,3 +83,9 @@ def coco(names: list[str]) -> str:
             "categories": [{"id": 3, "name": "dog"}],
         }
     )
+
+
+def converted(source: Path, folder: Path, *options: object) -> dict[str, object]:
+    code, result, errors = run("data", "convert", source, folder, *options)
+    assert code == 0, errors
+    return result

@@ -111,6 +111,14 @@ def _seen(path: Path, image: Image, found: Iterator[Found]) -> Seen:
     return Seen(image.shape[:2], (boxes[real], scores[real], labels[real]))
 
 
+def refuse_stated(asked: Asked) -> None:
+    """Refuse options that state what an ONNX file leaves open, of a teacher that is none."""
+    path = asked.teacher
+    for flag in ("format", "size", "norm", "names"):
+        if path is not None and path.suffix != ".onnx" and getattr(asked, f"teacher_{flag}"):
+            raise UserError(f"--teacher-{flag} is for ONNX files: {path} states it itself")
+
+
 def _opened(path: Path, asked: Asked, threads: int) -> tuple[Finder, TeacherFacts]:
     if not path.exists():
         raise UserError(f"--teacher {path}: no such file or folder; {READ}")
@@ -119,9 +127,7 @@ def _opened(path: Path, asked: Asked, threads: int) -> tuple[Finder, TeacherFact
         model = OnnxDetector(path, asked, threads)
         digest = f"{digest} {model.format} {model.rule}"  # a file beside it may say how it is fed
         return model.detect, TeacherFacts(path.name, f"ONNX: {model}", model.names, digest, {})
-    for flag in ("format", "size", "norm", "names"):
-        if getattr(asked, f"teacher_{flag}") is not None:
-            raise UserError(f"--teacher-{flag} is for ONNX files: {path} states it itself")
+    refuse_stated(asked)
     if is_bundle(path):
         return _bundle(path, threads)
     if path.is_dir() and (path / "config.json").exists():

@@ -55,6 +55,7 @@ def look(
                     for index, seen in zip(batch, answer, strict=True):
                         key = keys[index]
                         if seen is not None and key is not None:
-                            found[index] = known.add(key, seen)
+                            stated = images[index].size_hw is not None
+                            found[index] = known.add(key, seen, stated=stated)
                     bar.advance(steps=len(batch))
     return Looked(facts, found, sum(found[index] is not None for index in todo))

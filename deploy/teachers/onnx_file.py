@@ -186,6 +186,11 @@ def _values(
 ) -> tuple[Normalisation, str]:
     """Return the normalisation, and its name with where it comes from."""
     if dtype == np.uint8:
+        if asked.teacher_norm is not None:
+            raise UserError(
+                f"--teacher-norm {asked.teacher_norm}: {asked.teacher} takes pixels of uint8, and "
+                "normalises them itself: leave it out"
+            )
         return PRESETS["raw"], "raw"
     if asked.teacher_norm is not None:
         return PRESETS[asked.teacher_norm], asked.teacher_norm

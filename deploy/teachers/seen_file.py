@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Self, TypedDict
+from typing import IO, NotRequired, Self, TypedDict
 
 import numpy as np
 
@@ -26,6 +26,8 @@ class Line(TypedDict):
     """An image; boxes in its pixels, x1, y1, x2, y2."""
 
     image: str
+    stated: NotRequired[bool]
+    """Whether its size was asked for: its pixels as they are stored, or turned by EXIF."""
     size_hw: Sequence[int]
     boxes: Sequence[Sequence[float]]
     scores: Sequence[float]
@@ -57,7 +59,8 @@ class SeenFile:
             "digest": teacher.digest,
             "names": list(teacher.names),
         }
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[tuple[str, tuple[int, ...] | None], Line] = {}
+        """By content and the size that was asked for, None for none."""
         self._file: IO[str] | None = None
         if path.exists() and path.stat().st_size:
             try:
@@ -85,20 +88,30 @@ class SeenFile:
             with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 line: Line = json.loads(text)
                 seen_of(line)
-                self._lines[line["image"]] = line
+                self._keep(line)
 
     def find(self, key: str, size_hw: tuple[int, int] | None = None) -> Seen | None:
         """Return what was found on an image, of this size where one is given."""
-        line = self._lines.get(key)
+        line = self._lines.get((key, size_hw))
+        if line is None and size_hw is not None:  # the size may be that of the image anyway
+            line = self._lines.get((key, None))
         if line is None or (size_hw is not None and tuple(line["size_hw"]) != size_hw):
             return None
         return seen_of(line)
 
-    def add(self, key: str, seen: Seen) -> Seen:
-        """Append what was found on an image, and return it as the file has it: rounded."""
+    def _keep(self, line: Line) -> None:
+        size = tuple(line["size_hw"]) if line.get("stated") else None
+        self._lines[line["image"], size] = line
+
+    def add(self, key: str, seen: Seen, *, stated: bool = False) -> Seen:
+        """Append what was found on an image, and return it as the file has it: rounded.
+
+        It is `stated` whose size was asked for.
+        """
         boxes, scores, labels = seen.found
         line: Line = {
             "image": key,
+            "stated": stated,
             "size_hw": list(seen.image_hw),
             "boxes": [[round(float(side), 2) for side in box] for box in boxes],
             "scores": [round(float(score), 4) for score in scores],
@@ -109,7 +122,7 @@ class SeenFile:
             self._opened().flush()
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from None
-        self._lines[key] = line
+        self._keep(line)
         return seen_of(line)
 
     def _opened(self) -> IO[str]:

@@ -56,7 +56,7 @@ def label(
     trained = Workspace(asked.teacher).stages().get("train") if asked.teacher.is_dir() else None
     val, names = None, None
     if data is not None:
-        no_val = lowest is not None and find_split(data, "val") is None
+        no_val = find_split(data, "val") is None
         labelled = find_data(Workspace(out), data, "train" if no_val else "val")
         val, names = None if no_val else labelled, labelled.names
     if data is None and lowest is None and trained is not None:

@@ -224,10 +224,28 @@ class Report(Outcome):
         return Path(cast(str, self._get("report")))
 
 
+class Described(Outcome):
+    """An architecture was counted."""
+
+    SHOWN = ("macs_conv_linear", "macs_attention", "params_deployed")
+
+
+class Labelled(Outcome):
+    """Images were labelled by a teacher."""
+
+    SHOWN = ("data", "images", "images_without_labels", "labels", "uncertain", "uncertain_list")
+
+
+class Drawn(Outcome):
+    """A set was drawn; what `heat data check` and `convert` found they printed."""
+
+    SHOWN = ("train", "val", "data")
+
+
 OF_COMMAND: Mapping[str, type[Outcome]] = {
     "profile": Profile, "supernet": Training, "thin": Thinning, "train": Training,
     "pretrain": Training, "adopt": Training, "export": Export, "eval": Evaluation,
-    "build": Export, "report": Report,
+    "build": Export, "report": Report, "describe": Described, "label": Labelled, "data": Drawn,
 }  # fmt: skip
 
 

@@ -303,15 +303,8 @@ def _say_replanned(
 def _is_profiled(workspace: Workspace, space: object, target: Target) -> bool:
     """Return whether the last profile measured this space on this machine, as it is to be run."""
     found = workspace.stage("profile")
-    asked = {
-        "space": space,
-        "device": target.name,
-        "runtime": target.runtime,
-        "precision": target.precision,
-        "threads": target.threads,
-        "here": True,
-        "source": "measured",
-    }
+    asked = {key: getattr(target, key) for key in ("runtime", "precision", "threads")}
+    asked |= {"space": space, "device": target.name, "here": True, "source": "measured"}
     return all(found.get(key) == value for key, value in asked.items())
 
 

@@ -108,7 +108,10 @@ def one_numbering(sets: Sequence[DetectionSet]) -> list[DetectionSet]:
 
 
 def divided(sets: Sequence[DetectionSet], val: float, seed: int) -> dict[str, list[Item]]:
-    """Return the images of each split; one split, or none, is divided into train and val."""
+    """Return the images of each split; one split, or none, is divided into train and val.
+
+    One that is called val or test stays what it is.
+    """
     splits: dict[str, list[Item]] = {}
     for data in sets:
         name = split_name(data.split)
@@ -116,6 +119,8 @@ def divided(sets: Sequence[DetectionSet], val: float, seed: int) -> dict[str, li
     unnamed = splits.pop("", [])
     if unnamed:  # images without a split are trained on, as the others of it
         splits = {"train": [*splits.pop("train", []), *unnamed], **splits}
+    if len(splits) == 1 and not splits.keys() & {"val", "test"}:
+        splits = {"train": next(iter(splits.values()))}
     if list(splits) == ["train"] and val and len(splits["train"]) > 1:
         items = splits["train"]
         count = min(len(items) - 1, max(1, round(val * len(items))))
@@ -129,7 +134,8 @@ def divided(sets: Sequence[DetectionSet], val: float, seed: int) -> dict[str, li
 
 def _named(records: Sequence[Record]) -> list[Item]:
     """Name images by their path below the folder that they share."""
-    paths = [record.path.absolute() for record in records]
+    # Without "..": a name with it would lead out of the folder that is written.
+    paths = [Path(os.path.normpath(record.path.absolute())) for record in records]
     shared = os.path.commonpath([path.parent for path in paths])
     return [
         Item(path.relative_to(shared).as_posix(), record)

@@ -127,6 +127,7 @@ def evaluate_checkpoint(
         fitted = fit(rows, data)
         if fitted is None:
             say_not_calibrated(data.split)
+            workspace.forget("score-calibration")  # an older one is not what was asked for
         else:
             say_calibrated(fitted)
             assert weights is not None, "an untrained network was refused"

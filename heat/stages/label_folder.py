@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from supernet.atomic import check_target, write_text
+from supernet.atomic import check_target, write_bytes, write_text
 from supernet.errors import UserError
 
 
@@ -76,15 +76,19 @@ class LabelFolder:
 
     def write(self, annotations: str, uncertain: str) -> None:
         """Write the labels; their hashes first, so that an interrupted run may replace them."""
-        texts = {self.annotations: annotations, self.uncertain: uncertain}
+        # Names of images may be no UTF-8: they keep their bytes.
+        contents = {
+            self.annotations: annotations.encode(errors="surrogateescape"),
+            self.uncertain: uncertain.encode(errors="surrogateescape"),
+        }
         before = self._written()
         hashes = {
-            path.name: [*before.get(path.name, [])[-1:], hashlib.sha256(text.encode()).hexdigest()]
-            for path, text in texts.items()
+            path.name: [*before.get(path.name, [])[-1:], hashlib.sha256(content).hexdigest()]
+            for path, content in contents.items()
         }
         write_text(self._record, json.dumps(hashes) + "\n")
-        for path, text in texts.items():
-            write_text(path, text)
+        for path, content in contents.items():
+            write_bytes(path, content)
 
     def _written(self) -> Mapping[str, list[str]]:
         """Return the hashes that the files may have: of the last text and of the one before."""

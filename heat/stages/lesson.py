@@ -17,6 +17,7 @@ from deploy.teachers.detector import (
     is_heats,
     load_teacher,
     matched_classes,
+    refuse_stated,
     thresholds_of,
 )
 from deploy.teachers.looking import look
@@ -67,6 +68,7 @@ def lesson_of(
     in `folder`; with `restart` it replaces what another one found.
     """
     assert asked.teacher is not None
+    refuse_stated(asked)
     labelled = len(data.records)
     if unlabelled is not None:
         data = with_unlabelled(data, unlabelled)

@@ -41,8 +41,10 @@ def is_detection_set(root: Path) -> bool:
 
 def splits_of(root: Path) -> tuple[str, ...]:
     """Return the splits that have an annotation file."""
+    if root.is_file():
+        raise DataError(f"{root} is a file: give its folder, {root.parent}")
     if not root.is_dir():
-        raise DataError(f"no data folder at {root}: give --data DIR (make one: heat data shapes)")
+        raise DataError(f"no data folder at {root} (make one: heat data shapes)")
     yolo = yolo_file(root)
     if yolo is not None:
         return yolo_splits(yolo)

@@ -28,7 +28,7 @@ Reader = Callable[[Path, Path, Complain], dict[str, RawCoco]]
 ROBOFLOW = "_annotations.coco.json"
 CLASS_LISTS = ("classes.txt", "obj.names", "labels/classes.txt")
 """Names of classes, one a line, where a YOLO export has no data.yaml."""
-YOLO_FOLDERS = ("images", "obj_train_data")
+YOLO_FOLDERS = ("images",)
 
 
 def format_of(source: Path) -> Format:
@@ -95,7 +95,9 @@ def _is_set(root: Path, format: Format) -> bool:
 def _read_coco(source: Path, images: Path, complain: Complain) -> dict[str, RawCoco]:
     files = {source: ""}
     if source.is_dir():
-        named = sorted(source.glob("annotations/*.json"))
+        # Beside them the official sets have captions and keypoints.
+        named = sorted(source.glob("annotations/instances_*.json"))
+        named = named or sorted(source.glob("annotations/*.json"))
         roboflow = sorted(source.glob(f"*/{ROBOFLOW}"))
         files = {path: split_name(_plain(path.stem)) for path in named} if named else {
             path: split_name(path.parent.name) for path in roboflow
@@ -103,6 +105,9 @@ def _read_coco(source: Path, images: Path, complain: Complain) -> dict[str, RawC
     search = ImageSearch(images)
     found: dict[str, RawCoco] = {}
     for path, split in files.items():
+        if split in found:
+            twice = ", ".join(str(other) for other, name in files.items() if name == split)
+            raise DataError(f"{twice} are of one split, {split}: join them, or convert one by one")
         raw = read_instances(path)
         near = ImageSearch(path.parent) if path.name == ROBOFLOW else search
         placed = []
@@ -124,8 +129,15 @@ def _plain(stem: str) -> str:
 def _read_yolo(source: Path, images: Path, complain: Complain) -> dict[str, RawCoco]:
     root = source if source.is_dir() else source.parent
     listed, described = _classes(root), yolo_file(root)
-    if described is not None:  # of a set whose images are elsewhere
+    if source.suffix.lower() in (".yaml", ".yml") and source.is_file():
+        described = source
+    if described is not None:
         head = read_head(described)
+        there = replace(head, base=str(images.absolute())) if images != root else head
+        if images == root or all(map(there.is_there, there.splits)):
+            return {
+                split: read_labels(there, split, complain, beside=root) for split in head.splits
+            }
     elif listed is not None:
         text = listed.read_text(encoding="utf-8-sig", errors="replace")
         names = tuple(line.strip() for line in text.splitlines() if line.strip())
@@ -134,15 +146,22 @@ def _read_yolo(source: Path, images: Path, complain: Complain) -> dict[str, RawC
         head = Head(listed.absolute(), names, 0, "", {})
     else:
         raise DataError(f"{root} has neither data.yaml nor classes.txt: one names the classes")
-    folder = next((name for name in YOLO_FOLDERS if (images / name).is_dir()), ".")
-    head = replace(head, base=str(images.absolute()), splits={"train": (folder,)})
-    raw = read_labels(head, "train", complain, beside=root)
-    if raw.images and not raw.annotations:
+    parts: dict[str, tuple[str, ...]] = {
+        split_name(folder.name[len("obj_") : -len("_data")]): (folder.name,)
+        for folder in sorted(images.glob("obj_*_data"))
+    }
+    if len(parts) < 2:  # of one, or none, nothing says which split it is
+        folder = next((name for name in YOLO_FOLDERS if (images / name).is_dir()), ".")
+        parts = {"": next(iter(parts.values()), (folder,))}
+    head = replace(head, base=str(images.absolute()), splits=parts)
+    raw = {split: read_labels(head, split, complain, beside=root) for split in parts}
+    if not any(each.annotations for each in raw.values()):
+        count = sum(len(each.images) for each in raw.values())
         raise DataError(
-            f"{source}: none of the {len(raw.images)} images in {images} has a box: their labels "
-            f"are looked for beside them and in {root / 'labels'}"
+            f"{source}: none of the {count} images in {images} has a box: their labels are looked "
+            f"for beside them and in {root / 'labels'}"
         )
-    return {"": raw}
+    return raw
 
 
 def _classes(root: Path) -> Path | None:

@@ -91,10 +91,13 @@ def oriented_size(path: Path) -> Oriented | None:
     """Return what a file's header says of its size and rotation; None if it is unreadable."""
     try:
         with _large_ones_too(), Image.open(path) as image:
+            for packet in ("XML:com.adobe.xmp", "xmp"):  # nothing that decodes turns by these
+                image.info.pop(packet, None)
             orientation = image.getexif().get(ORIENTATION, 1)
             width, height = image.size
             tags = getattr(image, "tag_v2", None)  # of a TIFF; Pillow turns its size itself or not
             if tags is not None:
+                orientation = tags.get(ORIENTATION, 1)
                 width, height = int(tags[TIFF_WIDTH]), int(tags[TIFF_HEIGHT])
     except Exception:  # a broken header raises anything, by format
         return None

@@ -37,15 +37,16 @@ class ImageSearch:
         parts = parts_of(stated)
         if not parts:
             return None
-        for start in range(len(parts)):
-            path = self.folder.joinpath(*parts[start:])
-            if os.path.isfile(path):  # noqa: PTH113  (a Path refuses names that are too long)
-                return path
+        whole = self.folder.joinpath(*parts)
+        if os.path.isfile(whole):  # noqa: PTH113  (a Path refuses names that are too long)
+            return whole
+        # The ends of the path below the folder itself, where nothing deeper agrees better.
+        near = {self.folder.joinpath(*parts[start:]) for start in range(1, len(parts))}
         name = parts[-1].lower()
         names = (name, unquote(name), UPLOADED.sub("", unquote(name), count=1))
         for key in dict.fromkeys((*names, *(PurePosixPath(each).stem for each in names))):
             paths = self._by_name.get(key, [])
-            agreement = [_shared_end(path.parts[:-1], parts[:-1]) for path in paths]
+            agreement = [(_shared_end(path.parts[:-1], parts[:-1]), path in near) for path in paths]
             best = [p for p, share in zip(paths, agreement, strict=True) if share == max(agreement)]
             if best and all(os.path.samefile(best[0], path) for path in best[1:]):  # noqa: PTH121
                 return best[0]

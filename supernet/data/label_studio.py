@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
+from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 from ..atomic import write_text
@@ -108,9 +109,14 @@ def _regions(
         if len(whole) > 1:
             found.complain("annotated twice", where, f"{len(whole)} annotations, the first is used")
         results = whole[0].get("result") if whole else None
-    else:  # JSON-MIN: the regions are a value of the task itself, without their nesting
+    else:  # JSON-MIN: regions are values of the task itself, a list for each kind of label
         lists = [value for value in task.values() if isinstance(value, list)]
-        results = next((v for v in lists if v and isinstance(v[0], dict) and "x" in v[0]), None)
+        results = [
+            region
+            for values in lists
+            for region in values
+            if isinstance(region, dict) and any(str(key).endswith("labels") for key in region)
+        ]
     for region in results if isinstance(results, list) else ():
         if isinstance(region, dict):
             yield region
@@ -147,7 +153,7 @@ def write_label_studio(root: Path, written: Written) -> None:
     """Write `tasks.json`, images as local files below `images/`, and the labelling interface."""
     tasks = [
         {
-            "data": {"image": f"{LOCAL}images/{split}/{item.name}", "split": split},
+            "data": {"image": f"{LOCAL}{quote(f'images/{split}/{item.name}')}", "split": split},
             "annotations": [{"result": _results(item, written.names)}],
         }
         for split, items in written.splits.items()

@@ -84,7 +84,7 @@ class ScoreCalibration:
         ]
 
     def of_rows(self, rows: Sequence[ResultRow], data: DetectionSet) -> list[ResultRow]:
-        """Return detections with calibrated scores, the shortest numbers that are the same float32.
+        """Return detections with calibrated scores, each rounded to float32.
 
         So they equal those of the deployed network, as far as it computes the same.
         """

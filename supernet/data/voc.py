@@ -4,6 +4,7 @@ Coordinates are taken as they are written: labelling tools count pixels from 0, 
 from 1, and no file says which.
 """
 
+import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from .exported import Collected, Item, Written, read_xml
 from .image_search import ImageSearch
 
 SETS = "ImageSets/Main"
+FLAG = re.compile(r"\s+-?[01]$")
 BOX = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -37,30 +39,39 @@ def read_voc(root: Path, images: Path, complain: Complain) -> dict[str, RawCoco]
     split_of = _splits(root)
     for file in _files(root):
         try:
-            _read(file, found, split_of)
+            _read(file, file.relative_to(_folder(root)).parent.as_posix(), found, split_of)
         except DataError as error:
             complain("broken annotation file", str(file), f"{error}, skipped")
     return found.finish(root, by_name=True)
 
 
+def _folder(root: Path) -> Path:
+    return root / "Annotations" if (root / "Annotations").is_dir() else root
+
+
 def _files(root: Path) -> Iterator[Path]:
-    folder = root / "Annotations" if (root / "Annotations").is_dir() else root
-    return iter(sorted(folder.rglob("*.xml")))
+    return iter(sorted(_folder(root).rglob("*.xml")))
 
 
 def _splits(root: Path) -> dict[str, str]:
     """Return the split of each name that the lists have; trainval counts only by itself."""
     found: dict[str, str] = {}
+    annotated = {file.stem for file in _files(root)}
+
+    def name_of(line: str) -> str:
+        """Return the name of a line; lists of a class end in whether it is there: -1, 0 or 1."""
+        return line if line in annotated else FLAG.sub("", line)
+
     for split in ("trainval", "test", "val", "train"):
         path = root / SETS / f"{split}.txt"
         if path.is_file():
             text = path.read_text(encoding="utf-8-sig", errors="replace")
-            names = [line.split()[0] for line in text.splitlines() if line.split()]
+            names = [name_of(line.strip()) for line in text.splitlines() if line.strip()]
             found |= dict.fromkeys(names, "train" if split == "trainval" else split)
     return found
 
 
-def _read(file: Path, found: Collected, split_of: dict[str, str]) -> None:
+def _read(file: Path, below: str, found: Collected, split_of: dict[str, str]) -> None:
     root = read_xml(file)
     split = split_of.get(file.stem)
     if split_of and split is None:
@@ -70,7 +81,8 @@ def _read(file: Path, found: Collected, split_of: dict[str, str]) -> None:
     stated = (root.findtext("filename") or "").strip()
     # Tools rename images and leave the old name in the file: the file's own name is the surer one.
     named = file.stem + Path(stated).suffix
-    image = next((name for name in (named, stated) if found.search.find(name)), file.stem)
+    places = [f"{folder}/{name}" for folder in (below, "") for name in (named, stated)]
+    image = next((place for place in places if found.search.find(place)), file.stem)
     size = root.find("size")
     wh = None if size is None else (size.findtext("width"), size.findtext("height"))
     image_id = found.image(image, split, wh, file.name)

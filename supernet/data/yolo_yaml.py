@@ -45,6 +45,10 @@ class Head:
                 raise DataError(f"{self.path}: {split} is {item}, and there is no {place}")
         return found
 
+    def is_there(self, split: str) -> bool:
+        """Return whether all folders and lists of a split exist."""
+        return all(self._place(item).exists() for item in self.splits[split])
+
     def _bases(self) -> Iterator[Path]:
         if self.base:
             yield self.path.parent / _slashes(self.base)
@@ -82,7 +86,7 @@ class Head:
             if as_written.is_file():
                 found.append(as_written)
                 continue
-            absolute = parts[0] == "/" or parts[0].endswith(":")
+            absolute = bool(parts) and (parts[0] == "/" or parts[0].endswith(":"))
             skips = range(len(parts) if absolute else 1)
             ends = ((base, skip) for skip in skips for base in bases)
             which = next((e for e in ends if e[0].joinpath(*parts[e[1] :]).is_file()), None)
