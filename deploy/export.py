@@ -137,7 +137,7 @@ PADDED = {
 }
 RAW_OUTPUTS = {
     "scores": "float32 [anchors per cell, classes, cells], probabilities",
-    "deltas": "float32 [anchors per cell, 4 (dx, dy, dw, dh), rows, columns]",
+    "deltas": "float32 [anchors per cell, 4 (dx, dy, dw, dh), cells]",
 }
 
 

@@ -212,3 +212,12 @@ def test_autocast_changes_little(clusters: str) -> None:
         half = act.attend(*(x.bfloat16() for x in parts))
     assert half.dtype == torch.bfloat16
     assert (half.float() - Attention().attend(*parts)).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_hashing_stays_in_float32_under_autocast(dtype: torch.dtype) -> None:
+    """The sum of the codes was a matrix product: its keys collided, in float16 they overflowed."""
+    hash_, x = Hash(32, 8), torch.randn(2, 400, 32)
+    exact = hash_.keys(x)
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(hash_.keys(x), exact)

@@ -1,5 +1,7 @@
 """DETR's acceptance checks (H1, H2, H5), E1, its graph, and bad input."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -111,7 +113,7 @@ def test_descriptions_travel() -> None:
     [
         ({"depth": 34}, "depth 34"),
         ({"width": 30}, "width 30"),
-        ({"queries": 0}, "at least one"),
+        ({"queries": 0}, "queries 0: a whole number from 1"),
         ({"input_size": (100, 100)}, "multiples of 32"),
         ({"attention": "pool"}, "--window is needed"),
         ({"smca": True}, "SAM-DETR"),
@@ -133,3 +135,18 @@ def test_boxes_are_float32_in_mixed_precision() -> None:
         logits, boxes = net(images())
     assert logits.dtype is torch.bfloat16 and boxes.dtype is torch.float32
     assert torch.equal(boxes, boxes.bfloat16().float()) is False
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"heads": 0}, {"heads": -4}, {"base": 0}, {"queries": 2.5}, {"hidden": -3},
+        {"dropout": 5}, {"dropout": float("nan")}, {"window": 0}, {"input_size": (64, 64, 64)},
+        {"clusters": (1, 2)}, {"encoder_layers": 10**9}, {"rounds": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_numbers_that_no_network_has_are_refused(wrong: dict[str, Any]) -> None:
+    """In one line: they were tracebacks where the network was built."""
+    with pytest.raises(UserError):
+        DetrArchitecture(**wrong)

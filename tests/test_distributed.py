@@ -7,11 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from supernet.train.distributed import Group
+from supernet.errors import HeatError
+from supernet.train.distributed import Group, per_process, seed_step, step_seed
 from supernet.train.optimise import make_scaler
 from supernet.train.recipes import TrainConfig
 from supernet.train.stepper import Stepper
@@ -102,3 +104,47 @@ def test_accumulated_batches_make_one_step() -> None:
         assert Stepper(task, config, optimizer, scaler, Group()).step(batches) is not None
         found.append(network.weight.detach().clone())
     torch.testing.assert_close(*found)
+
+
+def test_losses_are_divided_by_the_count_of_the_whole_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A share of a batch without positives weighed its classes as if it had one."""
+    assert float(per_process(torch.tensor(0.0))) == 1.0
+    assert float(per_process(torch.tensor(15.0))) == 15.0
+
+    def all_reduce(count: torch.Tensor, *_: object) -> None:
+        count += 15.0  # of the other process
+
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
+    mine = torch.tensor(1.0)
+    assert float(per_process(mine)) == 8.0 and float(mine) == 1.0
+
+
+def test_out_of_memory_in_one_process_ends_the_run_at_once() -> None:
+    """It tried smaller batches, while the others waited for its gradients for a day."""
+
+    def loss(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    network = nn.Linear(1, 1)
+    task: Any = SimpleNamespace(
+        network=network, model=network, turns=1, turn=0, prepare=lambda batch, _: batch, loss=loss
+    )
+    group: Any = SimpleNamespace(world=2, device=torch.device("cpu"), wrap=lambda model: model)
+    config = TrainConfig(epochs=1, batch_size=8, precision="f32")
+    optimizer = torch.optim.SGD(network.parameters())
+    stepper = Stepper(task, config, optimizer, make_scaler("f32", group.device), group)
+    with pytest.raises(HeatError, match="--batch-size 8 in one of 2 processes"):
+        stepper.step([(torch.zeros(4, 1), torch.zeros(4, 1))] * 2)
+
+
+def test_a_step_has_one_seed_in_all_processes() -> None:
+    seeds = set()
+    for rank in range(3):
+        seed_step(7, 41, rank)
+        seeds.add(step_seed())
+    seed_step(7, 42, 0)
+    assert len(seeds) == 1 and step_seed() not in seeds

@@ -13,7 +13,7 @@ from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.elastic import Elastic, Member, cuts_of
 from supernet.heatdetr.inherit import inherit, order_channels
 from supernet.heatdetr.supernet import Supernet
-from supernet.train.distributed import Group
+from supernet.train.distributed import Group, seed_step
 from supernet.train.elastic_task import ElasticTask
 from supernet.train.optimise import make_optimizer, make_scaler
 from supernet.train.recipes import recipe
@@ -140,3 +140,18 @@ def test_a_loss_that_is_not_finite_skips_the_step(
     assert all(value.isfinite().all() for value in elastic.state_dict().values())
     assert stepper.step([batch]) is not None
     assert turns == [0, 1, 0, 1] and stepper.bad_steps == 0
+
+
+def test_a_turn_has_one_network(unit: Architecture) -> None:
+    """Each batch of an accumulated step, and each process, drew one of its own."""
+    elastic = ordered(make(unit.with_(input_size=(64, 64))))
+    data = SimpleNamespace(names=("a",), records=[], digest="")
+    task = ElasticTask(elastic, cast(Any, data), members_of(elastic))
+    drawn = {}
+    for step in range(20):
+        for rank in (0, 1):
+            seed_step(0, step, rank)
+            task.turn = 1
+            drawn.setdefault(step, set()).add(task.elastic.drawn)
+    assert all(len(found) == 1 for found in drawn.values())
+    assert set.union(*drawn.values()) == {1, 2}

@@ -1,14 +1,21 @@
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from deploy.edge.runtimes import open_session
 from latency_tables.models import randomise
+from supernet.errors import HeatError, UserError
+from supernet.graph.batch import free_batch
 from supernet.graph.folding import fold
 from supernet.graph.style import GraphStyle
 from supernet.graph.writer import GraphWriter
+from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.operators import OPERATORS
+from supernet.heatdetr.operators.channelwise import ChannelBlock
 from supernet.heatdetr.operators.entries import Entry
 from supernet.heatdetr.operators.original import OriginalBlock, kept_tokens
 from supernet.heatdetr.operators.repcnn import RepCNN
@@ -22,6 +29,7 @@ from supernet.heatdetr.operators.window import (
     relative_index,
     shift_of,
 )
+from supernet.train.optimise import autocast_type
 
 ENTRIES = [
     Entry("stem", 1, 3, 64, 65, 98),
@@ -221,3 +229,49 @@ def test_constants_are_stored_once() -> None:
     graph = GraphWriter()
     assert graph.const(np.zeros(3, np.float32)) is graph.const(np.zeros(3, np.float32))
     assert graph.scalar(1.0).shape == ()
+
+
+def test_channels_of_many_tokens_do_not_overflow_float16() -> None:
+    torch.manual_seed(0)
+    block = ChannelBlock(64).train()
+    for module in block.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 3.0)
+    x = torch.randn(2, 1, 104, 168).expand(-1, 64, -1, -1) + 0.1 * torch.randn(2, 64, 104, 168)
+    with torch.no_grad():
+        exact = block(x)
+        with torch.autocast("cpu", torch.float16):
+            half = block(x)
+    assert half.isfinite().all()
+    assert float((half - exact).norm() / exact.norm()) < 0.05
+
+
+def test_batches_of_any_size_have_no_constant_of_the_batchs_size() -> None:
+    def model(size: int) -> onnx.ModelProto:
+        x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [size, 2]) for n in "xy")
+        bias = numpy_helper.from_array(np.zeros((size, 1), np.float32), "bias")
+        node = helper.make_node("Add", ["x", "bias"], ["y"], name="add")
+        return helper.make_model(helper.make_graph([node], "g", [x], [y], [bias]))
+
+    with pytest.raises(HeatError, match="add has a constant of the batch's size"):
+        free_batch(model(2), model(3))
+
+
+def test_clusters_are_of_one_batch_size(unit: Architecture) -> None:
+    network = Detector(unit.with_(global_block="act"))
+    network.check_format("f32", raw=False, dynamic_batch=False)
+    with pytest.raises(UserError, match="--dynamic-batch: the clusters of ACT"):
+        network.check_format("f32", raw=False, dynamic_batch=True)
+
+
+@pytest.mark.parametrize(("computed", "found"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_bfloat16_is_taken_where_the_gpu_computes_it(
+    computed: bool, found: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older GPUs emulate it, and then say that they support it. No GPU is at hand."""
+
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation or computed
+
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", supported)
+    assert autocast_type("auto", torch.device("cuda")) is found

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, numpy_helper
 
 from deploy.diverge import first_divergence
 from deploy.edge.executed import executed_precision
@@ -18,6 +19,7 @@ from supernet.graph.style import GraphStyle
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.fake_quant import simulate_int8
 from supernet.heatdetr.operators.repcnn import ConvRelu
+from supernet.heatdetr.operators.window import KEY
 from supernet.heatdetr.quantization import (
     BINS,
     Quantization,
@@ -185,3 +187,26 @@ def test_a_plan_is_about_names_of_the_folded_network(network: Detector, tmp_path
     assert "stem" in {place_of(name) for name in plan.ranges}
     assert plan.limit("stem.conv1") is not None and plan.output_limit("stem.conv1") is None
     assert plan.keeping(["stem"]).limit("stem.conv1") is None
+
+
+def test_the_range_of_queries_has_their_scale(network: Detector, batch: torch.Tensor) -> None:
+    """Softmax's is folded into them; with the range of before they had a quarter of the levels."""
+    folded = network.deployed()
+    plan = calibrate(folded, [batch], outputs=True)
+    model = network.to_onnx(raw=True, style=GraphStyle(precision="int8", ranges=plan))
+    steps = {
+        float(numpy_helper.to_array(each))
+        for each in model.graph.initializer
+        if not each.dims and each.data_type == TensorProto.FLOAT
+    }
+    names = [
+        name for name, _ in convolutions(folded).items()
+        if name.endswith(".qkv") and name.split("_")[0] in ("s1", "s2", "s3", "s4")
+        and name.split(".")[0].rpartition("_")[2].isdecimal()
+    ]  # fmt: skip
+    assert names
+    for name in names:
+        limit = plan.output_limit(name)
+        assert limit is not None
+        for factor in (1.0, KEY**-0.5):  # of keys and values, and of queries
+            assert np.float32(limit * factor / 127) in steps, (name, factor)

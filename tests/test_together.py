@@ -1,5 +1,7 @@
 """Options that would be ignored are refused by name."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.command_line import fails
@@ -39,3 +41,11 @@ from tests.command_line import fails
 )
 def test_an_option_that_would_be_ignored_is_refused(arguments: list[str], message: str) -> None:
     assert message in fails(2, *arguments)
+
+
+@pytest.mark.parametrize(
+    "option", [["--drop-path", "0.1"], ["--assign", "aligned"], ["--output-stride", "16"]]
+)
+def test_options_of_another_family_are_refused(option: list[str], shapes: Path) -> None:
+    line = fails(2, "train", "--data", shapes, "--architecture", "detr-s", *option)
+    assert f"{option[0]} is of HeatDETR, not of detr" in line

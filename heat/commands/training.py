@@ -133,8 +133,11 @@ def train(
         chosen = chosen.with_(input_size=parse_size(input_size))
     if chosen.family == "heatdetr":
         chosen = ending_in(chosen, output_stride, head)
-    elif output_stride is not None or head is not None:
-        raise UserError(f"--output-stride and --head are of HeatDETR, not of {chosen.family}")
+    else:
+        own = {"output-stride": output_stride, "head": head, "drop-path": drop_path}
+        for flag, value in (own | {"assign": assign}).items():
+            if value is not None:
+                raise UserError(f"--{flag} is of HeatDETR, not of {chosen.family}")
     chosen = attending(chosen, attention, rounds, window)
     if finetune:
         from ..stages.inherited import FINETUNE_RATE, finetune_epochs

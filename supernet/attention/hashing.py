@@ -71,7 +71,8 @@ class Hash(nn.Module):
     @torch.no_grad()
     def keys(self, x_GNE: Tensor) -> Tensor:
         """Return one whole number below 2^23 for each vector, [G, N]; codes rarely collide."""
-        return self.codes(x_GNE).remainder(CODES) @ self.weights_L
+        # Not a matrix product: autocast would compute it in half precision.
+        return (self.codes(x_GNE).remainder(CODES) * self.weights_L).sum(-1)
 
 
 @torch.no_grad()

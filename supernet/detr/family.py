@@ -6,12 +6,21 @@ from typing import Any, ClassVar, Literal
 
 from ..attention import ActAttention, Attention, EnactAttention, PoolAttention
 from ..attention.act import ROUNDS
+from ..attention.hashing import MAX_ROUNDS
 from ..errors import UserError
 from ..graph.description import Description
 from .resnet import BLOCKS
 
 Family = Literal["detr", "sam-detr"]
 EncoderAttention = Literal["exact", "act", "enact", "pool"]
+
+
+MOST = {
+    "num_classes": 100_000, "queries": 10_000, "encoder_layers": 100, "decoder_layers": 100,
+    "width": 4096, "heads": 256, "hidden": 65_536, "encoder_hidden": 65_536, "base": 1024,
+    "rounds": MAX_ROUNDS, "window": 1_000_000,
+}  # fmt: skip
+"""Largest numbers that a description may have: one that is corrupt allocates no network."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +74,21 @@ class DetrArchitecture(Description):
 
     def __post_init__(self) -> None:
         """Refuse sizes and options that no network can have."""
+        if len(self.input_size) != 2:
+            raise UserError(f"input size {self.input_size}: height and width needed")
+        for what, most in MOST.items():
+            value = getattr(self, what)
+            if value is not None and not (type(value) is int and 1 <= value <= most):
+                raise UserError(f"{what} {value!r}: a whole number from 1 to {most} needed")
+        if not (all(type(side) is int for side in self.input_size) and 0 <= self.dropout < 1):
+            raise UserError(
+                f"input size {self.input_size} and dropout {self.dropout}: whole numbers, and a "
+                "rate from 0 to below 1, needed"
+            )
+        if isinstance(self.clusters, tuple) and len(self.clusters) != self.encoder_layers:
+            raise UserError(
+                f"clusters {self.clusters}: one bound for each of {self.encoder_layers} layers"
+            )
         if self.family not in ("detr", "sam-detr"):
             raise UserError(f"family {self.family!r}: detr or sam-detr needed")
         if self.depth not in BLOCKS:
@@ -118,10 +142,6 @@ class DetrArchitecture(Description):
         bounds = self.clusters
         if not isinstance(bounds, tuple):
             return [self._core(bounds) for _ in range(self.encoder_layers)]
-        if len(bounds) != self.encoder_layers:
-            raise UserError(
-                f"clusters {bounds}: one bound for each of {self.encoder_layers} layers"
-            )
         return [self._core(bound) for bound in bounds]
 
     def _core(self, bound: int | None) -> Attention:

@@ -16,8 +16,10 @@ SIZES = (2, 3)
 def free_batch(two: onnx.ModelProto, three: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph of any batch size, made of those of batches of two and of three.
 
-    Every Reshape must hold the batch in at most one of its sides, which becomes -1.
+    Every Reshape must hold the batch in at most one of its sides, which becomes -1; no constant may
+    hold it.
     """
+    _refuse_constants(two, three)
     model = onnx.ModelProto()
     model.CopyFrom(two)
     graph = model.graph
@@ -43,6 +45,16 @@ def free_batch(two: onnx.ModelProto, three: onnx.ModelProto) -> onnx.ModelProto:
     graph.initializer.extend(kept)
     onnx.checker.check_model(model)
     return model
+
+
+def _refuse_constants(two: onnx.ModelProto, three: onnx.ModelProto) -> None:
+    """Raise `HeatError` where a constant has the batch's size."""
+    shapes = [{c.name: tuple(c.dims) for c in model.graph.initializer} for model in (two, three)]
+    for pair in zip(two.graph.node, three.graph.node, strict=True):
+        for names in zip(*(node.input for node in pair), strict=True):
+            of_each = [known.get(name) for known, name in zip(shapes, names, strict=True)]
+            if of_each[0] != of_each[1]:
+                raise HeatError(f"{pair[0].name} has a constant of the batch's size")
 
 
 def _reshapes(

@@ -40,6 +40,16 @@ def conv_from(weight: Tensor, bias: Tensor, stride: int = 1, groups: int = 1) ->
     return conv
 
 
+def scale_first(part: nn.Conv2d, factor: float) -> nn.Conv2d:
+    """Fold a factor into a convolution; the range of its outputs, found before, shrinks with it."""
+    with torch.no_grad():
+        part.weight *= factor
+        if part.bias is not None:
+            part.bias *= factor
+    part.heat_factor = factor  # type: ignore[assignment]
+    return part
+
+
 def split_conv(conv: nn.Module, count: int) -> list[nn.Conv2d]:
     """Return convolutions that each compute an equal part of a folded one's outputs, in order."""
     if not isinstance(conv, nn.Conv2d) or conv.bias is None:

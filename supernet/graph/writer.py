@@ -74,7 +74,9 @@ class GraphWriter(NodeWriter):
             group=module.groups,
         )
         output_limit = self.style.ranges.output_limit(name) if limit is not None else None
-        return y if output_limit is None else self._fake_quantized(y, output_limit)
+        if output_limit is None:
+            return y
+        return self._fake_quantized(y, output_limit * float(getattr(module, "heat_factor", 1.0)))
 
     def _int8_inputs(self, x: Value, conv: nn.Conv2d, limit: float) -> list[Value]:
         """Return a convolution's input, kernel and bias, quantized and dequantized.

@@ -104,6 +104,11 @@ class Architecture(Description):
             raise UserError(f"token sparsity {self.token_sparsity}: 0 <= rho < 1 needed")
         if self.num_classes < 1 or not self.anchor_sizes:
             raise UserError("at least one class and one anchor size needed")
+        if min(self.anchor_sizes) <= 0 or not 0.0 <= self.anchor_offset <= 1.0:
+            raise UserError(
+                f"anchors of {self.anchor_sizes} pixels at {self.anchor_offset} of their cell: "
+                "sizes above 0, and a share from 0 to 1, needed"
+            )
         counts = (self.t1_blocks, self.t2_blocks, self.num_classes, self.window, *self.input_size)
         if not all(isinstance(count, int) for count in (*counts, *self.widths)):
             raise UserError(f"widths, blocks, classes and sizes must be whole numbers: {counts}")

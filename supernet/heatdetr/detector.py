@@ -12,6 +12,7 @@ import onnx
 from torch import Tensor, nn
 
 from ..boxes import Detections
+from ..errors import UserError
 from ..graph.folding import fold
 from ..graph.nodes import Value
 from ..graph.style import GraphStyle
@@ -181,7 +182,12 @@ class Detector(nn.Module):
         }
 
     def check_format(self, precision: str, *, raw: bool, dynamic_batch: bool) -> None:
-        """Do nothing: a HeatDETR is deployed in every format."""
+        """Raise `UserError` for batches of any size with ACT's clusters; all else is deployed."""
+        if dynamic_batch and self.architecture.global_block == "act":
+            raise UserError(
+                "--dynamic-batch: the clusters of ACT (global block act) are written for one batch "
+                "size: leave it out"
+            )
 
     def record_clusters(self, bounds: Sequence[int]) -> None:
         """Do nothing: the bound is part of the architecture already (`act_clusters`)."""

@@ -168,21 +168,24 @@ class Elastic(nn.Module):
         """Whether the largest network is the next to run, or one that is drawn."""
         self.anyone = False
         """Whether the largest may be drawn too."""
+        self.drawn: int | None = None
+        """The member that was drawn for this turn; None to draw one at every pass."""
 
     def forward(self, image_BHW3: Tensor) -> tuple[Tensor, ...]:
         """Return the maps of the network whose turn it is."""
         weights = dict(self.supernet.named_parameters())
-        return self.shared[0 if self.largest else self.draw()](weights, image_BHW3)
+        drawn = self.draw() if self.drawn is None else self.drawn
+        return self.shared[0 if self.largest else drawn](weights, image_BHW3)
 
-    def draw(self) -> int:
+    def draw(self, by: torch.Generator | None = None) -> int:
         """Return which member runs: one of those asked for, or any but the largest.
 
-        Drawn from torch's generator, which the training seeds anew for each step.
+        Drawn by a generator, torch's own where none is given.
         """
         last = len(self.shared) - 1
         if self.anyone:
-            return int(torch.randint(0, last + 1, ()))
+            return int(torch.randint(0, last + 1, (), generator=by))
         asked = len(self.often)
-        if last == 0 or torch.rand(()) < ASKED_SHARE * asked / (asked + 1):
-            return self.often[int(torch.randint(0, asked, ()))]
-        return int(torch.randint(1, last + 1, ()))
+        if last == 0 or torch.rand((), generator=by) < ASKED_SHARE * asked / (asked + 1):
+            return self.often[int(torch.randint(0, asked, (), generator=by))]
+        return int(torch.randint(1, last + 1, (), generator=by))

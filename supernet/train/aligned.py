@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ..boxes import giou_pairs, iou_matrix
 from ..data.ground_truth import GroundTruth
 from ..heatdetr.operators.decode import Decode
+from .distributed import per_process
 from .recipes import Assign
 from .uniform import Loss, detection_loss
 
@@ -105,7 +106,7 @@ def aligned_loss(
         hit_P = giou_pairs(predicted_M4[found.anchors_P], target.boxes_xyxy[found.boxes_P])
         boxes = boxes + (targets_P * (1 - hit_P)).sum()
         positives += len(found.anchors_P)
-    divisor = wanted_BMK.sum().clamp_min(1.0)
+    divisor = per_process(wanted_BMK.sum())
     classes = F.binary_cross_entropy_with_logits(logits_BMK, wanted_BMK, reduction="sum")
     return Loss(classes / divisor, BOX_WEIGHT * boxes / divisor, positives)
 

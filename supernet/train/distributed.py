@@ -19,6 +19,20 @@ the run after 10 minutes, gloo after 30. A process that dies is noticed by `torc
 """
 
 
+RANKS = 1009
+"""More than there are processes."""
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch for a step of a training: each process differs, and each step by itself."""
+    torch.manual_seed((seed * 1_000_003 + step) * RANKS + rank)
+
+
+def step_seed() -> int:
+    """Return a seed that belongs to the step, the same in all processes."""
+    return torch.initial_seed() // RANKS
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """The processes that train one network together; alone, a group of one."""
@@ -77,6 +91,19 @@ class Group:
         if self.world == 1:
             return network
         return DistributedDataParallel(network, find_unused_parameters=True)
+
+
+def per_process(count: torch.Tensor) -> torch.Tensor:
+    """Return the mean of a count over the processes, at least 1: what a loss is divided by.
+
+    Gradients are averaged over the processes, so that the sum of all losses is divided by the
+    count of the whole batch, as in one process.
+    """
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        count = count.detach().clone()
+        dist.all_reduce(count, dist.ReduceOp.SUM)
+        count = count / dist.get_world_size()
+    return count.clamp_min(1.0)
 
 
 def first_process() -> bool:

@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..heatdetr.elastic import Elastic, Member
 from ..heatdetr.supernet import Supernet
 from .distill import distillation
+from .distributed import step_seed
 from .optimise import is_logit
 from .recipes import TrainConfig
 from .task import DetectionTask
@@ -90,6 +91,9 @@ class ElasticTask(DetectionTask):
     def turn(self, number: int) -> None:
         self._turn, self._batch = number, 0
         self.elastic.largest = number == 0 and self.config.sandwich
+        # One for all batches and processes of the turn: gradients of two networks are not summed.
+        by = torch.Generator().manual_seed(step_seed() * 101 + number)
+        self.elastic.drawn = self.elastic.draw(by)
         if number == 0:
             self._teacher.clear()
 

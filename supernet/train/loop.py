@@ -21,7 +21,7 @@ from ..errors import HeatError, UserError
 from ..network import Network
 from ..progress import Progress
 from .deadline import Budget, Deadline
-from .distributed import Group, joined
+from .distributed import Group, joined, seed_step
 from .early_stop import stop_line
 from .feed import batch_starts, default_workers
 from .memory import memory_mb
@@ -203,7 +203,7 @@ def train_epoch(loop: Loop, batches: Iterator[Batch], bar: Progress | None) -> d
     saved = time.monotonic()
     for number in range(run.steps, loop.steps_an_epoch):
         step = epoch * loop.steps_an_epoch + number
-        torch.manual_seed((config.seed * 1_000_003 + step) * 1009 + loop.group.rank)
+        seed_step(config.seed, step, loop.group.rank)
         factor = _set_learning_rate(loop, step)
         accumulated = min(config.accumulate, loop.batches_an_epoch - number * config.accumulate)
         losses = loop.stepper.step(list(islice(batches, accumulated)))
@@ -266,10 +266,10 @@ def _skip(loop: Loop) -> None:
     run, bad_steps = loop.run, loop.stepper.bad_steps
     run.skipped += 1
     if bad_steps == MAX_BAD_STEPS:
+        kept = f"; the last good epoch is kept in {run.checkpoint.parent}" if run.epoch else ""
         raise HeatError(
             f"{bad_steps} steps in a row without a finite loss in epoch {run.epoch + 1}: lower "
-            f"--learning-rate {run.config.learning_rate}; the last good epoch is kept in "
-            f"{run.checkpoint.parent}"
+            f"--learning-rate {run.config.learning_rate}{kept}"
         )
 
 

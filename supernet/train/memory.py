@@ -33,7 +33,7 @@ def what_fits(train: Callable[[int], None], config: TrainConfig, size: int, worl
     size //= 2
     while size >= 2:
         try:
-            train(size)
+            train(size + size // 2)  # as many as the last batch of an epoch may have
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -42,6 +42,6 @@ def what_fits(train: Callable[[int], None], config: TrainConfig, size: int, worl
         fits = size * world
         return (
             f"out of memory at --batch-size {asked}: {fits} fits, and with --accumulate "
-            f"{-(-asked * config.accumulate // fits)} takes the same steps"
+            f"{-(-asked * config.accumulate // fits)} takes steps of about as many images"
         )
     return f"out of memory at --batch-size {asked} and at any: --input-size must be smaller"

@@ -125,7 +125,8 @@ def autocast_type(precision: Precision, device: torch.device) -> torch.dtype | N
     if precision != "auto":
         return {"f32": None, "bf16": torch.bfloat16, "f16": torch.float16}[precision]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        computed = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if computed else torch.float16
     flags = Path("/proc/cpuinfo")
     text = flags.read_text(encoding="utf-8") if flags.exists() else ""
     wide = "AVX512" in torch.backends.cpu.get_cpu_capability()

@@ -134,7 +134,10 @@ PRETRAIN = TrainConfig(
     drop_path=0.2,
     augment=AugmentConfig(saturation=0.4, hue=0.02),
 )
-"""Swin's classification recipe; its rate of 1e-3 for 1024 images, scaled by the batch's root."""
+"""Swin's classification recipe; its rate of 1e-3 for 1024 images, scaled by the batch's root.
+
+Convolutions alone decay here: the last linear layer, which decays there, counts as a vector.
+"""
 FEATURES = TrainConfig(
     epochs=100,
     batch_size=32,

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..boxes import cxcywh_to_xyxy, giou_pairs, xyxy_to_cxcywh
 from ..data.ground_truth import GroundTruth
+from .distributed import per_process
 from .uniform import FOCAL_ALPHA, FOCAL_GAMMA, focal_loss
 
 
@@ -79,7 +80,8 @@ def set_loss(
     height, width = input_hw
     unit = torch.tensor([width, height] * 2, dtype=torch.float32, device=boxes_SBQ4.device)
     wanted = [xyxy_to_cxcywh(target.boxes_xyxy.to(unit) / unit) for target in targets]
-    objects = max(1.0, sum(float(t.shares.sum()) for t in targets))
+    shown = sum(float(target.shares.sum()) for target in targets)
+    objects = per_process(torch.tensor(shown, device=boxes_SBQ4.device))
     zero = logits_SBQK.new_zeros(())
     classes, l1, giou = zero, zero, zero
     for logits_BQK, boxes_BQ4 in zip(logits_SBQK.float(), boxes_SBQ4.float(), strict=True):
@@ -114,7 +116,7 @@ def class_loss(
     logits_BQK: Tensor,
     labels_BQ: Tensor,
     shares_BQ: Tensor,
-    objects: float,
+    objects: Tensor,
     weights: SetWeights,
 ) -> Tensor:
     """Return the loss of the classes; a label of -1 is no object, `shares` weigh the queries."""

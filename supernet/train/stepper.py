@@ -42,7 +42,8 @@ class Stepper:
     def step(self, parts: Sequence[Batch]) -> dict[str, float] | None:
         """Take one step on some batches, and return the sums of their losses by term.
 
-        None, changing nothing more, if a loss is not finite; all processes take the step or none.
+        None if a loss is not finite: that turn, and those after it, change nothing. All processes
+        take a step or none.
         Raises `HeatError` where memory does not suffice.
         """
         try:
@@ -53,6 +54,12 @@ class Stepper:
             if not is_out_of_memory(error):
                 raise
         self.optimizer.zero_grad(set_to_none=True)
+        if self.group.world > 1:  # the others wait for this one's gradients: no size can be tried
+            raise HeatError(
+                f"out of memory at --batch-size {self.config.batch_size} in one of "
+                f"{self.group.world} processes: give a smaller one, and --accumulate for the "
+                "same steps"
+            )
         self.task.turn = 0
         images, targets = parts[0]
         asked = self.config.batch_size

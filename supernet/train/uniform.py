@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from ..boxes import giou_pairs
 from ..data.ground_truth import GroundTruth
 from ..heatdetr.operators.decode import Decode
+from .distributed import per_process
 from .matching import IGNORED, match
 
 FOCAL_ALPHA = 0.25
@@ -68,5 +69,5 @@ def detection_loss(
         boxes = boxes + (weights_P * (1 - overlap_P)).sum()
         divisor = divisor + weights_P.sum()
         positives += len(matched.anchors_P)
-    divisor = divisor.clamp_min(1.0)
+    divisor = per_process(divisor)
     return Loss(classes / divisor, boxes / divisor, positives)

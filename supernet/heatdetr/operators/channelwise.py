@@ -14,7 +14,7 @@ from ...graph.folding import split_conv
 from ...graph.nodes import Value
 from ...graph.writer import GraphWriter
 from .base import Operator, same_shape
-from .convbn import ConvBN, DropPath, FeedForward, Gelu, conv_params
+from .convbn import ConvBN, FeedForward, Gelu, conv_params
 from .cutting import Streams, attention_scales, copy_attention, copy_conv, rows_by_part
 from .entries import Macs
 from .heads import heads_of, map_of
@@ -59,17 +59,18 @@ class ChannelBlock(nn.Module):
         self.proj = ConvBN(d, d).zero_init()
         self.lpi = LocalInteraction(d)
         self.ffn = FeedForward(d)
-        self.drop_path = DropPath()
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
         """Attend over channels, interact locally, feed forward."""
         q_BNTE, k_BNTE, v_BNTE = heads_of(self.qkv(x_BDHW), self.heads)
+        if q_BNTE.dtype == torch.float16:  # sums over thousands of tokens overflow it
+            q_BNTE, k_BNTE = (F.normalize(x.float(), dim=-2, eps=EPS) for x in (q_BNTE, k_BNTE))
         norms = q_BNTE.norm(dim=-2)[..., :, None] * k_BNTE.norm(dim=-2)[..., None, :]
         scores = (q_BNTE.transpose(-1, -2) @ k_BNTE) * (self.temp / norms.clamp_min(EPS))
         mixed = map_of(v_BNTE @ scores.softmax(-1).transpose(-1, -2), x_BDHW)
-        x_BDHW = x_BDHW + self.drop_path(self.proj(F.hardswish(mixed)))
-        x_BDHW = x_BDHW + self.drop_path(self.lpi(x_BDHW))
-        return x_BDHW + self.drop_path(self.ffn(x_BDHW))  # type: ignore[no-any-return]
+        x_BDHW = x_BDHW + self.proj(F.hardswish(mixed))
+        x_BDHW = x_BDHW + self.lpi(x_BDHW)
+        return x_BDHW + self.ffn(x_BDHW)  # type: ignore[no-any-return]
 
     def emit(self, graph: GraphWriter, x: Value) -> Value:
         """Write the deployed block; heads are [B, N, T, E] in a channels-last graph, else BNET."""

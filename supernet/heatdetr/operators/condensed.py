@@ -16,7 +16,6 @@ from torch import Tensor
 from ...attention import ActAttention, EnactAttention, PoolAttention
 from ...attention.act import ROUNDS
 from ...attention.enact import WindowAttention, weighted
-from ...graph.folding import split_conv
 from ...graph.nodes import Value
 from ...graph.writer import GraphWriter
 from . import original
@@ -74,7 +73,7 @@ class ActBlock(CondensedBlock):
 
     def emit(self, graph: GraphWriter, x: Value) -> Value:
         """Write the deployed block."""
-        parts = split_conv(self._scaled_qkv(), 3)
+        parts = self._parts()
         q, k, v = (self._tokens(graph, graph.conv(x, part)) for part in parts)
         self.core.most = bound_of(q.shape[1], self.share)
         read = self.core.emit_attend(graph, q, k, v)
@@ -105,7 +104,7 @@ class WindowedBlock(CondensedBlock):
     def emit(self, graph: GraphWriter, x: Value) -> Value:
         """Write the deployed block."""
         B, D, H, W = x.shape
-        to_q, to_k, to_v = split_conv(self._scaled_qkv(), 3)
+        to_q, to_k, to_v = self._parts()
         if graph.channels_last:
             tokens = graph.reshape(graph.transpose(x, 0, 2, 3, 1), B, H * W, D)
         else:

@@ -3,18 +3,16 @@
 Shape suffixes: B batch, D channels, N heads, E = 32 channels of a head, T tokens, M kept tokens.
 """
 
-import copy
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...graph.folding import split_conv
+from ...graph.folding import scale_first, split_conv
 from ...graph.nodes import Value
 from ...graph.writer import GraphWriter
 from .base import Operator, same_shape
-from .convbn import ConvBN, DropPath, FeedForward, conv_params
+from .convbn import ConvBN, FeedForward, conv_params
 from .cutting import Streams, attention_scales, copy_attention, copy_linear, rows_by_part
 from .entries import Macs
 from .heads import heads_of, map_of
@@ -44,7 +42,6 @@ class OriginalBlock(nn.Module):
         self.proj = ConvBN(d, d).zero_init()
         self.ffn = FeedForward(d)
         self.score = nn.Conv2d(d, 1, 1) if sparsity > 0 else None
-        self.drop_path = DropPath()
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
         """Attend, feed forward; on the kept tokens only if sparse."""
@@ -73,8 +70,8 @@ class OriginalBlock(nn.Module):
     def _finish(self, x_BDHW: Tensor, mixed_BNTE: Tensor) -> Tensor:
         """Project the attention result, add it, and feed forward."""
         projected = self.proj(F.hardswish(map_of(mixed_BNTE, x_BDHW)))
-        x_BDHW = x_BDHW + self.drop_path(projected)
-        return x_BDHW + self.drop_path(self.ffn(x_BDHW))  # type: ignore[no-any-return]
+        x_BDHW = x_BDHW + projected
+        return x_BDHW + self.ffn(x_BDHW)  # type: ignore[no-any-return]
 
     def emit(self, graph: GraphWriter, x: Value) -> Value:
         """Write the deployed block with a static number of kept tokens."""
@@ -103,7 +100,7 @@ class OriginalBlock(nn.Module):
         # Three convolutions rather than one and a Split, which OpenVINO executes by copying.
         q, k, v = (
             graph.reshape(graph.conv(x, part), B * self.heads, HEAD, H * W)
-            for part in split_conv(self._scaled_qkv(), 3)
+            for part in self._parts()
         )
         attention = graph.unary("Softmax", graph.matmul(graph.swap(q), k), axis=-1)
         mixed = graph.reshape(graph.matmul(v, graph.swap(attention)), B, D, H, W)
@@ -114,13 +111,10 @@ class OriginalBlock(nn.Module):
         x = graph.add(x, graph.conv(graph.unary("HardSwish", mixed), self.proj))
         return graph.add(x, self.ffn.emit(graph, x))
 
-    def _scaled_qkv(self) -> nn.Module:
-        qkv = copy.deepcopy(self.qkv)
-        assert isinstance(qkv, nn.Conv2d) and qkv.bias is not None, "fold() first"
-        with torch.no_grad():
-            for part in (qkv.weight, qkv.bias):
-                part[: qkv.out_channels // 3] *= HEAD**-0.5
-        return qkv
+    def _parts(self) -> list[nn.Conv2d]:
+        """Return q's, k's and v's convolution; q's has softmax's scale."""
+        q, k, v = split_conv(self.qkv, 3)
+        return [scale_first(q, HEAD**-0.5), k, v]
 
 
 def macs_of(d: int, cells: int, sparsity: float = 0.0) -> Macs:

@@ -5,7 +5,6 @@ the projection, so that it enters neither the BN statistics nor the convolution 
 Shape suffixes: B batch, D channels, H/W map cells, G windows, N heads, T = 49 tokens, K key width.
 """
 
-import copy
 from dataclasses import replace
 from functools import lru_cache
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...graph.folding import conv_from
+from ...graph.folding import conv_from, scale_first
 from ...graph.nodes import Array, Value
 from ...graph.writer import GraphWriter
 from .base import Operator, same_shape
@@ -201,9 +200,9 @@ class WindowBlock(nn.Module):
         return graph.reshape(y, B * rows * columns, N, TOKENS, channels // N)
 
     def _parts(self) -> list[nn.Conv2d]:
-        """Return q's, k's and v's convolution, of a folded one's rows."""
-        qkv = self._scaled_qkv()
-        assert isinstance(qkv, nn.Conv2d) and qkv.bias is not None
+        """Return q's, k's and v's convolution, of a folded one's rows; q's has softmax's scale."""
+        qkv = self.qkv
+        assert isinstance(qkv, nn.Conv2d) and qkv.bias is not None, "fold() first"
         rows = torch.arange(qkv.out_channels).view(self.heads, HEAD)
         parts = []
         for some in torch.split(rows, [KEY, KEY, VALUE], 1):
@@ -211,15 +210,7 @@ class WindowBlock(nn.Module):
             part = conv_from(qkv.weight[index], qkv.bias[index], 1, 1)
             part.heat_name = str(getattr(qkv, "heat_name", ""))  # type: ignore[assignment]
             parts.append(part)
-        return parts
-
-    def _scaled_qkv(self) -> nn.Module:
-        qkv = copy.deepcopy(self.qkv)
-        assert isinstance(qkv, nn.Conv2d) and qkv.bias is not None, "fold() first"
-        with torch.no_grad():
-            qkv.weight.view(self.heads, HEAD, -1)[:, :KEY] *= KEY**-0.5
-            qkv.bias.view(self.heads, HEAD)[:, :KEY] *= KEY**-0.5
-        return qkv
+        return [scale_first(parts[0], KEY**-0.5), *parts[1:]]
 
     def _constants(self, height: int, width: int, shift: int, *, merge: bool) -> list[Array]:
         bias_1NTT: Array = self.position_bias().detach().cpu().numpy()[None]
