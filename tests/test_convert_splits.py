@@ -43,12 +43,13 @@ def test_the_splits_of_a_yolo_set_are_kept(how: str, tmp_path: Path) -> None:
         for index in range(count):
             file = f"{split}/{index}.jpg"
             labelled(tmp_path / "images" / file, tmp_path / f"labels/{split}/{index}.txt")
+    image(tmp_path / "images/val/2.jpg")  # without an object, as train/2.jpg has one
     yaml = tmp_path / ("coco8.yaml" if how == "another name" else "data.yaml")
     yaml.write_text(f"train: images/train\nval: images/val\n{NAMES}")
     source, more = (tmp_path, ["--images", tmp_path]) if how == "images" else (yaml, [])
     found = converted(source, tmp_path / "out", *more)
     assert found["splits"] == {
-        "train": {"images": 3, "boxes": 3}, "val": {"images": 2, "boxes": 2},
+        "train": {"images": 3, "boxes": 3}, "val": {"images": 3, "boxes": 2},
     }  # fmt: skip
 
 
@@ -151,3 +152,15 @@ def test_of_several_images_that_of_the_longest_path_is_found(tmp_path: Path) -> 
     assert ImageSearch(tmp_path).find("x/1.jpg") is None, "either could be meant"
     shutil.rmtree(tmp_path / "photos/c")
     assert ImageSearch(tmp_path).find("x/1.jpg") == tmp_path / "photos/b/1.jpg"
+
+
+def test_labels_elsewhere_are_those_of_their_split(tmp_path: Path) -> None:
+    """Images of two splits have one name; one of them has no object."""
+    labelled(tmp_path / "photos/images/train/0.jpg", tmp_path / "set/labels/train/0.txt")
+    image(tmp_path / "photos/images/val/0.jpg")
+    (tmp_path / "set/labels/val").mkdir()
+    (tmp_path / "set/data.yaml").write_text(f"train: images/train\nval: images/val\n{NAMES}")
+    found = converted(tmp_path / "set", tmp_path / "out", "--images", tmp_path / "photos")
+    assert found["splits"] == {
+        "train": {"images": 1, "boxes": 1}, "val": {"images": 1, "boxes": 0},
+    }  # fmt: skip

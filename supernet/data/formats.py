@@ -28,7 +28,6 @@ Reader = Callable[[Path, Path, Complain], dict[str, RawCoco]]
 ROBOFLOW = "_annotations.coco.json"
 CLASS_LISTS = ("classes.txt", "obj.names", "labels/classes.txt")
 """Names of classes, one a line, where a YOLO export has no data.yaml."""
-YOLO_FOLDERS = ("images",)
 
 
 def format_of(source: Path) -> Format:
@@ -133,10 +132,13 @@ def _read_yolo(source: Path, images: Path, complain: Complain) -> dict[str, RawC
         described = source
     if described is not None:
         head = read_head(described)
-        there = replace(head, base=str(images.absolute())) if images != root else head
-        if images == root or all(map(there.is_there, there.splits)):
+        if images == root:
+            return {split: read_labels(head, split, complain) for split in head.splits}
+        there = replace(head, base=str(images.absolute()))
+        if all(map(there.is_there, there.splits)):
             return {
-                split: read_labels(there, split, complain, beside=root) for split in head.splits
+                split: read_labels(there, split, complain, beside=_labels_of(root, split))
+                for split in there.splits
             }
     elif listed is not None:
         text = listed.read_text(encoding="utf-8-sig", errors="replace")
@@ -151,7 +153,7 @@ def _read_yolo(source: Path, images: Path, complain: Complain) -> dict[str, RawC
         for folder in sorted(images.glob("obj_*_data"))
     }
     if len(parts) < 2:  # of one, or none, nothing says which split it is
-        folder = next((name for name in YOLO_FOLDERS if (images / name).is_dir()), ".")
+        folder = "images" if (images / "images").is_dir() else "."
         parts = {"": next(iter(parts.values()), (folder,))}
     head = replace(head, base=str(images.absolute()), splits=parts)
     raw = {split: read_labels(head, split, complain, beside=root) for split in parts}
@@ -162,6 +164,12 @@ def _read_yolo(source: Path, images: Path, complain: Complain) -> dict[str, RawC
             f"for beside them and in {root / 'labels'}"
         )
     return raw
+
+
+def _labels_of(root: Path, split: str) -> Path:
+    """Return the folder of a split's labels: an image of another may have the same name."""
+    places = (root / "labels" / split, root / split / "labels")
+    return next((place for place in places if place.is_dir()), root)
 
 
 def _classes(root: Path) -> Path | None:
