@@ -123,7 +123,7 @@ def test_attention_at_evaluation(trained: Path, monkeypatch: pytest.MonkeyPatch)
         (("--precision", "int8"), "exported in f32"),
         (("--precision", "bf16", "--format", "openvino", "--attention", "act"), "hash keys"),
         (("--attention", "pool"), "--window is needed"),
-        (("--attention", "act", "--rounds", 40), "40 rounds"),
+        (("--attention", "act", "--rounds", 40), "rounds 40"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(

@@ -64,7 +64,9 @@ class ChannelBlock(nn.Module):
         """Attend over channels, interact locally, feed forward."""
         q_BNTE, k_BNTE, v_BNTE = heads_of(self.qkv(x_BDHW), self.heads)
         if q_BNTE.dtype == torch.float16:  # sums over thousands of tokens overflow it
-            q_BNTE, k_BNTE = (F.normalize(x.float(), dim=-2, eps=EPS) for x in (q_BNTE, k_BNTE))
+            q_BNTE, k_BNTE = (
+                F.normalize(x.float(), dim=-2, eps=EPS).half() for x in (q_BNTE, k_BNTE)
+            )
         norms = q_BNTE.norm(dim=-2)[..., :, None] * k_BNTE.norm(dim=-2)[..., None, :]
         scores = (q_BNTE.transpose(-1, -2) @ k_BNTE) * (self.temp / norms.clamp_min(EPS))
         mixed = map_of(v_BNTE @ scores.softmax(-1).transpose(-1, -2), x_BDHW)
