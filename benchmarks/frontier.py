@@ -254,10 +254,12 @@ def draw(models: list[dict[str, Any]], title: str, path: Path) -> None:
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter("")
-    axis.margins(x=0.2, y=0.1)
+    low, high = min(run["ap"] for run in models), max(run["ap"] for run in models)
+    bottom = low - 0.3 * (high - low) if low > 0.5 * high else 0.0
+    axis.margins(x=0.2)
     axis.set(
         xlabel="milliseconds, one CPU thread", ylabel="AP on val (hollow: cut off)",
-        ylim=(0, None), title=title,
+        ylim=(bottom, high + 0.15 * (high - bottom)), title=title,
     )  # fmt: skip
     axis.grid(alpha=0.3)
     save(figure, path)
