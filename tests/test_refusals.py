@@ -73,7 +73,7 @@ def test_a_seed_is_refused_before_a_build_begins(shapes: Path, tmp_path: Path) -
 
 def test_nothing_is_not_the_default(network: Detector) -> None:
     """An option of 0 was taken for one that is not given."""
-    with pytest.raises(UserError, match="windows of 0 tokens: at least 1"):
+    with pytest.raises(UserError, match="window 0: a whole number from 1"):
         DetrArchitecture(attention="enact", window=0).cores()
     with pytest.raises(UserError, match="--opset 0: 17 to"):
         Form(opset=0).graph(network, None)
