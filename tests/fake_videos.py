@@ -1,4 +1,4 @@
-"""Stands for a bundle and for the videos that it looks at."""
+"""A double of a bundle, and videos for it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ def found(count: int = 1) -> Found:
 
 
 class FakeBundle:
-    """Stands for a bundle: one object on every image."""
+    """A double of a bundle: one object on every image."""
 
     names = ("thing",)
     input_hw = (48, 64)

@@ -227,7 +227,7 @@ def test_the_check_counts_as_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(seen) == 2
 
 
-def test_lettered_picture_is_read_back(tmp_path: Path, images: list[Pixels]) -> None:
+def test_a_lettered_file_name_is_read_back(tmp_path: Path, images: list[Pixels]) -> None:
     path = tmp_path / "größe 1.png"
     ok, data = cv2.imencode(".png", images[0][:, :, ::-1])
     assert ok

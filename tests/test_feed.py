@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from supernet.data.augment import AugmentConfig, _cropped, augment, largest_scale, mosaic
-from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet, Record
 from supernet.data.ground_truth import GroundTruth
 from supernet.data.labelled_image import LabelledImage
@@ -29,6 +28,7 @@ from supernet.train.feed import feed, feed_keyed, rare_first
 from supernet.train.recipes import TrainConfig
 from supernet.train.samples import Keyed, Samples
 from supernet.train.two_sets import TwoSets
+from tests.short_training import first_images
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, plain_epochs=1, augment=AugmentConfig(mosaic=0.5))
 PLAIN = AugmentConfig(brightness=0, contrast=0, saturation=0)
@@ -37,8 +37,7 @@ HW = (96, 128)
 
 @pytest.fixture
 def data(shapes: Path) -> DetectionSet:
-    found = load_split(shapes, "train")
-    return replace(found, records=found.records[:13])
+    return first_images(shapes, 13)
 
 
 def test_processes_share_the_records(data: DetectionSet) -> None:

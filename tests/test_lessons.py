@@ -34,6 +34,7 @@ from supernet.train.distill import (
 from supernet.train.recipes import TrainConfig
 from supernet.train.set_loss import DETR, SAM_DETR, set_loss
 from tests.command_line import fails, run
+from tests.short_training import first_images
 from tests.toy_teachers import nms_rows, write_onnx
 
 SIZE = (64, 96)
@@ -58,8 +59,7 @@ def small(unit: Architecture) -> Architecture:
 
 @pytest.fixture
 def data(shapes: Path) -> DetectionSet:
-    found = load_split(shapes, "train")
-    return replace(found, records=found.records[:8])
+    return first_images(shapes, 8)
 
 
 def maps(network: Detector, seed: int = 0) -> tuple[torch.Tensor, ...]:

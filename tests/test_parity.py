@@ -55,7 +55,7 @@ def test_matching_looks_both_ways() -> None:
 
 
 class Trembling:
-    """Stands for a runtime whose scores are off by less than the tolerance."""
+    """A double of a runtime whose scores are off by less than the tolerance."""
 
     def __init__(self, network: Detector, *, raw: bool) -> None:
         self._network, self._raw = network.deployed(), raw
@@ -140,7 +140,7 @@ def test_parity_is_a_value(network: Detector, images: list[Image]) -> None:
 
 
 class Overflowing:
-    """Stands for a graph in half precision whose maps overflow where nothing is detected."""
+    """A double of a graph in half precision whose maps overflow where nothing is detected."""
 
     def __init__(self, session: Any, value: float) -> None:
         self._session, self._value = session, value

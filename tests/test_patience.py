@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from heat.stages.network import load_network
 from heat.workspace import Workspace
 from supernet.checkpoint import read_info
-from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
@@ -24,6 +22,7 @@ from supernet.train.early_stop import epochs_without_gain
 from supernet.train.loop import fit
 from supernet.train.recipes import TrainConfig
 from supernet.train.running import Running, TrainResult
+from tests.short_training import first_images
 
 from .command_line import fails, run
 from .test_annotations import note
@@ -36,8 +35,7 @@ TINY = ["--architecture", "pico", "--input-size", "64x96", "--batch-size", 2]
 
 @pytest.fixture
 def data(shapes: Path) -> DetectionSet:
-    found = load_split(shapes, "train")
-    return replace(found, records=found.records[:4])
+    return first_images(shapes, 4)
 
 
 def train(

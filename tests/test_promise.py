@@ -1,6 +1,6 @@
 """What a bundle is held against: the target, the prediction, and the other limits of thinning."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,7 @@ from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable, Row
 from latency_tables.table_file import write_table
 from supernet.heatdetr.architecture import Architecture
-
-
-def record(**changes: Any) -> Thinned:
-    """Return what thinning for 25 FPS recorded."""
-    values: dict[str, Any] = {field.name: None for field in fields(Thinned)} | {
-        "target_fps": 25.0, "percentile": "p50", "predicted_fps": 26.0, "held_out_error": 0.02,
-        "here": True, "runtime": "onnxruntime", "precision": "f32", "threads": 1,
-    }  # fmt: skip
-    return Thinned(**values | changes)
+from tests.workspaces import record
 
 
 def broken(

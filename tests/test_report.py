@@ -18,7 +18,7 @@ from heat.views.inline_svg import embedded
 from heat.workspace import Workspace
 from supernet.data.coco import load_split
 from tests.command_line import fails, run
-from tests.test_promise import record
+from tests.workspaces import record
 
 MOST_BYTES = 3_000_000
 SMALL_SPACE = ["--space", "micro", "--input-size", "96x128"]

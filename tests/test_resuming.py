@@ -16,7 +16,6 @@ import supernet.train.loop as training
 from supernet.atomic import replacing
 from supernet.checkpoint import load_weights, read_info
 from supernet.data.augment import AugmentConfig
-from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import CheckpointError, UserError
 from supernet.heatdetr.architecture import Architecture
@@ -27,13 +26,12 @@ from supernet.train.recipes import TrainConfig
 from supernet.train.run_files import RunFiles
 from supernet.train.running import Running
 from supernet.train.task import task_of
-from tests.short_training import CONFIG, weights
+from tests.short_training import CONFIG, first_images, weights
 
 
 @pytest.fixture
 def data(shapes: Path) -> DetectionSet:
-    found = load_split(shapes, "train")
-    return replace(found, records=found.records[:9])
+    return first_images(shapes, 9)
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(
@@ -143,7 +141,7 @@ def test_averages_keep_their_device_and_losses_their_scale(
     assert again.average.weights[key] is own and torch.equal(own, run.average.weights[key])
 
 
-def test_a_finished_run_stands(data: DetectionSet, small: Architecture, tmp_path: Path) -> None:
+def test_a_finished_run_is_kept(data: DetectionSet, small: Architecture, tmp_path: Path) -> None:
     fit(Detector(small), data, CONFIG, tmp_path)
     before = (tmp_path / "weights.safetensors").read_bytes()
     assert fit(Detector(small), data, CONFIG, tmp_path).finished_before

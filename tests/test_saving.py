@@ -240,7 +240,7 @@ def test_files_that_are_no_image_do_not_stop_the_rest(
     network: Detector, tmp_path: Path, images: list[Image]
 ) -> None:
     export(network, tmp_path / "bundle", images, "onnx")
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     cv2.imwrite(str(folder / "a.png"), images[0])
     (folder / "b.png").write_bytes(b"no image")
@@ -259,12 +259,12 @@ def test_files_that_are_no_image_do_not_stop_the_rest(
         image_paths(tmp_path / "nowhere")
 
 
-def test_drawn_boxes_stay_in_the_picture(
+def test_drawn_boxes_stay_in_the_image(
     network: Detector, tmp_path: Path, images: list[Image]
 ) -> None:
     export(network, tmp_path / "bundle", images, "onnx")
     found = Bundle(tmp_path / "bundle").detect(images[0])
     before = images[0].copy()
-    picture = draw(images[0], found, ["a", "b", "c"])
-    assert picture.shape == images[0].shape and (picture != before).any()
+    drawn = draw(images[0], found, ["a", "b", "c"])
+    assert drawn.shape == images[0].shape and (drawn != before).any()
     assert (images[0] == before).all()

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ from heat.stages.build_plan import SUPERNET_EPOCHS, TRAIN_EPOCHS, left_to_train,
 from heat.workspace import Workspace
 from latency_tables.devices import Target
 from supernet.checkpoint import read_info
-from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import CheckpointError
 from supernet.heatdetr.architecture import Architecture
@@ -30,6 +28,7 @@ from supernet.train.recipes import TrainConfig, recipe
 from supernet.train.running import Running, TrainResult
 from supernet.train.schedule import Schedule
 from supernet.train.stepper import Stepper
+from tests.short_training import first_images
 
 CONFIG = TrainConfig(epochs=10, batch_size=4, precision="f32", warmup_steps=2)
 
@@ -49,8 +48,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def data(shapes: Path) -> DetectionSet:
-    found = load_split(shapes, "train")
-    return replace(found, records=found.records[:4])
+    return first_images(shapes, 4)
 
 
 def test_a_schedule_that_is_not_cut_is_as_planned() -> None:

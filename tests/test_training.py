@@ -9,7 +9,6 @@ import torch
 
 from supernet.checkpoint import load_weights
 from supernet.data.augment import AugmentConfig
-from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet, Record
 from supernet.errors import CheckpointError, UserError
 from supernet.heatdetr.architecture import Architecture
@@ -20,13 +19,12 @@ from supernet.train.optimise import rate_factor
 from supernet.train.recipes import RECIPES, TrainConfig, recipe
 from supernet.train.running import Running
 from supernet.train.shown import augment_of
-from tests.short_training import CONFIG, weights
+from tests.short_training import CONFIG, first_images, weights
 
 
 @pytest.fixture
 def data(shapes: Path) -> DetectionSet:
-    found = load_split(shapes, "train")
-    return replace(found, records=found.records[:9])
+    return first_images(shapes, 9)
 
 
 def test_loss_falls(data: DetectionSet, small: Architecture, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from supernet.train.recipes import TrainConfig
 from supernet.train.run_files import RunFiles
 from supernet.train.running import Running
 from supernet.train.stepper import Stepper
+from tests.short_training import first_images
 
 from .command_line import fails, run
 from .test_splits import TINY, pair
@@ -43,8 +44,7 @@ CONFIG = TrainConfig(epochs=1, batch_size=4, precision="f32", warmup_steps=2)
 
 @pytest.fixture
 def data(shapes: Path) -> DetectionSet:
-    found = load_split(shapes, "train")
-    return replace(found, records=found.records[:6])
+    return first_images(shapes, 6)
 
 
 def test_corrected_labels_are_another_run(

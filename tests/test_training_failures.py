@@ -23,13 +23,12 @@ from supernet.train.not_learning import signs
 from supernet.train.recipes import TrainConfig
 from supernet.train.running import Running
 from tests.conftest import UNIT
-from tests.short_training import CONFIG, weights
+from tests.short_training import CONFIG, first_images, weights
 
 
 @pytest.fixture
 def data(shapes: Path) -> DetectionSet:
-    found = load_split(shapes, "train")
-    return replace(found, records=found.records[:9])
+    return first_images(shapes, 9)
 
 
 def test_memory_that_does_not_suffice(
@@ -105,7 +104,7 @@ def test_a_file_that_is_no_image_is_named(
 def test_a_full_disk_leaves_the_last_epoch_whole(
     data: DetectionSet, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second epoch cannot be written: one clear error, and the first stands."""
+    """The second epoch cannot be written: one clear error, and the first is kept."""
     real = Path.write_bytes
 
     def full(self: Path, content: bytes) -> int:

@@ -33,6 +33,7 @@ from supernet.train.running import Running
 from supernet.train.trust import LEAST, Trust
 from supernet.train.unlabelled_task import FoundTruth, UnlabelledTask
 from tests.command_line import fails, run
+from tests.short_training import first_images
 from tests.toy_detr import SMALL
 
 SIZE = (64, 96)
@@ -48,8 +49,7 @@ def small(unit: Architecture) -> Architecture:
 
 @pytest.fixture
 def data(shapes: Path) -> DetectionSet:
-    found = load_split(shapes, "train")
-    return replace(found, records=found.records[:6])
+    return first_images(shapes, 6)
 
 
 @pytest.fixture

@@ -114,8 +114,10 @@ def _seen(path: Path, image: Image, found: Iterator[Found]) -> Seen:
 def refuse_stated(asked: Asked) -> None:
     """Refuse options that state what an ONNX file leaves open, of a teacher that is none."""
     path = asked.teacher
+    if path is None or path.suffix == ".onnx":
+        return
     for flag in ("format", "size", "norm", "names"):
-        if path is not None and path.suffix != ".onnx" and getattr(asked, f"teacher_{flag}"):
+        if getattr(asked, f"teacher_{flag}") is not None:
             raise UserError(f"--teacher-{flag} is for ONNX files: {path} states it itself")
 
 

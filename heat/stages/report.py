@@ -88,6 +88,7 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
     if scored is not None and Path(scored.get("scored", "")).name in older:
         scored = None
     another = _trained_another(workspace)
+    trained = _inherited(stages) or ("train" in stages and not another)
     cards = [bundle.card for bundle in bundles]
     parts = network_parts(workspace, thin)
     table = thin.table if thin is not None else profiled(stages)
@@ -105,12 +106,7 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
         bundles=bundles,
         kept=_kept(stages, thin, cards) if thin is not None else _fleet_kept(fleet),
         untrained=any(not card["trained"] for card in cards)
-        or (
-            thin is not None
-            and not cards
-            and ("train" not in stages or another)
-            and not _inherited(stages)
-        ),
+        or (thin is not None and not cards and not trained),
         advice=_advice(stages, thin, outdated, cards, scored, another)
         if thin is not None or not fleet
         else None,

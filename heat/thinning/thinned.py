@@ -134,16 +134,13 @@ class Thinned:
     def is_for(self, target: Target, limits: Limits) -> bool:
         """Return whether a network was asked for on this device within these limits."""
         asked = (target.device.name, target.setting)
-        of = (self.requested, replace(target.setting, **self._setting))
+        own = ("runtime", "precision", "threads", "spinning", "pinning")
+        setting = replace(target.setting, **{name: getattr(self, name) for name in own})
+        of = (self.requested, setting)
         if target.here and (not self.here or target.name != self.device):
             return False  # of another machine, for which the same name stood there
         # The record has one frame rate: that of the limit that asks for more.
         return of == asked and self.limits == replace(limits, target_fps=limits.fps)
-
-    @property
-    def _setting(self) -> dict[str, Any]:
-        names = ("runtime", "precision", "threads", "spinning", "pinning")
-        return {name: getattr(self, name) for name in names}
 
     def to_dict(self) -> dict[str, object]:
         """Return the record as JSON values; the network of a floor is under `floor`."""

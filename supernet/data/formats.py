@@ -126,37 +126,20 @@ def _plain(stem: str) -> str:
 
 
 def _read_yolo(source: Path, images: Path, complain: Complain) -> dict[str, RawCoco]:
+    is_yaml = source.is_file() and source.suffix.lower() in (".yaml", ".yml")
     root = source if source.is_dir() else source.parent
-    listed, described = _classes(root), yolo_file(root)
-    if source.suffix.lower() in (".yaml", ".yml") and source.is_file():
-        described = source
-    if described is not None:
-        head = read_head(described)
-        if images == root:
-            return {split: read_labels(head, split, complain) for split in head.splits}
-        there = replace(head, base=str(images.absolute()))
-        if all(map(there.is_there, there.splits)):
-            return {
-                split: read_labels(there, split, complain, beside=_labels_of(root, split))
-                for split in there.splits
-            }
-    elif listed is not None:
-        text = listed.read_text(encoding="utf-8-sig", errors="replace")
-        names = tuple(line.strip() for line in text.splitlines() if line.strip())
-        if not names:
-            raise DataError(f"{listed} names no class")
-        head = Head(listed.absolute(), names, 0, "", {})
-    else:
-        raise DataError(f"{root} has neither data.yaml nor classes.txt: one names the classes")
-    parts: dict[str, tuple[str, ...]] = {
-        split_name(folder.name[len("obj_") : -len("_data")]): (folder.name,)
-        for folder in sorted(images.glob("obj_*_data"))
-    }
-    if len(parts) < 2:  # of one, or none, nothing says which split it is
-        folder = "images" if (images / "images").is_dir() else "."
-        parts = {"": next(iter(parts.values()), (folder,))}
-    head = replace(head, base=str(images.absolute()), splits=parts)
-    raw = {split: read_labels(head, split, complain, beside=root) for split in parts}
+    described = source if is_yaml else yolo_file(root)
+    head = read_head(described) if described is not None else _listed_head(root)
+    if described is not None and images == root:
+        return {split: read_labels(head, split, complain) for split in head.splits}
+    there = replace(head, base=str(images.absolute()))
+    if described is not None and all(map(there.is_there, there.splits)):
+        return {
+            split: read_labels(there, split, complain, beside=_labels_of(root, split))
+            for split in there.splits
+        }
+    there = replace(there, splits=_darknet_splits(images))
+    raw = {split: read_labels(there, split, complain, beside=root) for split in there.splits}
     if not any(each.annotations for each in raw.values()):
         count = sum(len(each.images) for each in raw.values())
         raise DataError(
@@ -164,6 +147,30 @@ def _read_yolo(source: Path, images: Path, complain: Complain) -> dict[str, RawC
             f"for beside them and in {root / 'labels'}"
         )
     return raw
+
+
+def _listed_head(root: Path) -> Head:
+    """Return the classes of a list, one a line; raise `DataError` where there is none."""
+    listed = _classes(root)
+    if listed is None:
+        raise DataError(f"{root} has neither data.yaml nor classes.txt: one names the classes")
+    text = listed.read_text(encoding="utf-8-sig", errors="replace")
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not names:
+        raise DataError(f"{listed} names no class")
+    return Head(listed.absolute(), names, 0, "", {})
+
+
+def _darknet_splits(images: Path) -> dict[str, tuple[str, ...]]:
+    """Return the folders `obj_SPLIT_data` by split; "" for all images, where there are not two."""
+    found: dict[str, tuple[str, ...]] = {
+        split_name(folder.name.removeprefix("obj_").removesuffix("_data")): (folder.name,)
+        for folder in sorted(images.glob("obj_*_data"))
+    }
+    if len(found) > 1:
+        return found
+    folder = "images" if (images / "images").is_dir() else "."
+    return {"": next(iter(found.values()), (folder,))}
 
 
 def _labels_of(root: Path, split: str) -> Path:

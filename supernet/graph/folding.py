@@ -40,7 +40,7 @@ def conv_from(weight: Tensor, bias: Tensor, stride: int = 1, groups: int = 1) ->
     return conv
 
 
-def scale_first(part: nn.Conv2d, factor: float) -> nn.Conv2d:
+def with_factor(part: nn.Conv2d, factor: float) -> nn.Conv2d:
     """Fold a factor into a convolution; the range of its outputs, found before, shrinks with it."""
     with torch.no_grad():
         part.weight *= factor

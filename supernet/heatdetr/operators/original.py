@@ -8,7 +8,7 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...graph.folding import scale_first, split_conv
+from ...graph.folding import split_conv, with_factor
 from ...graph.nodes import Value
 from ...graph.writer import GraphWriter
 from .base import Operator, same_shape
@@ -114,7 +114,7 @@ class OriginalBlock(nn.Module):
     def _parts(self) -> list[nn.Conv2d]:
         """Return q's, k's and v's convolution; q's has softmax's scale."""
         q, k, v = split_conv(self.qkv, 3)
-        return [scale_first(q, HEAD**-0.5), k, v]
+        return [with_factor(q, HEAD**-0.5), k, v]
 
 
 def macs_of(d: int, cells: int, sparsity: float = 0.0) -> Macs:

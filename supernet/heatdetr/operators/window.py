@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...graph.folding import conv_from, scale_first
+from ...graph.folding import conv_from, with_factor
 from ...graph.nodes import Array, Value
 from ...graph.writer import GraphWriter
 from .base import Operator, same_shape
@@ -210,7 +210,7 @@ class WindowBlock(nn.Module):
             part = conv_from(qkv.weight[index], qkv.bias[index], 1, 1)
             part.heat_name = str(getattr(qkv, "heat_name", ""))  # type: ignore[assignment]
             parts.append(part)
-        return [scale_first(parts[0], KEY**-0.5), *parts[1:]]
+        return [with_factor(parts[0], KEY**-0.5), *parts[1:]]
 
     def _constants(self, height: int, width: int, shift: int, *, merge: bool) -> list[Array]:
         bias_1NTT: Array = self.position_bias().detach().cpu().numpy()[None]
