@@ -246,6 +246,7 @@ RECIPES = {
     "vectors at fifteen learning rates": FINE(training={"vector_rate": 15.0}),
     "batches of 16": FINE(training={"batch_size": 16}),
     "rare classes more often": FINE(training={"balanced": True}),
+    "strong augmentation to the end": FINE(training={"plain_epochs": 0}),
 }
 """Changes of the recipe for training from scratch on small data."""
 SETS = {"parts": PARTS, "recipe": RECIPES}
@@ -260,6 +261,8 @@ def train(
     torch.manual_seed(seed)
     shape = OURS[options.model].with_(input_size=size, num_classes=data.num_classes)
     shape = shape.with_stride(variant.stride)
+    if options.set == "recipe":
+        shape = shape.with_(head="voted")  # as `heat build` ends it; trained as `nms` is
     network = variant.build(shape.with_(**variant.shape))
     config = recipe("small", epochs=options.epochs, seed=seed, **variant.training)
     config = replace(config, augment=replace(config.augment, **variant.augment))
@@ -296,7 +299,7 @@ def main() -> None:
     parser.add_argument("--input-size", default="320x320")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seeds", default="0,1")
-    parser.add_argument("--only", help="variants, with commas between them")
+    parser.add_argument("--only", nargs="+", help="names of variants")
     parser.add_argument("--name")
     options = parser.parse_args()
     if options.set == "parts" and options.model != "heat-s":
@@ -305,7 +308,7 @@ def main() -> None:
     variants = SETS[options.set]
     done = kept_runs(
         options.work,
-        options.only.split(",") if options.only else variants,
+        options.only or variants,
         options.seeds.split(","),
         lambda name, seed, folder: train(variants[name], seed, data, val, folder, options),
     )
