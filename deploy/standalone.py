@@ -15,6 +15,7 @@ from .edge import (
     capture,
     card,
     containers,
+    cpu,
     cuda,
     detect,
     drawing,
@@ -46,10 +47,10 @@ DETECTING = (
     recorder, pixels, drawing, labels, tiles, timed, track, work, detect,
     ladder, script,
 )  # fmt: skip
-PARTS = (errors, image_header, letterbox, session, runtimes, *DETECTING)
+PARTS = (errors, image_header, letterbox, session, cpu, runtimes, *DETECTING)
 """In the order in which they need each other."""
 GPU_PARTS = (
-    errors, image_header, letterbox, session, runtimes, executed, cuda, engine, gpu, *DETECTING
+    errors, image_header, letterbox, session, cpu, runtimes, executed, cuda, engine, gpu, *DETECTING
 )  # fmt: skip
 """The same for TensorRT."""
 

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from deploy.edge import bench, cuda, engine, executed, gpu, runtimes, session
+from deploy.edge import bench, cpu, cuda, engine, executed, gpu, runtimes, session
 from deploy.standalone import join
 from supernet import errors
 from supernet.atomic import replacing
@@ -49,7 +49,7 @@ from .table import LatencyTable
 from .terms import terms
 
 PARTS = (
-    errors, session, runtimes, executed, cuda, engine, gpu, bench,
+    errors, session, cpu, runtimes, executed, cuda, engine, gpu, bench,
     records, machine, measure, setting, timings, batch, lock, fresh, program,
 )  # fmt: skip
 """Modules of the probe; each comes after those it imports."""

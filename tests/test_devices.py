@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deploy.edge.cpu import model_name
 from deploy.edge.engine import seen_by_cuda
 from heat.commands.find import find_space, thin_target
 from heat.spaces import search_space
@@ -19,7 +20,6 @@ from latency_tables.probe.machine import (
     Gpu,
     cpu_quota,
     detect_cpu,
-    model_name,
     parse_gpus,
     slug,
 )

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from deploy.edge.cpu import cpu_model
 from deploy.edge.detect import Found
 from deploy.edge.labels import Labels
 from deploy.edge.postprocess import suppressed
@@ -219,12 +220,14 @@ def test_a_bundle_that_was_timed_otherwise_says_so(
     class Timed(FakeBundle):
         card = {  # noqa: RUF012
             "runtime": "onnxruntime", "runtime_version": runtime_version("onnxruntime"),
-            "threads": 1, "measured_fps": 102.5,
+            "threads": 1, "measured_fps": 102.5, "device_model": cpu_model(),
         }  # fmt: skip
 
     detect([str(path)], bundle=Timed())
     assert "were not measured so" not in capsys.readouterr().err
-    Timed.card |= {"runtime_version": "0.9", "threads": 512}
+    changed = {"runtime_version": "0.9", "threads": 512, "device_model": "Intel Core i7-8700"}
+    Timed.card |= changed
     detect([str(path)], bundle=Timed())
     said = capsys.readouterr().err
-    assert "for 0.9" in said and "for 512 threads: the card's 102.5 FPS were not" in said
+    assert f"here is {cpu_model()} for Intel Core i7-8700, " in said
+    assert "for 0.9, " in said and "for 512 threads: the card's 102.5 FPS were not" in said

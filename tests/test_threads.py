@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deploy.edge.runtimes import check_threads, core_count, open_session
+from deploy.edge.cpu import core_count
+from deploy.edge.runtimes import check_threads, open_session
 from heat.stages import build
 from heat.stages.build_plan import SUPERNET_SHARE, TRAIN_EPOCHS, TRAIN_SHARE, training_budgets
 from heat.stages.doctor import steadiness
 from heat.workspace import Workspace
 from latency_tables.devices import declared, resolve
-from latency_tables.probe.machine import available_cores, physical_cores
+from latency_tables.probe.machine import physical_cores
 from latency_tables.threads import ThreadTiming, thread_check, trouble
 from supernet.data.coco import load_split
 from supernet.errors import DeviceError, UserError
@@ -58,7 +59,7 @@ def test_the_load_of_others_excludes_this_process_and_its_children() -> None:
     with subprocess.Popen([sys.executable, "-c", code]):
         pass
     assert watch.seconds >= 0.5
-    assert 0 <= watch.look() < available_cores()
+    assert 0 <= watch.look() < core_count()
 
 
 def test_own_time_counts_children() -> None:
@@ -212,7 +213,7 @@ def test_physical_cores_count_smt_once_and_heed_the_quota(
 
 
 def test_the_default_is_the_physical_cores() -> None:
-    assert resolve("cpu").threads == min(physical_cores(), available_cores())
+    assert resolve("cpu").threads == min(physical_cores(), core_count())
 
 
 @pytest.mark.alone

@@ -17,10 +17,11 @@ from supernet.errors import BundleError, HeatError, UserError, wrong_format
 from supernet.letterbox import boxes_to_image, letterbox
 
 from .card import Card, check_card, waiting_of
+from .cpu import core_count
 from .found import Found
 from .pixels import as_pixels
 from .postprocess import Postprocess, unpad
-from .runtimes import check_threads, core_count, open_session
+from .runtimes import check_threads, open_session
 from .score_limits import check_score, score_limits
 from .session import Array
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from supernet.errors import BundleError, HeatError, UserError
 
+from .cpu import core_count
 from .session import PRECISIONS, Array, Feeds, Session, WallClock, import_runtime
 
 BRIEF_SPIN = {
@@ -27,13 +28,6 @@ Nano at 448x448, two threads on two cores: ONNX Runtime's own spinning takes 9.5
 beside one busy process; this takes 9.6 and 18 ms; no spinning takes 12 to 15 and 17 ms
 (`benchmarks/beside.py`).
 """
-
-
-def core_count() -> int:
-    """Return the number of cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def check_threads(threads: int) -> int:

@@ -4,17 +4,16 @@ Python's standard library only: the probe carries this file's text to devices th
 """
 
 import os
-import platform
 import re
 import shutil
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from deploy.edge.cpu import core_count, model_name, read_text, sysctl
 from deploy.edge.engine import seen_by_cuda
 
 from .records import CpuRecord, DisturbanceRecord, GpuRecord
@@ -28,11 +27,6 @@ INFERENCE_FLAGS = frozenset(
 CGROUP = Path("/sys/fs/cgroup")
 TOPOLOGY = Path("/sys/devices/system/cpu")
 CPUFREQ = TOPOLOGY / "cpu0" / "cpufreq"
-
-ARCHITECTURE = re.compile(
-    r"(armv?\d\w*|aarch64\w*|x86_64|i\d86|amd64|ppc\w*|s390x?|riscv\d*)( processor rev .*)?", re.I
-)
-"""Names that say how a CPU is programmed and not which it is, as ARM's kernels give them."""
 
 YARDSTICK_LOOPS = 60_000
 """Iterations of the loop that measures the core's frequency: about two milliseconds."""
@@ -112,46 +106,16 @@ def slug(model: str) -> str:
 
 def detect_cpu() -> Detected:
     """Read this machine's CPU, quota and governor."""
-    text = _read("/proc/cpuinfo")
+    text = read_text("/proc/cpuinfo")
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.M)
     return Detected(
         model=model_name(text),
-        cores=available_cores(),
+        cores=core_count(),
         quota=cpu_quota(),
-        governor=_read(CPUFREQ / "scaling_governor").strip() or "unknown",
+        governor=read_text(CPUFREQ / "scaling_governor").strip() or "unknown",
         flags=tuple(sorted(INFERENCE_FLAGS & set(flags[1].split()))) if flags else (),
         memory_mb=_memory_mb(),
     )
-
-
-def model_name(cpuinfo: str) -> str:
-    """Return the CPU's model by /proc/cpuinfo, or as the system calls it where that has none.
-
-    Virtual machines may hide the number ("AMD EPYC" of any generation, "aarch64"): then the numbers
-    by which the vendor tells its designs apart follow in brackets.
-    """
-
-    def value(key: str) -> str:
-        found = re.search(rf"^{key}[ \t]*:[ \t]*(.+)$", cpuinfo, re.M)
-        return found[1].strip() if found else ""
-
-    name = value("model name")
-    if not name or ARCHITECTURE.fullmatch(name):
-        name = value("Model") or name or _sysctl("machdep.cpu.brand_string")
-    name = name or platform.processor() or platform.machine()
-    if re.search(r"\d", name.partition("@")[0]) and not ARCHITECTURE.fullmatch(name):
-        return name
-    keys = {"family": "cpu family", "model": "model", "implementer": "CPU implementer"}
-    keys |= {"part": "CPU part"}
-    numbers = [f"{what} {value(key)}" for what, key in keys.items() if value(key)]
-    return f"{name} ({', '.join(numbers)})" if numbers else name
-
-
-def available_cores() -> int:
-    """Return the number of cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def physical_cores(root: Path = TOPOLOGY) -> int:
@@ -162,12 +126,12 @@ def physical_cores(root: Path = TOPOLOGY) -> int:
     if hasattr(os, "sched_getaffinity"):
         allowed = sorted(os.sched_getaffinity(0))
         siblings = {
-            _read(root / f"cpu{number}" / "topology" / "thread_siblings_list") or str(number)
+            read_text(root / f"cpu{number}" / "topology" / "thread_siblings_list") or str(number)
             for number in allowed
         }
         cores = len(siblings)
     else:
-        cores = int(_sysctl("hw.physicalcpu") or os.cpu_count() or 1)
+        cores = int(sysctl("hw.physicalcpu") or os.cpu_count() or 1)
     quota = cpu_quota()
     return max(1, min(cores, int(quota)) if quota else cores)
 
@@ -191,7 +155,7 @@ def cpu_quota(root: Path = CGROUP) -> float | None:
 def _cgroups(root: Path) -> list[Path]:
     """Return the folders of this process's control group and of all those above it."""
     folders = [root, root / "cpu", root / "cpu,cpuacct"]
-    for line in _read("/proc/self/cgroup").splitlines():
+    for line in read_text("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
@@ -207,20 +171,6 @@ def _memory_mb() -> int:
     with suppress(ValueError, OSError, AttributeError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     return 0
-
-
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def _sysctl(name: str) -> str:
-    if sys.platform != "darwin":
-        return ""
-    done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def detect_gpus() -> tuple[Gpu, ...]:
@@ -314,7 +264,7 @@ class Watch:
     def _counters() -> tuple[float, float, float, float, float]:
         """Return wall, busy, stolen and own seconds, and throttled periods."""
         busy = stolen = 0.0
-        first = _read("/proc/stat").partition("\n")[0].split()
+        first = read_text("/proc/stat").partition("\n")[0].split()
         if len(first) > 8:
             tick = os.sysconf("SC_CLK_TCK")
             user, nice, system, _, _, irq, softirq, steal = (int(n) / tick for n in first[1:9])
@@ -323,6 +273,6 @@ class Watch:
         own_s = own.user + own.system + own.children_user + own.children_system
         throttled = 0
         for folder in _cgroups(CGROUP):
-            found = re.search(r"^nr_throttled (\d+)", _read(folder / "cpu.stat"), re.M)
+            found = re.search(r"^nr_throttled (\d+)", read_text(folder / "cpu.stat"), re.M)
             throttled = max(throttled, int(found[1])) if found else throttled
         return time.monotonic(), busy, stolen, own_s, float(throttled)
