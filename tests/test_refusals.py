@@ -198,6 +198,14 @@ def test_a_fleet_names_its_file_and_network(tmp_path: Path) -> None:
             find_members(Workspace(tmp_path / "run"), path, space="micro", data=None)
 
 
+def test_a_fleet_out_of_reach_is_refused_before_it_is_trained(shapes: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "fleet.toml", tmp_path / "run"
+    path.write_text('[far]\ndevice = "cpu"\nthreads = 1\ntarget_fps = 1e9\n')
+    line = fails(2, "fleet", path, "--data", shapes, "--space", "micro", "--out", out)
+    assert "fleet.toml [far]: --target-fps 1e+09: no machine is so fast" in line
+    assert not (out / "supernet").exists()
+
+
 @pytest.mark.parametrize("device", ["cpu:openvino:f99", "cpu:abacus"])
 def test_a_device_is_refused_before_its_table_is_locked(tmp_path: Path, device: str) -> None:
     command = ["thin", "--target-fps", 1, "--device", device, "--space", "micro"]

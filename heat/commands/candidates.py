@@ -14,6 +14,7 @@ from .options import PrecisionName, RuntimeName
 
 if TYPE_CHECKING:
     from supernet.data.detection_set import DetectionSet
+    from supernet.heatdetr.supernet import SearchSpace
 
     from ..thinning.candidates import Candidate
     from ..thinning.limits import Limits
@@ -31,7 +32,7 @@ def find_candidates(
     runtime: str | None = None,
     threads: int | None = None,
     precision: str | None = None,
-    space: str | None = None,
+    space: "str | SearchSpace | None" = None,
     input_size: str | None = None,
     data: Path | None = None,
     trust: bool = False,
@@ -45,15 +46,18 @@ def find_candidates(
     classes = found.num_classes if found is not None else None
     a_range = input_size is not None and ".." in input_size
     asked_size = None if a_range else input_size
-    chosen = find_space(workspace, space, asked_size, classes, stages=("supernet", "profile"))
-    own = chosen.template.input_size
+    if space is None or isinstance(space, str):
+        space = find_space(workspace, space, asked_size, classes, stages=("supernet", "profile"))
+    elif asked_size is not None:
+        space = replace(space, template=space.template.with_(input_size=parse_size(asked_size)))
+    own = space.template.input_size
     sizes = sizes_between(str(input_size), own) if a_range else [own]
     candidates = []
     for size in sizes:
         for name in precisions(precision):
             asked = [device_parts(text, runtime, threads, name) for text in devices or (None,)]
             targets = tuple(thin_target(workspace, *parts, size, trust=trust) for parts in asked)
-            at_size = replace(chosen, template=chosen.template.with_(input_size=size))
+            at_size = replace(space, template=space.template.with_(input_size=size))
             candidates.append(Candidate(at_size, targets, (limits,) * len(targets)))
     return candidates, found
 

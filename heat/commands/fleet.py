@@ -70,7 +70,7 @@ def fleet(
     from .fleet_file import find_members, read_fleet
 
     workspace = Workspace(out)
-    read_fleet(targets)  # refused now, not after the training
+    read_fleet(targets)  # refused before the data is read
     train_set = find_data(workspace, data, "train")
     check_trainable(train_set)
     val_set = find_data(workspace, data, "val").numbered_as(train_set.names)
@@ -95,7 +95,7 @@ def fleet(
         chosen,
         train_set,
         val_set,
-        members=lambda: find_members(workspace, targets, space=None, data=data),
+        members=find_members(workspace, targets, space=chosen, data=data),
         target_of=target_of_thinning,
         supernet=changed(
             SUPERNET,

@@ -15,6 +15,8 @@ from .candidates import device_parts, find_candidates, precisions, sizes_between
 from .options import RuntimeName
 
 if TYPE_CHECKING:
+    from supernet.heatdetr.supernet import SearchSpace
+
     from ..thinning.candidates import Wanted
 
 LIMITS = ("target_fps", "max_latency_ms", "percentile", "max_memory_mb", "max_size_mb")
@@ -113,9 +115,12 @@ def _limits(values: MemberTable) -> Limits:
 
 
 def find_members(
-    workspace: Workspace, path: Path, *, space: str | None, data: Path | None
+    workspace: Workspace, path: Path, *, space: "str | SearchSpace | None", data: Path | None
 ) -> "dict[str, Wanted]":
-    """Return what each network of a fleet file is to be; every request is checked."""
+    """Return what each network of a fleet file is to be; every request is checked.
+
+    Networks are of the `space` given, or of that of the workspace's supernet.
+    """
     from ..thinning.candidates import Wanted
     from ..thinning.ceiling import refuse_impossible
 

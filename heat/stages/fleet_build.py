@@ -43,7 +43,7 @@ def build_fleet(
     data: DetectionSet,
     val: DetectionSet,
     *,
-    members: Callable[[], Mapping[str, Wanted]],
+    members: Mapping[str, Wanted],
     target_of: Callable[[Workspace], Target],
     supernet: TrainConfig,
     elastic: TrainConfig,
@@ -54,9 +54,9 @@ def build_fleet(
 ) -> Result:
     """Train the supernet and the elastic one, thin and export for each; skip what is finished.
 
-    The supernet starts from a pretrained `backbone`. `members` reads the fleet once it is trained,
-    `target_of` finds the device that a member was thinned for, `polish` gives the settings of so
-    many epochs of fine-tuning. Raises `PromiseError` at the end where a target is missed.
+    The supernet starts from a pretrained `backbone`. `target_of` finds the device that a member
+    was thinned for, `polish` gives the settings of so many epochs of fine-tuning. Raises
+    `PromiseError` at the end where a target is missed.
     """
     with workspace.claimed(workspace.root / "fleet", f"building a fleet in {workspace.root}"):
         begin("supernet")
@@ -69,11 +69,10 @@ def build_fleet(
             running,
         )
         begin("elastic")
-        wanted = members()
-        train_elastic(workspace, data, elastic, ElasticConfig(), fleet=wanted, running=running)
+        train_elastic(workspace, data, elastic, ElasticConfig(), fleet=members, running=running)
         found: dict[str, Result] = {}
         missed = []
-        for name, member in wanted.items():
+        for name, member in members.items():
             try:
                 found[name] = ship(
                     workspace.member(name),
