@@ -1,5 +1,6 @@
 """The command line as people meet it: in a terminal, in a pipe, with typing errors."""
 
+import io
 import json
 import os
 import pty
@@ -17,6 +18,7 @@ import heat.cli
 from heat.cli import COMMANDS, app, main
 from heat.commands.help_text import flowing
 from heat.commands.outcomes import summary
+from heat.commands.start import init
 from supernet.errors import did_you_mean
 from supernet.progress import Progress, begin, stages
 from tests.command_line import fails, run
@@ -58,6 +60,18 @@ def test_init_asks_three_questions_and_prints_the_command(shapes: Path) -> None:
     assert shown.rstrip().endswith(f"heat build --data {shapes} --target-fps 24"), shown
     assert "24 training images" in shown and "did you mean cpu-i7?" in shown
     assert "'many' is no number" in shown and "Traceback" not in shown
+
+
+def test_init_asks_for_what_a_gpu_executes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Typed(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Typed("\nv100\n24\n"))
+    monkeypatch.setattr("sys.stderr", Typed())
+    monkeypatch.setattr("deploy.edge.engine.gpu_here", lambda: "V100")
+    result = init()
+    assert result is not None and result["command"].endswith("--device v100 --format tensorrt")
 
 
 def test_init_without_a_terminal_is_one_line() -> None:

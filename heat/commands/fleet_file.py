@@ -17,7 +17,7 @@ from .options import RuntimeName
 if TYPE_CHECKING:
     from supernet.heatdetr.supernet import SearchSpace
 
-    from ..thinning.candidates import Wanted
+    from ..thinning.candidates import Candidate, Wanted
 
 LIMITS = ("target_fps", "max_latency_ms", "percentile", "max_memory_mb", "max_size_mb")
 WHERE = ("device", "runtime", "precision", "threads", "input_size", "trust_table")
@@ -114,6 +114,17 @@ def _limits(values: MemberTable) -> Limits:
     )
 
 
+def _check_tables(workspace: Workspace, candidate: "Candidate", trust: bool) -> None:
+    """Raise `TableError` where the table of a device that is not here has no rows of the space."""
+    from latency_tables.store import open_table
+
+    template = candidate.space.template
+    for target in candidate.targets:
+        if not target.here:
+            table = open_table(workspace.tables, target, template.input_size, trust=trust)
+            table.sum_ms(template.with_(global_block="cw"))
+
+
 def find_members(
     workspace: Workspace, path: Path, *, space: "str | SearchSpace | None", data: Path | None
 ) -> "dict[str, Wanted]":
@@ -141,6 +152,8 @@ def find_members(
                 trust=trust,
             )
             refuse_impossible(candidates)
+            for candidate in candidates:
+                _check_tables(workspace, candidate, trust)
         except (DeviceError, TableError, UserError) as error:
             raise UserError(f"{path} [{name}]: {error}") from None
         members[name] = Wanted(candidates, found, trust)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
 
+from latency_tables.device_file import find_device
 from supernet.errors import DeviceError, HeatError, UserError
 
 from ..records import Result
@@ -25,6 +26,7 @@ def init() -> Result | None:
     fps = _ask("Frames per second that it must reach: ", _fps)
     words = ["heat", "build", "--data", data or "cells", "--target-fps", fps]
     words += ["--device", device] if device != "cpu" else []
+    words += ["--format", "tensorrt"] if find_device(device).kind == "cuda" else []
     command = " ".join(map(quote, words))
     if not data:
         command = f"heat data cells && {command}"
@@ -62,8 +64,6 @@ def _data(answer: str) -> str:
 
 
 def _device(answer: str) -> str:
-    from latency_tables.device_file import find_device
-
     name = answer or "cpu"
     if find_device(name).kind == "cuda":
         from deploy.edge.engine import gpu_here
