@@ -22,11 +22,12 @@ from .nncf_int8 import quantize_with_nncf
 
 Format = Literal["onnx", "openvino", "tensorrt"]
 
-RUNTIME_OF: dict[str, str] = {
+RUNTIME_OF: dict[Format, str] = {
     "onnx": "onnxruntime",
     "openvino": "openvino",
     "tensorrt": "tensorrt",
 }
+FORMAT_OF: dict[str, Format] = {runtime: format for format, runtime in RUNTIME_OF.items()}
 
 MODEL_FILES = {"onnx": "model.onnx", "openvino": "model.xml", "tensorrt": "model.engine"}
 

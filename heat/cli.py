@@ -18,6 +18,7 @@ from supernet.errors import HeatError, out_of_memory, refusal
 from supernet.version import version_line
 
 from .commands import (
+    build,
     data,
     fleet,
     images,
@@ -70,7 +71,7 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
 
 COMMANDS: tuple[tuple[App, Callable[..., object], str | None, str], ...] = (
     (app, start.init, None, "heat init"),
-    (app, models.build, None, "heat build --data cells --target-fps 24 --minutes 30"),
+    (app, build.build, None, "heat build --data cells --target-fps 24 --minutes 30"),
     (app, search.profile, None, "heat profile --device cpu --runtime openvino --precision bf16"),
     (app, pretraining.pretrain, None, "heat pretrain --data IMAGES --architecture medium"),
     (app, search.supernet, None, "heat supernet --data cells --space midi --epochs 12"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from onnx import TensorProto, helper
 
 from deploy.edge.card import waiting_of
+from deploy.edge.cpu import core_count
 from deploy.edge.runtimes import open_session
 from deploy.feeds import closed_shape, inputs_of
 from deploy.side_by_side import Entrant, race, ratio, throughput
@@ -96,6 +98,18 @@ def test_the_command(models: dict[str, Path], tmp_path: Path) -> None:
     assert "which models" in fails(2, "bench")
     assert "neither a bundle" in fails(2, "bench", tmp_path / "model.pt")
     assert "no model at" in fails(2, "bench", tmp_path / "absent.onnx")
+
+
+def test_a_file_runs_in_as_many_threads_as_the_bundle_beside_it(
+    models: dict[str, Path], bundle: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(bundle, copied)
+    card = json.loads((copied / "card.json").read_text())
+    (copied / "card.json").write_text(json.dumps(card | {"threads": 2}))
+    code, found, errors = run("bench", models["narrow"], copied, "--rounds", 1)
+    assert code == 0, errors
+    assert [row["threads"] for row in found["models"]] == [min(2, core_count())] * 2
 
 
 def write_model(path: Path, sides: list[object], kind: int = TensorProto.FLOAT) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from deploy.whole_folder import replacing_folder, tidy
-from heat.commands.find import recorded_data
+from heat.commands.find import last_format, recorded_data
 from heat.commands.fleet_file import read_fleet
 from heat.stages import adopt
 from heat.stages.build import _plan
@@ -135,6 +135,28 @@ def test_adopted_weights_have_no_data_of_the_training_before(
     workspace.record("train", {"data": str(tmp_path)})
     adopt.adopt(workspace, Path("x.pth"), shape, None, restart=True)
     assert recorded_data(workspace, "without") is None
+
+
+@pytest.mark.parametrize(
+    ("runtime", "here", "format"),
+    [
+        ("openvino", True, "openvino"),
+        ("openvino", False, "openvino"),
+        ("onnxruntime", True, "onnx"),
+        ("torch", True, "onnx"),
+        ("tensorrt", True, "tensorrt"),
+        ("tensorrt", False, "onnx"),  # its engine is built there
+    ],
+)
+def test_a_bundle_is_of_the_runtime_that_was_thinned_for(
+    tmp_path: Path, runtime: str, here: bool, format: str
+) -> None:
+    workspace = Workspace(tmp_path)
+    assert last_format(workspace, ("thin", "profile")) == "onnx"
+    workspace.record("profile", {"runtime": "onnxruntime", "here": True})
+    workspace.record("thin", {"runtime": runtime, "here": here})
+    assert last_format(workspace, ("thin", "profile")) == format
+    assert last_format(workspace, ("profile", "thin")) == "onnx"
 
 
 def test_the_record_holds_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from supernet.errors import UserError, did_you_mean
 
 from ..records import Result
 from ..workspace import DEFAULT, Workspace, commanded
+from . import build as builds
 from . import fleet as fleets
 from . import look, models, search, thinning, training
 from .outcomes import Evaluation, Export, Outcome, Profile, Report, Thinning, Training
@@ -126,6 +127,6 @@ thin = returning(thinning.thin, Thinning)
 train = returning(training.train, Training)
 export = returning(models.export, Export)
 evaluate = returning(models.evaluate, Evaluation)
-build = returning(models.build, Export)
+build = returning(builds.build, Export)
 fleet = returning(fleets.fleet, Outcome)
 report = returning(look.report, Report)

@@ -88,6 +88,22 @@ def target_of_thinning(workspace: Workspace) -> "Target":
     return find_target("cpu", runtime, None, "f32")
 
 
+def last_format(
+    workspace: Workspace, stages: Sequence[Literal["profile", "thin"]]
+) -> Literal["onnx", "openvino", "tensorrt"]:
+    """Return the format of the runtime of the first of the stages that ran; onnx without one.
+
+    An engine for a GPU that is not here cannot be built: what was thinned for it is onnx here.
+    """
+    from deploy.form import FORMAT_OF
+
+    recorded = workspace.stages()
+    last = next((recorded[stage] for stage in stages if stage in recorded), None)
+    found = FORMAT_OF.get(last.get("runtime", ""), "onnx") if last is not None else "onnx"
+    absent = last is not None and not last.get("here", True)
+    return "onnx" if found == "tensorrt" and absent else found
+
+
 def thin_target(
     workspace: Workspace,
     device: str | None,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from ..records import Result
-from .options import PrecisionName, Threads
+from .options import PrecisionName
 
 OF_SAVED = ("detections.json", "labels.json")
 """JSON files that are written beside the images that are saved."""
@@ -28,11 +28,11 @@ def detect(
     track: bool = False,
     hold_fps: float | None = None,
     json: Path | None = None,
-    threads: Threads = None,
+    threads: int | None = None,
 ) -> Result:
     """Find objects in images, videos, a camera or a stream, without torch.
 
-    A video is worked off frame by frame. A camera keeps its rate: frames that a newer one overtakes
+    A video is processed frame by frame. A camera keeps its rate: frames that a newer one overtakes
     are dropped and counted.
 
     Args:
@@ -53,6 +53,7 @@ def detect(
         hold_fps: Frame rate that a ladder (heat export --ladder) holds: a faster network takes over
             while the machine is too slow for the more accurate one.
         json: Also write the result's JSON to this file; only an earlier result is replaced.
+        threads: CPU threads; those that the bundle was timed with by default.
     """
     from deploy.edge.ladder import open_finder
     from deploy.edge.work import DetectOptions, detect_sources
@@ -124,7 +125,7 @@ def bench(
     *models: str,
     runtime: Literal["onnxruntime", "openvino"] | None = None,
     precision: PrecisionName | None = None,
-    threads: Threads = None,
+    threads: int | None = None,
     rounds: int = 15,
     throughput: bool = False,
     input_size: Annotated[
@@ -138,6 +139,8 @@ def bench(
         models: Bundles, or .onnx and .xml files of anybody.
         runtime: Runtime of .onnx files.
         precision: Precision in which files that are no bundles are executed.
+        threads: CPU threads of all models. By default those of each bundle, and for files that are
+            no bundles those of the first bundle, or 1 without any.
         rounds: Turns that each model has.
         throughput: Also measure frames per second with a request on every core.
         picture: Draw the result here (.svg); only an earlier drawing is replaced.

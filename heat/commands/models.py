@@ -1,4 +1,4 @@
-"""Commands that judge and deploy a model: eval, export; and build, which does everything."""
+"""Commands that judge and deploy a model: eval, export."""
 
 import math
 from functools import partial
@@ -14,30 +14,20 @@ from .find import (
     find_data,
     find_judged,
     find_target,
+    last_format,
     last_target,
     recorded_data,
-    recorded_head,
 )
 from .options import (
-    STRIDE,
     AttentionName,
-    Backbone,
     Calibrate,
     Clusters,
     Data,
-    DeviceName,
     Format,
-    Head,
     NMSHead,
     Out,
     PrecisionName,
-    Restart,
     Rounds,
-    Runtime,
-    Seed,
-    Size,
-    Space,
-    StrideName,
     Threads,
     Which,
     Window,
@@ -92,7 +82,7 @@ def evaluate(
 
 def export(
     *,
-    format: Format = "onnx",
+    format: Format | None = None,
     precision: Annotated[
         PrecisionName | None,
         Parameter(help="What the runtime shall execute; that of the thinning by default."),
@@ -125,7 +115,8 @@ def export(
     """Write a bundle that runs without torch, compared with torch and timed.
 
     Args:
-        format: onnx for ONNX Runtime, openvino for OpenVINO, tensorrt for NVIDIA GPUs.
+        format: onnx for ONNX Runtime, openvino for OpenVINO, tensorrt for NVIDIA GPUs; by default
+            that of the runtime of the thinning.
         raw: End the graph at the head's maps, for accelerators without NMS; detect.py does the
             rest.
         dynamic_batch: Any number of images at once; outputs are padded to 100 objects each.
@@ -151,13 +142,18 @@ def export(
     from ..stages.export import export as run
     from ..thinning.thinned import find_thinned
 
+    workspace = Workspace(out)
+    stages: tuple[Literal["profile", "thin"], ...] = ("thin", "profile")
+    if format is None and gpu is not None:
+        format = "tensorrt"
+    elif format is None:  # a ladder thins anew, for what was profiled
+        format = last_format(workspace, stages if ladder is None else stages[::-1])
     if gpu is not None and format != "tensorrt":
         raise UserError(f"--gpu is for engines: --format tensorrt, not {format}")
     if gpu is not None:
         refuse_beside(
             f"--gpu {gpu}", {f"--device {device}": device}, "the engine is not run, leave it out"
         )
-    workspace = Workspace(out)
     runtime = RUNTIME_OF[format]
     if ladder is not None:
         read = ("ladder", "format", "precision", "calibrate", "device", "threads", "data", "out")
@@ -176,7 +172,6 @@ def export(
         same = thinned is not None and thinned.runtime == runtime
         used = thinned.precision if thinned is not None and same else "f32"
         precision = cast("PrecisionName", used)
-    stages: tuple[Literal["profile", "thin"], ...] = ("thin", "profile")
     if gpu is not None:
         # Its graph is checked here; a GPU is not needed.
         target = last_target(workspace, "cpu", "onnxruntime", threads, "f32", stages=stages)
@@ -265,66 +260,3 @@ def _ladder(
         rungs[fps] = Wanted(candidates, found, trust=False)
     val = find_judged(workspace, data)
     return export_ladder(workspace, rungs, val, target_of=target_of_thinning, calibrate=calibrate)
-
-
-def build(
-    *,
-    data: Path,
-    target_fps: float,
-    device: DeviceName = "cpu",
-    runtime: Runtime = None,
-    threads: Threads = None,
-    minutes: float = 60.0,
-    format: Format = "onnx",
-    space: Space = None,
-    input_size: Size = None,
-    output_stride: Annotated[StrideName, STRIDE] = "16",
-    head: Head = None,
-    backbone: Backbone = None,
-    distil: bool = False,
-    calibrate: Calibrate = True,
-    seed: Seed = 0,
-    restart: Restart = False,
-    out: Out = DEFAULT,
-) -> Result:
-    """Everything: plan, profile, supernet, thin, train, export, eval, report.
-
-    Run it again after an interruption and it goes on.
-
-    Args:
-        data: Data set in COCO or YOLO format, with train and val splits.
-        target_fps: Frames per second that the deployed network must reach, batch 1.
-        minutes: Time to spend; epochs and supernet size are chosen to fit, and fewer epochs are
-            trained where steps turn out slower than planned.
-        format: onnx for ONNX Runtime, openvino for OpenVINO.
-        distil: The thinned network learns the supernet's maps beside the labels. Only where the
-            supernet detects well: that of a build is trained briefly, and the network ends worse.
-    """
-    from deploy.form import RUNTIME_OF
-    from supernet.data.detection_set import check_trainable
-    from supernet.heatdetr.input_size import parse_size
-
-    from ..stages.build import build as run
-
-    workspace = Workspace(out)
-    train_set = find_data(workspace, data, "train")
-    check_trainable(train_set)
-    val_set = find_data(workspace, data, "val").numbered_as(train_set.names)
-    return run(
-        workspace,
-        find_target(device, runtime or RUNTIME_OF[format], threads, "f32"),
-        target_fps,
-        train_set,
-        val_set,
-        minutes=minutes,
-        format=format,
-        space=space,
-        input_size=parse_size(input_size) if input_size is not None else None,
-        output_stride=int(output_stride),
-        head=head or recorded_head(workspace, None if restart else "plan"),
-        distil=distil,
-        calibrate=calibrate,
-        seed=seed,
-        backbone=backbone,
-        restart=restart,
-    )

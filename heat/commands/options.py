@@ -19,11 +19,18 @@ Out = Annotated[
 ]
 DeviceName = Annotated[str, Parameter(help="Device file to use; `heat devices` lists them.")]
 Threads = Annotated[
-    int | None, Parameter(help="CPU threads of the deployed model; the device's by default.")
+    int | None,
+    Parameter(
+        help="CPU threads of the deployed model; by default the device's, or those of the profile "
+        "or thinning that the command goes on from."
+    ),
 ]
 Runtime = Annotated[
     RuntimeName | None,
-    Parameter(help="Runtime that measures and deploys; the device's by default."),
+    Parameter(
+        help="Runtime that measures and deploys; by default the device's, or that of the profile "
+        "that the command goes on from."
+    ),
 ]
 PrecisionName = Literal["f32", "f16", "bf16", "int8"]
 Precision = Annotated[
@@ -33,14 +40,20 @@ Precision = Annotated[
 Size = Annotated[
     str | None,
     Parameter(
-        help="Network input, HEIGHTxWIDTH in multiples of 32; it may be as wide as the images are."
+        help="Network input, HEIGHTxWIDTH in multiples of 32, best in the proportion of the images."
     ),
 ]
 Data = Annotated[
     Path | None,
     Parameter(help="Data set in COCO or YOLO format; by default that of the last training."),
 ]
-Space = Annotated[SpaceName | None, Parameter(help="Size of the supernet.")]
+Space = Annotated[
+    SpaceName | None,
+    Parameter(
+        help="Size of the supernet. Without it: the workspace's, else large for profile and thin, "
+        "midi for supernet, mini for fleet; build chooses."
+    ),
+]
 StrideName = Literal["8", "16", "32"]
 STRIDE = Parameter(help="Output stride in pixels; 16 for small objects, 8 for smaller ones.")
 OutputStride = Annotated[StrideName | None, STRIDE]

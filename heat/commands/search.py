@@ -13,7 +13,6 @@ from .options import (
     Accumulate,
     Backbone,
     BatchSize,
-    Data,
     DeviceName,
     Epochs,
     Head,
@@ -155,7 +154,7 @@ def profile(
 
 def supernet(
     *,
-    data: Data = None,
+    data: Path | None = None,
     space: Space = None,
     input_size: Size = None,
     output_stride: OutputStride = None,
@@ -188,6 +187,7 @@ def supernet(
     On several GPUs or processes: torchrun --nproc-per-node N -m heat supernet ...
 
     Args:
+        data: Data set in COCO or YOLO format; needed but with --show.
         ema_decay: Decay of the averaged weights that are saved; 0 saves the raw ones.
         train_precision: Autocast. auto: bf16 where the hardware computes it, else f32.
         logit_learning_rate: Adam step of the selection logits.
@@ -228,7 +228,7 @@ def supernet(
 
     from ..stages.elastic import PLAN, refuse_several_processes, train_elastic
     from ..stages.supernet import before_elastic, train_supernet
-    from .fleet_file import find_members, read_fleet
+    from .fleet_file import find_members
 
     workspace = Workspace(out)
     train_set = find_data(workspace, data, "train")
@@ -272,10 +272,9 @@ def supernet(
         precision=train_precision,
         seed=seed,
     )
-    if targets is not None:
-        read_fleet(targets)
-        if not (workspace.elastic / PLAN).exists():
-            refuse_several_processes()
+    fleet = find_members(workspace, targets, space=chosen, data=data) if targets else None
+    if targets is not None and not (workspace.elastic / PLAN).exists():
+        refuse_several_processes()
 
     def train(running: Running) -> Result:
         return train_supernet(
@@ -290,6 +289,6 @@ def supernet(
         train_set,
         elastic_config,
         config_of_all,
-        fleet=find_members(workspace, targets, space=None, data=data) if targets else None,
+        fleet=fleet,
         running=running,
     )

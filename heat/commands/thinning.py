@@ -9,7 +9,7 @@ from supernet.errors import UserError
 
 from ..records import Result
 from ..workspace import DEFAULT, Workspace
-from .options import Data, Out, Runtime, Space, Threads
+from .options import Out, Runtime, Space, Threads
 from .together import altered, one_of, refuse_beside
 
 TRIALS = 200
@@ -29,7 +29,7 @@ def thin(
     threads: Threads = None,
     space: Space = None,
     input_size: str | None = None,
-    data: Data = None,
+    data: Path | None = None,
     trust_table: bool = False,
     ap_drop: Literal["auto", "mass", "features", "loss", "ap"] = "auto",
     search: Literal["greedy", "tpe", "nsga2", "random"] = "greedy",
@@ -53,10 +53,12 @@ def thin(
             keep the limits on all of them; NAME:RUNTIME:PRECISION where they differ.
         precision: f32, f16, bf16, int8; several with commas between, and the best is searched.
         input_size: HxW in multiples of 32, or 320..640: the best size of these is searched.
+        data: Data set in COCO or YOLO format, on which moves are judged; the supernet's by default.
         trust_table: Use a table that is not of this machine, runtime version or precision; what
             cannot be measured here is then only predicted.
         ap_drop: What a move costs: importance mass, distance of features, detection loss, true AP;
-            auto takes the first that ranks 20 random moves as true AP does.
+            auto takes the first that ranks 20 random moves as true AP does, loss where the
+            supernet has less than 1 point of AP, mass without data.
         search: The paper's greedy search, or an Optuna study that starts from its result.
         trials: Networks that a study tries, 200 by default.
         study: Where it is kept, so that others can join: a file, or a database URL.

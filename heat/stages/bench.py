@@ -32,8 +32,9 @@ def bench(
 ) -> Result:
     """Time models in turns, each in a process of its own; print a table, draw a figure.
 
-    A bundle runs as its card says, an .onnx or .xml file in `runtime`, `precision`, `threads`; one
-    that leaves the size of its images open is fed images of `input_hw`. The precision of a file is
+    A bundle runs as its card says, an .onnx or .xml file in `runtime`, `precision` and `threads`,
+    by default those of the first bundle; one that leaves the size of its images open is fed images
+    of `input_hw`. The precision of a file is
     that in which most of its convolutions and products are executed; another than was asked for is
     refused.
     """
@@ -41,8 +42,11 @@ def bench(
         raise UserError(f"--rounds {rounds}: at least 1")
     if picture is not None:
         check_replaceable(picture, "--picture", is_drawing)
+    bundles = [read_card(path) for path in models if path.is_dir()]
+    usual = threads_of(bundles[0]) if bundles else 1
     found = [
-        _entrant(path, runtime=runtime, precision=precision, threads=threads) for path in models
+        _entrant(path, runtime=runtime, precision=precision, threads=threads, usual=usual)
+        for path in models
     ]
     named = zip(found, names_apart(models), strict=True)
     entrants = [replace(entrant, name=name, input_hw=input_hw) for entrant, name in named]
@@ -71,7 +75,12 @@ def bench(
 
 
 def _entrant(
-    path: Path, *, runtime: str | None, precision: str | None, threads: int | None
+    path: Path,
+    *,
+    runtime: str | None,
+    precision: str | None,
+    threads: int | None,
+    usual: int,
 ) -> Entrant:
     if path.is_dir():
         card = read_card(path)
@@ -90,7 +99,11 @@ def _entrant(
     if not path.exists():
         raise UserError(f"no model at {path}")
     return Entrant(
-        name=path.stem, model=path, runtime=own, precision=precision or "f32", threads=threads or 1
+        name=path.stem,
+        model=path,
+        runtime=own,
+        precision=precision or "f32",
+        threads=threads or usual,
     )
 
 

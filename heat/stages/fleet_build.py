@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from deploy.edge.detect import is_bundle
 from deploy.edge.session import runtime_version
-from deploy.form import RUNTIME_OF, Format
+from deploy.form import FORMAT_OF, Format
 from latency_tables.devices import Target
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import CheckpointError, PromiseError
@@ -31,8 +31,6 @@ from .inherited import finetune_epochs, inherited_of
 from .supernet import before_elastic, search_of, train_supernet
 from .thin import thin
 from .train import train
-
-FORMAT_OF = {runtime: cast(Format, format) for format, runtime in RUNTIME_OF.items()}
 
 
 @stages("supernet", "elastic", "thin", "train", "export", "report")
