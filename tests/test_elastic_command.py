@@ -80,7 +80,7 @@ def test_a_thinned_network_has_weights_of_its_own(workspace: Path) -> None:
     assert torch.equal(weights["units.head.cls.weight"], supernet.units["head"].cls.weight)
 
 
-def test_it_is_evaluated_and_polished_without_a_training(workspace: Path, shapes: Path) -> None:
+def test_it_is_evaluated_and_finetuned_without_a_training(workspace: Path, shapes: Path) -> None:
     code, result, errors = run("eval", "--data", shapes, "--out", workspace)
     assert code == 0, errors
     assert result["ap"] == read_info(workspace / "thin" / "weights.safetensors").facts["ap"]
@@ -204,8 +204,8 @@ def test_a_promise_that_an_export_broke_is_thinned_again(workspace: Path) -> Non
 def test_a_training_of_an_earlier_thinning_is_not_exported(
     workspace: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    polish = ["train", "--data", shapes, "--finetune", "--batch-size", 8, "--out", workspace]
-    code, _, errors = run(*polish)
+    finetune = ["train", "--data", shapes, "--finetune", "--batch-size", 8, "--out", workspace]
+    code, _, errors = run(*finetune)
     assert code == 0, errors
     root = Workspace(workspace)
 
@@ -260,8 +260,8 @@ def test_refusals(workspace: Path, shapes: Path) -> None:
     assert not (workspace / "new" / "supernet").exists(), "refused before any work"
     assert "at least 1 network" in fails(2, *again, "--drawn", 0)
     (workspace / "thin" / "weights.safetensors").unlink()
-    polish = ["train", "--data", shapes, "--finetune", "--out", workspace]
-    assert "--finetune polishes" in fails(2, *polish)
+    finetune = ["train", "--data", shapes, "--finetune", "--out", workspace]
+    assert "--finetune trains" in fails(2, *finetune)
     path = workspace / "elastic" / "weights.safetensors"
     info = read_info(path)
     facts = {key: value for key, value in info.facts.items() if key != "elastic"}

@@ -129,7 +129,7 @@ def cells(
     seed: int = 0,
     labels: Literal["coco", "yolo"] = "coco",
 ) -> Result:
-    """Draw a small detection set that looks like a real task: cells under a microscope.
+    """Generate a small detection set that looks like a real task: cells under a microscope.
 
     Args:
         folder: Where to write it.
@@ -152,7 +152,7 @@ def shapes(
     seed: int = 0,
     labels: Literal["coco", "yolo"] = "coco",
 ) -> Result:
-    """Draw a small detection set of synthetic shapes.
+    """Generate a small detection set of synthetic shapes.
 
     Args:
         folder: Where to write it.

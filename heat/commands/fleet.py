@@ -57,7 +57,7 @@ def fleet(
         supernet_epochs: Passes over the training data in which operators are chosen.
         epochs: Passes over the training data in which all networks are trained together; 150 by
             default.
-        finetune: Then polish each network by itself, for a tenth of these epochs: for those that
+        finetune: Then train each network by itself, for a tenth of these epochs: for those that
             are smaller than any that was trained.
     """
     from latency_tables.probe.machine import physical_cores
@@ -87,7 +87,7 @@ def fleet(
 
     settings = partial(recipe, "small", batch_size=batch_size, precision=precision, seed=seed)
 
-    def polish(epochs: int) -> TrainConfig:
+    def of_finetuning(epochs: int) -> TrainConfig:
         return settings(epochs=epochs, learning_rate=FINETUNE_RATE)
 
     return build_fleet(
@@ -106,7 +106,7 @@ def fleet(
         ),
         elastic=settings(epochs=epochs),
         backbone=backbone,
-        polish=polish if finetune else None,
+        finetuning=of_finetuning if finetune else None,
         calibrate=calibrate,
         running=Running(
             resume=not restart, restart=restart, workers=workers, threads=physical_cores()

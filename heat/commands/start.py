@@ -21,7 +21,7 @@ def init() -> Result | None:
             "heat init asks questions and needs a terminal: heat build --data DIR --target-fps FPS "
             "is the command that it makes"
         )
-    data = _ask("Folder of labelled images, COCO or YOLO format (empty: draw some): ", _data)
+    data = _ask("Folder of labelled images, COCO or YOLO format (empty: generate some): ", _data)
     device = _ask("Device, as heat devices lists them (empty: this machine's CPU): ", _device)
     fps = _ask("Frames per second that it must reach: ", _fps)
     words = ["heat", "build", "--data", data or "cells", "--target-fps", fps]

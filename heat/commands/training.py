@@ -98,8 +98,8 @@ def train(
         balanced: Draw images with a class that fewer than a tenth of the images show more often,
             sqrt(0.1 / share) times as often as others. An epoch has as many images as without.
         inherit: Start from the supernet's weights instead of from scratch.
-        finetune: Polish the network that an elastic supernet handed on: --inherit, by default with
-            a tenth of its epochs and a fifth of the recipe's learning rate.
+        finetune: Train the network that an elastic supernet handed on further: --inherit, by
+            default with a tenth of its epochs and a fifth of the recipe's learning rate.
         eval_every: Epochs between two scores on the val split; 0 for none.
         patience: Stop after so many epochs without a higher AP on the val split; checked at each
             score, counted from the first AP above 0. All epochs are trained by default.

@@ -46,14 +46,14 @@ def build_fleet(
     supernet: TrainConfig,
     elastic: TrainConfig,
     backbone: Path | None = None,
-    polish: Callable[[int], TrainConfig] | None,
+    finetuning: Callable[[int], TrainConfig] | None,
     calibrate: bool,
     running: Running,
 ) -> Result:
     """Train the supernet and the elastic one, thin and export for each; skip what is finished.
 
     The supernet starts from a pretrained `backbone`. `target_of` finds the device that a member
-    was thinned for, `polish` gives the settings of so many epochs of fine-tuning. Raises
+    was thinned for, `finetuning` gives the settings of so many epochs of fine-tuning. Raises
     `PromiseError` at the end where a target is missed.
     """
     with workspace.claimed(workspace.root / "fleet", f"building a fleet in {workspace.root}"):
@@ -78,8 +78,8 @@ def build_fleet(
                     member,
                     val,
                     target_of,
-                    polish=partial(_polish, data=data, config=polish, running=running)
-                    if polish is not None
+                    finetune=partial(_finetune, data=data, config=finetuning, running=running)
+                    if finetuning is not None
                     else None,
                     calibrate=calibrate,
                     afresh=running.restart,
@@ -106,21 +106,21 @@ def ship(
     val: DetectionSet,
     target_of: Callable[[Workspace], Target],
     *,
-    polish: Callable[[Workspace], None] | None = None,
+    finetune: Callable[[Workspace], None] | None = None,
     calibrate: bool,
     afresh: bool = False,
 ) -> Result:
     """Thin and export for one member, where that is not done yet; return what is known of it.
 
-    Between the two its network may be polished.
+    Between the two its network may be fine-tuned.
     """
     if afresh or not was_thinned_for(workspace, wanted):
         begin("thin")
         print(f"{name}: thinning", file=sys.stderr)
         thin(workspace, wanted.candidates, data=wanted.data, trust=wanted.trust)
-    if polish is not None:
+    if finetune is not None:
         begin("train")
-        polish(workspace)
+        finetune(workspace)
     target = target_of(workspace)
     format = FORMAT_OF.get(target.runtime, "onnx")
     if not is_exported(workspace, format, calibrate, val):
@@ -130,7 +130,7 @@ def ship(
     return _shipped(workspace, workspace.stage(f"export-{format}"))
 
 
-def _polish(
+def _finetune(
     workspace: Workspace,
     *,
     data: DetectionSet,

@@ -124,11 +124,11 @@ def inherited_of(workspace: Workspace, architecture: Architecture) -> Path | Non
 
 
 def finetune_epochs(workspace: Workspace, architecture: AnyArchitecture) -> int:
-    """Return how long inherited weights are polished; `UserError` where there are none."""
+    """Return how long inherited weights are fine-tuned; `UserError` where there are none."""
     path = inherited_of(workspace, architecture) if architecture.family == "heatdetr" else None
     if path is None:
         raise UserError(
-            f"--finetune polishes what an elastic supernet handed on, and {workspace.inherited} "
+            f"--finetune trains what an elastic supernet handed on, and {workspace.inherited} "
             "has no weights of this network: heat supernet --elastic, then heat thin"
         )
     return max(1, round(FINETUNE_SHARE * read_info(path).epochs))
