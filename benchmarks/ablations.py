@@ -6,7 +6,7 @@
 Each variant is trained with every seed by the same recipe and scored on val; finished runs are
 kept, missing ones are trained on the next call. Removing a part also removes its multiply-adds,
 which are reported. The last line is one JSON object; with --name it goes to
-benchmarks/results/parts/ or recipe/.
+benchmarks/results/parts/ or recipe/, where variants that were not asked for keep their rows.
 """
 
 import argparse
@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from ablated import MultiLevel, WithoutSam, WithoutTcm
 from frontier import OURS
-from kept_runs import kept_runs, mean_of
+from kept_runs import check_result, kept_runs, mean_of, settings_of, with_earlier
 from recipe_levers import (
     DETECTION_LOSS,
     Batch,
@@ -36,7 +37,7 @@ from recipe_levers import (
 )
 from recipe_tasks import Masked, SelfTaught, WithMasks
 from result import RESULTS, tell
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import supernet.data.augment
@@ -51,13 +52,9 @@ from supernet.boxes import giou_pairs
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import evaluate
-from supernet.graph.nodes import Array
 from supernet.heatdetr.architecture import Architecture
-from supernet.heatdetr.detector import Call, Detector
+from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.input_size import parse_size
-from supernet.heatdetr.operators.channelwise import ChannelBlock
-from supernet.heatdetr.operators.convbn import ConvBN
-from supernet.heatdetr.operators.decode import Decode, make_anchors
 from supernet.letterbox import Image, resized
 from supernet.train.loop import fit
 from supernet.train.matching import match
@@ -67,95 +64,6 @@ from supernet.train.running import Running
 from supernet.train.task import DetectionTask
 
 BASE = OURS["heat-s"]
-
-
-class First(nn.Module):
-    """SAM's joint without its coarse input."""
-
-    def __init__(self, align: nn.Module) -> None:
-        """Take over the convolution of the original joint."""
-        super().__init__()
-        self.align = align
-
-    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
-        """Ignore the coarse map."""
-        return self.align(fine)  # type: ignore[no-any-return]
-
-
-class Twice(nn.Module):
-    """TCM's split without TCM: both tasks see the same map."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the map twice."""
-        return x, x
-
-
-class WithoutSam(Detector):
-    """No semantics from the coarser stage: only the convolutions that set the widths."""
-
-    def __init__(self, architecture: Architecture) -> None:
-        """Replace the three joints and their global blocks."""
-        super().__init__(architecture)
-        for stage in (2, 3, 4):
-            fuse = self.units[f"sam{stage}_fuse"]
-            self.units[f"sam{stage}_fuse"] = First(fuse.align)  # type: ignore[arg-type]
-            self.units[f"sam{stage}_global"] = nn.Identity()
-
-
-class WithoutTcm(Detector):
-    """SCM followed directly by the head, without TCM."""
-
-    def __init__(self, architecture: Architecture) -> None:
-        """Replace TCM."""
-        super().__init__(architecture)
-        self.units["tcm_t1"] = Twice()
-        for index in range(architecture.t2_blocks):
-            self.units[f"tcm_t2_{index}"] = nn.Identity()
-
-
-class LevelDecode(Decode):
-    """Anchors of three levels, concatenated; one for each cell."""
-
-    def anchors(self, h: int, w: int) -> Array:
-        """Return the anchors of strides 16, 32 and 64; the size of the map is not used."""
-        import numpy as np
-
-        height, width = self.image_size
-        rows = [
-            make_anchors(-(-height // s), -(-width // s), (2 * s, 4 * s), self.offset, s)
-            for s in (16, 32, 64)
-        ]
-        return np.concatenate(rows)
-
-
-class MultiLevel(Detector):
-    """Three levels with TCM and head in common, as RetinaNet has it, in place of SCM's one."""
-
-    def __init__(self, architecture: Architecture) -> None:
-        """Add a lateral and a global block for each level."""
-        super().__init__(architecture.with_(anchor_sizes=(32, 64)))
-        _, _, d3, d4 = architecture.widths
-        self.laterals = nn.ModuleList(ConvBN(d, d4) for d in (d3, d4, d4))
-        self.mixers = nn.ModuleList(ChannelBlock(d4) for _ in range(3))
-        for place in [place for place in self.units if place.startswith("scm_")]:
-            del self.units[place]
-        self.units["decode"] = LevelDecode(
-            (1,), architecture.num_classes, architecture.input_size, architecture.anchor_offset
-        )
-
-    def wire(self, call: Call, image: Any) -> Any:
-        """Run TCM and head on each level, and concatenate their outputs."""
-        _, l2, p3, l4 = self.wire_backbone(call, image)
-        l3 = self._wire_sam(call, 4, p3, l4)
-        logits, deltas = [], []
-        for x, lateral, mixer in zip((l2, l3, l4), self.laterals, self.mixers, strict=True):
-            t_cls, t_reg = call("tcm_t1", mixer(lateral(x)))
-            for index in range(self.architecture.t2_blocks):
-                t_reg = call(f"tcm_t2_{index}", t_reg)
-            c, b = call("head", t_cls, t_reg)  # [B, A, K, h, w]
-            logits.append(c.flatten(3).transpose(1, 2).flatten(2))
-            deltas.append(b.flatten(3).transpose(1, 2).flatten(2))
-        return torch.cat(logits, 2)[:, None, :, None], torch.cat(deltas, 2)[:, None, :, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,12 +212,16 @@ def main() -> None:
     options = parser.parse_args()
     if options.set == "parts" and options.model != "heat-s":
         parser.error(f"--model {options.model}: the parts are those of heat-s")
+    settings = settings_of(options, "set", "model", "input_size", "epochs")
+    path = RESULTS / options.set / f"{options.name}.json" if options.name else None
+    check_result(path, settings)
     data, val = load_split(options.data, "train"), load_split(options.data, "val")
     variants = SETS[options.set]
     done = kept_runs(
-        options.work,
+        options.work / options.set,
         options.only or variants,
         options.seeds.split(","),
+        settings,
         lambda name, seed, folder: train(variants[name], seed, data, val, folder, options),
     )
     rows = [
@@ -322,15 +234,10 @@ def main() -> None:
         }
         for name, runs in done.items()
     ]
-    result = {
-        "data": options.data.name,
-        "input_size": options.input_size,
-        "epochs": options.epochs,
-        "model": options.model,
-        "variants": sorted(rows, key=lambda row: -row["ap"]),
-        "torch": torch.__version__,
-    }
-    tell(result, RESULTS / options.set / f"{options.name}.json" if options.name else None)
+    result = {**settings, "variants": rows, "torch": torch.__version__}
+    result = with_earlier(result, path, "variants", "variant")
+    result["variants"].sort(key=lambda row: -row["ap"])
+    tell(result, path)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
 
 One network of a space, half as wide, is trained with `--recipe small` from scratch, and from the
 weights of supernets that were trained for a few epochs in several ways. Each is scored on val by
-every seed; finished runs are kept. The last line is one JSON object; with --name it goes to
-benchmarks/results/first-weights/.
+every seed; finished runs are kept, and interrupted ones go on, then without CPU seconds. The last
+line is one JSON object; with --name it goes to benchmarks/results/first-weights/, where starts that
+were not asked for keep their rows.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kept_runs import kept_runs, mean_of
+from kept_runs import check_result, kept_runs, mean_of, settings_of, with_earlier
 from result import RESULTS, tell
 
 from deploy.gate import torch_detect
@@ -68,6 +69,7 @@ def train(
     """Train the network from one of the starts and score it."""
     clock = time.process_time()
     before = folder.with_name(f"{folder.name}-supernet")
+    whole = not (before.exists() or folder.exists())  # otherwise it was interrupted before
     network = started(STARTS[start], space, data, before, options.supernet_epochs, seed)
     supernet_s = time.process_time() - clock
     fit(network, data, recipe("small", epochs=options.epochs, seed=seed), folder, PLAIN)
@@ -75,8 +77,8 @@ def train(
     return {
         "ap": round(100 * metrics.ap, 2),
         "ap50": round(100 * metrics.ap50, 2),
-        "supernet_cpu_s": round(supernet_s),
-        "cpu_s": round(time.process_time() - clock),
+        "supernet_cpu_s": round(supernet_s) if whole else None,
+        "cpu_s": round(time.process_time() - clock) if whole else None,
     }
 
 
@@ -93,6 +95,9 @@ def main() -> None:
     parser.add_argument("--only", help="starts, with semicolons between them")
     parser.add_argument("--name")
     options = parser.parse_args()
+    settings = settings_of(options, "input_size", "space", "supernet_epochs", "epochs")
+    path = RESULTS / "first-weights" / f"{options.name}.json" if options.name else None
+    check_result(path, settings)
     data, val = load_split(options.data, "train"), load_split(options.data, "val")
     space = search_space(
         options.space,
@@ -102,13 +107,9 @@ def main() -> None:
     )
     run = partial(train, space=space, data=data, val=val, options=options)
     starts = options.only.split(";") if options.only else STARTS
-    done = kept_runs(options.work, starts, options.seeds.split(","), run)
+    done = kept_runs(options.work, starts, options.seeds.split(","), settings, run)
     result = {
-        "data": options.data.name,
-        "input_size": options.input_size,
-        "space": options.space,
-        "supernet_epochs": options.supernet_epochs,
-        "epochs": options.epochs,
+        **settings,
         "starts": [
             {
                 "start": name,
@@ -120,7 +121,7 @@ def main() -> None:
         ],
         "torch": torch.__version__,
     }
-    tell(result, RESULTS / "first-weights" / f"{options.name}.json" if options.name else None)
+    tell(with_earlier(result, path, "starts", "start"), path)
 
 
 if __name__ == "__main__":
