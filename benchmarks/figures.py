@@ -1,9 +1,12 @@
 """Plots of benchmark results as SVG files; no display is needed."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from heat.views.charts import plain_numbers, save
 
@@ -98,3 +101,66 @@ def draw_fronts(fronts: Mapping[str, Sequence[tuple[float, float]]], unit: str, 
     axis.grid(alpha=0.3)
     axis.legend()
     return save(figure, path)
+
+
+def draw_frontier(models: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Plot mean AP against milliseconds, bars from the lowest to the highest seed, ours as a line.
+
+    Hollow markers saw fewer images.
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = figure.subplots()
+    most = max(model["images_seen"] for model in models)
+    places = sorted({model["ms"] for model in models if not model["model"].startswith("heat-")})
+    line = []
+    for name in dict.fromkeys(model["model"] for model in models):
+        runs = [model for model in models if model["model"] == name]
+        ap = [run["ap"] for run in runs]
+        mean, ms = statistics.mean(ap), runs[0]["ms"]
+        ours = name.startswith("heat-")
+        colour = "tab:red" if ours else "tab:blue"
+        whole = all(run["images_seen"] == most for run in runs)
+        axis.errorbar(
+            ms, mean, yerr=[[mean - min(ap)], [max(ap) - mean]], marker="o", color=colour,
+            markerfacecolor=colour if whole else "none", capsize=3,
+        )  # fmt: skip
+        left = ms in places[::2]  # neighbours do not overlap
+        by, align = (
+            ((0, 9), "center") if ours else ((-7, -3), "right") if left else ((7, -3), "left")
+        )
+        axis.annotate(name, (ms, mean), xytext=by, textcoords="offset points", ha=align, fontsize=8)
+        if ours:
+            line.append((ms, mean))
+    axis.plot(*zip(*sorted(line), strict=True), color="tab:red", label="HEAT")
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("")
+    low, high = min(run["ap"] for run in models), max(run["ap"] for run in models)
+    bottom = low - 0.3 * (high - low) if low > 0.5 * high else 0.0
+    axis.margins(x=0.2)
+    axis.set(
+        xlabel="milliseconds, one CPU thread", ylabel="AP on val (hollow: cut off)",
+        ylim=(bottom, high + 0.15 * (high - bottom)), title=title,
+    )  # fmt: skip
+    axis.grid(alpha=0.3)
+    save(figure, path)
+
+
+def draw_elastic(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """Plot AP against frames per second, a line for each way to come to weights."""
+    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for key, label, style in (
+        ("ap_scratch", "each trained from scratch", "o--"),
+        ("ap_finetuned", "inherited, then a tenth of the epochs", "s-"),
+        ("ap_inherited", "inherited from one training", "o-"),
+    ):
+        if all(key in row for row in rows):
+            axis.plot([row["fps"] for row in rows], [row[key] for row in rows], style, label=label)
+    axis.set(xlabel="frames per second, one CPU thread", ylabel="AP on val", title=title)
+    axis.set_xscale("log")
+    plain_numbers(axis.xaxis)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    save(figure, path)

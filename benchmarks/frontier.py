@@ -10,13 +10,12 @@ reported. HEAT, YOLO11n and YOLO26n are trained with --seeds seeds, the slower p
 that of the val split after the last epoch, by one evaluator. Latency is that of the networks
 without NMS or top-k, in one interleaved race in ONNX Runtime. The last line is one JSON object;
 with --name it goes to benchmarks/results/frontier-NAME.json, and a figure beside it. Runs in that
-file are not trained again: they race with random weights, which have the same latency.
+file are not trained again: they race with random weights, which have the same latency. New rows
+have the date, HEAT, CPU and epochs of their training; latencies are those of the last race.
 """
 
 import argparse
 import json
-import os
-import statistics
 import subprocess
 import sys
 from dataclasses import asdict
@@ -24,14 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from commands import heat, run_command
+from figures import draw_frontier
+from kept_runs import origin, read_kept, settings_of
 from peers_cpu import count_macs
 from result import RESULTS, here, tell
 
 from deploy.gate import torch_detect
 from deploy.side_by_side import Entrant, race
-from heat.views.charts import save
 from heat.workspace import Workspace
-from supernet.checkpoint import load_weights, read_info
+from latency_tables.models import randomise
+from latency_tables.probe.machine import physical_cores
+from supernet.atomic import write_bytes, write_text
+from supernet.checkpoint import WEIGHTS, load_weights, read_info
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import found_rows, score_rows
@@ -39,6 +43,7 @@ from supernet.heatdetr.architecture import Architecture, HeadKind
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.input_size import parse_size
 from supernet.train.optimise import autocast_type
+from supernet.train.run_files import EVENTS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -73,10 +78,14 @@ OURS = {
     ),
 }
 """HEAT at four speeds."""
+ONE_TO_ONE = "-one-to-one"
+"""What the names of networks without NMS end in."""
 OURS["heat-s-one-to-one"] = OURS["heat-s"].with_(name="heat-s-one-to-one", head="one-to-one")
 PEERS = ("yolo11n", "yolo26n", "rt-detr-r18", "d-fine-n", "detr-r50", "yolos-tiny")
 ONE_SEED = ("rt-detr-r18", "d-fine-n", "detr-r50", "yolos-tiny")
 """Peers that are trained once: a run takes hours of a core."""
+DECIDING = ("input_size", "epochs", "batch_size", "train")
+"""Options that must be the same for a kept run to be taken."""
 Run = tuple[str, int]
 """A model and the seed of its training."""
 
@@ -89,41 +98,63 @@ def folder_of(run: Run, options: argparse.Namespace) -> Path:
 
 
 def architecture_of(name: str, size: tuple[int, int]) -> Architecture:
-    """Return one of our networks as `heat build` ends it: output stride 16 and box voting."""
-    network = OURS[name].with_(input_size=size).with_stride(16)
-    return network.with_(head="voted") if network.head == "nms" else network
+    """Return one of our networks as `heat build` ends it: output stride 16 and box voting.
+
+    A name that ends in `ONE_TO_ONE` is the network of the name before it with that head.
+    """
+    network = OURS[name.removesuffix(ONE_TO_ONE)].with_(name=name, input_size=size).with_stride(16)
+    return network.with_(head="one-to-one" if name.endswith(ONE_TO_ONE) else "voted")
+
+
+def kept(run: Run, options: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the facts of a finished run; end where it had other settings."""
+    file = folder_of(run, options) / "facts.json"
+    return read_kept(file, settings_of(options, *DECIDING)) if file.exists() else None
 
 
 def train_ours(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """Train one of our networks, or continue it; write its graph and its detections."""
+    facts = kept(run, options)
+    if facts is not None:
+        return facts
     name, seed = run
     folder = folder_of(run, options)
-    size = parse_size(options.input_size)
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "architecture.json"
-    architecture_of(name, size).save(file)
-    if not (folder / "facts.json").exists():
-        heat(
-            "train", "--data", options.data, "--architecture", file, "--recipe", "small",
-            "--epochs", options.epochs, "--batch-size", options.batch_size, "--eval-every", 10,
-            "--seed", seed, "--resume", "--out", folder, *options.train,
-        )  # fmt: skip
-        network = trained(folder)
-        data = load_split(options.data, "val")
-        (folder / "rows.json").write_text(json.dumps(found_rows(torch_detect(network), data)))
-        write_raw(network, folder / "model.onnx")
-        stage: dict[str, Any] = dict(Workspace(folder).stages()["train"])
-        facts = {
-            "images_seen": stage["images"] * stage["epochs"],
-            "seconds": round(stage["images"] * stage["epochs"] / stage["images_per_second"]),
-            "batch_size": options.batch_size,
-            "seed": seed,
-            "head": network.architecture.head,
-            "threads": torch.get_num_threads(),
-            "precision": str(autocast_type("auto", torch.device("cpu")) or torch.float32),
-        }
-        (folder / "facts.json").write_text(json.dumps(facts))
-    return json.loads((folder / "facts.json").read_text())  # type: ignore[no-any-return]
+    architecture_of(name, parse_size(options.input_size)).save(file)
+    heat(
+        "train", "--data", options.data, "--architecture", file, "--recipe", "small",
+        "--epochs", options.epochs, "--batch-size", options.batch_size, "--eval-every", 10,
+        "--seed", seed, "--resume", "--out", folder, *options.train,
+    )  # fmt: skip
+    network = trained(folder)
+    data = load_split(options.data, "val")
+    write_text(folder / "rows.json", json.dumps(found_rows(torch_detect(network), data)))
+    write_raw(network, folder / "model.onnx")
+    stage: dict[str, Any] = dict(Workspace(folder).stages()["train"])
+    facts = {
+        "images_seen": stage["images"] * stage["epochs"],
+        "seconds": round(stage["images"] * stage["epochs"] / stage["images_per_second"]),
+        "batch_size": options.batch_size,
+        "seed": seed,
+        "head": network.architecture.head,
+        **trained_with(folder),
+        **origin(options.epochs),
+    }
+    settings = settings_of(options, *DECIDING)
+    write_text(folder / "facts.json", json.dumps({**facts, "settings": settings}))
+    return facts
+
+
+def trained_with(folder: Path) -> dict[str, Any]:
+    """Return the threads and the number format with which `heat train` trained on this CPU."""
+    config: Any = read_info(folder / "train" / WEIGHTS).facts["config"]
+    lines = (folder / "train" / EVENTS).read_text(encoding="utf-8").splitlines()
+    # Logged where the number of threads is not fixed by the environment.
+    logged = [event["threads"] for event in map(json.loads, lines) if event["event"] == "threads"]
+    return {
+        "threads": logged[-1] if logged else min(torch.get_num_threads(), physical_cores()),
+        "precision": str(autocast_type(config["precision"], torch.device("cpu")) or torch.float32),
+    }
 
 
 def trained(folder: Path, head: HeadKind | None = None) -> Detector:
@@ -131,7 +162,7 @@ def trained(folder: Path, head: HeadKind | None = None) -> Detector:
 
     `nms` and `voted` are trained in the same way.
     """
-    weights = folder / "train" / "weights.safetensors"
+    weights = folder / "train" / WEIGHTS
     architecture = Architecture.from_json(read_info(weights).description)
     network = Detector(architecture if head is None else architecture.with_(head=head))
     load_weights(weights, network)
@@ -140,43 +171,48 @@ def trained(folder: Path, head: HeadKind | None = None) -> Detector:
 
 def write_raw(network: Detector, path: Path) -> None:
     """Write the graph that is timed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(network.to_onnx(raw=True).SerializeToString())
+    write_bytes(path, network.to_onnx(raw=True).SerializeToString())
 
 
-def train_peer(run: Run, options: argparse.Namespace, *more: str) -> dict[str, Any] | None:
+def train_peer(run: Run, options: argparse.Namespace) -> dict[str, Any] | None:
     """Train a peer in its own environment; None where that is not possible."""
+    if kept(run, options) is None:
+        run_peer(run, folder_of(run, options), options)
+    return kept(run, options)
+
+
+def run_peer(run: Run, folder: Path, options: argparse.Namespace, *more: str) -> None:
+    """Run `train_peer.py` for a folder, if there is an environment for it; report its failure."""
     name, seed = run
-    folder = folder_of(run, options)
-    if not (folder / "facts.json").exists():
-        if options.peers_python is None:
-            return None
-        command = [
-            options.peers_python, ROOT / "benchmarks" / "train_peer.py", name, "--data",
-            options.data.resolve(), "--input-size", options.input_size, "--epochs", options.epochs,
-            "--minutes", options.minutes, "--batch-size", options.batch_size,
-            "--seed", seed, "--out", folder.resolve(), *more,
-        ]  # fmt: skip
-        try:
-            run_command([str(part) for part in command], PYTHONPATH=str(ROOT), YOLO_OFFLINE="1")
-        except subprocess.CalledProcessError as error:
-            print(f"{name} left out: exit code {error.returncode}", file=sys.stderr)
-            return None
-    facts = folder / "facts.json"
-    return json.loads(facts.read_text()) if facts.exists() else {}
+    if options.peers_python is None:
+        return
+    command = [
+        options.peers_python, ROOT / "benchmarks" / "train_peer.py", name, "--data",
+        options.data.absolute(), "--input-size", options.input_size, "--epochs", options.epochs,
+        "--minutes", options.minutes, "--batch-size", options.batch_size,
+        "--seed", seed, "--out", folder.resolve(), *more,
+    ]  # fmt: skip
+    try:
+        run_command([str(part) for part in command], PYTHONPATH=str(ROOT), YOLO_OFFLINE="1")
+    except subprocess.CalledProcessError as error:
+        print(f"{name} left out: exit code {error.returncode}", file=sys.stderr)
 
 
 def graph_of(name: str, options: argparse.Namespace, num_classes: int) -> Path:
     """Return a model's graph, with random weights where the trained one is missing."""
-    path: Path = options.work / name / "model.onnx"
+    if kept((name, 0), options) is not None:
+        return folder_of((name, 0), options) / "model.onnx"
+    untrained = f"{name}-{options.data.name}-{options.input_size}"
+    path: Path = options.work / "untrained" / untrained / "model.onnx"
     if path.exists():
         return path
     if name in OURS:
         size = parse_size(options.input_size)
-        network = Detector(architecture_of(name, size).with_(num_classes=num_classes))
-        write_raw(network.eval(), path)
+        network = Detector(architecture_of(name, size).with_(num_classes=num_classes)).eval()
+        randomise(network)
+        write_raw(network, path)
     else:
-        train_peer((name, 0), options, "--untrained")
+        run_peer((name, 0), path.parent, options, "--untrained")
     if not path.exists():
         raise SystemExit(f"{name} cannot be timed here: --peers-python is needed for it")
     return path
@@ -199,70 +235,12 @@ def recorded(options: argparse.Namespace) -> dict[Run, dict[str, Any]]:
     }
 
 
-def heat(*arguments: object) -> None:
-    """Run a heat command with its stdout on stderr."""
-    run_command([sys.executable, "-m", "heat", *map(str, arguments)])
-
-
-def run_command(command: list[str], **environment: str) -> None:
-    """Run a command with its stdout on stderr."""
-    print(" ".join(command), file=sys.stderr, flush=True)
-    subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, **environment})
-
-
 def scored(run: Run, options: argparse.Namespace, data: DetectionSet) -> dict[str, Any]:
     """Return the AP of a trained model's detections."""
     rows = json.loads((folder_of(run, options) / "rows.json").read_text())
     metrics = asdict(score_rows(rows, data))
     keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
     return {key: round(metrics[key], 4) for key in keys}
-
-
-def draw(models: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Plot mean AP against milliseconds, bars from the lowest to the highest seed, ours as a line.
-
-    Hollow markers saw fewer images.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axis = figure.subplots()
-    most = max(model["images_seen"] for model in models)
-    places = sorted({model["ms"] for model in models if not model["model"].startswith("heat-")})
-    line = []
-    for name in dict.fromkeys(model["model"] for model in models):
-        runs = [model for model in models if model["model"] == name]
-        ap = [run["ap"] for run in runs]
-        mean, ms = statistics.mean(ap), runs[0]["ms"]
-        ours = name.startswith("heat-")
-        colour = "tab:red" if ours else "tab:blue"
-        whole = all(run["images_seen"] == most for run in runs)
-        axis.errorbar(
-            ms, mean, yerr=[[mean - min(ap)], [max(ap) - mean]], marker="o", color=colour,
-            markerfacecolor=colour if whole else "none", capsize=3,
-        )  # fmt: skip
-        left = ms in places[::2]  # neighbours do not overlap
-        by, align = (
-            ((0, 9), "center") if ours else ((-7, -3), "right") if left else ((7, -3), "left")
-        )
-        axis.annotate(name, (ms, mean), xytext=by, textcoords="offset points", ha=align, fontsize=8)
-        if ours:
-            line.append((ms, mean))
-    axis.plot(*zip(*sorted(line), strict=True), color="tab:red", label="HEAT")
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter("")
-    low, high = min(run["ap"] for run in models), max(run["ap"] for run in models)
-    bottom = low - 0.3 * (high - low) if low > 0.5 * high else 0.0
-    axis.margins(x=0.2)
-    axis.set(
-        xlabel="milliseconds, one CPU thread", ylabel="AP on val (hollow: cut off)",
-        ylim=(bottom, high + 0.15 * (high - bottom)), title=title,
-    )  # fmt: skip
-    axis.grid(alpha=0.3)
-    save(figure, path)
 
 
 def parser_of(text: str | None) -> argparse.ArgumentParser:
@@ -289,6 +267,8 @@ def main() -> None:
     options = parser.parse_args()
     data = load_split(options.data, "val")
     done = recorded(options)
+    for name in {name for name, _ in done}:
+        graph_of(name, options, data.num_classes)  # now: missing ones are not to be found last
     runs = [
         (name, seed)
         for seed in range(options.seeds)
@@ -313,12 +293,15 @@ def main() -> None:
         for (name, seed), found in done.items()
     ]
     models.sort(key=lambda model: -model["ap"])
+    seen = sorted({model["images_seen"] for model in models})
+    if len(seen) > 1:
+        print(f"warning: rows of {seen} images seen are in one result", file=sys.stderr)
     conditions = here("onnxruntime", 1, parse_size(options.input_size))
     result = {"data": options.data.name, "models": models, **conditions}
+    tell(result, RESULTS / f"frontier-{options.name}.json" if options.name else None)
     if options.name:
         title = f"{options.data.name} at {options.input_size}, from scratch"
-        draw(models, title, RESULTS / f"frontier-{options.name}.svg")
-    tell(result, RESULTS / f"frontier-{options.name}.json" if options.name else None)
+        draw_frontier(models, title, RESULTS / f"frontier-{options.name}.svg")
 
 
 if __name__ == "__main__":

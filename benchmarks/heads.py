@@ -12,7 +12,7 @@ with --name it goes to benchmarks/results/heads-NAME.json.
 import statistics
 import time
 
-from frontier import OURS, RESULTS, folder_of, parser_of, train_ours, trained
+from frontier import ONE_TO_ONE, OURS, RESULTS, folder_of, parser_of, train_ours, trained
 from result import here, tell
 
 from deploy.edge.runtimes import open_session
@@ -22,7 +22,7 @@ from supernet.data.evaluate import evaluate
 from supernet.heatdetr.input_size import parse_size
 from supernet.letterbox import letterbox, read_image
 
-HEADS = {"nms": "", "voted": "", "one-to-one": "-one-to-one"}
+HEADS = {"nms": "", "voted": "", "one-to-one": ONE_TO_ONE}
 """Heads, and what the names of their networks end in."""
 
 
