@@ -8,23 +8,19 @@ trained by ultralytics, with its defaults. The transformers' models are trained 
 cosine, averaged weights and the flips, zooms and colours of RT-DETR's recipe; the loss is theirs.
 RT-DETR's authors train in mixed precision: where the CPU multiplies bfloat16 it is used here too,
 but for the heads' boxes and scores and the losses. The others are trained in float32. Nothing is
-frozen. It writes `rows.json` (COCO result rows of the val split),
-`model.onnx` without NMS or top-k, and `facts.json`; files that exist are not made again.
+frozen. It writes `rows.json` (COCO result rows of the val split), `model.onnx` without NMS or
+top-k, and, last, `facts.json`. An interrupted run goes on, a finished one is kept; other settings
+are refused.
 """
 
 import argparse
 import copy
 import csv
-import importlib.metadata
-import importlib.util
 import json
 import math
-import shutil
 import statistics
-import sys
 import tempfile
 import time
-import types
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,16 +28,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from for_ultralytics import allow_no_torchvision, is_yolo, write_yolo
+from kept_runs import origin, read_kept, refuse_others, settings_of
 from peers import PEERS, Raw, thawed, yolo
 from torch import Tensor, nn
 
-from supernet.atomic import replacing
+from supernet.atomic import replacing, write_text
 from supernet.data.augment import AugmentConfig
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet, Record
 from supernet.data.evaluate import result_rows
 from supernet.letterbox import box_factors, letterbox, read_image
-from supernet.train.feed import feed
+from supernet.train.feed import batch_starts, feed
 from supernet.train.optimise import autocast_type
 from supernet.train.recipes import TrainConfig
 
@@ -123,7 +121,8 @@ def train_transformer(
     parts = {"model": model, "optimizer": optimizer, "average": average}
     file = options.out / "checkpoint.pt"
     done, seen, before = load_state(file, parts) if file.exists() else (0, 0, 0.0)
-    per_epoch = math.ceil(len(data.records) / options.batch_size)
+    per_epoch = len(batch_starts(len(data.records), options.batch_size))
+    done -= done % per_epoch  # of older runs, which counted other batches
     steps = options.epochs * per_epoch
     started = time.monotonic()
     epochs = range(done // per_epoch, options.epochs)
@@ -250,53 +249,6 @@ def run_yolo(
     return rows, options.epochs * len(train.records), epoch * options.epochs
 
 
-def allow_no_torchvision() -> None:
-    """Make ultralytics importable without torchvision, which may have no build for a CPU torch.
-
-    It reads torchvision's version and imports its NMS, of which it has its own implementation.
-    """
-    if importlib.util.find_spec("torchvision") is not None:
-        return
-    version = importlib.metadata.version
-    fitting = f"0.{int(torch.__version__.split('.')[1]) + 15}.0"
-
-    def version_of(name: str) -> str:
-        return fitting if name == "torchvision" else version(name)
-
-    def nms(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
-        from ultralytics.utils.nms import TorchNMS
-
-        return TorchNMS.nms(boxes, scores, iou)  # type: ignore[no-any-return]
-
-    importlib.metadata.version = version_of
-    sys.modules["torchvision"] = types.ModuleType("torchvision")
-    sys.modules["torchvision"].ops = types.SimpleNamespace(nms=nms)  # type: ignore[attr-defined]
-
-
-def write_yolo(folder: Path, splits: dict[str, DetectionSet]) -> Path:
-    """Write sets in YOLO format, the images as links."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for split, data in splits.items():
-        images, labels = folder / "images" / split, folder / "labels" / split
-        images.mkdir(parents=True)
-        labels.mkdir(parents=True)
-        for record in data.records:
-            (images / record.path.name).symlink_to(record.path.resolve())
-            unit = np.array([record.width, record.height] * 2)
-            x0, y0, x1, y1 = (record.boxes_xyxy / unit).T
-            columns = [record.labels, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
-            lines = [
-                f"{k:.0f} {' '.join(f'{v:.6f}' for v in box)}"
-                for k, *box in zip(*columns, strict=True)
-            ]
-            (labels / f"{record.path.stem}.txt").write_text("\n".join(lines))
-    names = next(iter(splits.values())).names
-    config = folder / "data.yaml"
-    head = f"path: {folder.resolve()}\ntrain: images/train\nval: images/val\n"
-    config.write_text(f"{head}names: {json.dumps(names)}\n")
-    return config
-
-
 def clipped(
     record: Record, boxes: Tensor, scores: Tensor, labels: Tensor
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
@@ -325,11 +277,6 @@ def write_untrained(name: str, num_classes: int, size: tuple[int, int], out: Pat
     write_onnx(build(size, num_classes), size, out)
 
 
-def is_yolo(name: str) -> bool:
-    """Return whether ultralytics trains a peer."""
-    return name.startswith("yolo") and name not in RATES
-
-
 def main() -> None:
     """Train the peer."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -344,17 +291,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.size = tuple(map(int, options.input_size.split("x")))
-    out = options.out
-    if (out / "facts.json").exists():
+    out: Path = options.out
+    settings = settings_of(options, "input_size", "epochs", "batch_size", "seed")
+    begun, finished = out / "settings.json", out / "facts.json"
+    if finished.exists():
+        read_kept(finished, settings)
         return
+    if begun.exists():
+        refuse_others(begun, json.loads(begun.read_text()), settings)
     out.mkdir(parents=True, exist_ok=True)
     train, val = load_split(options.data, "train"), load_split(options.data, "val")
     if options.untrained:
         write_untrained(options.name, train.num_classes, options.size, out)
         return
+    if is_yolo(options.name) and options.size[0] != options.size[1]:
+        raise SystemExit(f"{options.input_size}: ultralytics trains {options.name} on squares")
+    write_text(begun, json.dumps(settings))
     run = run_yolo if is_yolo(options.name) else run_transformer
     rows, seen, seconds = run(options.name, train, val, options, out)
-    (out / "rows.json").write_text(json.dumps(rows))
+    write_text(out / "rows.json", json.dumps(rows))
     facts = {
         "model": options.name,
         "images_seen": seen,
@@ -363,8 +318,10 @@ def main() -> None:
         "precision": str(precision_of(options.name)),
         "batch_size": options.batch_size,
         "seed": options.seed,
+        **origin(options.epochs),
+        "settings": settings,
     }
-    (out / "facts.json").write_text(json.dumps(facts))
+    write_text(finished, json.dumps(facts))
 
 
 if __name__ == "__main__":
