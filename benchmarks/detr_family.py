@@ -17,12 +17,12 @@ import argparse
 import csv
 import json
 import statistics
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from commands import heat
+from frontier import trained_with
 from result import RESULTS, here, tell
 
 from deploy.gate import torch_detect
@@ -76,12 +76,11 @@ def train(
 ) -> None:
     """Run `heat train`, or continue it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "architecture.json").write_text(architecture.to_json())
-    command = [
-        sys.executable, "-m", "heat", "train", "--data", options.data, "--architecture",
-        folder / "architecture.json", "--resume", "--out", folder, *more,
-    ]  # fmt: skip
-    subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
+    file = folder / "architecture.json"
+    file.write_text(architecture.to_json())
+    heat(
+        "train", "--data", options.data, "--architecture", file, "--resume", "--out", folder, *more
+    )
 
 
 def curve_of(folder: Path) -> dict[str, list[float]]:
@@ -126,7 +125,8 @@ def run(system: str, seed: int, options: argparse.Namespace, val: DetectionSet) 
         options.eval_every, "--seed", seed,
     )  # fmt: skip
     stage = json.loads((folder / "run.json").read_text())["stages"]["train"]
-    found = {**curve_of(folder), "images": stage["images"] * stage["epochs"]}
+    images = stage["images"] * stage["epochs"]
+    found = {**curve_of(folder), "images": images, **trained_with(folder)}
     if architecture.attention == "exact" and found["ap"][-1] >= LEARNED:
         found["act"] = act_scores(folder, architecture, val)
         found["taught"] = {}
@@ -162,6 +162,16 @@ def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
+def recorded(path: Path, of: tuple[str, int, int, set[int]]) -> dict[str, Any]:
+    """Return earlier runs of a result file; end where they are of other data, size or epochs."""
+    before = json.loads(path.read_text())
+    runs: dict[str, Any] = before["runs"]
+    epochs = {found["epochs"][-1] for found in runs.values()}
+    if (before["data"], before["height"], before["width"], epochs) != of:
+        raise SystemExit(f"{path} is of other data, another size or other epochs: another --name")
+    return runs
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -175,16 +185,17 @@ def main() -> None:
     parser.add_argument("--name")
     options = parser.parse_args()
     path = RESULTS / f"detr-family-{options.name}.json" if options.name else None
+    size = parse_size(options.input_size)
     runs: dict[str, Any] = {}
     if path is not None and path.exists():
-        runs = json.loads(path.read_text())["runs"]
+        runs = recorded(path, (options.data.name, *size, {options.epochs}))
     val = load_split(options.data, "val")
     for seed in options.seeds.split(","):
         for system in options.only.split(";"):
             name = f"{system} {seed}"
             if name not in runs:
                 runs[name] = run(system, int(seed), options, val)
-    size = parse_size(options.input_size)
+    conditions = here("torch", 1, size)
     result = {
         "data": options.data.name,
         "runs": runs,
@@ -193,11 +204,11 @@ def main() -> None:
             for system in SYSTEMS
         },
         "recipe": " ".join(RECIPE),
-        **here("torch", 1, size),
+        **{k: v for k, v in conditions.items() if k not in ("threads", "precision")},
     }
+    tell(result, path)
     if path is not None:
         draw(runs, path.with_suffix(".svg"))
-    tell(result, path)
 
 
 if __name__ == "__main__":
