@@ -7,17 +7,13 @@ and an elastic supernet trained for the rest of the epochs by `--recipe small`. 
 chain, spread evenly over its range of multiply-adds, are scored on val as they are inherited, after
 a tenth of the epochs more, and trained from scratch with as many images seen as the supernet. With
 --ablate only the inherited networks of other ways to train them are scored. Finished parts are
-kept, interrupted ones go on. Frame rates are of one interleaved race in ONNX Runtime, on one
-thread. The last line is one JSON object; with --name it goes to benchmarks/results/elastic/, a
-figure beside it.
+kept; interrupted ones go on, then without seconds. Frame rates are of one interleaved race in ONNX
+Runtime, on one thread. The last line is one JSON object; with --name it goes to
+benchmarks/results/elastic/, a figure beside it.
 """
 
 import argparse
-import json
-import statistics
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,6 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from elastic_summary import summary
+from figures import draw_elastic
+from kept_runs import settings_of, timed
 from result import RESULTS, here, tell
 
 from deploy.gate import torch_detect
@@ -33,8 +32,8 @@ from heat.spaces import search_space
 from heat.stages.inherited import images_for
 from heat.thinning.moves import ThinningRules
 from heat.thinning.nested import members_of, whole_chain
-from heat.views.charts import plain_numbers, save
-from supernet.atomic import write_text
+from latency_tables.models import randomise
+from supernet.atomic import write_bytes
 from supernet.counting import count_macs
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
@@ -71,17 +70,6 @@ WAYS = {
     "distillation from 60 % on": Way(ElasticConfig(teach_from=0.6)),
     "random networks of the space": Way(anywhere=True),
 }
-
-
-def timed(file: Path, do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what a part found before, or do it and keep it with its CPU seconds."""
-    if not file.exists():
-        print(f"== {file.stem}", file=sys.stderr, flush=True)
-        start, cpu = time.monotonic(), time.process_time()
-        found = do()
-        seconds = {"seconds": time.monotonic() - start, "cpu_seconds": time.process_time() - cpu}
-        write_text(file, json.dumps({**found, **{k: round(v, 1) for k, v in seconds.items()}}))
-    return json.loads(file.read_text())  # type: ignore[no-any-return]
 
 
 def score(network: Detector, val: DetectionSet) -> dict[str, float]:
@@ -126,12 +114,14 @@ class Seed:
         self.space = space_of(options, self.data.num_classes)
         self.work: Path = options.work / str(seed)
         self.work.mkdir(parents=True, exist_ok=True)
+        settings = settings_of(options, "space", "input_size", "epochs", "supernet_epochs")
+        self.timed = partial(timed, settings=settings)
         self.images = list(images_for(self.data, self.size, recipe("small").augment))
         self.trained: dict[str, Supernet] = {}
 
     def run(self, ways: Sequence[str], *, compare: bool) -> dict[str, Any]:
         """Train what is missing; return APs and seconds."""
-        spent = timed(self.work / "supernet.json", self.train_supernet)
+        spent = self.timed(self.work / "supernet.json", self.train_supernet)
         members = self.members()
         targets = spread(members)
         found: dict[str, Any] = {
@@ -145,9 +135,9 @@ class Seed:
             if WAYS[name].anywhere:
                 trained = random_members(self.space, self.supernet, len(members), self.seed)
             train = partial(self.train_elastic, name, trained)
-            found[name] = timed(self.work / f"{name}.json", train)
+            found[name] = self.timed(self.work / f"{name}.json", train)
             found[name]["inherited"] = [
-                timed(
+                self.timed(
                     self.work / f"{name} {index}.json",
                     partial(self.score_inherited, name, trained, target),
                 )
@@ -159,7 +149,7 @@ class Seed:
                 for index, target in enumerate(targets):
                     folder = self.work / f"{what}-{index}"
                     one = partial(train_one, target, members, folder)
-                    found[what].append(timed(folder.with_suffix(".json"), one))
+                    found[what].append(self.timed(folder.with_suffix(".json"), one))
         return found
 
     @cached_property
@@ -258,67 +248,11 @@ def race_of(runs: Sequence[dict[str, Any]], options: argparse.Namespace) -> list
                 name="thinned", widths=tuple(target["widths"]), blocks=tuple(target["blocks"])
             )
             network = Detector(architecture).eval()
-            path.write_bytes(network.to_onnx(raw=True).SerializeToString())
+            randomise(network)
+            write_bytes(path, network.to_onnx(raw=True).SerializeToString())
             entrants.append(Entrant(name=path.stem, model=path, runtime="onnxruntime"))
     laps = {lap.name: round(1000 / lap.p50_ms, 1) for lap in race(entrants, rounds=options.rounds)}
     return [[laps[f"{run['seed']}-{i}"] for i in range(len(run["targets"]))] for run in runs]
-
-
-def summary(runs: Sequence[dict[str, Any]], fps: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Return per target the means over the seeds, and what all cost against one training."""
-    rows = []
-    for index in range(TARGETS):
-        row: dict[str, Any] = {
-            "fps": round(statistics.mean(rates[index] for rates in fps), 1),
-            "gmacs": [run["targets"][index]["gmacs"] for run in runs],
-        }
-        for key, part in (("inherited", None), ("finetuned", "finetuned"), ("scratch", "scratch")):
-            aps = [
-                (run[part] if part else run["elastic"]["inherited"])[index]["ap"]
-                for run in runs
-                if part is None or part in run
-            ]
-            if aps:
-                row[f"ap_{key}"] = round(statistics.mean(aps), 2)
-        rows.append(row)
-    found: dict[str, Any] = {"targets": rows}
-    if all("scratch" in run for run in runs):
-        losses = [row["ap_scratch"] - row["ap_inherited"] for row in rows]
-        found["inherited_below_scratch"] = {
-            "mean": round(statistics.mean(losses), 2), "most": round(max(losses), 2)
-        }  # fmt: skip
-        together = [run["supernet"]["cpu_seconds"] + run["elastic"]["cpu_seconds"] for run in runs]
-        largest = [run["scratch"][0]["cpu_seconds"] for run in runs]
-        five = [sum(part["cpu_seconds"] for part in run["scratch"]) for run in runs]
-        found["cpu_seconds"] = {
-            "together": [round(value) for value in together],
-            "largest_alone": [round(value) for value in largest],
-            "five_alone": [round(value) for value in five],
-            "against_largest": round(sum(together) / sum(largest), 2),
-            "against_five": round(sum(together) / sum(five), 2),
-        }
-    return found
-
-
-def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Plot AP against frames per second, a line for each way to come to weights."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
-    axis = figure.subplots()
-    for key, label, style in (
-        ("ap_scratch", "each trained from scratch", "o--"),
-        ("ap_finetuned", "inherited, then a tenth of the epochs", "s-"),
-        ("ap_inherited", "inherited from one training", "o-"),
-    ):
-        if all(key in row for row in rows):
-            axis.plot([row["fps"] for row in rows], [row[key] for row in rows], style, label=label)
-    axis.set(xlabel="frames per second, one CPU thread", ylabel="AP on val", title=title)
-    axis.set_xscale("log")
-    plain_numbers(axis.xaxis)
-    axis.grid(alpha=0.3)
-    axis.legend()
-    save(figure, path)
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -357,10 +291,11 @@ def main() -> None:
     if not options.ablate:
         fps = race_of(runs, options)
         result |= summary(runs, fps) | here("onnxruntime", 1, parse_size(options.input_size))
-        if options.name:
-            title = f"{options.data.name} at {options.input_size}, {options.epochs} epochs"
-            draw(result["targets"], title, RESULTS / "elastic" / f"{options.name}.svg")
-    tell(result, RESULTS / "elastic" / f"{options.name}.json" if options.name else None)
+    path = RESULTS / "elastic" / f"{options.name}.json" if options.name else None
+    tell(result, path)
+    if path is not None and not options.ablate:
+        title = f"{options.data.name} at {options.input_size}, {options.epochs} epochs"
+        draw_elastic(result["targets"], title, path.with_suffix(".svg"))
 
 
 if __name__ == "__main__":
