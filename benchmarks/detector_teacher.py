@@ -13,13 +13,15 @@
 `distil` trains a teacher (heat-m of `frontier.py`) with `heat train`, and students (heat-xs) with
 and without --teacher. `halves` hides the labels of every second training image: a network is
 trained on half of the labels, teaches one like it that is given the other images without labels
-(--unlabelled), labels them for another (`heat label`), and the last one has all labels. `labels`
+(--unlabelled), labels them for another (`heat label`), and the last one has all labels. As `heat
+label` takes its thresholds from val, all are scored on the test split; a set without one is scored
+on val, which favours the labelled network, and the result has it as `scored_on`. `labels`
 compares what `heat label --score auto` by the teacher writes for the test split with that split's
 labels, at IoU 0.5. `supernet` trains the network that a build has thinned from the weights of its
 supernet, with and without the supernet as its teacher, and scores the supernet itself. All
-trainings are `--recipe small` and go on where they were interrupted; AP is that of the val split
-after the last epoch. Seeds and epochs are in the result, the last line, which with --name goes to
-benchmarks/results/detector-teacher-NAME.json.
+trainings are `--recipe small` and go on where they were interrupted; AP is that after the last
+epoch, on val but for `halves`. Seeds and epochs are in the result, the last line, which with --name
+goes to benchmarks/results/detector-teacher-NAME.json.
 """
 
 import argparse
@@ -29,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from frontier import OURS, heat
+from commands import heat
+from frontier import OURS, architecture_of
 from result import RESULTS, memory_mb, tell
 from subset import write_joined, write_subset
 
@@ -37,7 +40,7 @@ from deploy.gate import torch_detect
 from deploy.teachers.detector import load_teacher
 from heat.workspace import Workspace
 from supernet.checkpoint import read_info
-from supernet.data.coco import load_split
+from supernet.data.coco import find_split, load_split
 from supernet.data.coco_file import ResultRow
 from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import evaluate
@@ -58,7 +61,7 @@ def train(
     """Train one of `frontier.py`'s networks, or continue it; return its AP and how it was made."""
     architecture = options.work / f"{name}.json"
     size = parse_size(options.input_size)
-    OURS[name].with_(input_size=size).with_stride(16).save(architecture)
+    architecture_of(name, size).save(architecture)
     folder = options.work / out
     heat(
         "train", "--data", data or options.data, "--architecture", architecture,
@@ -141,25 +144,27 @@ def labels(options: argparse.Namespace) -> dict[str, Any]:
 def halves(options: argparse.Namespace) -> dict[str, Any]:
     """Return networks trained on half of the labels, half and the rest's boxes, and all labels."""
     half, rest = split(load_split(options.data, "train"), options.data, options.work)
+    judged = "test" if find_split(options.data, "test") else "val"
     names = ("half", "half and unlabelled", "half and heat label", "all")
     arms: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for seed in options.seeds:
-        of = {"epochs": options.epochs, "seed": seed}
-        first = f"half-{seed}"
-        arms["half"].append(train(options, options.student, first, data=half, **of))
-        more = ["--teacher", options.work / first, "--unlabelled", rest]
-        arms["half and unlabelled"].append(
-            train(options, options.student, f"unlabelled-{seed}", *more, data=half, **of)
+
+    def run(out: str, data: Path, *more: object, seed: int) -> dict[str, Any]:
+        found = train(
+            options, options.student, out, *more, data=data, epochs=options.epochs, seed=seed
         )
+        return found | scored(options.work / out / "train", options.data, judged)
+
+    for seed in options.seeds:
+        arms["half"].append(run(f"half-{seed}", half, seed=seed))
+        teacher = options.work / f"half-{seed}"
+        more = ["--teacher", teacher, "--unlabelled", rest]
+        arms["half and unlabelled"].append(run(f"unlabelled-{seed}", half, *more, seed=seed))
         labelled, joined = options.work / f"label-{seed}", options.work / f"joined-{seed}"
-        teacher = options.work / first
         heat("label", rest, "--teacher", teacher, "--data", half, "--out", labelled)
         write_joined(half, labelled, joined)
-        arms["half and heat label"].append(
-            train(options, options.student, f"labelled-{seed}", data=joined, **of)
-        )
-        arms["all"].append(train(options, options.student, f"all-{seed}", **of))
-    return arms
+        arms["half and heat label"].append(run(f"labelled-{seed}", joined, seed=seed))
+        arms["all"].append(run(f"all-{seed}", options.data, seed=seed))
+    return {"scored_on": judged, **arms}
 
 
 def supernet(options: argparse.Namespace) -> dict[str, Any]:
@@ -184,10 +189,10 @@ def supernet(options: argparse.Namespace) -> dict[str, Any]:
     return {**size, "supernet": scored(build / "supernet", options.data), **arms}
 
 
-def scored(path: Path, data: Path) -> dict[str, Any]:
-    """Return the AP of a trained network on the val split, and its epochs."""
+def scored(path: Path, data: Path, split: str = "val") -> dict[str, Any]:
+    """Return the AP of a trained network on a split, and its epochs."""
     network, names, _ = load_teacher(path)
-    metrics = evaluate(torch_detect(network), load_split(data, "val").numbered_as(names))
+    metrics = evaluate(torch_detect(network), load_split(data, split).numbered_as(names))
     epochs = read_info(path / "weights.safetensors").epoch
     return {"epochs": epochs, "ap": round(metrics.ap, 4), "ap50": round(metrics.ap50, 4)}
 

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from frontier import OURS, heat
+from commands import heat
+from frontier import OURS, architecture_of
 from result import RESULTS, here, memory_mb, tell
 from subset import write_subset
 
@@ -185,7 +186,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     architecture = options.work / "architecture.json"
     size = parse_size(options.input_size)
-    OURS[options.network].with_(input_size=size).with_stride(16).save(architecture)
+    architecture_of(options.network, size).save(architecture)
     result: dict[str, Any] = {
         "data": options.data.name,
         "network": options.network,
@@ -218,10 +219,10 @@ def main() -> None:
         "threads": threads,
         "torch": torch.__version__,
     }
+    tell(result, RESULTS / f"encoder-teacher-{options.name}.json" if options.name else None)
     if options.name and "," in options.shares:
         title = f"{options.data.name} at {options.input_size}, {options.network}, same images seen"
         draw(result["arms"], title, RESULTS / f"encoder-teacher-{options.name}.svg")
-    tell(result, RESULTS / f"encoder-teacher-{options.name}.json" if options.name else None)
 
 
 if __name__ == "__main__":
