@@ -3,25 +3,28 @@
     python benchmarks/estimate_error.py --tables DIR [DIR ...] [--write]
     python benchmarks/estimate_error.py --published [--write]
 
-DIR hold measured tables of this machine (benchmarks/latency_sum.py --complete --tables DIR makes
-them). Each table is estimated three times: with efficiencies fitted on itself (how well a roofline
-can fit at best), on all other tables (another runtime, precision, size or thread count), and on
-those of other runtimes only. Then few-shot correction: the estimate from the others, corrected by
-10 measured rows. With --write the efficiencies that HEAT ships are fitted on all tables and saved
-with these errors, and the estimated tables are written. With --published the shipped efficiencies
-are kept: only the corrections by published times (`latency_tables/published.py`) are computed, and
-with --write the tables of those devices are written. The last line is one JSON object.
+DIR hold measured tables of this machine (benchmarks/latency_sum.py --tables DIR makes them). Each
+table is estimated three times: with efficiencies fitted on itself (how well a roofline can fit at
+best), on all other tables (another runtime, precision, size or thread count), and on those of other
+runtimes only. Then few-shot correction: the estimate from the others, corrected by 10 rows. Rows
+that a table models from others are neither fitted on nor compared with; whole networks are compared
+with the table's predictions. With --write the efficiencies that HEAT ships are fitted on all tables
+and saved with these errors, and the estimated tables are written. With --published the shipped
+efficiencies are kept: only the corrections by published times (`latency_tables/published.py`) are
+computed, and with --write the tables of those devices are written. The last line is one JSON
+object.
 """
 
 import argparse
 import json
 import statistics
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from result import tell
+from result import tell, today
 
 from heat.spaces import search_space
 from latency_tables.device_file import Figures, find_device
@@ -44,6 +47,17 @@ PUBLISHED_SETTINGS = (
     ("gtx-1080ti", "tensorrt", "f32"),
 )
 """Device, runtime and precision for which whole networks were timed by others."""
+
+
+def timed(table: LatencyTable) -> LatencyTable:
+    """Return the rows of a table that were timed themselves, not modelled from others."""
+    rows = {entry: row for entry, row in table.rows.items() if row.source == "measured"}
+    return replace(table, rows=rows)
+
+
+def fit(tables: Iterable[tuple[LatencyTable, Figures]]) -> Efficiencies:
+    """Fit efficiencies on the timed rows of tables."""
+    return Efficiencies.fit([(timed(table), figures) for table, figures in tables])
 
 
 def estimate_like(table: LatencyTable, figures: Figures, fitted: Efficiencies) -> LatencyTable:
@@ -74,7 +88,7 @@ def network_errors(estimate: LatencyTable, table: LatencyTable) -> list[float]:
 
 def judge(estimate: LatencyTable, table: LatencyTable) -> dict[str, float]:
     """Return the median errors of entries and of networks."""
-    entries = entry_errors(estimate, table.times_ms())
+    entries = entry_errors(estimate, timed(table).times_ms())
     networks = network_errors(estimate, table)
     return {
         "entry_median": round(statistics.median(entries), 4),
@@ -85,7 +99,7 @@ def judge(estimate: LatencyTable, table: LatencyTable) -> dict[str, float]:
 
 def few_shot(estimate: LatencyTable, table: LatencyTable) -> dict[str, float]:
     """Return the errors of an estimate that is corrected by a few measured rows."""
-    chosen = spread_entries(table.rows, FEW)
+    chosen = spread_entries(timed(table).rows, FEW)
     better = corrected(estimate, {entry: table.rows[entry] for entry in chosen})
     return judge(better, table)
 
@@ -123,7 +137,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.published:
         shipped = Efficiencies.load()
-        result = {**json.loads(RESULT.read_text()), "published": published_checks(shipped)}
+        result = json.loads(RESULT.read_text())  # of its own date
+        result |= {"published": published_checks(shipped), "published_date": today()}
         if options.write:
             write_estimates(shipped, {device for device, _, _ in PUBLISHED_SETTINGS})
         tell(result, RESULT if options.write else None)
@@ -141,14 +156,14 @@ def main() -> None:
         foreign = [
             pair for pair in others if pair[0].conditions.runtime != table.conditions.runtime
         ]
-        own = estimate_like(table, figures, Efficiencies.fit([(table, figures)]))
+        own = estimate_like(table, figures, fit([(table, figures)]))
         result: dict[str, Any] = {"fitted_on_itself": judge(own, table)}
         if others:
-            estimate = estimate_like(table, figures, Efficiencies.fit(others))
+            estimate = estimate_like(table, figures, fit(others))
             result["fitted_on_others"] = judge(estimate, table)
             result["few_shot"] = few_shot(estimate, table)
         if foreign:
-            estimate = estimate_like(table, figures, Efficiencies.fit(foreign))
+            estimate = estimate_like(table, figures, fit(foreign))
             result["fitted_on_other_runtimes"] = judge(estimate, table)
             result["few_shot_other_runtimes"] = few_shot(estimate, table)
         found[table.conditions.stem] = result
@@ -167,7 +182,7 @@ def main() -> None:
             "few_shot_other_runtimes",
         )
     }
-    efficiencies = Efficiencies.fit(known)
+    efficiencies = fit(known)
     error = {
         "other_setting": summary["fitted_on_others"]["network_median"],
         "other_runtime": summary["fitted_on_other_runtimes"]["network_median"],

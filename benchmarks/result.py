@@ -14,9 +14,17 @@ from supernet.atomic import write_text
 RESULTS = Path(__file__).parent / "results"
 
 
+def today() -> str:
+    """Return the date."""
+    return time.strftime("%Y-%m-%d")
+
+
 def tell(result: dict[str, Any], path: Path | None = None) -> None:
-    """Print a result, dated, as one JSON line, and write it to a file first if one is given."""
-    dated = {**result, "date": time.strftime("%Y-%m-%d")}
+    """Print a result, dated, as one JSON line, and write it to a file first if one is given.
+
+    One that has a date keeps it.
+    """
+    dated = {**result, "date": result.get("date", today())}
     if path is not None:
         write_text(path, json.dumps(dated, indent=1) + "\n")
     print(json.dumps(dated))
