@@ -5,7 +5,8 @@
 For each seed a supernet is trained and thinned to the target. The rivals are --randoms random
 networks of the same space and one uniform scaling of the whole space's widths. All of them are
 measured between the target and 5 % above it (the uniform one as near above it as whole heads
-allow), trained from scratch with the same settings, and scored on val. The last line is JSON.
+allow), trained from scratch with the same settings, and scored on val. With --out the rivals of a
+seed are kept too: measured again, others would be chosen. The last line is JSON.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from figures import draw_rivals
+from kept_runs import read_kept, settings_of
 from result import here, tell
 
 from heat.spaces import search_space
@@ -40,6 +42,7 @@ from latency_tables.networks import random_architecture
 from latency_tables.store import open_table
 from latency_tables.table import LatencyTable
 from latency_tables.table_file import write_table
+from supernet.atomic import write_text
 from supernet.counting import count_macs
 from supernet.data.coco import load_split
 from supernet.heatdetr.architecture import WIDTH_STEP, Architecture
@@ -124,6 +127,15 @@ def rivals_of(
     options: argparse.Namespace, seed: int, root: Path
 ) -> dict[str, list[tuple[Architecture, float]]]:
     """Train a supernet, thin it, and find other networks of the same frame rate."""
+    names = ("fps", "randoms", "space", "input_size", "runtime", "threads", "supernet_epochs")
+    settings = settings_of(options, *names, "ap_drop", "logit_learning_rate")
+    file = root / "rivals.json"
+    if file.exists():
+        known = read_kept(file, settings)
+        return {
+            kind: [(Architecture.from_json(text), fps) for text, fps in networks]
+            for kind, networks in known.items()
+        }
     size = parse_size(options.input_size)
     data = load_split(options.data, "train")
     space = search_space(options.space, input_size=size, num_classes=data.num_classes)
@@ -150,7 +162,14 @@ def rivals_of(
         "uniform": first_fast_enough(space, table, options.fps),
     }
     write_table(table, workspace.tables)
+    texts = {kind: [(one.to_json(), fps) for one, fps in found[kind]] for kind in found}
+    write_text(file, json.dumps({**texts, "settings": settings}))
     return found
+
+
+def beats(seed: dict[str, list[float]], kind: str) -> bool | None:
+    """Return whether the thinned network beats all of a kind; None where none was found."""
+    return max(seed["thinned"]) >= max(seed[kind]) if seed[kind] else None
 
 
 def main() -> None:
@@ -205,18 +224,18 @@ def main() -> None:
     ]
     result = {
         "seeds": by_seed,
-        "beats_random": [max(s["thinned"]) >= max(s["random"], default=0.0) for s in by_seed],
-        "beats_uniform": [max(s["thinned"]) >= max(s["uniform"], default=0.0) for s in by_seed],
+        "beats_random": [beats(seed, "random") for seed in by_seed],
+        "beats_uniform": [beats(seed, "uniform") for seed in by_seed],
         "rows": rows,
         "data": options.data.name,
         "fps": options.fps,
         "settings": {k: v for k, v in vars(options).items() if k not in ("data", "out", "name")},
         **here(options.runtime, options.threads, parse_size(options.input_size)),
     }
+    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
     if options.name:
         points = [(r["kind"], r["seed"], r["fps"], r["ap"]) for r in rows]
         draw_rivals(points, options.fps, RESULTS / f"{options.name}.svg")
-    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
 
 
 if __name__ == "__main__":
