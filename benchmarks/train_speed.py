@@ -39,6 +39,8 @@ from supernet.train.optimise import autocast_type, parameter_groups
 from supernet.train.recipes import recipe
 
 RESULTS = Path(__file__).parent / "results" / "train-speed"
+LAYOUT = torch.channels_last
+"""Of the weights and images of both, as `heat train` has it."""
 
 
 def loaded_a_second(data: DetectionSet, size: tuple[int, int], batches: int) -> float:
@@ -72,7 +74,7 @@ def main() -> None:
     images, targets = images.to(device), [target.to(device) for target in targets]
     ours = Detector(preset(options.preset, input_size=size, num_classes=data.num_classes))
     theirs = thawed(PEERS["detr-r50"](size, data.num_classes).model)
-    theirs_images = prepared("detr-r50", images.cpu()).to(device)
+    theirs_images = prepared("detr-r50", images.cpu()).to(device, memory_format=LAYOUT)
     labels = [
         {key: value.to(device) for key, value in label.items()}
         for label in labelled([target.to(torch.device("cpu")) for target in targets], size)
@@ -86,8 +88,8 @@ def main() -> None:
         return network(pixel_values=theirs_images, labels=labels).loss
 
     name = f"heat-{options.preset}"
-    ours.to(device, memory_format=torch.channels_last).train()
-    theirs.to(device).train()
+    ours.to(device, memory_format=LAYOUT).train()
+    theirs.to(device, memory_format=LAYOUT).train()
     groups = parameter_groups(ours, config)
     entrants: list[tuple[str, Any, Any, Any]] = [
         (name, ours, our_loss, groups),
