@@ -231,9 +231,9 @@ def main() -> None:
     conditions = here(runtime, threads, (0, 0))
     result |= {k: v for k, v in conditions.items() if k not in ("height", "width")}
     path = RESULTS / "attention-scaling" / f"{options.name}.json" if options.name else None
+    tell(result, path)
     if path is not None:
         draw(sizes, rows, f"{runtime}, {threads} thread(s)", path.with_suffix(".svg"))
-    tell(result, path)
 
 
 if __name__ == "__main__":

@@ -121,10 +121,10 @@ def main() -> None:
         "rows": rows,
         **here(options.runtime, options.threads, parse_size(options.input_size)),
     }
+    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
     if options.name:
         points = [(row["target"], row["measured"]) for row in rows if row["measured"]]
         draw_targets(points, f"{options.name}: deployed", RESULTS / f"{options.name}.svg")
-    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
 
 
 if __name__ == "__main__":

@@ -123,10 +123,10 @@ def main() -> None:
         "settings": {k: v for k, v in vars(options).items() if k not in ("data", "out", "name")},
         "seeds": seeds,
     }
+    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
     if options.name:
         points = [(r["importance"], r["ap_lost"], s["seed"]) for s in seeds for r in s["positions"]]
         draw_importance(points, RESULTS / f"{options.name}.svg")
-    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
 
 
 if __name__ == "__main__":

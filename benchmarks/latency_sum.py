@@ -179,12 +179,13 @@ def main() -> None:
             writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
+    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
+    if options.name:
         draw_residuals(
             [(row["predicted_ms"], row["measured_at_base_ms"]) for row in rows],
             f"{options.name}: median error {100 * result['median_error']:.1f} %",
             RESULTS / f"{options.name}.svg",
         )
-    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
 
 
 if __name__ == "__main__":

@@ -147,10 +147,10 @@ def main() -> None:
         "table": options.table.name,
         "space": options.space if evaluations is None else "the supernet's",
     }
+    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
     if options.name:
         fronts = {method: runs[0] for method, runs in found.items()}
         draw_fronts(fronts, evaluator.meaning, RESULTS / f"{options.name}.svg")
-    tell(result, RESULTS / f"{options.name}.json" if options.name else None)
 
 
 if __name__ == "__main__":
