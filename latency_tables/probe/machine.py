@@ -28,6 +28,9 @@ CGROUP = Path("/sys/fs/cgroup")
 TOPOLOGY = Path("/sys/devices/system/cpu")
 CPUFREQ = TOPOLOGY / "cpu0" / "cpufreq"
 
+NVIDIA_SMI_S = 30.0
+"""Most seconds for nvidia-smi."""
+
 YARDSTICK_LOOPS = 60_000
 """Iterations of the loop that measures the core's frequency: about two milliseconds."""
 
@@ -174,14 +177,22 @@ def _memory_mb() -> int:
 
 
 def detect_gpus() -> tuple[Gpu, ...]:
-    """Return the CUDA devices of this machine, without those that CUDA_VISIBLE_DEVICES hides."""
+    """Return the CUDA devices of this machine, without those that CUDA_VISIBLE_DEVICES hides.
+
+    A driver that does not answer in time has none.
+    """
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
     fields = "name,driver_version,clocks.gr,clocks.max.gr,clocks.max.mem,memory.total"
     query = [f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     command = [program, *seen_by_cuda(), *query]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=NVIDIA_SMI_S
+        )
+    except subprocess.TimeoutExpired:
+        return ()
     return parse_gpus(done.stdout) if done.returncode == 0 else ()
 
 
