@@ -4,11 +4,7 @@ Torch's meta device has shapes but no values, and refuses work whose shape depen
 shows that a network stays on its device, not what a GPU computes (`test_gpu.py`).
 """
 
-import importlib.util
-import json
 import os
-import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,16 +20,17 @@ from deploy.edge.session import frames_of
 from latency_tables.cuda_graph import CpuGraph
 from latency_tables.models import ProbeNet, random_network
 from latency_tables.plan import space_entries
+from latency_tables.probe import machine
 from latency_tables.probe.batch import feeds_of
 from latency_tables.probe.setting import Setting
 from latency_tables.terms import terms
 from latency_tables.torch_session import TorchSession
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import PRESETS
+from supernet.train import deadline
 from tests.conftest import UNIT
 
 ELSEWHERE = "meta"
-GPU_DAY = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu_day.py"
 IMAGE = {"image": ((1, *UNIT.input_size, 3), "uint8")}
 
 
@@ -138,116 +135,29 @@ def test_cuda_is_found_in_python_packages(tmp_path: Path, monkeypatch: pytest.Mo
     assert [Path(path).name for path in _in_packages()] == ["libcudart.so.12", "libcudart.so.13"]
 
 
-def gpu_day(*arguments: object) -> tuple[int, list[dict[str, Any]], str]:
-    """Run the script; return its code, its lines and its errors."""
-    done = subprocess.run(
-        [sys.executable, str(GPU_DAY), *map(str, arguments)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return done.returncode, lines, done.stderr
+def test_a_plan_that_ends_a_little_late_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shorter one starts the loading processes anew: as long as the slowest first step took."""
+    now = 0.0
+    monkeypatch.setattr(deadline, "monotonic", lambda: now)
+    found = deadline.Deadline(deadline.Budget(100.0), steps_an_epoch=5)
+    found.start_epoch()
+    for seconds in (5.0, 1.0, 1.0, 1.0, 1.0):
+        now += seconds
+        found.step()
+    assert (found.left_s, found.epoch_s, found.room_s) == (91.0, 5.0, 7.0)
+    assert found.fitting(1, 20) == 20 and not found.worth_reporting(1, 20, 20)  # 4 s late
+    assert found.fitting(1, 21) == 19  # 9 s late
 
 
-@pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """All stages on the CPU, tiny."""
-    out = tmp_path_factory.mktemp("gpu") / "day"
-    code, lines, errors = gpu_day("--rehearse", "--minutes", 60, "--out", out)
-    assert code == 0, (lines, errors)
-    return out, lines
-
-
-def test_every_stage_is_rehearsed(rehearsed: tuple[Path, list[dict[str, Any]]]) -> None:
-    out, lines = rehearsed
-    assert [line["state"] for line in lines] == ["done"] * 7, lines
-    results = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
-    assert all(result["rehearsed"] and result["state"] == "done" for result in results.values())
-    assert results["here"]["rates"]["copy_gbs"] > 0
-    table = results["table"]["tables"]["f32"]
-    assert table["timed"] > 0 and table["sum"]["networks"] == 3
-    (looped,) = results["table"]["loop"]
-    assert looped["measured"] > 0
-    assert results["onnx_cuda"]["runtimes"]["onnxruntime f32"]["agrees"]
-    (race,) = [rows for what, rows in results["race"]["races"].items() if what.endswith("16")]
-    assert {"tiny", "detr-r50", "rt-detr-r18", "d-fine-n"} <= set(race)
-    assert {"eager", "graph", "gmacs"} <= set(race["detr-r50"])
-    assert results["training"]["training"]["epochs"] == 1 and "ap" in results["training"]
-    assert results["nccl"]["epochs_after_the_cpu"] == results["nccl"]["epochs_on_the_gpu"] + 1
-    assert out.with_name("day.tar.gz").exists()
-
-
-def test_what_is_done_is_not_done_again(rehearsed: tuple[Path, list[dict[str, Any]]]) -> None:
-    out, _ = rehearsed
-    code, lines, _ = gpu_day("--rehearse", "--out", out)
-    assert code == 0 and {line["state"] for line in lines} == {"done before"}
-
-
-def test_a_failed_stage_stops_no_other(rehearsed: tuple[Path, list[dict[str, Any]]]) -> None:
-    """Its data are missing; what was done before is kept, and the reason is said."""
-    out, _ = rehearsed
-    code, lines, _ = gpu_day(
-        "--rehearse", "--again", "--only", "training,here", "--data", "nowhere", "--out", out
-    )
-    assert code == 1
-    assert [line["state"] for line in lines] == ["done", "failed"]
-    assert "nowhere" in lines[1]["why"]
-    assert json.loads((out / "nccl.json").read_text())["state"] == "done"
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-def test_without_a_gpu_nothing_is_started(tmp_path: Path) -> None:
-    code, lines, _ = gpu_day("--out", tmp_path / "day")
-    assert code == 1
-    assert {line["why"] for line in lines} == {"not started: no GPU (nvidia-smi lists none)"}
-    code, lines, _ = gpu_day("--out", tmp_path / "day", "--minutes", 0.05)
-    assert re.match(r"not started: [23] s are left, it needs 3", lines[0]["why"])
-
-
-def test_a_card_that_torch_cannot_use_is_named(
+def test_a_driver_that_does_not_answer_has_no_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A driver too old for torch's CUDA, and then no card at all; the program is made up."""
-    if torch.cuda.is_available():
-        pytest.skip("a GPU is here")
-    smi = tmp_path / "bin" / "nvidia-smi"
-    smi.parent.mkdir()
-    smi.write_text("#!/bin/sh\necho 'Tesla V100, 418.40, 135, 1530, 877, 16160'\n")
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nexec sleep 60\n")
     smi.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
-    asked = ("--only", "here", "--out", tmp_path / "day")
-    code, lines, _ = gpu_day(*asked)
-    assert code == 1 and lines[0]["state"] == "failed"
-    assert "cannot use a GPU here (driver 418.40" in lines[0]["why"]
-    smi.unlink()
-    _, lines, _ = gpu_day(*asked)
-    assert lines[0]["why"].startswith("not started: no GPU")
-    kept = json.loads((tmp_path / "day" / "here.json").read_text())
-    assert kept["gpus"][0]["model"] == "Tesla V100" and kept["state"] == "failed"
-
-
-def test_a_missing_wheel_is_named(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("gpu_day", GPU_DAY)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_day"] = module
-    spec.loader.exec_module(module)
-    (tmp_path / "table.log").write_text("ModuleNotFoundError: No module named 'optuna'\n")
-    assert "carry optuna==" in module.last_line(tmp_path, "table")
-    assert module.last_line(tmp_path, "race") == "no output"
-
-
-def test_wheels_are_listed_and_weighed(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(GPU_DAY), "--wheels"], capture_output=True, text=True, check=True
-    )
-    names = [line.partition("==")[0] for line in done.stdout.split()]
-    assert "optuna" in names and "torch" not in names
-    for name in names:
-        (tmp_path / f"{name.replace('-', '_')}-1-py3-none-any.whl").write_bytes(b"x")
-    assert gpu_day("--wheels", tmp_path)[0] == 0
-    (tmp_path / "optuna-1-py3-none-any.whl").unlink()
-    code, _, errors = gpu_day("--wheels", tmp_path)
-    assert code == 1 and "missing" in errors and "optuna" in errors
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(machine, "NVIDIA_SMI_S", 0.1)
+    assert machine.detect_gpus() == ()
 
 
 def test_another_gpus_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ STEPS = 50
 """Last steps, over whose times the median is taken: the load of a machine changes."""
 GAPS = 5
 """The same for the times between epochs, in which files are written."""
+LATE = 0.03
+"""Share of its time by which a training may end late, so that jitter does not shorten it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,10 @@ class Deadline:
         self._reported = False
         """Whether it was reported that even the fewest epochs end late."""
         self._last: float | None = None
+        self._first_s = 0.0
+        """Of the first steps of all epochs, the slowest: it waited for the loading processes."""
+        self._begins = False
+        """Whether the next step is the first of an epoch."""
         self._steps: deque[float] = deque(maxlen=STEPS)
         self._gaps: deque[float] = deque(maxlen=GAPS)
 
@@ -38,14 +44,16 @@ class Deadline:
         now = monotonic()
         if self._last is not None:
             self._gaps.append(now - self._last)
-        self._last = now
+        self._last, self._begins = now, True
 
     def step(self) -> None:
         """Record the time of the step that ends now."""
         now = monotonic()
         assert self._last is not None
         self._steps.append(now - self._last)
-        self._last = now
+        if self._begins:
+            self._first_s = max(self._first_s, now - self._last)
+        self._last, self._begins = now, False
 
     @property
     def left_s(self) -> float:
@@ -62,12 +70,17 @@ class Deadline:
         """Seconds of an epoch, with the gap after it."""
         return self.step_s * self.steps_an_epoch + (median(self._gaps) if self._gaps else 0.0)
 
+    @property
+    def room_s(self) -> float:
+        """Seconds by which a plan may end late: a shorter one starts the loading processes anew."""
+        return LATE * self.budget.seconds + max(0.0, self._first_s - self.step_s)
+
     def fitting(self, done: int, epochs: int) -> int:
         """Return how many epochs in all fit, `epochs` at most, when `done` are trained.
 
-        At least one more, and the fewest of the budget.
+        At least one more, and the fewest of the budget. Less late than `room_s` is in time.
         """
-        if not self._steps or (epochs - done) * self.epoch_s <= self.left_s:
+        if not self._steps or self.late_s(done, epochs) <= self.room_s:
             return epochs
         fitting = done + int(max(0.0, self.left_s) / self.epoch_s)
         return min(epochs, max(fitting, done + 1, self.budget.fewest_epochs))
@@ -80,7 +93,8 @@ class Deadline:
 
     def worth_reporting(self, done: int, before: int, after: int) -> bool:
         """Return whether to report a plan of `after` epochs: once, unless it is a shorter one."""
-        if after == before and (self._reported or self.late_s(done, before) < 1):
+        late_s = self.late_s(done, before)
+        if after == before and (self._reported or late_s < 1 or late_s <= self.room_s):
             return False
         self._reported = True
         return True
