@@ -25,6 +25,7 @@ NODES = 200
 def main() -> None:
     """Look around."""
     stage = Stage("here")
+    gpus = detect_gpus()
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         versions[name] = None
@@ -34,7 +35,7 @@ def main() -> None:
         python=platform.python_version(),
         packages=versions,
         cpu=detect_cpu().to_json(),
-        gpus=[gpu.to_json() for gpu in detect_gpus()],
+        gpus=[gpu.to_json() for gpu in gpus],
     )
     with suppress(ImportError):
         import onnxruntime
@@ -45,7 +46,7 @@ def main() -> None:
         usable = torch.cuda.is_available()
     if not usable and not stage.rehearse:
         why = "; ".join(str(warning.message).splitlines()[0] for warning in caught)
-        there = f"driver {detect_gpus()[0].driver}" if detect_gpus() else "no NVIDIA driver"
+        there = f"driver {gpus[0].driver}" if gpus else "no NVIDIA driver"
         raise SystemExit(
             f"torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use a GPU here "
             f"({there}{'; ' + why if why else ''}): install a driver for that CUDA, or a torch "

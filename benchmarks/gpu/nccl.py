@@ -1,9 +1,10 @@
-"""Stage 7: nccl with one process, and a run that began on the GPU and is resumed on the CPU.
+"""Stage 6: nccl with one process, and a run that began on the GPU and is resumed on the CPU.
 
 In a rehearsal gloo and the CPU take both parts.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,24 +63,28 @@ def resumed(stage: Stage) -> None:
         "--recipe", "small", "--epochs", "400", "--batch-size", "4", "--eval-every", "0",
         "--precision", "f32", "--workers", "0", "--out", str(stage.out / "run"),
     ]  # fmt: skip
+    shutil.rmtree(stage.out / "run", ignore_errors=True)  # of a run before: it would be finished
     weights = stage.out / "run" / "train" / "weights.safetensors"
+    latest_s = stage.left_s / 2
     started = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    while started.poll() is None and not weights.exists() and stage.left_s > 5:
+    while started.poll() is None and not weights.exists() and stage.left_s > latest_s:
         time.sleep(0.1)
     started.send_signal(signal.SIGTERM)
     _, errors = started.communicate()
     if not weights.exists():
         raise SystemExit(f"no epoch was trained: {errors.strip()[-300:]}")
     before = len(read_info(weights).history)
+    stage.leave(epochs_on_the_gpu=before)
     command[command.index("400")] = str(before + 1)
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*command, "--resume"], env=hidden, capture_output=True, text=True, check=False
-    )
+        [*command, "--resume"], env=hidden, capture_output=True, text=True, check=False,
+        timeout=max(1.0, stage.left_s),
+    )  # fmt: skip
     after = len(read_info(weights).history)
-    stage.leave(epochs_on_the_gpu=before, epochs_after_the_cpu=after, resume_code=done.returncode)
+    stage.leave(epochs_after_the_cpu=after, resume_code=done.returncode)
     if done.returncode or after <= before:
         raise SystemExit(f"not resumed on the CPU: {done.stderr.strip()[-300:]}")
 

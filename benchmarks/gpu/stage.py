@@ -1,7 +1,8 @@
 """What the stages of `gpu_day.py` share: options, the time that is left, a result on disk at once.
 
-A stage is a script of its own: `python benchmarks/gpu/NAME.py --out FOLDER --seconds S`. With
---rehearse it runs on the CPU with tiny sizes, and its result says so.
+A stage is a script of its own: `python benchmarks/gpu/NAME.py --out FOLDER`. A second run goes on
+with the result of the first, where that is of the same device and torch. With --rehearse it runs on
+the CPU with tiny sizes, and its result says so.
 """
 
 import argparse
@@ -19,6 +20,13 @@ from supernet.atomic import write_text
 
 Item = TypeVar("Item")
 
+SAME = ("rehearsed", "device", "torch", "cuda")
+"""Facts of a result that another run may add to."""
+OF_A_RUN = ("failures", "left_out", "state", "why", "limit_s")
+"""Facts of one run, which the next one does not keep."""
+ALONE_S = 60.0
+"""Time of a stage that is run by itself."""
+
 
 class Stage:
     """A running stage."""
@@ -27,7 +35,7 @@ class Stage:
         """Read the command line, and start the clock and the result file."""
         parser = argparse.ArgumentParser(prog=f"{name}.py")
         parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-        parser.add_argument("--seconds", type=float, default=60.0)
+        parser.add_argument("--until", type=float, help="its end, as time.monotonic() counts")
         parser.add_argument("--rehearse", action="store_true", help="on the CPU, tiny sizes")
         parser.add_argument("--data", type=Path, help="detection set to train on")
         options = parser.parse_args()
@@ -36,16 +44,30 @@ class Stage:
         """Folder of the stage's own files."""
         self.out.mkdir(parents=True, exist_ok=True)
         self._path = options.out / f"{name}.json"
-        self._end = time.monotonic() + options.seconds
         self._started = time.monotonic()
-        self.result: dict[str, Any] = {"stage": name, **self._where()}
+        self._end = options.until or self._started + ALONE_S
+        where = self._where()
+        before = self._before()
+        if any(before.get(key) != where[key] for key in SAME):
+            before = {}
+        kept = {key: value for key, value in before.items() if key not in OF_A_RUN}
+        self.result: dict[str, Any] = {**kept, "stage": name, **where}
         self.leave()
 
+    def _before(self) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
+            return found
+        except (OSError, ValueError):
+            return {}
+
     def _where(self) -> dict[str, Any]:
-        gpus = [gpu.to_json() for gpu in detect_gpus()]
+        gpus = detect_gpus()
+        found = {**gpus[0].to_json()} if gpus else {}
+        found.pop("clock_now", None)
         return {
             "rehearsed": self.rehearse,
-            "device": "this CPU, a rehearsal" if self.rehearse else gpus[0] if gpus else None,
+            "device": "this CPU, a rehearsal" if self.rehearse else found,
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "date": time.strftime("%Y-%m-%d"),

@@ -1,7 +1,7 @@
 """Stage 3: a latency table of the card by torch with CUDA graphs, and whether it is true.
 
-For each precision: the table, its error on 20 random networks that it was not calibrated with, and,
-in the first precision, a closed loop on three targets.
+For each precision: the table, and its error on random networks that it was not calibrated with.
+Then, in the first precision that has a table, a closed loop on three targets.
 """
 
 import os
@@ -27,81 +27,113 @@ from latency_tables.profile import calibrate, fill
 from latency_tables.store import open_table
 from latency_tables.table import LatencyTable
 from latency_tables.table_file import write_table
+from supernet.errors import PromiseError
 from supernet.heatdetr.architecture import WIDTH_STEP
 from supernet.heatdetr.supernet import SearchSpace
 
 PRECISIONS = ("f16", "bf16", "f32")
 PLACES = (0.3, 0.5, 0.7)
 """Targets of the closed loop, between the frame rates of the largest and the smallest network."""
+LOOP_SHARE = 0.35
+"""Of the stage's time, for the closed loop; each precision has half of the rest, the last all."""
+ENTRIES_SHARE = 0.4
+"""Of a precision's time, for entries; then come eight whole networks, and the random ones."""
+NETWORK_S = 2.0
+"""Estimate of the seconds in which a network is timed."""
+LOOP_S = 20.0
+"""Estimate of the seconds in which a network is thinned for a target and measured."""
 WATCH_S = 2.0
 """Seconds that the machine is watched for before each thinning; `heat thin` takes eight, and 40
 where its state is none that the table has seen."""
 
 
 def main() -> None:
-    """Measure and check the tables."""
+    """Measure and check the tables, then thin by the first of them."""
     stage = Stage("table")
+    os.environ["HEAT_PROCESSES"] = "1"
     if stage.rehearse:
-        os.environ["HEAT_PROCESSES"] = "1"
         plan.FIRST_OF_A_FAMILY = 1
         batch.NETWORK_ROUNDS = batch.NETWORK_MIN_ROUNDS = 3
     size = (64, 96) if stage.rehearse else (640, 640)
     name = "micro" if stage.rehearse else "large"
     space = search_space(name, input_size=size, num_classes=80)
-    found: dict[str, object] = {}
+    device = "cpu" if stage.rehearse else "cuda"
     precisions = ("f32",) if stage.rehearse else PRECISIONS  # CPUs are slow in the others
-    for index, precision in enumerate(stage.in_time(precisions, 2 if stage.rehearse else 20)):
-        budget_s = 1.0 if stage.rehearse else stage.left_s * (0.45 if index == 0 else 0.35)
-        target = resolve(
-            "cpu" if stage.rehearse else "cuda", runtime="torch", threads=1, precision=precision
-        )
+    found: dict[str, dict[str, object]] = stage.result.get("tables", {})
+    todo = [precision for precision in precisions if "sum" not in found.get(precision, {})]
+    loop_s = stage.left_s * LOOP_SHARE
+    for precision in stage.in_time(todo, 2 if stage.rehearse else 20):
+        last = precision == todo[-1]
+        share_s = (stage.left_s - loop_s) * (1.0 if last else 0.5)
         try:
-            table = measured(stage, target, space, budget_s)
-            found[precision] = {
-                "entries": len(table.rows),
-                "timed": table.sampled,
-                "held_out_error": table.calibration.held_out_error,
-                "reference_ms": table.reference_ms,
-                "conditions": asdict(table.conditions),
-            }
-            stage.leave(tables=found)
-            found[precision] |= {"sum": sum_errors(stage, table, space)}
-            stage.leave(tables=found)
-            if index == 0:
-                stage.leave(loop=closed_loop(stage, target, table, space))
+            target = resolve(device, runtime="torch", threads=1, precision=precision)
+            one_table(stage, target, space, found, stage.left_s - share_s)
         except Exception as error:
             stage.failed(precision, error)
-            if index == 0 and not stage.rehearse:
-                raise
+    first = next((precision for precision in precisions if precision in found), None)
+    if first is None:
+        raise SystemExit("no table was measured")
+    target = resolve(device, runtime="torch", threads=1, precision=first)
+    closed_loop(stage, target, open_table(stage.out, target, size), space)
 
 
-def measured(stage: Stage, target: Target, space: SearchSpace, budget_s: float) -> LatencyTable:
-    """Return a table that was measured in so many seconds, as `heat profile` does."""
+def one_table(
+    stage: Stage,
+    target: Target,
+    space: SearchSpace,
+    found: dict[str, dict[str, object]],
+    keep_s: float,
+) -> None:
+    """Measure and check a table, and leave so many seconds to what comes after it."""
     table = open_table(stage.out, target, space.template.input_size)
+    if target.precision not in found:
+        measure(stage, table, space, (stage.left_s - keep_s) * ENTRIES_SHARE)
+        found[target.precision] = {
+            "entries": len(table.rows),
+            "timed": table.sampled,
+            "held_out_error": table.calibration.held_out_error,
+            "reference_ms": table.reference_ms,
+            "conditions": asdict(table.conditions),
+        }
+        stage.leave(tables=found)
+    found[target.precision]["sum"] = sum_errors(stage, table, space, keep_s)
+    stage.leave(tables=found)
+
+
+def measure(stage: Stage, table: LatencyTable, space: SearchSpace, budget_s: float) -> None:
+    """Measure a table, its entries in so many seconds, as `heat profile` does."""
+
+    def save() -> object:
+        return write_table(table, stage.out)
+
     meter = DeviceMeter(table.conditions)
     entries = space_entries(space.template, space.widths, oa=True)
-    checks = Checks(networks=2 if stage.rehearse else 8, memory=0, budget_s=budget_s)
-    fill(table, entries, meter, aims(space, prior_logits(space)), checks=checks)
+    checks = Checks(
+        networks=2 if stage.rehearse else 8,
+        memory=0,
+        budget_s=1.0 if stage.rehearse else budget_s,
+    )
+    fill(table, entries, meter, aims(space, prior_logits(space)), checks=checks, save=save)
+    known = {sample.architecture for sample in table.networks}
     whole = check_networks(space.template, space.widths, space.positions, checks.networks)
-    calibrate(table, whole, meter, checks=checks)
-    write_table(table, stage.out)
-    return table
+    calibrate(table, [n for n in whole if n not in known], meter, checks=checks, save=save)
 
 
-def sum_errors(stage: Stage, table: LatencyTable, space: SearchSpace) -> dict[str, object]:
-    """Return the table's error on random networks, each measured once more at the end."""
+def sum_errors(
+    stage: Stage, table: LatencyTable, space: SearchSpace, keep_s: float
+) -> dict[str, object]:
+    """Return the table's error on random networks, as many as there is time for, 20 at most."""
     networks = draw_networks(space, 3 if stage.rehearse else 20, seed=0)
     meter, pricing = DeviceMeter(table.conditions, check=False), Pricing(table)
     errors, covered = [], []
-    for index in stage.in_time(range(len(networks)), 1.0):
-        network = networks[index]
+    for index, network in enumerate(networks):
+        if errors and stage.left_s - keep_s < NETWORK_S:
+            break
         sample = meter.network(network, seed=index).networks[0]
         at_base = sample.ms / pricing.slowdown(network, sample.state)
         error = table.predict_ms(network) / at_base - 1
         errors.append(error)
         covered.append(abs(error) <= INTERVAL_90 * pricing.latency(network).sd)
-    if not errors:
-        return {"networks": 0}
     absolute = [abs(error) for error in errors]
     return {
         "networks": len(errors),
@@ -112,9 +144,7 @@ def sum_errors(stage: Stage, table: LatencyTable, space: SearchSpace) -> dict[st
     }
 
 
-def closed_loop(
-    stage: Stage, target: Target, table: LatencyTable, space: SearchSpace
-) -> list[dict[str, object]]:
+def closed_loop(stage: Stage, target: Target, table: LatencyTable, space: SearchSpace) -> None:
     """Thin for three targets, and compare what was measured with each."""
     from heat.stages.thin import thin
     from heat.thinning import filling
@@ -126,14 +156,16 @@ def closed_loop(
     smallest = space.template.with_(widths=(WIDTH_STEP,) * 4, blocks=("R",) * 4)
     slow, fast = (1000.0 / table.predict_ms(network) for network in (space.template, smallest))
     stage.leave(largest_fps=round(slow, 2), smallest_fps=round(fast, 2))
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, object]] = stage.result.get("loop", [])
     places = (-1.0,) if stage.rehearse else PLACES  # a rehearsal's table is too rough to aim by
-    for place in stage.in_time(places, 1 if stage.rehearse else 8):
+    known = {row["place"] for row in rows}
+    todo = [place for place in places if place not in known]
+    for place in stage.in_time(todo, 1 if stage.rehearse else LOOP_S):
         fps = round(slow * (fast / slow) ** place, 1)
         started = time.monotonic()
         workspace = Workspace(stage.out / f"thin-{fps:g}")
         write_table(table, workspace.tables)
-        row: dict[str, object] = {"target": fps}
+        row: dict[str, object] = {"precision": target.precision, "place": place, "target": fps}
         try:
             candidate = Candidate(space=space, targets=(target,), limits=(Limits(target_fps=fps),))
             result = thin(workspace, [candidate])
@@ -144,12 +176,14 @@ def closed_loop(
                 "widths": result["widths"],
                 "blocks": result["blocks"],
             }
-        except Exception as error:
+        except PromiseError as error:
             row["missed"] = str(error)[:300]
+        except Exception as error:
+            stage.failed(f"target {fps:g}", error)
+            continue
         row["seconds"] = round(time.monotonic() - started, 1)
         rows.append(row)
         stage.leave(loop=rows)
-    return rows
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""Stage 6: training. AP in a few minutes, images a second against DETR-R50, peak memory."""
+"""Stage 7: training. AP in a few minutes, images a second against DETR-R50, peak memory.
+
+The last stage, because it uses all the time there is.
+"""
 
 import contextlib
 import io
 import json
 import subprocess
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from frontier import architecture_of
 from stage import Stage
 
 from deploy.gate import torch_detect
+from heat.stages.build_plan import epochs_for, step_seconds
 from supernet.counting import count_macs
 from supernet.data.coco import find_split, load_split
 from supernet.data.evaluate import evaluate
@@ -26,9 +31,12 @@ from supernet.train.running import Running
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 EPOCHS = 400
-"""More than fit: the schedule is planned anew after every epoch (`Deadline`)."""
+"""Most epochs."""
 SHARE = 0.62
 """Of the stage's time, for the training; most of the rest is for evaluation and the rates."""
+WORKERS = 14
+SCORED = 300
+"""Most images that are scored: one at a time."""
 RATES = (("448x448", 8), ("800x1344", 4))
 
 
@@ -43,26 +51,46 @@ def network_of(stage: Stage, classes: int) -> Architecture:
 
 
 def train(stage: Stage, data: Path) -> None:
-    """Train as many epochs as fit and score the result."""
+    """Train as many epochs as fit and score the result; a run of these data is gone on with."""
     train_set = load_split(data, "train")
-    val_set = load_split(data, "val" if find_split(data, "val") else "train")
+    split = "val" if find_split(data, "val") else "train"
+    val_set = load_split(data, split)
     architecture = network_of(stage, train_set.num_classes)
+    resume = stage.result.get("trains_on") == str(data)
+    epochs = stage.result.get("epochs") if resume else None
+    if epochs is None:
+        seconds = step_seconds(Detector(architecture), train_set)
+        most = 1 if stage.rehearse else EPOCHS
+        epochs = epochs_for(seconds, len(train_set.records), stage.left_s * SHARE, (1, most))
+        stage.leave(trains_on=str(data), epochs=epochs, step_ms_an_image=round(seconds * 1e3, 2))
     torch.manual_seed(0)
     network = Detector(architecture)
-    config = recipe("small", epochs=1 if stage.rehearse else EPOCHS, precision="bf16")
-    budget = Budget(stage.left_s * SHARE)
-    running = Running(workers=0 if stage.rehearse else 14, budget=budget)
-    folder = stage.out / "run"
-    done = fit(network, train_set, config, folder, replace(running, restart=True))
-    stage.leave(training=done.facts(), gmacs=round(count_macs(architecture).total / 1e9, 3))
-    metrics = evaluate(torch_detect(network.eval()), val_set, progress=False)
-    stage.leave(ap=metrics.ap, ap50=metrics.ap50, images_seen=done.epochs * len(train_set.records))
+    config = recipe("small", epochs=epochs, precision="bf16")
+    running = Running(
+        workers=0 if stage.rehearse else WORKERS,
+        budget=Budget(stage.left_s * SHARE),  # the epochs are an estimate
+        resume=resume,
+        restart=not resume,
+    )
+    done = fit(network, train_set, config, stage.out / "run", running)
+    if not done.finished_before:  # which has no times
+        stage.leave(training=done.facts())
+    stage.leave(gmacs=round(count_macs(architecture).total / 1e9, 3))
+    scored = replace(val_set, records=val_set.records[:SCORED])
+    metrics = evaluate(torch_detect(network.eval()), scored, progress=False)
+    stage.leave(
+        ap=metrics.ap,
+        ap50=metrics.ap50,
+        scored={"split": split, "images": len(scored.records), "of": len(val_set.records)},
+        images_seen=done.epochs * len(train_set.records),
+    )
 
 
 def rates(stage: Stage, data: Path) -> None:
     """Time training steps of `medium` and DETR-R50, in a process of their own."""
     found = stage.result.get("rates", {})
-    for size, batch in stage.in_time(RATES, 20.0):
+    todo = [(size, batch) for size, batch in RATES if size not in found]
+    for size, batch in stage.in_time(todo, 20.0):
         command = [
             sys.executable, str(BENCHMARKS / "train_speed.py"), "--data", str(data),
             "--input-size", size, "--batch-size", str(batch), "--steps", "6",
@@ -86,12 +114,14 @@ def main() -> None:
         data = stage.out / "shapes"
         with contextlib.redirect_stderr(io.StringIO()):
             make_shapes(data, train=4 if stage.rehearse else 200, val=2 if stage.rehearse else 50)
-        stage.leave(data="generated shapes: --data gives a detection set")
+    stage.leave(data=str(stage.data or "generated shapes: --data gives a detection set"))
     try:
         train(stage, data)
-    finally:
-        if stage.device.type == "cuda":
-            stage.leave(peak_memory_mib=round(torch.cuda.max_memory_allocated() / 2**20))
+    except Exception as error:
+        traceback.print_exc()
+        stage.failed("training", error)
+    if stage.device.type == "cuda":
+        stage.leave(peak_memory_mib=round(torch.cuda.max_memory_allocated() / 2**20))
     if not stage.rehearse:
         rates(stage, data)
 
