@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from result import tell, today
+from result import tell
 
 from heat.spaces import search_space
 from latency_tables.device_file import Figures, find_device
@@ -32,6 +32,7 @@ from latency_tables.devices import declared
 from latency_tables.estimate import corrected, entry_errors, estimated_table, spread_entries
 from latency_tables.networks import random_architecture
 from latency_tables.plan import space_entries
+from latency_tables.probe.timings import today
 from latency_tables.published import correction_for, roofline_ms
 from latency_tables.roofline import Efficiencies
 from latency_tables.store import SHIPPED

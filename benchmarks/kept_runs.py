@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.edge.cpu import cpu_model
+from latency_tables.probe.timings import today
 from supernet.atomic import write_text
 from supernet.version import version_line
 
@@ -112,7 +113,7 @@ def origin(epochs: int) -> dict[str, Any]:
     """Return when, where and by which HEAT a training of so many epochs was made."""
     return {
         "epochs": epochs,
-        "date": time.strftime("%Y-%m-%d"),
+        "date": today(),
         "heat": version_line(),
         "cpu": cpu_model(),
     }

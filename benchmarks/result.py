@@ -2,21 +2,16 @@
 
 import csv
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from latency_tables.devices import resolve
+from latency_tables.probe.timings import today
 from latency_tables.store import conditions_of
 from supernet.atomic import write_text
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def today() -> str:
-    """Return the date."""
-    return time.strftime("%Y-%m-%d")
 
 
 def tell(result: dict[str, Any], path: Path | None = None) -> None:

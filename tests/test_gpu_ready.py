@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deploy.edge import engine
 from deploy.edge.cuda import _in_packages
 from deploy.edge.session import frames_of
 from latency_tables.cuda_graph import CpuGraph
@@ -156,8 +157,8 @@ def test_a_driver_that_does_not_answer_has_no_gpu(
     smi.write_text("#!/bin/sh\nexec sleep 60\n")
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(machine, "NVIDIA_SMI_S", 0.1)
-    assert machine.detect_gpus() == ()
+    monkeypatch.setattr(engine, "DRIVER_S", 0.1)
+    assert machine.detect_gpus() == () and engine.gpu_here() is None
 
 
 def test_another_gpus_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def ours(name: str, size: tuple[int, int], rehearse: bool) -> nn.Module:
 
 
 def theirs(name: str, size: tuple[int, int], rehearse: bool) -> nn.Module:
-    """Return a peer; where a rehearsal has no transformers, its stand-in."""
+    """Return a peer; where a rehearsal has no transformers, a small network."""
     if rehearse and importlib.util.find_spec("transformers") is None:
         return Tiny()
     if name == "detr-r50":

@@ -141,6 +141,10 @@ def layer_precisions(inspected: str) -> dict[str, int]:
     return dict(found)
 
 
+DRIVER_S = 30.0
+"""Most seconds for nvidia-smi."""
+
+
 def seen_by_cuda() -> list[str]:
     """Return nvidia-smi's options for the GPUs that CUDA_VISIBLE_DEVICES leaves, none for all.
 
@@ -153,15 +157,23 @@ def seen_by_cuda() -> list[str]:
     return ["-i", asked]
 
 
+def ask_driver(fields: str) -> str:
+    """Return nvidia-smi's lines of these fields; "" where it is absent, fails or does not answer.
+
+    Of the GPUs that CUDA_VISIBLE_DEVICES leaves, without units.
+    """
+    command = ["nvidia-smi", *seen_by_cuda(), f"--query-gpu={fields}"]
+    command.append("--format=csv,noheader,nounits")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=DRIVER_S)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout
+
+
 def gpu_here() -> tuple[str, str] | None:
     """Return name and compute capability of the first GPU, None where there is none."""
-    fields = "--query-gpu=name,compute_cap"
-    command = ["nvidia-smi", *seen_by_cuda(), fields, "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    lines = done.stdout.strip().splitlines()
+    lines = ask_driver("name,compute_cap").strip().splitlines()
     if not lines or "," not in lines[0]:
         return None
     name, _, capability = lines[0].rpartition(",")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from deploy.teachers.asked import Asked
 
 from ..workspace import Workspace
+from .options import Format
 
 if TYPE_CHECKING:
     from latency_tables.devices import Target
@@ -88,9 +89,7 @@ def target_of_thinning(workspace: Workspace) -> "Target":
     return find_target("cpu", runtime, None, "f32")
 
 
-def last_format(
-    workspace: Workspace, stages: Sequence[Literal["profile", "thin"]]
-) -> Literal["onnx", "openvino", "tensorrt"]:
+def last_format(workspace: Workspace, stages: Sequence[Literal["profile", "thin"]]) -> Format:
     """Return the format of the runtime of the first of the stages that ran; onnx without one.
 
     An engine for a GPU that is not here cannot be built: what was thinned for it is onnx here.

@@ -5,8 +5,6 @@ Python's standard library only: the probe carries this file's text to devices th
 
 import os
 import re
-import shutil
-import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from deploy.edge.cpu import core_count, model_name, read_text, sysctl
-from deploy.edge.engine import seen_by_cuda
+from deploy.edge.engine import ask_driver
 
 from .records import CpuRecord, DisturbanceRecord, GpuRecord
 
@@ -27,9 +25,6 @@ INFERENCE_FLAGS = frozenset(
 CGROUP = Path("/sys/fs/cgroup")
 TOPOLOGY = Path("/sys/devices/system/cpu")
 CPUFREQ = TOPOLOGY / "cpu0" / "cpufreq"
-
-NVIDIA_SMI_S = 30.0
-"""Most seconds for nvidia-smi."""
 
 YARDSTICK_LOOPS = 60_000
 """Iterations of the loop that measures the core's frequency: about two milliseconds."""
@@ -181,19 +176,8 @@ def detect_gpus() -> tuple[Gpu, ...]:
 
     A driver that does not answer in time has none.
     """
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
     fields = "name,driver_version,clocks.gr,clocks.max.gr,clocks.max.mem,memory.total"
-    query = [f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    command = [program, *seen_by_cuda(), *query]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=NVIDIA_SMI_S
-        )
-    except subprocess.TimeoutExpired:
-        return ()
-    return parse_gpus(done.stdout) if done.returncode == 0 else ()
+    return parse_gpus(ask_driver(fields))
 
 
 def parse_gpus(text: str) -> tuple[Gpu, ...]:
