@@ -22,9 +22,12 @@ import torch
 from ablated import MultiLevel, WithoutSam, WithoutTcm
 from frontier import OURS
 from kept_runs import check_result, kept_runs, mean_of, settings_of, with_earlier
+from recipe_distributions import Distributed, WithDistributions
 from recipe_levers import (
     DETECTION_LOSS,
     Batch,
+    PlainFirst,
+    above_half,
     as_they_are,
     bilinear,
     boxes_weigh,
@@ -35,13 +38,14 @@ from recipe_levers import (
     of_several_sizes,
     quality_loss,
 )
-from recipe_tasks import Masked, SelfTaught, WithMasks
+from recipe_tasks import LateOverlap, Masked, SelfTaught, WithMasks
 from result import RESULTS, tell
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import supernet.data.augment
 import supernet.train.aligned
+import supernet.train.feed
 import supernet.train.loop
 import supernet.train.matching
 import supernet.train.muon
@@ -61,9 +65,13 @@ from supernet.train.matching import match
 from supernet.train.optimise import rate_factor
 from supernet.train.recipes import TrainConfig, recipe
 from supernet.train.running import Running
+from supernet.train.samples import Samples
 from supernet.train.task import DetectionTask
 
 BASE = OURS["heat-s"]
+TASK_ALIGNED = {
+    name: getattr(supernet.train.aligned, name) for name in ("ALPHA", "BETA", "BOX_WEIGHT")
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +103,10 @@ class Variant:
     """Learning rate of a step, of all steps, relative to its peak."""
     resize: Callable[[Image, tuple[int, int]], Image] = resized
     """How training images are resized."""
+    samples: type[Samples] = Samples
+    """What is made of the training images."""
+    aligned: Mapping[str, float] = field(default_factory=dict)
+    """Changed constants of the task-aligned assignment."""
 
 
 PARTS = {
@@ -112,6 +124,7 @@ PARTS = {
 }
 """The paper's ablations, at this scale."""
 FINE = partial(Variant, stride=16)
+ALIGNED = partial(FINE, shape={"anchor_offset": 0.5}, training={"assign": "aligned"})
 ADAMW = {"optimizer": "adamw", "vector_rate": 1.0}
 RECIPES = {
     "recipe small": FINE(),
@@ -131,8 +144,14 @@ RECIPES = {
     "taught by its averaged weights": FINE(task=SelfTaught),
     "boxes as masks": FINE(build=WithMasks, task=Masked),
     "flat, then a short decay": FINE(rate=flat_then_short),
+    "a rate that never falls below half": FINE(rate=above_half),
+    "sides as distributions": FINE(build=WithDistributions, task=Distributed),
+    "claims by IoU late": FINE(task=LateOverlap),
     "matchability-aware loss": FINE(loss=matchability_loss),
-    "aligned assignment": FINE(shape={"anchor_offset": 0.5}, training={"assign": "aligned"}),
+    "aligned assignment": ALIGNED(),
+    "aligned assignment, score times IoU^4, boxes weigh 2": ALIGNED(
+        aligned={"ALPHA": 1.0, "BETA": 4.0, "BOX_WEIGHT": 2.0}
+    ),
     "scores learn the IoU": FINE(loss=quality_loss),
     "training images resized bilinearly": FINE(resize=bilinear),
     "learning rate 2e-3": FINE(training={"learning_rate": 2e-3}),
@@ -155,6 +174,7 @@ RECIPES = {
     "batches of 16": FINE(training={"batch_size": 16}),
     "rare classes more often": FINE(training={"balanced": True}),
     "strong augmentation to the end": FINE(training={"plain_epochs": 0}),
+    "first epochs without strong augmentation": FINE(samples=PlainFirst),
 }
 """Changes of the recipe for training from scratch on small data."""
 SETS = {"parts": PARTS, "recipe": RECIPES}
@@ -180,6 +200,9 @@ def train(
     supernet.train.aligned.detection_loss = variant.loss
     supernet.train.uniform.giou_pairs = variant.overlap
     supernet.train.loop.rate_factor = variant.rate
+    supernet.train.feed.Samples = variant.samples
+    for name, value in {**TASK_ALIGNED, **variant.aligned}.items():
+        setattr(supernet.train.aligned, name, value)
     rng = np.random.default_rng(seed)
     DetectionTask.prepare = lambda _, batch, config: variant.show(batch, rng)
     supernet.train.task.DetectionTask = variant.task

@@ -22,9 +22,12 @@ from supernet.train.feed import Batch
 from supernet.train.matching import IGNORED, match
 from supernet.train.optimise import rate_factor
 from supernet.train.recipes import TrainConfig
+from supernet.train.samples import Samples
 from supernet.train.uniform import Loss
 
 DETECTION_LOSS = supernet.train.uniform.detection_loss
+PLAIN_FIRST = 4
+"""Epochs without strong augmentation at the start (DEIMv2)."""
 
 
 def quality_loss(
@@ -140,6 +143,26 @@ def flat_then_short(step: float, steps: int, config: TrainConfig) -> float:
     if step < flat:  # as before the first drop of a stepped schedule
         return rate_factor(step, steps, replace(config, schedule="3x"))
     return rate_factor(step - flat, steps - flat, replace(config, warmup_steps=0))
+
+
+def above_half(step: float, steps: int, config: TrainConfig) -> float:
+    """Return the learning rate, relative to its peak: a cosine that ends at a half (DEIMv2)."""
+    factor = rate_factor(step, steps, config)
+    return factor if step < config.warmup_steps else 0.5 + 0.5 * factor
+
+
+class PlainFirst(Samples):
+    """The first epochs show one image at a time, without pasted objects."""
+
+    def sample(self, epoch: int, index: int, again: int = 0) -> tuple[Tensor, GroundTruth]:
+        """Return one augmented image and its objects."""
+        config = self.config
+        if epoch < PLAIN_FIRST:
+            self.config = replace(config, augment=replace(config.augment, mosaic=0.0, pasted=0.0))
+        try:
+            return super().sample(epoch, index, again)
+        finally:
+            self.config = config
 
 
 def as_they_are(batch: Batch, rng: np.random.Generator) -> Batch:

@@ -1,8 +1,8 @@
-"""Levers of the recipe that add a term to the loss: a teacher of the run's own, boxes as masks.
+"""Levers of the recipe that are tasks: a teacher of the run's own, boxes as masks, late claims.
 
 What each of them gave is in results/recipe/log.md; `ablations.py --set recipe` tries them.
 
-Shape suffixes: B batch, K classes.
+Shape suffixes: B batch, K classes, M anchors of one image, N boxes.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import supernet.train.uniform
+from supernet.boxes import iou_matrix, xyxy_to_cxcywh
 from supernet.data.detection_set import DetectionSet
 from supernet.data.ground_truth import GroundTruth
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.train.distill import distillation
 from supernet.train.distributed import Group
+from supernet.train.matching import (
+    IGNORE_ANCHOR_IOU,
+    IGNORE_PREDICTION_IOU,
+    IGNORED,
+    NEGATIVE,
+    TOPK,
+    Match,
+    match,
+)
 from supernet.train.optimise import Averaged
 from supernet.train.recipes import TrainConfig
 from supernet.train.task import Batch, DetectionTask
@@ -66,6 +77,43 @@ class SelfTaught(DetectionTask):
             more = distillation(outputs[:2], self._theirs, self.network.decode)
             terms |= {name: self._weight * value for name, value in more.items()}
         return terms
+
+
+class LateOverlap(DetectionTask):
+    """In the second half of the epochs objects claim predictions by IoU, not by distance."""
+
+    def start_epoch(self, epoch: float, epochs: int) -> None:
+        """Change the rule of matching."""
+        late = epoch >= 0.5 * epochs
+        supernet.train.uniform.match = match_by_overlap if late else match
+
+
+@torch.no_grad()
+def match_by_overlap(
+    anchors_xyxy: Tensor, predicted_xyxy: Tensor, boxes_xyxy: Tensor, labels_N: Tensor
+) -> Match:
+    """Match as `match` does, where a box claims the predictions that overlap it most.
+
+    An anchor that two boxes claim goes to the one that its prediction overlaps more.
+    """
+    near_M = torch.full((len(anchors_xyxy),), NEGATIVE)
+    if not len(boxes_xyxy):
+        empty = labels_N.new_zeros(0)
+        return Match(empty, empty, near_M)
+    iou_NM = iou_matrix(boxes_xyxy, predicted_xyxy)
+    far_NM = torch.cdist(xyxy_to_cxcywh(boxes_xyxy), xyxy_to_cxcywh(anchors_xyxy), p=1)
+    claims = [iou_NM.topk(TOPK).indices, far_NM.topk(TOPK, largest=False).indices]
+    anchor = torch.cat(claims, 1).flatten()
+    box = torch.arange(len(boxes_xyxy)).repeat_interleave(2 * TOPK)
+    targets_M = near_M.masked_fill(iou_NM.amax(0) > IGNORE_PREDICTION_IOU, IGNORED)
+    kept = iou_matrix(anchors_xyxy, boxes_xyxy)[anchor, box] >= IGNORE_ANCHOR_IOU
+    targets_M[anchor[~kept]] = IGNORED
+    anchor, box = anchor[kept], box[kept]
+    worth = iou_NM[box, anchor]
+    most_M = torch.zeros(len(anchors_xyxy)).scatter_reduce(0, anchor, worth, "amax")
+    wins = worth == most_M[anchor]
+    targets_M[anchor[wins]] = labels_N[box[wins]]
+    return Match(anchor, box, targets_M)
 
 
 class WithMasks(Detector):
