@@ -101,6 +101,7 @@ def learn(architecture: AnyArchitecture, data: DetectionSet, options: argparse.N
         learning_rate=options.learning_rate,
         weight_decay=0.0,
         assign=options.assign,
+        optimizer=options.optimizer,
         precision=options.precision,
         augment=MOVING if options.moving else STILL,
     )
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--assign", default="uniform")
+    parser.add_argument("--optimizer", default="adamw", choices=["adamw", "muon"])
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--control", choices=list(CONTROLS))
     parser.add_argument("--moving", action="store_true")
@@ -156,6 +158,7 @@ def main() -> None:
         "learning_rate": options.learning_rate,
         "batch_size": options.batch_size,
         "assign": options.assign,
+        "optimizer": options.optimizer,
         "input_size": options.input_size,
         "machine": platform.machine(),
         "torch": torch.__version__,

@@ -6,10 +6,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from supernet.detr.detr import Host
+from supernet.network import build, find_architecture
 from supernet.train import optimise
 from supernet.train.muon import RMS, MuonAdamW, is_matrix, orthogonalised
-from supernet.train.optimise import ParameterGroup, make_optimizer
+from supernet.train.optimise import (
+    ParameterGroup,
+    make_optimizer,
+    parameter_groups,
+    parameter_groups_of_detr,
+)
 from supernet.train.recipes import TrainConfig
+
+MUON = TrainConfig(optimizer="muon")
 
 
 def network() -> nn.Sequential:
@@ -25,7 +34,7 @@ def network() -> nn.Sequential:
 
 def optimizer(net: nn.Module) -> torch.optim.Optimizer:
     groups: list[ParameterGroup] = [
-        {"params": list(net.parameters()), "weight_decay": 0.0, "peak": 0.01}
+        {"params": list(net.parameters()), "weight_decay": 0.0, "peak": 0.01, "orthogonal": True}
     ]
     config = TrainConfig(optimizer="muon", learning_rate=0.01)
     return make_optimizer(groups, config, torch.device("cpu"))
@@ -45,10 +54,7 @@ def test_matrices_are_orthogonalised_in_the_precision_of_the_run(
     monkeypatch.setattr(optimise, "autocast_type", lambda precision, device: types[precision])
     for precision, dtype in (("f32", torch.float32), ("auto", torch.bfloat16)):
         config = TrainConfig(optimizer="muon", precision=precision)  # type: ignore[arg-type]
-        groups: list[ParameterGroup] = [
-            {"params": list(network().parameters()), "weight_decay": 0.0, "peak": 0.01}
-        ]
-        found = make_optimizer(groups, config, torch.device("cpu"))
+        found = make_optimizer(parameter_groups(network(), config), config, torch.device("cpu"))
         assert isinstance(found, MuonAdamW) and found.dtype is dtype
 
 
@@ -65,6 +71,28 @@ def test_singular_values_end_near_one(shape: tuple[int, int, int]) -> None:
 def test_only_wide_convolutions_that_mix_channels_are_matrices() -> None:
     net = network()
     assert [name for name, p in net.named_parameters() if is_matrix(p)] == ["0.weight"]
+
+
+def orthogonal_in(net: nn.Module, groups: list[ParameterGroup]) -> set[str]:
+    found = make_optimizer(groups, MUON, torch.device("cpu"))
+    chosen = {id(w) for g in found.param_groups if g["orthogonal"] for w in g["params"]}
+    return {name for name, w in net.named_parameters() if id(w) in chosen}
+
+
+def test_linear_maps_are_orthogonal_in_detrs_family() -> None:
+    net = build(find_architecture("sam-detr-s").with_(base=16))
+    assert isinstance(net, Host)
+    found = orthogonal_in(net, parameter_groups_of_detr(net, MUON))
+    layer = "transformer.encoder.layers.0"
+    assert {f"{layer}.linear1.weight", f"{layer}.self_attn.in_proj_weight"} <= found
+    assert any(name.startswith("backbone.") for name in found)
+    assert not found & {"query_embed.weight", "bbox_embed.0.layers.2.weight", f"{layer}.norm1.bias"}
+
+
+def test_tables_of_heatdetr_are_left_to_adamw() -> None:
+    net = network()
+    net.register_parameter("table", nn.Parameter(torch.zeros(225, 16)))
+    assert orthogonal_in(net, parameter_groups(net, MUON)) == {"0.weight"}
 
 
 def test_updates_have_one_size() -> None:

@@ -1,4 +1,4 @@
-"""Muon for convolutions, AdamW for all other parameters, as one optimiser.
+"""Muon for convolutions and linear maps, AdamW for all other parameters, as one optimiser.
 
 Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest semi-orthogonal matrix,
 so that all directions of a weight learn equally fast; a convolution is the matrix
@@ -74,8 +74,8 @@ class MuonAdamW(torch.optim.AdamW):
 
 
 def is_matrix(weight: nn.Parameter) -> bool:
-    """Return whether Muon updates a parameter: a convolution that mixes channels, wide enough."""
-    if weight.ndim != 4 or weight.shape[1] == 1:
+    """Return whether Muon can update a parameter: a map that mixes channels, wide enough."""
+    if weight.ndim not in (2, 4) or weight.shape[1] == 1:
         return False
     return min(weight.shape[0], weight[0].numel()) >= SMALLEST_SIDE
 

@@ -32,6 +32,14 @@ class ParameterGroup(TypedDict):
     weight_decay: float
     peak: float
     """Learning rate before the schedule's factor."""
+    orthogonal: bool
+    """Whether Muon, where it is asked for, updates those that are wide enough (`muon.py`)."""
+
+
+def _group(
+    params: list[nn.Parameter], peak: float, decay: float = 0.0, *, orthogonal: bool = False
+) -> ParameterGroup:
+    return {"params": params, "peak": peak, "weight_decay": decay, "orthogonal": orthogonal}
 
 
 def parameter_groups(network: nn.Module, config: TrainConfig) -> list[ParameterGroup]:
@@ -46,15 +54,15 @@ def parameter_groups(network: nn.Module, config: TrainConfig) -> list[ParameterG
             (decayed if parameter.ndim == 4 else plain).append(parameter)
     peak = config.learning_rate
     return [
-        {"params": decayed, "weight_decay": config.weight_decay, "peak": peak},
-        {"params": plain, "weight_decay": 0.0, "peak": peak * config.vector_rate},
+        _group(decayed, peak, config.weight_decay, orthogonal=True),
+        _group(plain, peak * config.vector_rate),
     ]
 
 
 def logit_group(network: Supernet) -> ParameterGroup:
     """Return the selection logits of a supernet, which have a learning rate of their own."""
     logits = [parameter for name, parameter in network.named_parameters() if is_logit(name)]
-    return {"params": logits, "weight_decay": 0.0, "peak": network.config.logit_learning_rate}
+    return _group(logits, network.config.logit_learning_rate)
 
 
 def is_logit(name: str) -> bool:
@@ -76,7 +84,7 @@ def parameter_groups_of_detr(network: Host, config: TrainConfig) -> list[Paramet
         ]
         for matrices, decay in ((True, config.weight_decay), (False, 0.0)):
             chosen = [parameter for parameter in own if (parameter.ndim > 1) == matrices]
-            groups.append({"params": chosen, "weight_decay": decay, "peak": peak})
+            groups.append(_group(chosen, peak, decay, orthogonal=matrices))
     return groups
 
 
@@ -90,7 +98,11 @@ def make_optimizer(
     split = [
         {
             **group,
-            "params": [weight for weight in group["params"] if is_matrix(weight) == orthogonal],
+            "params": [
+                weight
+                for weight in group["params"]
+                if (group["orthogonal"] and is_matrix(weight)) == orthogonal
+            ],
             "orthogonal": orthogonal,
         }
         for group in groups

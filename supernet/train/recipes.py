@@ -18,7 +18,7 @@ Precision = Literal["auto", "f32", "bf16", "f16"]
 Assign = Literal["uniform", "aligned"]
 """Label assignment: the paper's (`matching.py`), or `aligned.py`."""
 Optimizer = Literal["adamw", "muon"]
-"""AdamW for all parameters, or Muon for convolutions and AdamW for the others (`muon.py`)."""
+"""AdamW for all parameters, or Muon for convolutions and linear maps, AdamW for the others."""
 
 
 MAX_SEED = 2**32

@@ -244,7 +244,13 @@ class RunFiles:
             )
         self.network.load_state_dict(state["network"])
         self.average.load(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError:  # DETR's family under Muon, before its linear maps were orthogonal
+            raise CheckpointError(
+                f"{self.state} was written by a HEAT whose optimiser groups the weights otherwise: "
+                "--restart begins again, another --out keeps it"
+            ) from None
         if self.scaler is not None and state.get("scaler"):  # older versions wrote none
             self.scaler.load_state_dict(state["scaler"])
         self.history, self.skipped = state["history"], state["skipped"]
