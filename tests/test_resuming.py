@@ -141,6 +141,22 @@ def test_averages_keep_their_device_and_losses_their_scale(
     assert again.average.weights[key] is own and torch.equal(own, run.average.weights[key])
 
 
+def test_a_state_of_other_parameter_groups_is_refused(
+    data: DetectionSet, small: Architecture, tmp_path: Path
+) -> None:
+    config = TrainConfig(epochs=2, optimizer="muon")
+
+    def files(count: int) -> RunFiles:
+        task = task_of(Detector(small), data)
+        groups = task.parameter_groups(config)[:count]
+        optimizer = make_optimizer(groups, config, torch.device("cpu"))
+        return RunFiles(tmp_path, task, config, optimizer, Averaged(task.network, 0.9))
+
+    files(1).save_state()
+    with pytest.raises(CheckpointError, match="groups the weights otherwise: --restart"):
+        files(2).load(resume=True, restart=False)
+
+
 def test_a_finished_run_is_kept(data: DetectionSet, small: Architecture, tmp_path: Path) -> None:
     fit(Detector(small), data, CONFIG, tmp_path)
     before = (tmp_path / "weights.safetensors").read_bytes()
