@@ -58,10 +58,11 @@ class EnginePlan:
     def build(self, model: bytes, path: Path, cache: Path | None) -> dict[str, int]:
         """Write the engine and its sidecar; return the heavy layers' precisions."""
         target = "" if self.here else f"SM{self.capability.replace('.', '')}"
-        data, precisions = build_engine(model, capability=target, cache=cache)
-        path.write_bytes(data)
-        sidecar_of(path).write_text(json.dumps(self.sidecar(), indent=1) + "\n", encoding="utf-8")
-        return precisions
+        built = build_engine(model, capability=target, cache=cache)
+        path.write_bytes(built.data)
+        facts = {**self.sidecar(), "outputs": built.outputs}
+        sidecar_of(path).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        return built.precisions
 
 
 def plan_engine(precision: str, capability: str | None) -> EnginePlan:

@@ -15,7 +15,7 @@ from deploy.build_engine import EnginePlan, plan_engine
 from deploy.capability import CAPABILITIES, check_capability
 from deploy.edge.cuda import Cuda
 from deploy.edge.detect import Bundle
-from deploy.edge.engine import build_engine, check_sidecar, gpu_here, read_engine
+from deploy.edge.engine import Built, build_engine, check_sidecar, gpu_here, read_engine
 from deploy.edge.gpu import TensorRtSession
 from deploy.export import export_bundle
 from deploy.form import Form
@@ -122,8 +122,9 @@ def test_an_engine_is_as_large_as_its_weights_in_their_precision() -> None:
     weights = count_params(architecture)
     for precision, bytes_each in (("f32", 4), ("f16", 2)):
         graph = network.to_onnx(style=GraphStyle(precision=precision), padded=True)  # type: ignore[arg-type]
-        data, _ = build_engine(graph.SerializeToString(), capability="SM89")
+        data, _, outputs = build_engine(graph.SerializeToString(), capability="SM89")
         assert bytes_each * weights < len(data) < 1.25 * bytes_each * weights
+        assert outputs == [value.name for value in graph.graph.output]
 
 
 def test_what_an_engine_cannot_be_is_said_before_it_is_built(tmp_path: Path) -> None:
@@ -161,10 +162,15 @@ class Device:
     class IOutputAllocator:
         pass
 
-    def __init__(self, *, fail_at: str = "", fixed: bool = True) -> None:
+    def __init__(
+        self, *, fail_at: str = "", fixed: bool = True, outputs: str = "y", wanted: str = "y"
+    ) -> None:
         self.held: dict[str, int] = {"memory": 0, "stream": 0, "graph": 0, "run": 0, "event": 0}
         self.live: list[weakref.ref[Any]] = []
         self.fail_at, self.fixed = fail_at, fixed
+        self.outputs, self.wanted = outputs, wanted
+        self.found = 16
+        """Bytes of an output whose size depends on values."""
         self.Runtime = lambda log: FakeEngine(self)
 
     def __getattr__(self, name: str) -> Any:
@@ -196,12 +202,11 @@ class Device:
 
 
 class FakeEngine:
-    """Stands for an engine, and for its execution context: one input, one output."""
-
-    num_io_tensors = 2
+    """Stands for an engine, and for its execution context: one input, outputs of four numbers."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
+        self.num_io_tensors = 1 + len(device.outputs)
         device.live.append(weakref.ref(self))
 
     def deserialize_cuda_engine(self, data: bytes) -> Any:
@@ -211,7 +216,7 @@ class FakeEngine:
         return FakeEngine(self.device)
 
     def get_tensor_name(self, index: int) -> str:
-        return "xy"[index]
+        return f"x{self.device.outputs}"[index]
 
     def get_tensor_mode(self, name: str) -> str:
         return "input" if name == "x" else "output"
@@ -230,8 +235,9 @@ class FakeEngine:
 
     def execute_async_v3(self, stream: int) -> bool:
         if not self.device.fixed:
-            self.allocator.reallocate_output_async("y", 0, 16, 1, stream)
-            self.allocator.notify_shape("y", (4,))
+            address = self.allocator.reallocate_output_async("y", 0, self.device.found, 1, stream)
+            assert address, "TensorRT wants an address for an empty tensor too"
+            self.allocator.notify_shape("y", (self.device.found // 4,))
         return True
 
 
@@ -241,7 +247,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[Device], TensorRtSessio
         monkeypatch.setattr(Cuda, "_load", staticmethod(lambda: device))
         monkeypatch.setattr("deploy.edge.gpu.tensorrt", lambda: (device, "tensorrt"))
         monkeypatch.setattr("deploy.edge.gpu.message_log", object)
-        monkeypatch.setattr("deploy.edge.gpu.build_engine", lambda data: (b"engine", {}))
+        built = Built(b"engine", {}, [*device.wanted])
+        monkeypatch.setattr("deploy.edge.gpu.build_engine", lambda data: built)
         return TensorRtSession(b"model", 1)
 
     return open_on
@@ -265,6 +272,25 @@ def test_a_closed_session_holds_nothing_on_the_device(
     assert set(device.held.values()) == {0}, "closed twice, freed once"
     with pytest.raises(UserError, match="closed: open it again"):
         session.run(feeds)
+
+
+def test_an_image_that_shows_nothing_has_an_output_too(
+    opened: Callable[[Device], TensorRtSession],
+) -> None:
+    device = Device(fixed=False)
+    feeds = {"x": np.zeros(4, np.float32)}
+    with opened(device) as session:
+        for device.found in (0, 16, 0):
+            assert session.run(feeds)[0].shape == (device.found // 4,)
+
+
+def test_outputs_come_in_the_order_of_the_model(
+    opened: Callable[[Device], TensorRtSession],
+) -> None:
+    """An engine lists its tensors as it likes."""
+    for wanted, order in (("abc", "abc"), ("", "bca")):
+        with opened(Device(outputs="bca", wanted=wanted)) as session:
+            assert "".join(session._outputs) == order
 
 
 def test_what_is_not_closed_is_freed_with_the_last_reference(

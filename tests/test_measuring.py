@@ -262,7 +262,7 @@ def test_engines_are_built_without_a_gpu() -> None:
             probe = write(
                 next(iter(terms(entry))), replace(ORT, runtime="tensorrt", precision=precision)
             )
-            data, precisions = build_engine(probe.onnx, capability="SM89")
+            data, precisions, _ = build_engine(probe.onnx, capability="SM89")
             assert len(data) > 1000 and precision in precisions
 
 
@@ -272,11 +272,16 @@ def test_engine_precisions_are_counted() -> None:
 
     layers = [
         {"LayerType": "CaskConvolution", "Outputs": [{"Format/Datatype": "Row major FP16"}]},
+        {
+            "LayerType": "CaskConvolution",
+            "Inputs": [{"Format/Datatype": "Row major Int8"}],
+            "Outputs": [{"Format/Datatype": "Row major FP32"}],
+        },
         {"LayerType": "gemm", "Name": "MatMul_3", "Outputs": [{"Format/Datatype": "Half"}]},
         {"LayerType": "PointWise", "Outputs": [{"Format/Datatype": "FP32"}]},
         "a name only",
     ]
-    assert layer_precisions(json.dumps({"Layers": layers})) == {"f16": 2}
+    assert layer_precisions(json.dumps({"Layers": layers})) == {"f16": 2, "int8": 1}
 
 
 def test_cuda_runtimes_say_what_is_missing() -> None:

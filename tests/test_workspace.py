@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from deploy.whole_folder import replacing_folder, tidy
@@ -266,79 +265,6 @@ def test_a_name_of_255_bytes_is_written(tmp_path: Path) -> None:
     path = tmp_path / ("a" * 250 + ".json")
     write_text(path, "{}")
     assert json.loads(path.read_text()) == {}
-
-
-def test_onnxruntime_on_cuda_is_timed_with_the_upload(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As TensorRT is: a frame comes from the host, whatever runs on it."""
-    from deploy.edge.gpu import OnnxRuntimeCudaSession
-
-    events: list[str] = []
-
-    class Binding:
-        def bind_cpu_input(self, name: str, array: Any) -> None:
-            events.append("upload")
-
-        def bind_ortvalue_input(self, name: str, value: str) -> None:
-            assert (name, value) == ("x0", "cuda")
-
-        def bind_output(self, name: str, device: str) -> None:
-            pass
-
-        def synchronize_inputs(self) -> None:
-            pass
-
-    class Session:
-        def io_binding(self) -> Binding:
-            return Binding()
-
-        def get_outputs(self) -> list[Any]:
-            return []
-
-        def run_with_iobinding(self, binding: Binding) -> None:
-            events.append("run")
-
-    class Cuda:
-        def timed_ms(self, work: Any) -> float:
-            events.append("start")
-            work()
-            events.append("end")
-            return 1.0
-
-    class OrtValue:
-        @staticmethod
-        def ortvalue_from_numpy(array: Any, device: str, index: int) -> str:
-            events.append("before")
-            return device
-
-    class Ort:
-        pass
-
-    Ort.OrtValue = OrtValue  # type: ignore[attr-defined]
-    session = object.__new__(OnnxRuntimeCudaSession)
-    session._session, session._cuda = Session(), Cuda()  # type: ignore[assignment]
-    session._ort = Ort
-    image, features = np.zeros(2, np.uint8), np.zeros(2, np.float32)
-    assert session.timed({"image": image, "x0": features}) == 1.0
-    assert events == ["before", "start", "upload", "run", "end"]
-
-
-def test_a_session_gives_its_device_memory_back() -> None:
-    from deploy.edge.gpu import _free
-
-    freed: list[int] = []
-
-    class Cuda:
-        def free(self, address: int) -> None:
-            freed.append(address)
-
-        def close(self) -> None:
-            freed.append(0)
-
-    class Growing:
-        address = 3
-
-    _free(Cuda(), {"a": 1, "b": 2}, {"c": Growing()})  # type: ignore[arg-type]
-    assert sorted(freed) == [0, 1, 2, 3]
 
 
 def test_a_member_is_exported_again_where_another_export_is_asked_for(

@@ -14,7 +14,7 @@ import subprocess
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from supernet.errors import BundleError, DeviceError, UserError
 
@@ -58,22 +58,29 @@ def message_log() -> Any:
     return MessageLog()
 
 
-def build_engine(
-    model: bytes, *, capability: str = "", cache: Path | None = None
-) -> tuple[bytes, dict[str, int]]:
+class Built(NamedTuple):
+    """A serialised engine, and what it was built of."""
+
+    data: bytes
+    precisions: dict[str, int]
+    """How many heavy layers have each precision."""
+    outputs: list[str]
+    """Names in the model's order, which an engine need not keep."""
+
+
+def build_engine(model: bytes, *, capability: str = "", cache: Path | None = None) -> Built:
     """Build a serialised engine from an ONNX model; the model's own types are the precision.
 
-    Also returns how many heavy layers have each precision. `capability`, such as SM86, builds for
-    another GPU than this machine's and needs none here; only `tensorrt_rtx` can. `cache` is a file
-    of kernel timings that later builds start from.
+    `capability`, such as SM86, builds for another GPU than this machine's and needs none here; only
+    `tensorrt_rtx` can. `cache` is a file of kernel timings that later builds start from.
     """
     trt, package = tensorrt()
     log = message_log()
     builder = trt.Builder(log)
+    # The last TensorRT of Pascal asks for both; from 11 on there is nothing else, and no flag.
     flags = trt.NetworkDefinitionCreationFlag
-    # From TensorRT 11 every network is strongly typed and the flag is gone.
-    typed = 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
-    network = builder.create_network(typed)
+    asked = [getattr(flags, name, None) for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED")]
+    network = builder.create_network(sum(1 << int(flag) for flag in asked if flag is not None))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(model):
         errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
@@ -97,7 +104,8 @@ def build_engine(
         temporary = cache.with_name(f".{cache.name}.tmp")
         temporary.write_bytes(bytes(timings.serialize()))
         temporary.replace(cache)
-    return bytes(built), typed_precisions(network)
+    outputs = [network.get_output(index).name for index in range(network.num_outputs)]
+    return Built(bytes(built), typed_precisions(network), outputs)
 
 
 def typed_precisions(network: Any) -> dict[str, int]:
@@ -122,14 +130,18 @@ def typed_precisions(network: Any) -> dict[str, int]:
 
 
 def layer_precisions(inspected: str) -> dict[str, int]:
-    """Count the heavy layers of an engine inspector's JSON by precision of their first output."""
+    """Count the heavy layers of an engine inspector's JSON by precision of their first input.
+
+    As `typed_precisions` does: the output of a convolution in INT8 is in float where no other
+    follows.
+    """
     found: Counter[str] = Counter()
     for layer in json.loads(inspected).get("Layers", []):
         if not isinstance(layer, dict):
             continue
         kind = f"{layer.get('LayerType', '')} {layer.get('Name', '')}".lower()
-        outputs = layer.get("Outputs") or [{}]
-        described = str(outputs[0].get("Format/Datatype", "")).lower()
+        tensors = layer.get("Inputs") or layer.get("Outputs") or [{}]
+        described = str(tensors[0].get("Format/Datatype", "")).lower()
         if any(part in kind for part in HEAVY):
             for word, name in (
                 ("int8", "int8"), ("fp16", "f16"), ("half", "f16"), ("bf16", "bf16"),
@@ -190,6 +202,8 @@ class Sidecar(TypedDict):
     gpu: str | None
     """Name of the GPU it was built on; None where it was built ahead of time."""
     ahead_of_time: bool
+    outputs: NotRequired[list[str]]
+    """Names in the order of the card; engines of 0.1.0 have none."""
 
 
 def sidecar_of(engine: Path) -> Path:
@@ -197,8 +211,11 @@ def sidecar_of(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.json")
 
 
-def read_engine(path: Path) -> bytes:
-    """Read an engine; one of another GPU or TensorRT is refused by name."""
+def read_engine(path: Path) -> tuple[bytes, list[str]]:
+    """Read an engine, and the names of its outputs in the model's order, if they are known.
+
+    One of another GPU or TensorRT is refused by name.
+    """
     sidecar = sidecar_of(path)
     try:
         facts: Sidecar = json.loads(sidecar.read_text(encoding="utf-8"))
@@ -207,7 +224,7 @@ def read_engine(path: Path) -> bytes:
         raise BundleError(f"{sidecar} or its engine cannot be read ({error}): export it") from None
     _, package = tensorrt()
     check_sidecar(facts, package, tensorrt_version(), gpu_here())
-    return data
+    return data, facts.get("outputs", [])
 
 
 def tensorrt_version() -> str:

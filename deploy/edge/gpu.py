@@ -4,11 +4,12 @@ Building engines ahead of time with `tensorrt_rtx` is tested without a GPU. Runn
 tested: no GPU was available.
 """
 
+import io
 import tempfile
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,10 +44,10 @@ class TensorRtSession(WallClock):
         """Load an engine, or build it from an ONNX model, and allocate its tensors."""
         trt, _ = tensorrt()
         if isinstance(model, Path) and model.suffix == ENGINE_SUFFIX:
-            engine = read_engine(model)
+            engine, order = read_engine(model)
         else:
             data = model.read_bytes() if isinstance(model, Path) else model
-            engine = build_engine(data)[0]
+            engine, _, order = build_engine(data)
         self._trt, self._cuda = trt, Cuda()
         self._log = message_log()
         self._engine = trt.Runtime(self._log).deserialize_cuda_engine(engine)
@@ -59,7 +60,9 @@ class TensorRtSession(WallClock):
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         is_input = trt.TensorIOMode.INPUT
         self._inputs = [n for n in names if self._engine.get_tensor_mode(n) == is_input]
-        self._outputs = [n for n in names if n not in self._inputs]
+        outputs = [n for n in names if n not in self._inputs]
+        # An engine lists its tensors in an order of its own.
+        self._outputs = sorted(outputs, key=order.index) if set(order) == {*outputs} else outputs
         self._memory: dict[str, int] = {}
         self._one = threading.Lock()  # one context, stream and set of tensors for all threads
         self._allocators: dict[str, OutputAllocator] = {}
@@ -186,6 +189,11 @@ def _growing(trt: Any, cuda: Cuda) -> OutputAllocator:
         def reallocate_output_async(
             self, name: str, memory: int, size: int, alignment: int, stream: int
         ) -> int:
+            return self.reallocate_output(name, memory, size, alignment)
+
+        def reallocate_output(self, name: str, memory: int, size: int, alignment: int) -> int:
+            # The one that TensorRT below 10 calls. Nothing has an address too.
+            size = max(1, size)
             if size > self._size:
                 if self.address:
                     cuda.free(self.address)
@@ -208,6 +216,10 @@ class OnnxRuntimeCudaSession(WallClock):
         self._ort = import_runtime("onnxruntime")
         if self.PROVIDER not in self._ort.get_available_providers():
             raise DeviceError("this ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu")
+        preload = getattr(self._ort, "preload_dlls", None)
+        if preload is not None:  # CUDA's and cuDNN's libraries of NVIDIA's wheels; it prints
+            with redirect_stdout(io.StringIO()):
+                preload()
         self._cuda = Cuda()
         self._model = str(model) if isinstance(model, Path) else model
         try:
@@ -223,7 +235,13 @@ class OnnxRuntimeCudaSession(WallClock):
             options.enable_profiling, options.profile_file_prefix = True, profile
         provider = {"use_tf32": "0", "user_compute_stream": str(self._cuda.stream.value)}
         providers = [(self.PROVIDER, provider), "CPUExecutionProvider"]
-        return self._ort.InferenceSession(self._model, options, providers=providers)
+        session = self._ort.InferenceSession(self._model, options, providers=providers)
+        if self.PROVIDER not in session.get_providers():  # it says nothing and takes the CPU
+            raise DeviceError(
+                "ONNX Runtime cannot load its CUDA provider, CUDA or cuDNN are not found: "
+                "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            )
+        return session
 
     def run(self, inputs: Feeds) -> list[Array]:
         """Execute once."""
