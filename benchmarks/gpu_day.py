@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = ROOT / "benchmarks" / "gpu"
 sys.path[:0] = [str(ROOT), str(STAGES)]  # HEAT need not be installed
 
+import device
 import wheels
 
 from latency_tables.probe.machine import detect_gpus
@@ -205,10 +206,11 @@ def main() -> int:
     if options.wheel_folder is not None:
         wheels.unpack(options.wheel_folder, options.out / "site")
     usable = options.rehearse or detect_gpus()
+    here = device.facts(rehearsed=options.rehearse)
     todo: list[Planned] = []
     for planned in PLAN:
         before = kept(options.out, planned.name)
-        same = before.get("rehearsed") == options.rehearse and before.get("state") == "done"
+        same = before.get("state") == "done" and all(before.get(k) == here[k] for k in here)
         if planned.name in options.only and same and not options.again:
             print(json.dumps({"stage": planned.name, "state": "done before"}), flush=True)
         elif planned.name in options.only:

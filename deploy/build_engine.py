@@ -7,7 +7,7 @@ from pathlib import Path
 from supernet.errors import DeviceError
 from supernet.graph.style import OLDEST_OPSET
 
-from .capability import check_capability
+from .capability import CAPABILITIES, check_capability
 from .edge.engine import (
     Sidecar,
     build_engine,
@@ -75,8 +75,9 @@ def plan_engine(precision: str, capability: str | None) -> EnginePlan:
                 "no NVIDIA GPU is here: --gpu 8.9 builds for another with tensorrt_rtx"
             )
         capability = gpu[1]
-    check_capability(capability, precision, package, version)
     here = gpu is not None and gpu[1] == capability
+    if capability in CAPABILITIES or not here:  # a GPU newer than this list may be here
+        check_capability(capability, precision, package, version)
     if not here and package != "tensorrt_rtx":
         raise DeviceError(
             f"{package} builds for the GPU that is here only: pip install 'heatdetr[rtx]' to build "

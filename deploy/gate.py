@@ -141,7 +141,8 @@ def check_ap(
             "written"
         )
     accuracy: AccuracyCheck = {
-        "torch_ap": round(exact, 3), "ap": round(ours, 3), "drop": round(exact - ours, 3)
+        "torch_ap": round(exact, 3), "ap": round(ours, 3), "drop": round(exact - ours, 3),
+        "images": len(judge.data.records),
     }  # fmt: skip
     return {"accuracy_check": accuracy, **judge.thresholds(rows)}
 

@@ -99,7 +99,9 @@ def fitted(
 
 def roofline_ms(point: Published, figures: Figures, efficiencies: Efficiencies) -> float:
     """Return the roofline's milliseconds of a published network."""
-    setting = Setting(runtime=point.runtime, precision=point.precision, threads=1)
+    # On all cores, as a network given by its counts.
+    threads = max(1, figures.cores)
+    setting = Setting(runtime=point.runtime, precision=point.precision, threads=threads)
     if point.preset:
         network = preset(point.preset, input_size=point.input_size, global_block="oa")
         return sum(efficiencies.ms(entry, figures, setting) for entry in network.entries().values())

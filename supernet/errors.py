@@ -22,6 +22,7 @@ SECRETS = re.compile(rf"(?<=://)[^\s?#]+(?=@)|(?<=[?&;#])({SECRET_NAME})[^&\s]+"
 NO_MEMORY = re.compile(
     r"OutOfMemory|bad_alloc|Insufficient memory|(?:memory.*alloc|alloc.*memory)"
     r"|failed to map segment|can't start new thread"
+    r"|out of memory|_ALLOC_FAILED"  # CUDA, cuBLAS, cuDNN, NCCL
     r"|could not create a (?:memory|primitive)\b(?! desc)",  # oneDNN
     re.I,
 )

@@ -1,3 +1,4 @@
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,12 @@ import pytest
 import heat.stages.build as stage
 from heat.commands.find import recorded_head
 from heat.records import BuildPlan, OnDevice, SupernetPlan, Trained, TrainPlan
+from heat.spaces import search_space
+from heat.stages.build_done import is_profiled
 from heat.stages.build_plan import choose_input_size
 from heat.workspace import Workspace
 from latency_tables.devices import resolve
+from latency_tables.store import conditions_of
 from supernet.checkpoint import CheckpointInfo, save_checkpoint
 from supernet.data.coco import load_split
 from supernet.data.detection_set import Record
@@ -132,15 +136,19 @@ def test_a_build_takes_the_ratio_of_the_images(
         ({"threads": 7}, False),
         ({"device": "v100", "here": False, "source": "estimated"}, False),
         ({"precision": "bf16"}, False),
+        ({"runtime_version": "0.1"}, False),
+        ({"cores": 99}, False),
     ],
 )
-def test_a_profile_of_another_device_is_not_the_builds(
+def test_a_profile_of_another_machine_is_not_the_builds(
     other: dict[str, Any], kept: bool, tmp_path: Path
 ) -> None:
+    """After another ONNX Runtime was installed it went on, and compared no prediction."""
     workspace, target = Workspace(tmp_path), resolve("cpu", threads=1)
-    done = {
-        "space": {}, "device": target.name, "runtime": target.runtime, "threads": 1,
-        "precision": target.precision, "here": True, "source": "measured",
-    }  # fmt: skip
-    workspace.record("profile", done | other)
-    assert stage._is_profiled(workspace, {}, target) is kept
+    space = search_space("micro", input_size=(96, 128), num_classes=3)
+    conditions = asdict(conditions_of(target, (96, 128)))
+    own = {"conditions": conditions | other, "here": True, "source": "measured"}
+    workspace.record("profile", {**own, **other, "space": space.to_dict()})
+    assert is_profiled(workspace, space, target) is kept
+    other_space = search_space("micro", input_size=(96, 128), num_classes=4)
+    assert not is_profiled(workspace, other_space, target)

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from supernet.errors import HeatError
-from supernet.train.distributed import Group, per_process, seed_step, step_seed
+from supernet.errors import HeatError, UserError
+from supernet.train.distributed import Group, own_device, per_process, seed_step, step_seed
 from supernet.train.optimise import make_scaler
 from supernet.train.recipes import TrainConfig
 from supernet.train.stepper import Stepper
@@ -121,6 +121,16 @@ def test_losses_are_divided_by_the_count_of_the_whole_batch(
     monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
     mine = torch.tensor(1.0)
     assert float(per_process(mine)) == 8.0 and float(mine) == 1.0
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert own_device() == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"2 processes here.* there are 1: --nproc-per-node 1"):
+        own_device()
 
 
 def test_out_of_memory_in_one_process_ends_the_run_at_once() -> None:

@@ -1,12 +1,15 @@
 """An elastic supernet: its networks run on its own weights."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 
+from heat.spaces import search_space
+from heat.stages.elastic import of_every_block
 from heat.thinning.moves import State
 from supernet.errors import CheckpointError
 from supernet.heatdetr.architecture import Architecture
@@ -103,6 +106,18 @@ def test_gradients_reach_the_supernet_and_the_smallest_member_alone_only_its_par
         model(image)
     for name, value in elastic.state_dict().items():
         assert torch.equal(value, before[name]), f"{name}: statistics are recalibrated, not learnt"
+
+
+def test_networks_of_each_global_block_are_trained() -> None:
+    """On a GPU thinning may take the blocks of self-attention, which no network had trained.
+
+    Of those it may average the keys.
+    """
+    space = replace(search_space("micro", input_size=(64, 64), num_classes=2), global_choice=True)
+    supernet = Supernet(space)
+    for preferred, kinds in ((0, {"cw"}), (1, {"cw", "oa", "pool"})):
+        supernet.global_r.data = torch.tensor([2.0 * (index == preferred) for index in (0, 1)])
+        assert {member.architecture.global_block for member in of_every_block(supernet)} == kinds
 
 
 def test_members_without_weights_in_the_supernet_are_refused(unit: Architecture) -> None:

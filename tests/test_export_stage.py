@@ -13,7 +13,7 @@ import torch
 from deploy.form import Form
 from heat.commands.find import deployed_as
 from heat.spaces import search_space
-from heat.stages.build import _is_thinned
+from heat.stages.build_done import is_thinned
 from heat.stages.export import _facts
 from heat.stages.network import load_network
 from heat.stages.promise import Promise, is_network, is_run_so, promise_of
@@ -222,7 +222,7 @@ def test_a_build_goes_on_from_a_thinning_of_its_own_only(thinned: Path) -> None:
     def own(
         space: SearchSpace = record.space, target: Target = target, fps: float = record.target_fps
     ) -> bool:
-        return _is_thinned(workspace, space, target, Limits(target_fps=fps), "onnx")
+        return is_thinned(workspace, space, target, Limits(target_fps=fps), "onnx")
 
     assert own() and not own(fps=30.5) and not own(space=other_space)
     assert not own(target=replace(target, threads=record.threads + 1))
@@ -236,11 +236,13 @@ def test_a_build_goes_on_from_a_thinning_of_its_own_only(thinned: Path) -> None:
         workspace.record("export-onnx", exported)
         assert own() is kept
     path = workspace.root / "run.json"
-    text = json.loads(path.read_text())
+    kept = path.read_text()
+    text = json.loads(kept)
     text["stages"]["thin"]["finished"] = "2026-01-01T00:00:00+00:00"
-    path.write_text(json.dumps(text))
-    workspace.record("supernet", {"space": record.space.to_dict()})
-    assert not own()
+    for later in ("supernet", "profile"):
+        path.write_text(json.dumps(text))
+        workspace.record(later, {"space": record.space.to_dict()})
+        assert not own()
 
 
 def test_the_network_that_is_scored_is_the_one_asked_for(

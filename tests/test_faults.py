@@ -261,6 +261,8 @@ def test_remains_of_killed_writers_are_removed(tmp_path: Path) -> None:
         RuntimeError("could not create a primitive"),
         RuntimeError("can't start new thread"),
         ImportError("libx.so: failed to map segment from shared object"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
 def test_too_little_memory_is_one_line(error: Exception) -> None:

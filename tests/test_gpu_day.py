@@ -61,6 +61,10 @@ def test_what_is_done_is_not_done_again(rehearsed: tuple[Path, list[dict[str, An
     out, _ = rehearsed
     code, lines, _ = gpu_day("--rehearse", "--out", out)
     assert code == 0 and {line["state"] for line in lines} == {"done before"}
+    found = json.loads((out / "here.json").read_text())
+    (out / "here.json").write_text(json.dumps({**found, "torch": "0.1"}))
+    code, lines, _ = gpu_day("--rehearse", "--only", "here,nccl", "--out", out)
+    assert code == 0 and [line["state"] for line in lines] == ["done", "done before"]
 
 
 def test_a_failed_part_stops_no_other(

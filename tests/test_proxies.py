@@ -7,17 +7,21 @@ import pytest
 import torch
 
 from heat.spaces import search_space
+from heat.stages.supernet import train_supernet
 from heat.thinning.evaluation import Evaluations, split_held_out
 from heat.thinning.journal import Journal
 from heat.thinning.moves import State, ThinningRules
 from heat.thinning.proxies import choose, judge, random_moves, spearman
+from heat.workspace import Workspace
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import score_rows
-from supernet.errors import UserError
+from supernet.errors import DataError, UserError
 from supernet.heatdetr.fake_quant import simulate_int8
 from supernet.heatdetr.recalibrate import recalibrate
-from supernet.heatdetr.supernet import Supernet
+from supernet.heatdetr.supernet import SearchConfig, Supernet
+from supernet.train.recipes import SUPERNET
+from tests.short_training import first_images
 
 SPACE = search_space("micro", input_size=(96, 128), num_classes=4)
 
@@ -49,6 +53,12 @@ def test_a_state_differs_from_itself_in_nothing(evaluations: Evaluations) -> Non
     assert evaluations.loss_rise(full, full) == 0.0
     assert evaluations.distance(full, full) == pytest.approx(0.0, abs=1e-3)
     assert evaluations.ap_drop(full, full) == 0.0
+
+
+def test_a_supernet_of_few_images_says_what_is_kept_out(shapes: Path, tmp_path: Path) -> None:
+    data = first_images(shapes, 2)
+    with pytest.raises(DataError, match=r"1 of 2 images are kept out .* the others, 1 with"):
+        train_supernet(Workspace(tmp_path), data, SPACE, SUPERNET, SearchConfig())
 
 
 def test_features_move_further_the_more_is_cut(evaluations: Evaluations) -> None:

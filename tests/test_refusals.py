@@ -204,6 +204,10 @@ def test_a_fleet_names_its_file_and_network(tmp_path: Path) -> None:
         ('device = "cpu"\nthreads = 1\ntarget_fps = 1e9', "--target-fps 1e+09: no machine is so"),
         # The table that HEAT ships is of 80 classes.
         ('device = "v100"\ntarget_fps = 24\ntrust_table = true', "the table v100-tensorrt-f16-t1"),
+        (
+            'runtime = "torch"\nthreads = 1\ntarget_fps = 1',
+            "runtime = 'torch': no bundle",
+        ),
     ],
 )
 def test_a_fleet_is_refused_before_it_is_trained(

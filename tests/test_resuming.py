@@ -157,6 +157,31 @@ def test_a_state_of_other_parameter_groups_is_refused(
         files(2).load(resume=True, restart=False)
 
 
+def test_a_term_that_begins_late_has_the_mean_of_its_own_batches(
+    data: DetectionSet, smallest: Architecture, tmp_path: Path
+) -> None:
+    task, config = task_of(Detector(smallest), data), TrainConfig(epochs=2)
+    optimizer = make_optimizer(task.parameter_groups(config), config, torch.device("cpu"))
+    run = RunFiles(tmp_path, task, config, optimizer, Averaged(task.network, 0.9))
+    run.add({"boxes": 1.0}, 1)
+    run.add({"boxes": 3.0, "unlabelled": 4.0}, 1)
+    assert run.means() == {"boxes": 2.0, "unlabelled": 4.0}
+
+
+def test_scores_of_another_val_split_are_not_compared(
+    data: DetectionSet, smallest: Architecture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running = Running(judge=lambda network: {"ap": 0.9}, judge_every=1, judged_on="easy")
+    fit(Detector(smallest), data, replace(CONFIG, epochs=1), tmp_path, running)
+    assert (tmp_path / "best.safetensors").exists()
+    other = replace(running, judge=lambda network: {"ap": 0.1}, judged_on="hard", resume=True)
+    fit(Detector(smallest), data, CONFIG, tmp_path, other)
+    history = read_info(tmp_path / "weights.safetensors").history
+    assert [row.get("ap") for row in history] == [None, 0.1]
+    assert read_info(tmp_path / "best.safetensors").epoch == 2
+    assert "the val split has changed" in capsys.readouterr().err
+
+
 def test_a_finished_run_is_kept(data: DetectionSet, small: Architecture, tmp_path: Path) -> None:
     fit(Detector(small), data, CONFIG, tmp_path)
     before = (tmp_path / "weights.safetensors").read_bytes()

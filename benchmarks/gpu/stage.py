@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import device
 import torch
 
 from latency_tables.cuda_graph import CpuGraph, CudaGraph, Recorder
-from latency_tables.probe.machine import detect_gpus
 from supernet.atomic import write_text
 
 Item = TypeVar("Item")
@@ -46,7 +46,11 @@ class Stage:
         self._path = options.out / f"{name}.json"
         self._started = time.monotonic()
         self._end = options.until or self._started + ALONE_S
-        where = self._where()
+        where = {
+            **device.facts(rehearsed=self.rehearse),
+            "cuda": torch.version.cuda,
+            "date": time.strftime("%Y-%m-%d"),
+        }
         before = self._before()
         if any(before.get(key) != where[key] for key in SAME):
             before = {}
@@ -60,18 +64,6 @@ class Stage:
             return found
         except (OSError, ValueError):
             return {}
-
-    def _where(self) -> dict[str, Any]:
-        gpus = detect_gpus()
-        found = {**gpus[0].to_json()} if gpus else {}
-        found.pop("clock_now", None)
-        return {
-            "rehearsed": self.rehearse,
-            "device": "this CPU, a rehearsal" if self.rehearse else found,
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            "date": time.strftime("%Y-%m-%d"),
-        }
 
     @property
     def device(self) -> torch.device:

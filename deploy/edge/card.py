@@ -91,6 +91,7 @@ class AccuracyCheck(TypedDict):
     torch_ap: float
     ap: float
     drop: float
+    images: NotRequired[int]
 
 
 class Thresholds(TypedDict):

@@ -90,6 +90,11 @@ def build_engine(model: bytes, *, capability: str = "", cache: Path | None = Non
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if hasattr(trt.BuilderFlag, "TF32"):
         config.clear_flag(trt.BuilderFlag.TF32)  # f32 is f32
+    precisions = typed_precisions(network)
+    if not hasattr(flags, "STRONGLY_TYPED"):  # before 9 the builder asks for what may be used
+        for name, flag in (("f16", "FP16"), ("int8", "INT8")):
+            if name in precisions and hasattr(trt.BuilderFlag, flag):
+                config.set_flag(getattr(trt.BuilderFlag, flag))
     if capability:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
@@ -105,7 +110,7 @@ def build_engine(model: bytes, *, capability: str = "", cache: Path | None = Non
         temporary.write_bytes(bytes(timings.serialize()))
         temporary.replace(cache)
     outputs = [network.get_output(index).name for index in range(network.num_outputs)]
-    return Built(bytes(built), typed_precisions(network), outputs)
+    return Built(bytes(built), precisions, outputs)
 
 
 def typed_precisions(network: Any) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Reads a fleet file: one supernet serves a fleet, a network for each of its devices."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast, get_args
 
@@ -114,6 +114,21 @@ def _limits(values: MemberTable) -> Limits:
     )
 
 
+def _refuse_unexported(candidates: "Sequence[Candidate]") -> None:
+    """Raise `UserError` for a runtime that no bundle is for, and for a GPU's that is on its CPU."""
+    from deploy.form import FORMAT_OF
+
+    for target in (target for candidate in candidates for target in candidate.targets):
+        on_gpu = target.device.kind == "cuda"
+        known = ("tensorrt",) if on_gpu else tuple(FORMAT_OF)
+        if target.runtime not in known:
+            where = " on a GPU" if on_gpu else ""
+            raise UserError(
+                f"runtime = {target.runtime!r}: no bundle runs in it{where}: one of "
+                f"{', '.join(known)}"
+            )
+
+
 def _check_tables(workspace: Workspace, candidate: "Candidate", trust: bool) -> None:
     """Raise `TableError` where the table of a device that is not here has no rows of the space."""
     from latency_tables.store import open_table
@@ -152,6 +167,7 @@ def find_members(
                 trust=trust,
             )
             refuse_impossible(candidates)
+            _refuse_unexported(candidates)
             for candidate in candidates:
                 _check_tables(workspace, candidate, trust)
         except (DeviceError, TableError, UserError) as error:

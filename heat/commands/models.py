@@ -150,6 +150,9 @@ def export(
         format = last_format(workspace, stages if ladder is None else stages[::-1])
     if gpu is not None and format != "tensorrt":
         raise UserError(f"--gpu is for engines: --format tensorrt, not {format}")
+    here = gpu_here()
+    if here is not None and gpu == here[1]:
+        gpu = None  # it is run
     if gpu is not None:
         refuse_beside(
             f"--gpu {gpu}", {f"--device {device}": device}, "the engine is not run, leave it out"
@@ -177,7 +180,7 @@ def export(
         target = last_target(workspace, "cpu", "onnxruntime", threads, "f32", stages=stages)
     else:
         if device is None and format == "tensorrt":
-            device = "cuda" if gpu_here() else "cpu"  # where there is none it is said how
+            device = "cuda" if here is not None else "cpu"  # where there is none it is said how
         if far:
             # Thinned by a table for a device that is not here: checked and timed on this machine.
             target = find_target(device or "cpu", runtime, threads, precision)

@@ -114,7 +114,7 @@ def train(
     from supernet.train.recipes import recipe as recipe_of
     from supernet.train.running import Running
 
-    from ..stages.train import judge_on
+    from ..stages.train import judge_on, numbered_as_inherited
     from ..stages.train import train as run
 
     if not resume:  # runs of older versions began from two
@@ -145,6 +145,8 @@ def train(
         inherit = True
         epochs = finetune_epochs(workspace, chosen) if epochs is None else epochs
         learning_rate = FINETUNE_RATE if learning_rate is None else learning_rate
+    if inherit:
+        train_set = numbered_as_inherited(workspace, train_set)
     config = recipe_of(
         recipe,
         epochs=epochs,
@@ -158,11 +160,11 @@ def train(
         precision=precision,
         seed=seed,
     )
-    judge = None
+    judge, judged_on = None, ""
     if eval_every and find_split(data, "val") is not None:
         # Matched to the classes that are trained, and refused now where that cannot be.
         val_set = find_data(workspace, data, "val").numbered_as(train_set.names)
-        judge = judge_on(val_set)
+        judge, judged_on = judge_on(val_set), val_set.digest
         if patience is not None and not val_set.num_boxes:
             raise UserError(f"--patience {patience}: no object in {val_set.split}, its AP is none")
     running = Running(
@@ -173,6 +175,7 @@ def train(
         compile=compile,
         tensorboard=tensorboard,
         judge=judge,
+        judged_on=judged_on,
         judge_every=eval_every,
         patience=patience,
     )

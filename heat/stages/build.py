@@ -33,8 +33,9 @@ from ..thinning.candidates import Candidate
 from ..thinning.ceiling import refuse_impossible
 from ..thinning.limits import Limits
 from ..thinning.proxies import ApDropBy
-from ..thinning.thinned import find_thinned, need_thinned
+from ..thinning.thinned import need_thinned
 from ..workspace import Workspace
+from .build_done import is_profiled, is_thinned
 from .build_plan import (
     SUPERNET_EPOCHS,
     SUPERNET_SHARE,
@@ -47,7 +48,7 @@ from .build_plan import (
     training_budgets,
 )
 from .evaluate import evaluate_bundle
-from .export import Wish, export, export_of
+from .export import Wish, export
 from .profile import profile
 from .supernet import search_of, train_supernet
 from .thin import thin
@@ -121,7 +122,7 @@ def build(
         plan = _plan(workspace, target, data, asked)
         chosen = SearchSpace.from_dict(plan["space"], "run.json")
         begin("profile")
-        if not _is_profiled(workspace, plan["space"], target):
+        if not is_profiled(workspace, chosen, target):
             profile(workspace, target, chosen)
         begin("supernet")
         epochs = _supernet_epochs(workspace, plan, chosen, data, time.monotonic() - started)
@@ -136,7 +137,7 @@ def build(
             backbone=backbone, running=replace(running, budget=budget),
         )  # fmt: skip
         begin("thin")
-        if not _is_thinned(workspace, chosen, target, limits, format):
+        if not is_thinned(workspace, chosen, target, limits, format):
             ap_drop: ApDropBy = "auto" if minutes >= PROXY_MINUTES else "mass"
             thin(workspace, [Candidate(chosen, (target,), (limits,))], data=data, ap_drop=ap_drop)
         begin("train")
@@ -298,29 +299,3 @@ def _say_replanned(
         late_s = epochs * epoch_seconds - budget_s
         text = f"plan: {what} keeps {epochs} epochs, the fewest: {facts}, the build ends "
         print(f"{text}{late_s:.0f} s late", file=sys.stderr)
-
-
-def _is_profiled(workspace: Workspace, space: object, target: Target) -> bool:
-    """Return whether the last profile measured this space on this machine, as it is to be run."""
-    found = workspace.stage("profile")
-    asked = {key: getattr(target, key) for key in ("runtime", "precision", "threads")}
-    asked |= {"space": space, "device": target.name, "here": True, "source": "measured"}
-    return all(found.get(key) == value for key, value in asked.items())
-
-
-def _is_thinned(
-    workspace: Workspace, space: SearchSpace, target: Target, limits: Limits, format: Format
-) -> bool:
-    """Return whether the last thinning was of this build's supernet, as asked, and came true."""
-    found = find_thinned(workspace)
-    exported = export_of(workspace, format)
-    head = space.template.head
-    broken = exported.get("broken") and exported.get("head", head) == head  # not of --head
-    return (
-        found is not None
-        and found.met
-        and found.space == space
-        and found.is_for(target, limits)
-        and workspace.finished("thin") >= workspace.finished("supernet")
-        and not broken
-    )

@@ -142,9 +142,7 @@ def _planned(
             )
         return kept
     if fleet is None:
-        space, logits = supernet.space, supernet.logits()
-        states = whole_chain(space, logits, ThinningRules())
-        members, asked = members_of(states, space, logits), []
+        members, asked = of_every_block(supernet), []
     else:
         refuse_several_processes()
         size = supernet.space.template.input_size
@@ -163,6 +161,19 @@ def _planned(
         write_text(path, json.dumps(plan, indent=1) + "\n")
     print(f"elastic: {len(members)} networks are trained together", file=sys.stderr)
     return members, asked
+
+
+def of_every_block(supernet: Supernet) -> list[Member]:
+    """Return the networks of the chain of every global block that a device may be given."""
+    logits, found = supernet.logits(), []
+    kinds = {supernet.space.template.global_block}
+    if supernet.space.global_choice:
+        kinds = {"cw", supernet.best_global_block()}
+    for kind in sorted(kinds):
+        template = supernet.space.template.with_(global_block=kind)
+        space = replace(supernet.space, template=template, global_choice=False)
+        found += members_of(whole_chain(space, logits, ThinningRules()), space, logits)
+    return by_size(found)
 
 
 def _ways(

@@ -76,12 +76,13 @@ def _say_published(table: LatencyTable) -> None:
     facts = table.facts["estimate"].get("published")
     if not facts:
         return
-    worst = max(abs(error) for error in facts["leave_one_out"].values())
+    errors = [abs(error) for error in facts["leave_one_out"].values()]
     other = "" if facts["runtime"] == table.conditions.runtime else ", another runtime"
+    rest = f"; each predicted by the rest within {100 * max(errors):.0f} %" if errors else ""
     print(
         f"corrected by {len(facts['points'])} networks timed there by others "
-        f"({facts['runtime']} {facts['precision']}{other}): {', '.join(facts['points'])}; each "
-        f"predicted by the rest within {100 * worst:.0f} %",
+        f"({facts['runtime']} {facts['precision']}{other}): {', '.join(facts['points'])}"
+        f"{rest}",
         file=sys.stderr,
     )
 

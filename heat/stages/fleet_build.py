@@ -157,7 +157,9 @@ def _shipped(workspace: Workspace, exported: Mapping[str, Any]) -> Result:
     """Return what is known of a member by its thinning and its export."""
     thinned = workspace.stage("thin")
     checked = exported.get("accuracy_check") or {}
-    ap = {"ap": round(checked["ap"] / 100, 5)} if checked.get("ap") is not None else {}
+    ap: Result = {}
+    if checked.get("ap") is not None:
+        ap = {"ap": round(checked["ap"] / 100, 5), "ap_images": checked.get("images")}
     return {
         **thinned,
         **ap,

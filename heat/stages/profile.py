@@ -5,6 +5,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict
 
+from deploy.edge.engine import tensorrt
 from latency_tables.devices import Target
 from latency_tables.models import write_network
 from latency_tables.networks import reference_architecture
@@ -14,6 +15,7 @@ from latency_tables.sidecar import Facts
 from latency_tables.table import LatencyTable
 from latency_tables.table_file import write_table
 from latency_tables.threads import best_count, describe, thread_check, trouble
+from supernet.errors import DeviceError
 from supernet.heatdetr.supernet import SearchSpace
 
 from ..records import Result
@@ -26,6 +28,7 @@ from ..workspace import Workspace
 def profile(workspace: Workspace, target: Target, space: SearchSpace) -> Result:
     """Measure what the table lacks of a space, then check it with whole networks."""
     started = time.monotonic()
+    refuse_without_nms(target)
     warn(target)
     threads = warn_of_threads(target, space.template.input_size)
     with ExitStack() as locks:
@@ -39,6 +42,15 @@ def profile(workspace: Workspace, target: Target, space: SearchSpace) -> Result:
             table.facts["threads"] = threads
         report(table)
         return record(workspace, target, space, table, time.monotonic() - started)
+
+
+def refuse_without_nms(target: Target) -> None:
+    """Refuse a TensorRT that cannot build what is timed: RTX's has no NMS layer."""
+    if target.runtime == "tensorrt" and tensorrt()[1] != "tensorrt":
+        raise DeviceError(
+            "TensorRT for RTX has no NMS, with which networks are timed: pip install "
+            "'heatdetr[tensorrt]' on this machine, or --runtime onnxruntime"
+        )
 
 
 def warn_of_threads(

@@ -9,7 +9,7 @@ import torch
 
 from supernet.checkpoint import WEIGHTS, read_info
 from supernet.data.detection_set import DetectionSet, check_trainable
-from supernet.errors import CheckpointError
+from supernet.errors import CheckpointError, DataError
 from supernet.heatdetr.place import local_name
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
 from supernet.train.loop import fit
@@ -76,7 +76,13 @@ def train_supernet(
     network = Supernet(space, search)
     start: dict[str, str] = {}
     loaded = start_from(backbone, network, start)
-    part, _ = split_held_out(data)
+    part, held = split_held_out(data)
+    if len(part.records) < 2 or not part.num_boxes:
+        raise DataError(
+            f"{data.annotation_path}: {len(held.records)} of {len(data.records)} images are kept "
+            f"out of the supernet's training, and the others, {len(part.records)} with "
+            f"{part.num_boxes} boxes, are too few: add images"
+        )
     with workspace.training(workspace.supernet):
         done = fit(network, part, config, workspace.supernet, running, start=start)
 

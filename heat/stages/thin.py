@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from latency_tables.store import conditions_of
 from latency_tables.table_file import write_table
 from supernet.atomic import replacing
+from supernet.data.coco import find_split
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import PromiseError, UserError
 from supernet.progress import Progress
@@ -18,6 +19,7 @@ from ..records import Result
 from ..thinning.again import run_again
 from ..thinning.candidates import Candidate, CandidateSearch, open_search
 from ..thinning.ceiling import refuse_impossible
+from ..thinning.evaluation import split_held_out
 from ..thinning.frontier import write_frontier
 from ..thinning.greedy import Trial
 from ..thinning.moves import ThinningRules
@@ -25,7 +27,7 @@ from ..thinning.proxies import ApDropBy
 from ..thinning.result import floor_error, result_of, write_moves
 from ..thinning.search import Method
 from ..thinning.settle import CHECKED_MARGIN, settle
-from ..thinning.source import load_source
+from ..thinning.source import Source, check_fits, load_source
 from ..thinning.thinned import STAGE
 from ..workspace import Workspace
 from .inherited import write_inherited
@@ -70,6 +72,10 @@ def thin(
     }.values():
         warn(target)
     source = load_source(workspace, candidates[0].space)
+    if data is not None and source.supernet is not None:
+        check_fits(source.supernet, candidates[0].space, workspace)
+        data = data.numbered_as(source.names)
+        _check_images(source, data, needed=len(candidates) > 1 or ap_drop in ("loss", "ap"))
     if source.supernet is not None and source.supernet.elastic and data is None:
         raise UserError(
             "BatchNorm of the network that an elastic supernet hands on is recalibrated on images: "
@@ -155,6 +161,29 @@ def _show_steps(search: CandidateSearch, bar: Progress) -> None:
         bar.reach(round(100 * way), f"{chosen.fps:.1f} FPS predicted, then measured")
 
     chain.on_step = on_step
+
+
+def _check_images(source: Source, data: DetectionSet, *, needed: bool) -> None:
+    """Refuse, where losses and AP are `needed`, to read them on what the supernet has learnt.
+
+    And warn where the set is not the one of its training.
+    """
+    assert source.supernet is not None
+    elastic = source.supernet.elastic
+    if elastic and needed and find_split(data.root, "val") is None:
+        raise UserError(
+            "an elastic supernet is trained on all training images: losses and AP are read on a "
+            f"val split, and {data.root} has none: add one, or take one --input-size, one "
+            "--precision and --ap-drop mass"
+        )
+    part, _ = split_held_out(data)
+    if not elastic and source.images not in (None, len(part.records)):
+        print(
+            f"warning: the supernet was trained on {source.images} images, of those that are here "
+            f"it would be {len(part.records)}: losses and AP may be of images that it has learnt "
+            "(heat supernet --restart trains it on these)",
+            file=sys.stderr,
+        )
 
 
 def _refuse_twice(candidates: Sequence[Candidate]) -> None:

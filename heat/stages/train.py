@@ -71,7 +71,11 @@ def train(
     architecture = architecture.with_(num_classes=data.num_classes)
     torch.manual_seed(config.seed)
     start: dict[str, str] = {}
-    network = _inherited(workspace, architecture, start) if from_supernet else build(architecture)
+    network: Network
+    if from_supernet:
+        network = _inherited(workspace, architecture, data.names, start)
+    else:
+        network = build(architecture)
     loaded = start_from(backbone, network, start)
     taken = None if weights is None else _take(weights, workspace, network, data.names, start)
     network.set_drop_path(config.drop_path)
@@ -177,15 +181,38 @@ def start_from(backbone: Path | None, network: Network, start: dict[str, str]) -
     return loaded.facts()
 
 
+def numbered_as_inherited(workspace: Workspace, data: DetectionSet) -> DetectionSet:
+    """Return data with its classes numbered as those of the weights that are inherited.
+
+    As they are where there are no such weights.
+    """
+    thin = workspace.architecture
+    ready = inherited_of(workspace, Architecture.load(thin)) if thin.exists() else None
+    path = ready or workspace.supernet / WEIGHTS
+    return data.numbered_as(read_info(path).names) if path.exists() else data
+
+
 def _inherited(
-    workspace: Workspace, architecture: AnyArchitecture, start: dict[str, str]
+    workspace: Workspace,
+    architecture: AnyArchitecture,
+    names: Sequence[str],
+    start: dict[str, str],
 ) -> Detector:
-    """Return the thinned network with the supernet's weights; note their digest in `start`."""
+    """Return the thinned network with the supernet's weights; note their digest in `start`.
+
+    The data's class `names` are to be in the order of the supernet's.
+    """
     thinned = need_thinned(workspace)
     thin = Architecture.load(workspace.architecture)
     if thin != architecture:
         raise UserError("--inherit needs the thinned architecture: run heat thin again")
     ready = inherited_of(workspace, thin)
+    path = ready or workspace.supernet / WEIGHTS
+    if path.exists() and read_info(path).names != tuple(names):
+        raise UserError(
+            f"the classes of {path} are others, or in another order, than those of the data: "
+            "heat supernet --restart"
+        )
     if ready is not None:
         network = Detector(thin)
         load_weights(ready, network)

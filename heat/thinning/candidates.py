@@ -10,14 +10,15 @@ from latency_tables.plan import LAZY, Checks
 from latency_tables.pricing import Latency
 from latency_tables.store import conditions_of, open_table
 from latency_tables.table import LatencyTable
-from supernet.data.detection_set import DetectionSet
+from supernet.data.coco import find_split, load_split
+from supernet.data.detection_set import DetectionSet, evenly
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
 from supernet.heatdetr.supernet import SearchSpace
 
 from ..tables import table_lock
 from ..workspace import Workspace
-from .evaluation import Evaluations, images_digest
+from .evaluation import MAX_HELD_OUT, Evaluations, images_digest
 from .filling import lacks, measure_table, refresh
 from .greedy import Trial
 from .journal import Journal, fingerprint
@@ -107,18 +108,21 @@ def open_search(
                 locks.enter_context(table_lock(workspace, conditions_of(target, size)))
         evaluations, of = None, ""
         if source.supernet is not None and data is not None:
+            scored = _val_split(data, source) if source.supernet.elastic else None
             of = fingerprint(
                 supernet=source.digest,
                 data=data.digest,
                 images=images_digest(data),
+                **({"scored": scored.digest} if scored is not None else {}),
                 block=space.template.global_block,
                 kind="readings, statistics as in training",
                 shown=asdict(source.augment),
             )
             journal = Journal(workspace.root / "thin" / "readings.jsonl", of)
             evaluations = Evaluations(
-                source.supernet, space, data, source.logits, journal, augment=source.augment
-            )
+                source.supernet, space, data, source.logits, journal, augment=source.augment,
+                scored=scored,
+            )  # fmt: skip
         if ap_drop == "auto" and source.supernet is not None and source.supernet.elastic:
             ap_drop = "mass"  # the chain whose networks were trained
         evaluator = choose(ap_drop, evaluations, space, source.logits, rules)
@@ -146,6 +150,14 @@ def open_search(
             evaluated="" if evaluator.name == "mass" else of,
         )
         yield CandidateSearch(candidate, chain, goals, evaluator, evaluations, measured, based_on)
+
+
+def _val_split(data: DetectionSet, source: Source) -> DetectionSet | None:
+    """Return images that an elastic supernet, which learns all others, was not trained on."""
+    if find_split(data.root, "val") is None:
+        return None
+    val = load_split(data.root, "val").numbered_as(source.names)
+    return val.of(evenly(val.records, MAX_HELD_OUT))
 
 
 def _content(table: LatencyTable) -> list[tuple[str, float]]:

@@ -34,7 +34,7 @@ MEANING: Mapping[str, str] = {
     "mass": "share of importance mass, percent",
     "features": "distance of features, percent",
     "loss": "rise of the detection loss, percent",
-    "ap": "AP on training images that are kept out, points",
+    "ap": "AP on images that the supernet was not trained on, points",
 }
 
 

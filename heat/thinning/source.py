@@ -30,6 +30,10 @@ class Source:
     """Of the supernet's weights."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """How the supernet was shown images in training."""
+    names: tuple[str, ...] = ()
+    """Classes of the supernet, in the order of its head."""
+    images: int | None = None
+    """Images that the supernet was trained on, where that is known."""
 
     @property
     def name(self) -> str:
@@ -83,8 +87,16 @@ def load_source(workspace: Workspace, space: SearchSpace, *, elastic: bool = Tru
             "--logit-learning-rate"
         )
     path = (workspace.elastic if supernet.elastic else workspace.supernet) / WEIGHTS
-    augment = augment_of(read_info(path))
-    return Source(supernet, logits, file_digest(path), augment)
+    info = read_info(path)
+    images = info.facts.get("images")
+    return Source(
+        supernet,
+        logits,
+        file_digest(path),
+        augment_of(info),
+        info.names,
+        images if isinstance(images, int) else None,
+    )
 
 
 def load_supernet(workspace: Workspace) -> Supernet | None:

@@ -254,9 +254,10 @@ class Supernet(Detector):
         """Return r of every position as numbers."""
         return {place: tuple(mixture.r.tolist()) for place, mixture in self.mixtures()}
 
-    def named_logits(self) -> dict[str, tuple[float, ...]]:
-        """Return r by names as `s3_7`, and the global block's where it is searched."""
-        found = {local_name(*place): r for place, r in self.logits().items()}
+    def named_logits(self, weights: Mapping[str, Tensor]) -> dict[str, tuple[float, ...]]:
+        """Return r of a state dict by names as `s3_7`, the global block's too if it is searched."""
+        places = [local_name(*place) for place, _ in self.mixtures()]
+        found = {place: tuple(weights[f"units.{place}.r"].tolist()) for place in places}
         if self.space.global_choice:
-            found["global"] = tuple(self.global_r.tolist())
+            found["global"] = tuple(weights["global_r"].tolist())
         return found

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import UserError
+
 LONGEST_WAIT = timedelta(hours=24)
 """Most time that processes wait for one another.
 
@@ -112,10 +114,19 @@ def first_process() -> bool:
 
 
 def own_device() -> torch.device:
-    """Return the GPU of this process where there are any, else the CPU."""
+    """Return the GPU of this process where there are any, else the CPU.
+
+    Raises `UserError` where torchrun started more processes on a machine than it has GPUs.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    index, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if index >= gpus:
+        raise UserError(
+            f"torchrun started {os.environ.get('LOCAL_WORLD_SIZE', index + 1)} processes here, "
+            f"each needs a GPU and there are {gpus}: --nproc-per-node {gpus}"
+        )
+    return torch.device("cuda", index)
 
 
 @contextmanager

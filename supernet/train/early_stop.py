@@ -1,6 +1,8 @@
 """When a training stops early: after a number of epochs without a higher AP."""
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..checkpoint import EpochRow
 
@@ -31,6 +33,20 @@ def stop_line(history: Sequence[EpochRow], planned: int) -> str:
         f"{epochs_without_gain(history)} epochs ({best['ap']:.4f} at epoch {best['epoch']}); "
         "--resume with a larger --patience goes on"
     )
+
+
+def forget_scores(history: Sequence[EpochRow], best: Path | None) -> None:
+    """Drop the AP of epochs, and the weights of the `best`: the val split was another then."""
+    for row in history:
+        row.pop("ap", None)
+        row.pop("ap50", None)
+    if best is not None:
+        best.unlink(missing_ok=True)
+        print(
+            "warning: the val split has changed since this training began: the AP of its earlier "
+            "epochs is not compared",
+            file=sys.stderr,
+        )
 
 
 def _best(history: Sequence[EpochRow]) -> EpochRow | None:

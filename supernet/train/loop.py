@@ -110,6 +110,7 @@ def run_task(
             writes=group.leads,
             tensorboard=running.tensorboard,
         )
+        run.judged_on = running.judged_on
         try:
             run.load(resume=running.resume, restart=running.restart, patience=running.patience)
             group.wait()  # nobody writes before everybody has read
@@ -213,9 +214,7 @@ def train_epoch(loop: Loop, batches: Iterator[Batch], bar: Progress | None) -> d
             _skip(loop)
             continue
         run.average.update(run.network, step)
-        for key, value in losses.items():
-            run.sums[key] = run.sums.get(key, 0.0) + value
-        run.counted += accumulated
+        run.add(losses, accumulated)
         if bar is not None:
             loss, rate = sum(losses.values()) / accumulated, config.learning_rate * factor
             note = f"epoch {epoch + 1} loss {loss:.3f} lr {rate:.1e} {memory_mb():.0f} MB"
@@ -226,7 +225,7 @@ def train_epoch(loop: Loop, batches: Iterator[Batch], bar: Progress | None) -> d
         if replanned or time.monotonic() - saved > SAVE_EVERY_S:
             run.save_state()
             saved = time.monotonic()
-    return {key: value / run.counted for key, value in run.sums.items()}
+    return run.means()
 
 
 def _say_if_not_learning(loop: Loop, terms: Mapping[str, float]) -> None:

@@ -15,7 +15,7 @@ import torch
 from ..atomic import append_line, write_bytes, write_text
 from ..checkpoint import WEIGHTS, CheckpointInfo, EpochRow, save_checkpoint
 from ..errors import CheckpointError, UserError, wrong_format
-from .early_stop import best_epoch, epochs_without_gain
+from .early_stop import best_epoch, epochs_without_gain, forget_scores
 from .fingerprint import Fingerprint, differences
 from .optimise import Averaged
 from .recipes import TrainConfig
@@ -75,6 +75,10 @@ class RunFiles:
         """Sums of the losses of those steps, where they were finite."""
         self.counted = 0
         """Batches in those sums."""
+        self.begun: dict[str, int] = {}
+        """Batches of the epoch before a term of the loss began, by its name."""
+        self.judged_on = ""
+        """Digest of what AP is computed on."""
         self.skipped = 0
         """Steps without a finite loss, of the whole run."""
         self.threads: int | None = None
@@ -117,7 +121,7 @@ class RunFiles:
 
         With `patience` the run is finished where AP has not risen for so many epochs.
         """
-        self.epoch, self.steps, self.sums, self.counted = epoch, 0, {}, 0
+        self.epoch, self.steps, self.sums, self.counted, self.begun = epoch, 0, {}, 0, {}
         if not self.writes:
             return
         row = {"epoch": epoch, **facts}
@@ -135,6 +139,19 @@ class RunFiles:
         for key, value in facts.items():
             if self.board is not None:
                 self.board.add_scalar(key, value, epoch)
+
+    def add(self, losses: Mapping[str, float], batches: int) -> None:
+        """Add the terms of the loss of some batches."""
+        for key, value in losses.items():
+            self.begun.setdefault(key, self.counted)
+            self.sums[key] = self.sums.get(key, 0.0) + value
+        self.counted += batches
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each term, over the batches since it began."""
+        return {
+            key: value / (self.counted - self.begun.get(key, 0)) for key, value in self.sums.items()
+        }
 
     def shorten(self, epochs: int, **facts: float) -> None:
         """Plan fewer epochs in all; `facts`, the reason, are logged."""
@@ -169,6 +186,8 @@ class RunFiles:
             "steps": self.steps,
             "sums": self.sums,
             "counted": self.counted,
+            "begun": self.begun,
+            "judged_on": self.judged_on,
             "network": self.network.state_dict(),
             "average": self.average.weights,
             "optimizer": self.optimizer.state_dict(),
@@ -256,11 +275,13 @@ class RunFiles:
         self.history, self.skipped = state["history"], state["skipped"]
         self.epoch, self.steps, self.sums = state["epoch"], state["steps"], state["sums"]
         self.threads = state.get("threads")
-        self.counted = state["counted"]
+        self.counted, self.begun = state["counted"], state.get("begun", {})
         self.task.load_state(state.get("task", {}))
         self.stopped = stopped
         if not self.finished:
             self.event("resume", epoch=self.epoch, steps=self.steps, epochs=epochs)
+            if state.get("judged_on", self.judged_on) != self.judged_on:
+                forget_scores(self.history, self.best if self.writes else None)
 
     def _save_weights(self, path: Path) -> None:
         facts = {

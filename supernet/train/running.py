@@ -37,6 +37,8 @@ class Running:
     """Write event files for TensorBoard too."""
     judge: Judge | None = None
     """Scores the averaged weights every `judge_every` epochs."""
+    judged_on: str = ""
+    """Digest of what it scores on: scores of other images are not compared."""
     judge_every: int = 10
     """Epochs between two scores; the last epoch always has one. 0 for none."""
     patience: int | None = None

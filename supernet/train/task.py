@@ -193,6 +193,7 @@ class SupernetTask(DetectionTask):
         """Train `network` on `data`, whose classes it has."""
         super().__init__(network, data)
         self.supernet = network
+        self._average: Averaged | None = None
         self.description = network.space.to_json()
 
     def facts(self) -> dict[str, object]:
@@ -203,9 +204,14 @@ class SupernetTask(DetectionTask):
         """Return the settings of the search."""
         return {"search": asdict(self.supernet.config)}
 
+    def begin(self, average: Averaged, group: Group) -> None:
+        """Take the averaged weights of the run, which are those that are thinned."""
+        self._average = average
+
     def traces(self) -> Traces:
-        """Return the selection logits, to be drawn over time."""
-        return {"r": {place: list(r) for place, r in self.supernet.named_logits().items()}}
+        """Return the averaged selection logits, to be drawn over time."""
+        own = self._average.weights if self._average is not None else self.supernet.state_dict()
+        return {"r": {place: list(r) for place, r in self.supernet.named_logits(own).items()}}
 
     def start_epoch(self, epoch: float, epochs: int) -> None:
         """Set the temperature of the selection."""
