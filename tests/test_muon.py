@@ -1,12 +1,15 @@
 """Muon: orthogonal updates of convolutions, AdamW for the rest, exact after loading its state."""
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from supernet.detr.detr import Host
+from supernet.errors import UserError
 from supernet.network import build, find_architecture
 from supernet.train import optimise
 from supernet.train.muon import RMS, MuonAdamW, is_matrix, orthogonalised
@@ -16,7 +19,8 @@ from supernet.train.optimise import (
     parameter_groups,
     parameter_groups_of_detr,
 )
-from supernet.train.recipes import TrainConfig
+from supernet.train.recipes import DETR_RATE, TrainConfig
+from tests.command_line import fails
 
 MUON = TrainConfig(optimizer="muon")
 
@@ -87,6 +91,31 @@ def test_linear_maps_are_orthogonal_in_detrs_family() -> None:
     assert {f"{layer}.linear1.weight", f"{layer}.self_attn.in_proj_weight"} <= found
     assert any(name.startswith("backbone.") for name in found)
     assert not found & {"query_embed.weight", "bbox_embed.0.layers.2.weight", f"{layer}.norm1.bias"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "rate"),
+    [
+        (["--architecture", "sam-detr-s"], DETR_RATE),
+        (["--architecture", "sam-detr-s", "--learning-rate", 1e-3], 1e-3),
+        (["--architecture", "sam-detr-s", "--recipe", "sam-detr"], 1e-4),
+        (["--architecture", "pico"], 1e-3),
+    ],
+)
+def test_detrs_family_has_a_rate_of_its_own(
+    asked: list[object], rate: float, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[TrainConfig] = []
+
+    def run(
+        _: object, data: object, architecture: object, config: TrainConfig, **more: Any
+    ) -> None:
+        seen.append(config)
+        raise UserError("seen")
+
+    monkeypatch.setattr("heat.stages.train.train", run)
+    assert "seen" in fails(2, "train", "--data", shapes, *asked, "--out", tmp_path)
+    assert seen[0].learning_rate == rate
 
 
 def test_tables_of_heatdetr_are_left_to_adamw() -> None:

@@ -119,7 +119,9 @@ def typed_precisions(network: Any) -> dict[str, int]:
     A strongly typed network is built in these types and no others.
     """
     trt, _ = tensorrt()
-    names = {trt.float32: "f32", trt.float16: "f16", trt.bfloat16: "bf16"}
+    names = {trt.float32: "f32", trt.float16: "f16"}
+    if hasattr(trt, "bfloat16"):  # from 9 on
+        names[trt.bfloat16] = "bf16"
     heavy = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     quantized = {

@@ -89,9 +89,9 @@ def train(
             as labelled ones, and the averaged weights of the run label them as soon as they find
             30 % of the labelled objects; each box counts as often as such boxes are right on the
             labelled images.
-        recipe: small trains from scratch on small sets; 1x and 3x are the paper's; detr and
-            sam-detr are their authors'; mtkd fine-tunes a trained DETR (--weights) so that accuracy
-            holds with ACT of --rounds.
+        recipe: small trains from scratch on small sets, DETR's family at a rate of 4e-4; 1x and 3x
+            are the paper's; detr and sam-detr are their authors'; mtkd fine-tunes a trained DETR
+            (--weights) so that accuracy holds with ACT of --rounds.
         schedule: Cosine, or the steps of a paper.
         assign: Label assignment: uniform matching (the paper) or task-aligned, which a one-to-one
             head always has.
@@ -111,6 +111,7 @@ def train(
     from supernet.heatdetr.architecture import Architecture
     from supernet.heatdetr.input_size import parse_size
     from supernet.network import AnyArchitecture, find_architecture
+    from supernet.train.recipes import DETR_RATE
     from supernet.train.recipes import recipe as recipe_of
     from supernet.train.running import Running
 
@@ -145,6 +146,8 @@ def train(
         inherit = True
         epochs = finetune_epochs(workspace, chosen) if epochs is None else epochs
         learning_rate = FINETUNE_RATE if learning_rate is None else learning_rate
+    if chosen.family != "heatdetr" and recipe == "small" and learning_rate is None:
+        learning_rate = DETR_RATE
     if inherit:
         train_set = numbered_as_inherited(workspace, train_set)
     config = recipe_of(

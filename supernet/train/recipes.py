@@ -104,6 +104,9 @@ SMALL = TrainConfig(
         hue=0.02,
     ),
 )
+DETR_RATE = 4e-4
+"""Peak learning rate of `small` for DETR's family: at 1e-3 SAM-DETR learns much less
+(benchmarks/results/detr-family/bisect.md)."""
 SUPERNET = TrainConfig(optimizer="muon")
 """For supernets, whose weights the thinned network may start from."""
 PAPER_1X = TrainConfig(
