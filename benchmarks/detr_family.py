@@ -130,7 +130,7 @@ def run(system: str, seed: int, options: argparse.Namespace, val: DetectionSet) 
     if architecture.attention == "exact" and found["ap"][-1] >= LEARNED:
         found["act"] = act_scores(folder, architecture, val)
         found["taught"] = {}
-        for how, recipe in TAUGHT.items():
+        for how, recipe in TAUGHT.items() if options.mtkd else ():
             taught = options.work / f"{system}-{how}-{seed}"
             train(
                 taught, options, architecture, *recipe, "--batch-size", 8, "--eval-every", 0,
@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--eval-every", type=int, default=10)
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--only", default=";".join(SYSTEMS), help="systems, semicolons between")
+    parser.add_argument("--no-mtkd", dest="mtkd", action="store_false", help="ACT as trained only")
     parser.add_argument("--name")
     options = parser.parse_args()
     path = RESULTS / f"detr-family-{options.name}.json" if options.name else None

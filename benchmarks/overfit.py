@@ -1,8 +1,8 @@
 """Can the network overfit 16 images? If not, loss, matching and decoding are inconsistent.
 
     python benchmarks/overfit.py --data coco_tiny --name coco_tiny
-    python benchmarks/overfit.py --data coco_tiny --preset sam-detr-s --learning-rate 2e-4 \
-        --batch-size 2 --name coco_tiny-sam-detr
+    python benchmarks/overfit.py --data coco_tiny --preset sam-detr-s --learning-rate 4e-4 \
+        --optimizer muon --batch-size 2 --name coco_tiny-sam-detr
     python benchmarks/overfit.py ... --control conditional-detr --name coco_tiny-control
 
 Trains on the first 16 images of the training split, among them some with crowds, without any
