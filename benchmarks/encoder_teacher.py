@@ -14,6 +14,7 @@ and a figure of several shares beside it.
 """
 
 import argparse
+import json
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,11 +24,13 @@ import numpy as np
 import torch
 from commands import heat
 from frontier import OURS, architecture_of
+from kept_runs import refuse_others, settings_of
 from result import RESULTS, here, memory_mb, tell
 from subset import write_subset
 
 from heat.views.charts import save
 from heat.workspace import Workspace
+from supernet.atomic import write_text
 from supernet.data.coco import load_split
 from supernet.heatdetr.input_size import parse_size
 
@@ -82,9 +85,28 @@ def export_encoder(path: Path, side: int) -> None:
     )
 
 
+def _student(options: argparse.Namespace) -> dict[str, Any]:
+    return settings_of(options, "network", "input_size", "train")
+
+
+def _pretraining(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("pretrain_size", "pretrain_epochs", "pretrain_batch", "teacher_side", "views")
+    images = [path.name for path in options.images]
+    return {**{name: getattr(options, name) for name in names}, "images": images}
+
+
+def _of_these(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the settings beside a folder of a training; end where it has others."""
+    file = folder.with_name(f"{folder.name}.settings.json")
+    if file.exists():
+        refuse_others(file, json.loads(file.read_text()), settings, "--work")
+    write_text(file, json.dumps(settings))
+
+
 def pretrained(options: argparse.Namespace, architecture: Path) -> dict[str, Any]:
     """Pretrain the backbone, or go on with it, and return what the stage recorded."""
     folder: Path = options.work / "pretrained"
+    _of_these(folder, {**_student(options), **_pretraining(options)})
     encoder = options.work / f"efficientnet-lite0-{options.teacher_side}.onnx"
     if not encoder.exists():
         export_encoder(encoder, options.teacher_side)
@@ -103,6 +125,8 @@ def pretrained(options: argparse.Namespace, architecture: Path) -> dict[str, Any
 def trained(options: argparse.Namespace, arm: Arm, architecture: Path) -> dict[str, Any]:
     """Train a detector, or go on with it, and return its scores on val."""
     folder: Path = options.work / f"{arm.name}-{options.epochs}"
+    start_of = _pretraining(options) if arm.pretrained else {}
+    _of_these(folder, {**_student(options), **start_of})
     workspace = Workspace(folder)
     start = options.work / "pretrained" / "pretrain" / "weights.safetensors"
     backbone = ["--backbone", start] if arm.pretrained else []

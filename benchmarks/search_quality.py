@@ -146,7 +146,7 @@ def rivals_of(
     train_supernet(workspace, data, space, config, search, running=Running(resume=True))
     candidate = Candidate(space, (target,), (Limits(target_fps=options.fps),))
     kept = workspace.stage("thin")
-    if kept is None or kept["target_fps"] != options.fps:
+    if kept.get("target_fps") != options.fps:
         kept = thin(workspace, [candidate], data=data, ap_drop=options.ap_drop)
     thinned = Architecture.load(workspace.architecture)
     table = open_table(workspace.tables, target, size)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from supernet.data.coco import load_split
@@ -23,6 +24,7 @@ def write_joined(first: Path, second: Path, folder: Path) -> Path:
     """
     data = load_split(first, "train")
     more = load_split(second, "train").numbered_as(data.names)
+    more = replace(more, category_ids=data.category_ids)  # each set has ids of its own
     places = [place for place, record in enumerate(more.records) if len(record.boxes_xyxy)]
     truth, added = data.ground_truth, _part(more, places)
     shift = 1 + max(record.image_id for record in data.records)

@@ -118,6 +118,8 @@ class Evaluated(TypedDict):
     split: str
     scored: NotRequired[str]
     """Folder of the bundle or the checkpoint."""
+    of: NotRequired[str | dict[str, str] | None]
+    """Digest of the weights, or those of a bundle's files; None for an untrained network."""
     calibration_error: NotRequired[float | None]
     calibration_error_elsewhere: NotRequired[float | None]
     missed: NotRequired[dict[str, dict[str, tuple[int, int]]]]

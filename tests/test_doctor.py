@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -6,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from heat.stages import doctor
 from heat.stages.doctor import Finding, examine, graphics, processor, show, telemetry
@@ -60,6 +62,22 @@ def test_something_wrong_is_exit_code_2(tmp_path: Path) -> None:
     code, found, errors = run("doctor", "--out", tmp_path)
     assert code == 2 and found["wrong"] == 1
     assert "run.json cannot be read" in errors.splitlines()[-1]
+
+
+def test_the_gpu_package_of_a_runtime_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its advice was to install the CPU's package over it, into the same folder."""
+    there = {"onnxruntime-gpu": "1.27.0"}
+
+    def version(name: str) -> str:
+        if name not in there:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return there[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    wanted = Requirement("onnxruntime>=1.26")
+    assert doctor._package(wanted, "edge") == Finding("onnxruntime", "ok", "1.27.0")
+    there["onnxruntime-gpu"] = "1.2.0"
+    assert doctor._package(wanted, "edge").fix == "pip install 'onnxruntime-gpu>=1.26'"
 
 
 def test_telemetry_of_openvino_is_shown(tmp_path: Path) -> None:

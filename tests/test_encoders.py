@@ -161,7 +161,7 @@ def tiny(name: str) -> Any:
 @pytest.mark.filterwarnings("ignore")
 def test_folders_of_transformers(tmp_path: Path, name: str) -> None:
     model, cells = tiny(name)
-    model.save_pretrained(tmp_path)
+    model.half().save_pretrained(tmp_path)  # as many are: features are of f32 all the same
     (tmp_path / "preprocessor_config.json").write_text(
         '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "size": {"height": 64, '
         '"width": 64}}'

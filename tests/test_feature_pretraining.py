@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,9 +162,22 @@ def test_a_cut_list_of_broken_images_loses_none(photos: Path, tmp_path: Path) ->
     folder.mkdir()
     (folder / "broken.txt").write_bytes(b"/photos/a/bro")
     cache = make_cache(folder, photos)
-    found = [path for path in cache.images.paths if str(path) in cache.broken]
+    found = [name for name in cache.images.names if name in cache.broken]
     assert len(found) == 2 and len(cache.usable) == len(cache.images.paths) - 2
     assert not (folder / "broken.txt").read_bytes().startswith(b"/photos/a/bro")
+
+
+def test_images_that_were_moved_stay_broken(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were listed by their whole path, and their rows taken for features elsewhere."""
+    (photos / "no.jpg").write_bytes(b"no image")
+    cache = make_cache(tmp_path / "features", photos)
+    shutil.move(photos, tmp_path / "moved")
+    idle = Means()
+    again = make_cache(tmp_path / "features", tmp_path / "moved", teacher=idle)
+    assert idle.batches == 0 and again.usable == cache.usable
+    assert len(again.usable) < len(again.images.paths)
 
 
 def test_what_a_cache_refuses(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from deploy.edge.session import runtime_version
 from heat import tables
 from heat.spaces import search_space
 from heat.stages import adopt, elsewhere, profile, show
@@ -25,6 +26,7 @@ from heat.thinning.source import Source
 from heat.workspace import Workspace
 from latency_tables.devices import resolve
 from latency_tables.probe.lock import only_one
+from latency_tables.probe.machine import detect_cpu
 from latency_tables.probe.setting import Setting
 from latency_tables.store import conditions_of
 from latency_tables.table import LatencyTable, Row
@@ -117,7 +119,8 @@ def test_the_stacks_are_measured_once(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = Setting(runtime="onnxruntime", precision="f32", threads=1)
-    path = workspace.tables / "figure2-onnxruntime-f32-t1.json"
+    here = f"{detect_cpu().slug}-onnxruntime-{runtime_version('onnxruntime')}"
+    path = workspace.tables / f"figure2-{here}-onnxruntime-f32-t1.json"
     with monkeypatch.context() as patch, only_one(path):
         patch.setattr(show, "measure_stacks", never)
         with pytest.raises(UserError, match=TAKEN):

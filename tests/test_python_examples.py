@@ -168,7 +168,7 @@ def test_outcomes_show_themselves(tmp_path: Path) -> None:
     assert scored.ap == 0.5 and scored.ap50 is None and dict(scored)["ap"] == 0.5
     assert "<svg" in scored.plot()._repr_svg_()  # type: ignore[attr-defined]
     assert "<td style" in scored._repr_html_()
-    built = Export({"target_fps": 10.0, "measured_fps": None, "predicted_fps": 12.0}, workspace)
+    built = Export({"target_fps": 10, "measured_fps": None, "predicted_fps": 12.0}, workspace)
     assert len(built.plot().axes[0].patches) == 2
     with pytest.raises(UserError, match="has no bundle"):
         _ = built.bundle

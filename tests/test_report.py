@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from heat.stages.explain import _moves
+from heat.stages.explain import _moves, compare
 from heat.stages.report import _is_current, _kept, write_report
 from heat.thinning.ledger import LedgerRow
 from heat.views.inline_svg import embedded
 from heat.workspace import Workspace
+from supernet.checkpoint import CheckpointInfo, file_digest, save_checkpoint
 from supernet.data.coco import load_split
+from supernet.heatdetr.architecture import preset
 from tests.command_line import fails, run
 from tests.workspaces import record
 
@@ -241,6 +243,42 @@ def test_what_is_older_than_the_network_is_not_shown_as_its_own(tmp_path: Path) 
     page = write_report(workspace, None).read_text(encoding="utf-8")
     assert "0.111" not in page, "it is of the old bundle"
     assert "UNTRAINED" not in page
+
+
+def test_a_score_of_another_network_is_not_shown(tmp_path: Path) -> None:
+    """`heat eval --bundle` of any bundle is recorded in the workspace."""
+    workspace = Workspace(tmp_path / "run")
+    weights = workspace.train / "weights.safetensors"
+    info = CheckpointInfo(
+        kind="detector", description=preset("nano").to_json(), names=("a",), epoch=1, epochs=1,
+        facts={"history": []},
+    )  # fmt: skip
+    save_checkpoint(weights, {}, info)
+    record = {"data": "set", "split": "val", "ap": 0.777, "ap50": 0.9, "missed": {}, "images": 8}
+    for of, shown in (
+        ({"model.onnx": "another"}, False),
+        ("digest of best.safetensors", False),
+        (file_digest(weights), True),
+    ):
+        workspace.record("eval", {**record, "scored": "/elsewhere/bundle-onnx", "of": of})
+        page = write_report(workspace, None).read_text(encoding="utf-8")
+        assert ("0.777" in page) is shown, of
+    assert "A network that was not thinned" in page and "No network" not in page
+
+
+def test_architectures_differ_in_whatever_they_differ(tmp_path: Path) -> None:
+    base = preset("nano")
+    base.save(tmp_path / "a.json")
+    for changes, name in (
+        ({"output_stride": 16}, "output stride"),
+        ({"head": "voted"}, "head"),
+        ({"t2_blocks": 4}, "t2 blocks"),
+        ({"num_classes": 7}, "classes"),
+    ):
+        base.with_(name="other", **changes).save(tmp_path / "b.json")  # type: ignore[arg-type]
+        assert compare(tmp_path / "a.json", tmp_path / "b.json")["differing"] == [name]
+    base.with_(name="other").save(tmp_path / "b.json")
+    assert compare(tmp_path / "a.json", tmp_path / "b.json")["same"]
 
 
 def test_a_limit_that_thinning_missed_is_no_kept_promise() -> None:

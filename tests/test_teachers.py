@@ -295,6 +295,8 @@ def test_a_folder_of_transformers(tmp_path: Path, image: Path) -> None:
     torch.manual_seed(0)
     model = transformers.RTDetrForObjectDetection(config).eval()
     model.save_pretrained(tmp_path)
+    config_of = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config_of, "dtype": "float16"}))
     with pytest.raises(UserError, match=r"no preprocessor_config\.json"):
         Teacher(Asked(teacher=tmp_path))
     processor = {"size": {"height": 64, "width": 96}, "do_normalize": False}

@@ -103,6 +103,7 @@ class TransformersEncoder(TorchEncoder):
             raise UserError(f"transformers cannot load {folder}: {reason}") from None
         module = getattr(module, "vision_model", module)  # of CLIP, SigLIP: the rest reads text
         stated, size = _preprocessing(folder / "preprocessor_config.json")
+        module = module.float()  # as its inputs are; folders may be saved in f16
         super().__init__(request, module, size or _image_size(module.config), stated)
 
     def forward(self, image_B3HW: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class TransformersDetector:
         except Exception as error:  # whatever the model's code raises
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{folder} holds no detector for transformers: {reason}") from None
-        self._model = model.eval()
+        self._model = model.float().eval()  # as its inputs are; folders may be saved in f16
         file = folder / "config.json"
         self.names = in_order(model.config.id2label, f"{file}: id2label", "correct it there")
         processor = read_json(folder / "preprocessor_config.json")

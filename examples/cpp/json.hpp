@@ -81,17 +81,35 @@ class JsonReader {
             const char escaped = text_.at(++at_);
             if (escaped == 'n') out += '\n';
             else if (escaped == 't') out += '\t';
-            else if (escaped == 'u') { code(out, std::stoul(text_.substr(at_ + 1, 4), nullptr, 16)); at_ += 4; }
+            else if (escaped == 'u') { code(out, point()); }
             else out += escaped;
         }
         ++at_;
         return out;
     }
 
+    unsigned long unit() {  // the four digits after a 'u'
+        const auto found = std::stoul(text_.substr(at_ + 1, 4), nullptr, 16);
+        at_ += 4;
+        return found;
+    }
+
+    unsigned long point() {  // two surrogates are one character
+        const auto high = unit();
+        if (high < 0xD800 || high > 0xDBFF || text_.compare(at_ + 1, 2, "\\u") != 0) return high;
+        at_ += 2;
+        return 0x10000 + ((high - 0xD800) << 10) + (unit() - 0xDC00);
+    }
+
     static void code(std::string& out, unsigned long point) {  // as UTF-8
         if (point < 0x80) { out += static_cast<char>(point); return; }
         if (point < 0x800) { out += static_cast<char>(0xC0 | point >> 6); }
-        else { out += static_cast<char>(0xE0 | point >> 12); out += static_cast<char>(0x80 | (point >> 6 & 0x3F)); }
+        else if (point < 0x10000) { out += static_cast<char>(0xE0 | point >> 12); out += static_cast<char>(0x80 | (point >> 6 & 0x3F)); }
+        else {
+            out += static_cast<char>(0xF0 | point >> 18);
+            out += static_cast<char>(0x80 | (point >> 12 & 0x3F));
+            out += static_cast<char>(0x80 | (point >> 6 & 0x3F));
+        }
         out += static_cast<char>(0x80 | (point & 0x3F));
     }
 

@@ -188,7 +188,8 @@ class Export(Outcome):
 
         keys = ("target_fps", "predicted_fps", "measured_fps")
         known = {key.removesuffix("_fps"): self.result.get(key) for key in keys}
-        return draw_speeds({name: fps for name, fps in known.items() if isinstance(fps, float)})
+        rates = {name: float(fps) for name, fps in known.items() if isinstance(fps, int | float)}
+        return draw_speeds(rates)
 
 
 class Evaluation(Outcome):

@@ -11,6 +11,7 @@ from deploy.edge.detect import Bundle, read_card
 from deploy.export import write_card
 from deploy.gate import torch_detect
 from deploy.shown import shown_rows
+from supernet.checkpoint import file_digest
 from supernet.data.average_precision import Metrics, score
 from supernet.data.best_thresholds import thresholds_of
 from supernet.data.coco_file import ResultRow
@@ -69,7 +70,8 @@ def evaluate_bundle(workspace: Workspace, folder: Path, data: DetectionSet) -> R
         rows, runtime = _found(detect, data), bundle.card["runtime"]
         facts = bundle.card.get("score_calibration")
     fitted = Fitted(facts["data"], facts["split"], facts["error_after"]) if facts else None
-    metrics, result = _scored(workspace, rows, data, str(folder), runtime, calibration, fitted)
+    of = dict(bundle.card["files"])
+    metrics, result = _scored(workspace, rows, data, str(folder), of, runtime, calibration, fitted)
     accuracy = {**metrics.rounded(), "data": data.root.name, "split": data.split}
     write_accuracy(folder, bundle.card, accuracy)
     return result
@@ -136,7 +138,8 @@ def evaluate_checkpoint(
             known = fitted
     of = Fitted(known.data, known.split, known.error_after) if known is not None else None
     calibration = known.calibration if known is not None else None
-    _, result = _scored(workspace, rows, data, str(model), "torch", calibration, of)
+    digest = None if weights is None else file_digest(weights)
+    _, result = _scored(workspace, rows, data, str(model), digest, "torch", calibration, of)
     return result
 
 
@@ -150,11 +153,15 @@ def _scored(
     rows: list[ResultRow],
     data: DetectionSet,
     model: str,
+    of: str | dict[str, str] | None,
     runtime: str,
     calibration: ScoreCalibration | None,
     fitted: Fitted | None,
 ) -> tuple[Metrics, Result]:
-    """Score, draw what was found right and wrong, and record it."""
+    """Score, draw what was found right and wrong, and record it.
+
+    `of` is the digest of the weights, or those of the bundle's files.
+    """
     scores = score(rows, data)
     hits = hits_by_class(rows, data)
     bins = reliability(hits, None if calibration is None else calibration.least())
@@ -171,6 +178,7 @@ def _scored(
         "data": str(data.root),
         "split": data.split,
         "scored": model,
+        "of": of,
         "runtime": runtime,
         "scored_by": scores.by,
         "score_calibration": None if calibration is None else calibration.rule(),

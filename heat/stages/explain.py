@@ -3,6 +3,7 @@
 import math
 import sys
 from collections import defaultdict
+from dataclasses import fields
 from pathlib import Path
 
 from supernet.counting import count_macs, count_params
@@ -69,10 +70,11 @@ def _start(space: SearchSpace, result: Thinned) -> list[str]:
     widths = " ".join(map(str, space.widths))
     counts = " ".join(map(str, space.positions))
     speed = result.fps
-    how = "measured" if result.measured_fps else result.source
+    runs = "runs" if result.measured_fps else "is predicted to run"
+    how = "measured" if result.measured_fps else f"its table is {result.source}"
     return [
         f"Asked for {result.target_fps:g} FPS on {result.device} ({result.runtime}, "
-        f"{result.precision}); the network runs at {speed:.1f} FPS ({how}).",
+        f"{result.precision}); the network {runs} at {speed:.1f} FPS ({how}).",
         f"The search began with widths {widths} and {counts} positions, ranked by "
         f"{result.ranked_by}; what a move costs: {result.ap_drop_by}.",
     ]
@@ -145,13 +147,13 @@ def compare(first: Path, second: Path) -> Result:
     """Print and return what differs between two architectures."""
     a, b = Architecture.load(first), Architecture.load(second)
     lines, differing = [], []
-    for name, old, new in (
-        ("input size", a.input_size, b.input_size),
-        ("widths", a.widths, b.widths),
-        ("global block", a.global_block, b.global_block),
-        ("classes", a.num_classes, b.num_classes),
-        *((f"S{n}", x, y) for n, (x, y) in enumerate(zip(a.blocks, b.blocks, strict=True), 1)),
-    ):
+    blocks = [(f"S{n}", x, y) for n, (x, y) in enumerate(zip(a.blocks, b.blocks, strict=True), 1)]
+    others = [
+        (name.removeprefix("num_").replace("_", " "), getattr(a, name), getattr(b, name))
+        for name in (field.name for field in fields(Architecture))
+        if name not in ("name", "blocks")
+    ]
+    for name, old, new in (*others, *blocks):
         if old != new:
             differing.append(name)
             lines.append(f"  {name}: {old} -> {new}")

@@ -11,7 +11,7 @@ from deploy.edge.card import Card
 from deploy.edge.detect import is_bundle, read_card
 from deploy.form import Format
 from supernet.atomic import write_text
-from supernet.checkpoint import WEIGHTS, read_info
+from supernet.checkpoint import WEIGHTS, file_digest, read_info
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import UserError
 from supernet.heatdetr.architecture import Architecture
@@ -87,9 +87,12 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
     older = {workspace.bundle(form).name for form in outdated}
     if scored is not None and Path(scored.get("scored", "")).name in older:
         scored = None
+    if scored is not None and not _is_own(workspace, scored, [bundle.card for bundle in bundles]):
+        scored = None
     another = _trained_another(workspace)
     trained = _inherited(stages) or ("train" in stages and not another)
     cards = [bundle.card for bundle in bundles]
+    known = bool(cards) or (workspace.train / WEIGHTS).exists()
     parts = network_parts(workspace, thin)
     table = thin.table if thin is not None else profiled(stages)
     speeds = _speeds(thin, cards)
@@ -107,8 +110,9 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
         kept=_kept(stages, thin, cards) if thin is not None else _fleet_kept(fleet),
         untrained=any(not card["trained"] for card in cards)
         or (thin is not None and not cards and not trained),
-        advice=_advice(stages, thin, outdated, cards, scored, another)
-        if thin is not None or not fleet
+        known=known,
+        advice=_advice(stages, thin, outdated, cards, scored, another, known=known)
+        if thin is not None or known or not fleet
         else None,
         accuracy=_accuracy(scored, cards),
         speeds=speeds,
@@ -199,11 +203,16 @@ def _advice(
     cards: list[Card],
     scored: Evaluated | None,
     another: bool,
+    *,
+    known: bool,
 ) -> tuple[str, str] | None:
-    """Return what is missing and the command that makes it; None where all is there."""
-    if thin is None:
+    """Return what is missing and the command that makes it; None where all is there.
+
+    Whether a network is `known` that was not thinned.
+    """
+    if thin is None and not known:
         return "No network has been thinned yet", "heat thin --target-fps FPS"
-    if "train" not in stages and not _inherited(stages):
+    if thin is not None and "train" not in stages and not _inherited(stages):
         return "The network is not trained yet", "heat train --data DIR"
     if another and not _inherited(stages):
         return "Another network is trained than the thinned one", "heat train --restart"
@@ -216,6 +225,17 @@ def _advice(
         when = "is older than the network" if "eval" in stages else "was not measured yet"
         return f"Accuracy {when}", "heat eval --split val"
     return None
+
+
+def _is_own(workspace: Workspace, scored: Evaluated, cards: Sequence[Card]) -> bool:
+    """Return whether a score is of the weights or of a bundle that the page is about.
+
+    `heat eval --bundle` records that of any other too, and `--network best` one that is too high.
+    """
+    of = scored.get("of")
+    paths = (workspace.train / WEIGHTS, workspace.inherited)
+    own: list[object] = [file_digest(path) for path in paths if path.exists()]
+    return of is None or of in [*own, *(dict(card["files"]) for card in cards)]
 
 
 def _inherited(stages: Stages) -> bool:

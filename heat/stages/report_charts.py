@@ -141,7 +141,7 @@ def fleet_charts(fleet: Sequence[tuple[str, Result | None]]) -> list[Chart]:
     if not points:
         return []
     title = "Accuracy and frame rate"
-    counts = {count for _, of in fleet if (count := (of or {}).get("ap_images")) is not None}
+    counts = [int(str(of["ap_images"])) for _, of in fleet if of and of.get("ap_images")]
     some = f" ({min(counts)} images of it)" if counts else ""
     text = f"A point for each network, measured as it is deployed; AP on the val split{some}."
     return [Chart(title, text, page_svg(draw_members(points), "fleet", title))]

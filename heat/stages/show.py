@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from deploy.edge.session import runtime_version
 from latency_tables.compare import AGREE, compare
 from latency_tables.conditions import name_of
 from latency_tables.device_file import load_devices
@@ -94,8 +95,9 @@ def _is_here(device: str) -> bool:
 
 
 def stacks_of(workspace: Workspace, setting: Setting) -> dict[str, float]:
-    """Return the milliseconds of the stacks of Figure 2, measured once and kept."""
-    name = f"figure2-{name_of(setting)}.json"
+    """Return the milliseconds of the stacks of Figure 2, measured here once and kept."""
+    version = f"{setting.runtime}-{runtime_version(setting.runtime)}"
+    name = f"figure2-{detect_cpu().slug}-{version}-{name_of(setting)}.json"
     path = workspace.tables / name
     with only_one(path):
         if path.exists():

@@ -28,14 +28,22 @@ class UnlabelledImages:
     @cached_property
     def digest(self) -> str:
         """Hash of the files, by their path within their folder and their size."""
-        starts = [os.path.join(root.absolute(), "") for root in self.roots]  # noqa: PTH118
         found = hashlib.sha256()
+        for name, path in zip(self.names, self.paths, strict=True):
+            found.update(json.dumps([name, path.stat().st_size]).encode(errors="surrogateescape"))
+        return found.hexdigest()
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Path of each file within its folder, wherever that lies."""
+        starts = [os.path.join(root.absolute(), "") for root in self.roots]  # noqa: PTH118
+        names = []
         for path in self.paths:
             name = str(path.absolute())
             for start in starts:
                 name = name.removeprefix(start)
-            found.update(json.dumps([name, path.stat().st_size]).encode(errors="surrogateescape"))
-        return found.hexdigest()
+            names.append(name)
+        return tuple(names)
 
     def first(self, most: int) -> Self:
         """Return at most so many of the images, evenly spread over all."""

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -86,7 +86,7 @@ class FeatureCache:
 
     @cached_property
     def broken(self) -> frozenset[str]:
-        """Images that cannot be decoded."""
+        """Images that cannot be decoded, by name; older files have their whole paths."""
         try:
             path = self.folder / "broken.txt"
             text = path.read_text(encoding="utf-8", errors="surrogateescape")
@@ -97,8 +97,8 @@ class FeatureCache:
     @cached_property
     def usable(self) -> tuple[int, ...]:
         """Indices of the images that can be decoded."""
-        paths = self.images.paths
-        return tuple(i for i, path in enumerate(paths) if str(path) not in self.broken)
+        images = zip(self.images.names, map(str, self.images.paths), strict=True)
+        return tuple(i for i, known in enumerate(images) if not self.broken.intersection(known))
 
     @cached_property
     def scales(self) -> tuple[Scale, ...]:
@@ -143,7 +143,8 @@ class FeatureCache:
                 "free; a smaller --cache-gb keeps fewer"
             )
         self._write(complete=False)
-        batches = _Batches(views, self.key.input_hw, self.folder / "broken.txt")
+        names = dict(zip(self.images.paths, self.images.names, strict=True))
+        batches = _Batches(views, names, self.key.input_hw, self.folder / "broken.txt")
         try:
             with ExitStack() as stack, Progress("teacher", self.rows, done=present) as bar:
                 files = [stack.enter_context(p.open("r+b")) for p in self._cut(present)]
@@ -255,10 +256,12 @@ class _Batches:
     def __init__(
         self,
         views: Iterable[tuple[Path, Image | None]],
+        known_as: Mapping[Path, str],
         input_hw: tuple[int, int],
         broken: Path,
     ) -> None:
         self.views, self.input_hw, self.broken = views, input_hw, broken
+        self.known_as = known_as
         self.names: list[list[Path]] = []
 
     def __iter__(self) -> Iterator[Images]:
@@ -266,7 +269,7 @@ class _Batches:
         pixels: list[Image] = []
         for path, image in self.views:
             if image is None:
-                append_line(self.broken, str(path))
+                append_line(self.broken, self.known_as[path])
                 image = np.full((*self.input_hw, 3), PAD_RGB, dtype=np.uint8)
             names.append(path)
             pixels.append(image)
