@@ -210,7 +210,9 @@ def main() -> int:
     todo: list[Planned] = []
     for planned in PLAN:
         before = kept(options.out, planned.name)
-        same = before.get("state") == "done" and all(before.get(k) == here[k] for k in here)
+        same = before.get("state") == "done" and all(
+            before.get(k, here[k]) == here[k] for k in here
+        )
         if planned.name in options.only and same and not options.again:
             print(json.dumps({"stage": planned.name, "state": "done before"}), flush=True)
         elif planned.name in options.only:
