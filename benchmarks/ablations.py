@@ -22,7 +22,7 @@ import torch
 from ablated import MultiLevel, WithoutSam, WithoutTcm
 from frontier import OURS
 from kept_runs import check_result, kept_runs, mean_of, settings_of, with_earlier
-from recipe_distributions import Distributed, WithDistributions
+from recipe_distributions import Distributed, WithDistributions, WithDistributionsBeside
 from recipe_levers import (
     DETECTION_LOSS,
     Batch,
@@ -146,6 +146,9 @@ RECIPES = {
     "flat, then a short decay": FINE(rate=flat_then_short),
     "a rate that never falls below half": FINE(rate=above_half),
     "sides as distributions": FINE(build=WithDistributions, task=Distributed),
+    "sides as distributions in training only": FINE(
+        build=WithDistributionsBeside, task=Distributed
+    ),
     "claims by IoU late": FINE(task=LateOverlap),
     "matchability-aware loss": FINE(loss=matchability_loss),
     "aligned assignment": ALIGNED(),

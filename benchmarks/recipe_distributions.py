@@ -68,15 +68,32 @@ class WithDistributions(Detector):
         head.box = Distributions(head.box.in_channels, head.num_anchors)  # type: ignore[assignment]
 
 
+class WithDistributionsBeside(Detector):
+    """A network whose task maps also predict distributions, in training only."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        """Add a convolution beside the head's."""
+        super().__init__(architecture)
+        head = self.units["head"]
+        assert isinstance(head, Head)
+        self.sides = Distributions(head.box.in_channels, head.num_anchors)
+        head.register_forward_hook(self._predict)
+
+    def _predict(self, head: nn.Module, inputs: tuple[Tensor, Tensor], outputs: Any) -> None:
+        if self.training:
+            self.sides(inputs[1])
+
+
 class Distributed(DetectionTask):
-    """Detection, and the distributions of `WithDistributions`."""
+    """Detection, and the distributions of `WithDistributions` or `WithDistributionsBeside`."""
 
     def loss(
         self, outputs: Sequence[Tensor], targets: Any, config: TrainConfig
     ) -> dict[str, Tensor]:
         """Return the terms of the detections and of the distributions."""
         terms = super().loss(outputs, targets, config)
-        box = self.network.units["head"].box
+        beside = isinstance(self.network, WithDistributionsBeside)
+        box = self.network.sides if beside else self.network.units["head"].box
         assert isinstance(box, Distributions) and box.shown is not None
         shown, box.shown = box.shown, None
         (h, w), decode = shown.shape[-2:], self.network.decode
