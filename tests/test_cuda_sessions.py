@@ -1,4 +1,4 @@
-"""Sessions on CUDA, by stand-ins of CUDA's library: what is timed, refused and given back."""
+"""Sessions on CUDA, with fakes of CUDA's library: what is timed, refused and given back."""
 
 from typing import Any
 

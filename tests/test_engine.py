@@ -202,7 +202,7 @@ class Device:
 
 
 class FakeEngine:
-    """Stands for an engine, and for its execution context: one input, outputs of four numbers."""
+    """A fake of an engine, and of its execution context: one input, outputs of four numbers."""
 
     def __init__(self, device: Device) -> None:
         self.device = device

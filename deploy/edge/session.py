@@ -146,11 +146,15 @@ def runtime_version(runtime: str) -> str:
 
 def installed_runtimes() -> dict[str, str | None]:
     """Return the version of every runtime HEAT knows, None where it is not installed."""
-    found: dict[str, str | None] = {}
-    for runtime, package in PIP_NAME.items():
-        found[runtime] = None
-        for name in (package, *ALSO_NAMED.get(runtime, ())):
-            with suppress(importlib.metadata.PackageNotFoundError):
-                found[runtime] = importlib.metadata.version(name)
-                break
-    return found
+    return {
+        runtime: installed(package, *ALSO_NAMED.get(runtime, ()))[1]
+        for runtime, package in PIP_NAME.items()
+    }
+
+
+def installed(*packages: str) -> tuple[str, str | None]:
+    """Return the first of these packages that is installed and its version; the first and None."""
+    for name in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return name, importlib.metadata.version(name)
+    return packages[0], None

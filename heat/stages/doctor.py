@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.edge.runtimes import open_session
-from deploy.edge.session import ALSO_NAMED, installed_runtimes
+from deploy.edge.session import ALSO_NAMED, installed, installed_runtimes
 from latency_tables.device_file import Device, load_devices
 from latency_tables.devices import resolve
 from latency_tables.probe.machine import (
@@ -106,25 +106,14 @@ def packages() -> Iterator[Finding]:
 
 
 def _package(wanted: Requirement, extra: str) -> Finding:
-    name = _installed_as(wanted.name)
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+    name, version = installed(wanted.name, *ALSO_NAMED.get(wanted.name, ()))
+    if version is None:
         fix = f"pip install 'heatdetr[{extra}]'" if extra else "pip install heatdetr"
         return Finding(wanted.name, "warning" if extra else "wrong", "not installed", fix)
     if wanted.specifier.contains(version, prereleases=True):
         return Finding(wanted.name, "ok", version)
     seen = f"{version}, {wanted.specifier} is needed"
     return Finding(wanted.name, "wrong", seen, f"pip install '{name}{wanted.specifier}'")
-
-
-def _installed_as(name: str) -> str:
-    """Return the package that holds a runtime here, the plain one where none does."""
-    for package in (name, *ALSO_NAMED.get(name, ())):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            importlib.metadata.version(package)
-            return package
-    return name
 
 
 def runtimes() -> Iterator[Finding]:
@@ -137,9 +126,9 @@ def runtimes() -> Iterator[Finding]:
     x = graph.input("x", (1, 4))
     model = graph.model([("y", graph.add(x, x), "float32")]).SerializeToString()
     ones = np.ones((1, 4), np.float32)
-    installed = installed_runtimes()
+    versions = installed_runtimes()
     for runtime in ("onnxruntime", "openvino"):
-        if installed[runtime] is None:
+        if versions[runtime] is None:
             continue
         try:
             with open_session(runtime, model, 1) as session:
@@ -147,7 +136,8 @@ def runtimes() -> Iterator[Finding]:
             works, seen = bool(np.array_equal(y, ones + ones)), f"1 + 1 = {y.flat[0]:g}"
         except (HeatError, ImportError) as error:
             works, seen = False, str(error)
-        fix = "" if works else f"pip install --force-reinstall {_installed_as(runtime)}"
+        package, _ = installed(runtime, *ALSO_NAMED.get(runtime, ()))
+        fix = "" if works else f"pip install --force-reinstall {package}"
         yield Finding(f"{runtime} runs", "ok" if works else "wrong", seen, fix)
 
 

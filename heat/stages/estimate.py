@@ -81,8 +81,7 @@ def _say_published(table: LatencyTable) -> None:
     rest = f"; each predicted by the rest within {100 * max(errors):.0f} %" if errors else ""
     print(
         f"corrected by {len(facts['points'])} networks timed there by others "
-        f"({facts['runtime']} {facts['precision']}{other}): {', '.join(facts['points'])}"
-        f"{rest}",
+        f"({facts['runtime']} {facts['precision']}{other}): {', '.join(facts['points'])}{rest}",
         file=sys.stderr,
     )
 

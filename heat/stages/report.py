@@ -82,16 +82,16 @@ def write_report(workspace: Workspace, data: DetectionSet | None) -> Path:
     current, outdated = _by_age(workspace)
     folders = [workspace.bundle(form) for form in current]
     bundles = [_deployed(folder) for folder in folders]
+    cards = [bundle.card for bundle in bundles]
     scored = stages.get("eval") if _is_current(workspace, "eval") else None
     # By name: it may have been found from another folder, or before the workspace was moved.
     older = {workspace.bundle(form).name for form in outdated}
     if scored is not None and Path(scored.get("scored", "")).name in older:
         scored = None
-    if scored is not None and not _is_own(workspace, scored, [bundle.card for bundle in bundles]):
+    if scored is not None and not _is_own(workspace, scored, cards):
         scored = None
     another = _trained_another(workspace)
     trained = _inherited(stages) or ("train" in stages and not another)
-    cards = [bundle.card for bundle in bundles]
     known = bool(cards) or (workspace.train / WEIGHTS).exists()
     parts = network_parts(workspace, thin)
     table = thin.table if thin is not None else profiled(stages)

@@ -186,10 +186,15 @@ def numbered_as_inherited(workspace: Workspace, data: DetectionSet) -> Detection
 
     As they are where there are no such weights.
     """
-    thin = workspace.architecture
-    ready = inherited_of(workspace, Architecture.load(thin)) if thin.exists() else None
-    path = ready or workspace.supernet / WEIGHTS
+    if not workspace.architecture.exists():
+        return data
+    path = _inherited_from(workspace, Architecture.load(workspace.architecture))
     return data.numbered_as(read_info(path).names) if path.exists() else data
+
+
+def _inherited_from(workspace: Workspace, thin: Architecture) -> Path:
+    """Return the weights that a thinned network inherits: its own, or else the supernet's."""
+    return inherited_of(workspace, thin) or workspace.supernet / WEIGHTS
 
 
 def _inherited(
@@ -206,22 +211,21 @@ def _inherited(
     thin = Architecture.load(workspace.architecture)
     if thin != architecture:
         raise UserError("--inherit needs the thinned architecture: run heat thin again")
-    ready = inherited_of(workspace, thin)
-    path = ready or workspace.supernet / WEIGHTS
-    if path.exists() and read_info(path).names != tuple(names):
+    path = _inherited_from(workspace, thin)
+    if not path.exists():
+        raise UserError("--inherit needs a trained supernet: run heat supernet first")
+    if read_info(path).names != tuple(names):
         raise UserError(
             f"the classes of {path} are others, or in another order, than those of the data: "
             "heat supernet --restart"
         )
-    if ready is not None:
+    start["supernet"] = file_digest(path)
+    if path == workspace.inherited:
         network = Detector(thin)
-        load_weights(ready, network)
-        start["supernet"] = file_digest(ready)
+        load_weights(path, network)
         return network
     supernet = load_supernet(workspace)
-    if supernet is None:
-        raise UserError("--inherit needs a trained supernet: run heat supernet first")
-    start["supernet"] = file_digest(workspace.supernet / WEIGHTS)
+    assert supernet is not None, "its file is there"
     return inherit(supernet, thin, thinned.positions)
 
 

@@ -107,10 +107,10 @@ def run_task(
             average,
             scaler=scaler,
             start=start,
+            judged_on=running.judged_on,
             writes=group.leads,
             tensorboard=running.tensorboard,
         )
-        run.judged_on = running.judged_on
         try:
             run.load(resume=running.resume, restart=running.restart, patience=running.patience)
             group.wait()  # nobody writes before everybody has read

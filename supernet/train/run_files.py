@@ -47,12 +47,14 @@ class RunFiles:
         *,
         scaler: torch.amp.GradScaler | None = None,
         start: Mapping[str, str] | None = None,
+        judged_on: str = "",
         writes: bool = True,
         tensorboard: bool = False,
     ) -> None:
         """Name the files in `folder`; nothing is read or written yet.
 
-        `start` gives digests of the files that the network's weights come from.
+        `start` gives digests of the files that the network's weights come from, `judged_on` that
+        of what AP is computed on.
         Of several processes all count epochs and steps, and one `writes`.
         """
         self.writes = writes
@@ -66,6 +68,7 @@ class RunFiles:
         self.scaler = scaler
         self.config, self.task = config, task
         self.start = dict(start or {})
+        self.judged_on = judged_on
         self.board = _board(folder) if tensorboard and writes else None
         self.epoch = 0
         """Epochs finished."""
@@ -77,8 +80,6 @@ class RunFiles:
         """Batches in those sums."""
         self.begun: dict[str, int] = {}
         """Batches of the epoch before a term of the loss began, by its name."""
-        self.judged_on = ""
-        """Digest of what AP is computed on."""
         self.skipped = 0
         """Steps without a finite loss, of the whole run."""
         self.threads: int | None = None
