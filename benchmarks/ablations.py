@@ -22,7 +22,7 @@ import torch
 from ablated import MultiLevel, WithoutSam, WithoutTcm
 from frontier import OURS
 from kept_runs import check_result, kept_runs, mean_of, settings_of, with_earlier
-from recipe_distributions import Distributed, WithDistributions, WithDistributionsBeside
+from recipe_heads import with_kernels
 from recipe_levers import (
     DETECTION_LOSS,
     Batch,
@@ -45,6 +45,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import supernet.data.augment
 import supernet.train.aligned
+import supernet.train.box_loss
 import supernet.train.feed
 import supernet.train.loop
 import supernet.train.matching
@@ -145,10 +146,12 @@ RECIPES = {
     "boxes as masks": FINE(build=WithMasks, task=Masked),
     "flat, then a short decay": FINE(rate=flat_then_short),
     "a rate that never falls below half": FINE(rate=above_half),
-    "sides as distributions": FINE(build=WithDistributions, task=Distributed),
-    "sides as distributions in training only": FINE(
-        build=WithDistributionsBeside, task=Distributed
+    "boxes as deltas": FINE(shape={"boxes": "deltas"}),
+    "boxes as deltas of 1x1 convolutions": FINE(
+        shape={"boxes": "deltas"}, build=partial(with_kernels, boxes=1)
     ),
+    "boxes of 3x3 convolutions": FINE(build=partial(with_kernels, boxes=3)),
+    "scores of 1x1 convolutions": FINE(build=partial(with_kernels, scores=1)),
     "claims by IoU late": FINE(task=LateOverlap),
     "matchability-aware loss": FINE(loss=matchability_loss),
     "aligned assignment": ALIGNED(),
@@ -193,7 +196,7 @@ def train(
     shape = OURS[options.model].with_(input_size=size, num_classes=data.num_classes)
     shape = shape.with_stride(variant.stride)
     if options.set == "recipe":
-        shape = shape.with_(head="voted")  # as `heat build` ends it; trained as `nms` is
+        shape = shape.with_(head="voted", boxes="distributions")  # as `heat build` ends it
     network = variant.build(shape.with_(**variant.shape))
     config = recipe("small", epochs=options.epochs, seed=seed, **variant.training)
     config = replace(config, augment=replace(config.augment, **variant.augment))
@@ -201,7 +204,7 @@ def train(
     supernet.train.matching.IGNORE_ANCHOR_IOU = variant.least_iou
     supernet.train.muon.RMS = variant.rms
     supernet.train.aligned.detection_loss = variant.loss
-    supernet.train.uniform.giou_pairs = variant.overlap
+    supernet.train.box_loss.giou_pairs = variant.overlap
     supernet.train.loop.rate_factor = variant.rate
     supernet.train.feed.Samples = variant.samples
     for name, value in {**TASK_ALIGNED, **variant.aligned}.items():

@@ -98,12 +98,13 @@ def folder_of(run: Run, options: argparse.Namespace) -> Path:
 
 
 def architecture_of(name: str, size: tuple[int, int]) -> Architecture:
-    """Return one of our networks as `heat build` ends it: output stride 16 and box voting.
+    """Return one of our networks as `heat build` ends it: output stride 16, voted distributions.
 
     A name that ends in `ONE_TO_ONE` is the network of the name before it with that head.
     """
     network = OURS[name.removesuffix(ONE_TO_ONE)].with_(name=name, input_size=size).with_stride(16)
-    return network.with_(head="one-to-one" if name.endswith(ONE_TO_ONE) else "voted")
+    head: HeadKind = "one-to-one" if name.endswith(ONE_TO_ONE) else "voted"
+    return network.with_(head=head, boxes="distributions")
 
 
 def kept(run: Run, options: argparse.Namespace) -> dict[str, Any] | None:

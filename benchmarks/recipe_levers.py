@@ -18,7 +18,9 @@ from supernet.boxes import giou_pairs, iou_matrix, xyxy_to_cxcywh
 from supernet.data.ground_truth import GroundTruth
 from supernet.heatdetr.operators.decode import Decode
 from supernet.letterbox import Image, resized
+from supernet.train.box_loss import BoxLoss
 from supernet.train.feed import Batch
+from supernet.train.head_maps import Maps
 from supernet.train.matching import IGNORED, match
 from supernet.train.optimise import rate_factor
 from supernet.train.recipes import TrainConfig
@@ -31,8 +33,7 @@ PLAIN_FIRST = 4
 
 
 def quality_loss(
-    logits_BAKhw: Tensor,
-    deltas_BA4hw: Tensor,
+    maps: Maps,
     targets: Sequence[GroundTruth],
     decode: Decode,
     matchability: float | None = None,
@@ -41,14 +42,15 @@ def quality_loss(
 
     Zhang et al. 2021, VarifocalNet.
     """
-    B, _, K, h, w = logits_BAKhw.shape
-    anchors_M4 = decode.anchors_xyxy(h, w)
-    predicted_BM4 = decode.boxes(deltas_BA4hw)
+    logits_BAKhw = maps[0]
+    B, _, K = logits_BAKhw.shape[:3]
+    boxes = BoxLoss(maps, decode)
     logits_BMK = logits_BAKhw.flatten(3).transpose(2, 3).reshape(B, -1, K)
-    classes, boxes, positives = logits_BMK.new_zeros(()), deltas_BA4hw.sum() * 0.0, 0
-    for logits_MK, predicted_M4, target in zip(logits_BMK, predicted_BM4, targets, strict=True):
-        found = match(anchors_M4, predicted_M4.detach(), target.boxes_xyxy, target.labels)
-        hit_NM = iou_matrix(target.boxes_xyxy, predicted_M4.detach())
+    classes, positives = logits_BMK.new_zeros(()), 0
+    for index, (logits_MK, target) in enumerate(zip(logits_BMK, targets, strict=True)):
+        predicted_M4 = boxes.predicted_BM4[index].detach()
+        found = match(boxes.anchors_M4, predicted_M4, target.boxes_xyxy, target.labels)
+        hit_NM = iou_matrix(target.boxes_xyxy, predicted_M4)
         wanted_M = hit_NM.new_zeros(len(logits_MK)).scatter_reduce(
             0, found.anchors_P, hit_NM[found.boxes_P, found.anchors_P], "amax"
         )
@@ -65,33 +67,25 @@ def quality_loss(
             weight_MK = 0.5 * torch.where(positive_MK > 0, 1.0, scores_MK**matchability)
         cross_MK = F.binary_cross_entropy_with_logits(logits_MK, wanted_MK, reduction="none")
         classes = classes + (weight_MK * cross_MK)[valid_M].sum()
-        overlap_P = giou_pairs(predicted_M4[found.anchors_P], target.boxes_xyxy[found.boxes_P])
-        boxes = boxes + (1 - overlap_P).sum()
+        wanted_P4 = target.boxes_xyxy[found.boxes_P]
+        boxes.add(index, found.anchors_P, wanted_P4, torch.ones(len(wanted_P4)))
         positives += len(found.anchors_P)
-    divisor = max(1, positives)
-    return Loss(classes / divisor, boxes / divisor, positives)
+    divisor = torch.tensor(max(1.0, positives))
+    return Loss({"classes": classes / divisor, **boxes.over(divisor)}, positives)
 
 
-def matchability_loss(
-    logits_BAKhw: Tensor, deltas_BA4hw: Tensor, targets: Sequence[GroundTruth], decode: Decode
-) -> Loss:
+def matchability_loss(maps: Maps, targets: Sequence[GroundTruth], decode: Decode) -> Loss:
     """Match as `detection_loss` does, with the matchability-aware loss of the classes.
 
     DEIM (Huang et al. 2025): positives learn IoU^1.5, negatives weigh score^1.5.
     """
-    return quality_loss(logits_BAKhw, deltas_BA4hw, targets, decode, matchability=1.5)
+    return quality_loss(maps, targets, decode, matchability=1.5)
 
 
-def boxes_weigh(
-    weight: float,
-    logits_BAKhw: Tensor,
-    deltas_BA4hw: Tensor,
-    targets: Sequence[GroundTruth],
-    decode: Decode,
-) -> Loss:
+def boxes_weigh(weight: float, maps: Maps, targets: Sequence[GroundTruth], decode: Decode) -> Loss:
     """Return the loss with another weight of the boxes than 1."""
-    loss = DETECTION_LOSS(logits_BAKhw, deltas_BA4hw, targets, decode)
-    return replace(loss, boxes=weight * loss.boxes)
+    loss = DETECTION_LOSS(maps, targets, decode)
+    return replace(loss, terms={**loss.terms, "boxes": weight * loss.terms["boxes"]})
 
 
 def bilinear(image: Image, hw: tuple[int, int]) -> Image:

@@ -42,8 +42,7 @@ def steps(options: argparse.Namespace) -> float:
             GroundTruth(torch.cat([c, c + 0.3 * min(size)], 1), torch.randint(0, CLASSES, (BOXES,)))
             for c in corners
         ]
-        logits, deltas = network(images)
-        detection_loss(logits, deltas, targets, network.decode).total.backward()
+        detection_loss(network(images), targets, network.decode).total.backward()
         optimiser.step()
         optimiser.zero_grad()
     return own_peak_mb() - before

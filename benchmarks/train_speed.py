@@ -81,8 +81,7 @@ def main() -> None:
     ]
 
     def our_loss(network: Any) -> Any:
-        loss = training_loss(network(images), targets, ours.decode, config.assign)
-        return loss.classes + loss.boxes
+        return training_loss(network(images), targets, ours.decode, config.assign).total
 
     def their_loss(network: Any) -> Any:
         return network(pixel_values=theirs_images, labels=labels).loss

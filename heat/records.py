@@ -57,6 +57,7 @@ class Asked(TypedDict):
     asked_size: list[int] | None
     output_stride: int
     head: str
+    boxes: str
 
 
 class BuildPlan(Asked):

@@ -14,7 +14,7 @@ from supernet.data.score_calibration import ScoreCalibration
 from supernet.graph.folding import fold
 from supernet.graph.style import GraphStyle
 from supernet.graph.writer import GraphWriter
-from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.architecture import HEADS, Architecture
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.operators import OPERATORS, Unit
 from supernet.heatdetr.operators.convbn import ConvBN
@@ -60,7 +60,7 @@ class ProbeNet(nn.Module):
         if probe.kind in ("sandwich", *ENDS.values()) and entry.op != "stem":
             for index, (channels, _, _) in enumerate(OPERATORS[entry.op].inputs(entry)):
                 units[f"before{index}"] = _cap(channels)
-        if probe.kind in ("sandwich", "preprocessed") and entry.op != "head":
+        if probe.kind in ("sandwich", "preprocessed") and entry.op not in HEADS.values():
             for index, (channels, _, _) in enumerate(OPERATORS[entry.op].outputs(entry)):
                 units[f"after{index}"] = _cap(channels)
         for unit in units.values():
@@ -169,11 +169,10 @@ def randomise(module: nn.Module) -> None:
             nn.init.normal_(part.bias, std=0.1)
         elif isinstance(part, Head):
             assert part.cls.bias is not None and part.obj.bias is not None
-            assert part.box.bias is not None
             nn.init.normal_(part.cls.weight, std=part.cls.weight[0].numel() ** -0.5)
             nn.init.constant_(part.cls.bias, -6.0)
             last = part.num_classes - 1
             busy = torch.linspace(0, last, min(BUSY_CLASSES, part.num_classes)).long()
             part.cls.bias.view(part.num_anchors, -1)[:, busy] = 0.5
             nn.init.constant_(part.obj.bias, 1.0)
-            part.box.bias.view(part.num_anchors, 4)[:, 2:] = BUSY_GROWTH
+            part.begin_at(BUSY_GROWTH)

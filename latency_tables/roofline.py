@@ -48,6 +48,7 @@ NEAREST: Mapping[str, str] = {
     **dict.fromkeys(CONDENSED, "oa"),
     **{f"t1_{kind}": "t1_oa" for kind in CONDENSED},
     "decode_voted": "decode",
+    "head_distributions": "head",
     "top_k": "decode",
 }
 """For operators on no measured table yet, the operator that they replace: its coefficients are

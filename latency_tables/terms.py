@@ -13,6 +13,7 @@ itself. So each entry's time is a signed sum of model times in which those costs
 from dataclasses import dataclass
 from typing import Literal
 
+from supernet.heatdetr.architecture import HEADS
 from supernet.heatdetr.operators import OPERATORS
 from supernet.heatdetr.operators.entries import Entry
 
@@ -71,7 +72,7 @@ def terms(entry: Entry) -> dict[ProbeModel, float]:
     if entry.op != "stem":
         for index, shape in enumerate(operator.inputs(entry)):
             subtract(shape, with_fixed_cost=index == 0)
-    if entry.op != "head":
+    if entry.op not in HEADS.values():
         for shape in operator.outputs(entry):
             subtract(shape, with_fixed_cost=False)
     return total

@@ -59,7 +59,7 @@ def test_both_heads_are_trained_and_one_is_deployed(once: Architecture) -> None:
     for head in (network.units["head"], network.many):
         assert head is not None
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
-    alone = aligned_loss(*outputs[:2], targets, network.decode, top=1)
+    alone = aligned_loss(outputs[:2], targets, network.decode, top=1)
     assert loss.total > alone.total
     deployed = network.eval().deployed()
     assert sum(p.numel() for p in deployed.units.parameters()) == count_params(once)

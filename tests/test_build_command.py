@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import heat.stages.build as stage
-from heat.commands.find import recorded_head
+from heat.commands.asked_network import ending_of
 from heat.records import BuildPlan, OnDevice, SupernetPlan, Trained, TrainPlan
 from heat.spaces import search_space
 from heat.stages.build_done import is_profiled
@@ -48,7 +48,9 @@ def test_build_goes_on_where_it_was(tmp_path: Path) -> None:
     ):
         assert kind.__required_keys__ <= set(stages[name]), name
     assert stages["train"]["teacher"]["learnt"] == "maps"
-    assert recorded_head(Workspace(tmp_path / "run"), "plan") == stages["plan"]["head"] == "voted"
+    plan = stages["plan"]
+    begun = ending_of(Workspace(tmp_path / "run"), "plan", None, None)
+    assert begun == (plan["head"], plan["boxes"]) == ("voted", "distributions")
     weights = (tmp_path / "run" / "train" / "weights.safetensors").stat().st_mtime_ns
     code, again, errors = run(*arguments)
     assert (tmp_path / "run" / "train" / "weights.safetensors").stat().st_mtime_ns == weights
@@ -86,6 +88,12 @@ def test_a_build_begins_again(
     left = sorted(path.name for path in workspace.train.glob("*.*"))
     assert left == ["weights.safetensors"]
     assert "as far as the profile" in fails(1, *arguments)
+    older = workspace.stages()["plan"]  # of a version without distributions
+    for values in (older, older["space"]["template"]):
+        del values["boxes"]
+    workspace.record("plan", older)
+    assert "as far as the profile" in fails(1, *arguments)
+    assert "another boxes" in fails(2, *arguments, "--boxes", "distributions")
 
 
 def test_another_thinning_is_trained_anew(

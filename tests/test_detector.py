@@ -122,7 +122,7 @@ def test_gradient_reaches_every_parameter(unit: Architecture, block: str) -> Non
     image = torch.randint(0, 256, (2, *unit.input_size, 3), dtype=torch.uint8)
     target = GroundTruth(torch.tensor([[20.0, 20.0, 90.0, 100.0]]), torch.tensor([1]))
     logits, deltas = network(image)
-    detection_loss(logits, deltas, [target, target], network.decode).total.backward()
+    detection_loss((logits, deltas), [target, target], network.decode).total.backward()
     without = [
         name
         for name, parameter in network.named_parameters()

@@ -68,11 +68,12 @@ def test_the_first_channels_are_those_that_thinning_would_keep(unit: Architectur
 
 
 @pytest.mark.parametrize("head", ["nms", "one-to-one"])
+@pytest.mark.parametrize("boxes", ["deltas", "distributions"])
 @pytest.mark.parametrize("block", ["cw", "oa"])
 def test_members_compute_what_the_inherited_networks_do(
-    unit: Architecture, block: str, head: str
+    unit: Architecture, block: str, boxes: str, head: str
 ) -> None:
-    elastic = ordered(make(unit.with_(head=head), block))
+    elastic = ordered(make(unit.with_(head=head, boxes=boxes), block))
     members = members_of(elastic)
     model = Elastic(elastic, members)
     image = torch.randint(0, 256, (2, *unit.input_size, 3), dtype=torch.uint8)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deploy.form import Form
-from heat.commands.find import deployed_as
+from heat.commands.asked_network import deployed_as
 from heat.spaces import search_space
 from heat.stages.build_done import is_thinned
 from heat.stages.export import _facts

@@ -190,7 +190,7 @@ def test_the_loss_of_weighted_objects(small: Architecture, assign: str) -> None:
     def loss(weights: torch.Tensor | None, rows: slice = slice(None)) -> list[float]:
         target = GroundTruth(boxes[rows], labels[rows], weights)
         found = training_loss(outputs, [target] * 2, network.decode, assign)  # type: ignore[arg-type]
-        return [float(found.classes), float(found.boxes)]
+        return [float(term) for term in found.terms.values()]
 
     assert loss(torch.ones(2)) == pytest.approx(loss(None), rel=1e-6)
     assert loss(torch.tensor([1.0, 0.0]))[1] == pytest.approx(loss(None, slice(1))[1], rel=1e-5)

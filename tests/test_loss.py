@@ -89,9 +89,9 @@ def test_loss_of_an_empty_batch_is_finite_and_has_gradient() -> None:
     logits = torch.randn(1, 2, 3, 2, 3, requires_grad=True)
     deltas = torch.randn(1, 2, 4, 2, 3, requires_grad=True)
     empty = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    loss = detection_loss(logits, deltas, [empty], decode)
+    loss = detection_loss((logits, deltas), [empty], decode)
     loss.total.backward()
-    assert float(loss.boxes.detach()) == 0.0
+    assert float(loss.terms["boxes"].detach()) == 0.0
     assert logits.grad is not None and float(logits.grad.abs().sum()) > 0
 
 
@@ -99,7 +99,7 @@ def test_a_batch_has_a_ground_truth_for_each_image() -> None:
     decode = Decode((32, 64), 3, (64, 96), 0.0)
     empty = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(ValueError, match="zip"):
-        detection_loss(torch.zeros(2, 2, 3, 2, 3), torch.zeros(2, 2, 4, 2, 3), [empty], decode)
+        detection_loss((torch.zeros(2, 2, 3, 2, 3), torch.zeros(2, 2, 4, 2, 3)), [empty], decode)
 
 
 def test_perfect_boxes_cost_nothing() -> None:
@@ -108,9 +108,9 @@ def test_perfect_boxes_cost_nothing() -> None:
     truth = GroundTruth(anchors[3:], torch.tensor([0]))
 
     def cost(deltas_B4hw: torch.Tensor) -> float:
-        loss = detection_loss(torch.zeros(1, 1, 1, 2, 2), deltas_B4hw[:, None], [truth], decode)
+        loss = detection_loss((torch.zeros(1, 1, 1, 2, 2), deltas_B4hw[:, None]), [truth], decode)
         assert loss.positives >= 1
-        return float(loss.boxes)
+        return float(loss.terms["boxes"])
 
     perfect = torch.zeros(1, 4, 2, 2)
     assert cost(perfect) == pytest.approx(0.0, abs=1e-6)
@@ -191,8 +191,8 @@ def test_the_detection_loss_is_the_specs() -> None:
             overlaps += float(1 - common / union + (hull - union) / hull)
             pairs += 1
     assert pairs > 3
-    loss = detection_loss(logits, deltas, truth, decode)
+    loss = detection_loss((logits, deltas), truth, decode)
     assert loss.positives == pairs
-    assert float(loss.classes) == pytest.approx(classes / pairs, rel=1e-5)
-    assert float(loss.boxes) == pytest.approx(overlaps / pairs, rel=1e-5)
+    assert float(loss.terms["classes"]) == pytest.approx(classes / pairs, rel=1e-5)
+    assert float(loss.terms["boxes"]) == pytest.approx(overlaps / pairs, rel=1e-5)
     assert float(loss.total) == pytest.approx((classes + overlaps) / pairs, rel=1e-5)

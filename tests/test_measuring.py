@@ -32,12 +32,12 @@ from latency_tables.stacks import Setup, measure_stacks
 from latency_tables.store import conditions_of, open_table
 from latency_tables.table import LatencyTable, Row
 from latency_tables.table_file import write_table
-from latency_tables.terms import ProbeModel, terms
+from latency_tables.terms import ENDS, ProbeModel, terms
 from supernet.boxes import KEEP
 from supernet.counting import count_macs
 from supernet.errors import DeviceError, TableError
 from supernet.graph.style import GraphStyle
-from supernet.heatdetr.architecture import CONDENSED, Architecture
+from supernet.heatdetr.architecture import CONDENSED, HEADS, Architecture
 from supernet.heatdetr.operators import OPERATORS
 from supernet.heatdetr.operators.decode import NMS_IOU, PRE_NMS, SCORE_THRESHOLD
 from supernet.heatdetr.operators.entries import Entry
@@ -72,6 +72,7 @@ def test_a_table_of_another_runtime_version_is_refused(tmp_path: Path, unit: Arc
 def entry_of(template: Architecture, op: str) -> Entry:
     """Return a place of an operator, in the template or one of its variants."""
     variants: list[dict[str, Any]] = [{}, {"head": "voted"}, {"head": "one-to-one"}]
+    variants.append({"boxes": "distributions"})
     variants += [{"global_block": block} for block in ("oa", *CONDENSED)]
     variants.append({"output_stride": 8})
     entries = [e for more in variants for e in template.with_(**more).entries().values()]
@@ -310,7 +311,7 @@ def test_torch_and_onnx_probes_are_the_same_network(op: str) -> None:
 
     entry = entry_of(TINY.with_(blocks=("R", "W", "S", "R")), op)
     for probe in terms(entry):
-        if probe.kind == "decoded" or op in ("decode", "decode_voted", "top_k", "head"):
+        if probe.kind == "decoded" or op in (*ENDS, *HEADS.values()):
             continue  # the head's maps leave torch as logits, the graph as probabilities
         net = ProbeNet(probe)
         feeds = feeds_of(net.shapes())

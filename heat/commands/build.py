@@ -5,10 +5,12 @@ from typing import Annotated
 
 from ..records import Result
 from ..workspace import DEFAULT, Workspace
-from .find import find_data, find_target, recorded_head
+from .asked_network import ending_of
+from .find import find_data, find_target
 from .options import (
     STRIDE,
     Backbone,
+    Boxes,
     Calibrate,
     DeviceName,
     Format,
@@ -37,6 +39,7 @@ def build(
     input_size: Size = None,
     output_stride: Annotated[StrideName, STRIDE] = "16",
     head: Head = None,
+    boxes: Boxes = None,
     backbone: Backbone = None,
     distil: bool = False,
     calibrate: Calibrate = True,
@@ -69,6 +72,7 @@ def build(
     train_set = find_data(workspace, data, "train")
     check_trainable(train_set)
     val_set = find_data(workspace, data, "val").numbered_as(train_set.names)
+    ending = ending_of(workspace, None if restart else "plan", head, boxes)
     return run(
         workspace,
         find_target(device, runtime or RUNTIME_OF[format], threads, "f32"),
@@ -80,7 +84,8 @@ def build(
         space=space,
         input_size=parse_size(input_size) if input_size is not None else None,
         output_stride=int(output_stride),
-        head=head or recorded_head(workspace, None if restart else "plan"),
+        head=ending.head,
+        boxes=ending.boxes,
         distil=distil,
         calibrate=calibrate,
         seed=seed,

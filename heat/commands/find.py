@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Literal
 from deploy.teachers.asked import Asked
 
 from ..workspace import Workspace
+from .asked_network import ending_in
 from .options import Format
 
 if TYPE_CHECKING:
     from latency_tables.devices import Target
     from supernet.data.detection_set import DetectionSet
-    from supernet.detr.family import EncoderAttention
-    from supernet.heatdetr.architecture import Architecture, HeadKind, NMSHead
+    from supernet.heatdetr.architecture import BoxKind, HeadKind
     from supernet.heatdetr.supernet import SearchSpace
-    from supernet.network import AnyArchitecture
 
 
 def find_target(
@@ -151,79 +150,6 @@ def _is_here(far: "Target") -> bool:
         return False
 
 
-def find_heatdetr(name: str) -> "Architecture":
-    """Return a HeatDETR by its name or file."""
-    from supernet.errors import UserError
-    from supernet.network import find_architecture
-
-    found = find_architecture(name)
-    if found.family != "heatdetr":
-        raise UserError(f"--architecture {name}: a HeatDETR is needed here, not {found.family}")
-    return found
-
-
-def attending(
-    architecture: "AnyArchitecture",
-    attention: "EncoderAttention | None" = None,
-    rounds: int | None = None,
-    window: int | None = None,
-    clusters: int | None = None,
-) -> "AnyArchitecture":
-    """Return an architecture with other attention in its encoder, where that is asked for."""
-    from supernet.errors import UserError
-
-    asked = {"attention": attention, "rounds": rounds, "window": window, "clusters": clusters}
-    changes = {key: value for key, value in asked.items() if value is not None}
-    if changes and architecture.family == "heatdetr":
-        raise UserError(
-            f"--{next(iter(changes))}: {architecture.name} is no DETR; a HeatDETR's attention is "
-            "its global block, in architecture.json"
-        )
-    return architecture.with_(**changes)
-
-
-def deployed_as(
-    architecture: "AnyArchitecture",
-    head: "NMSHead | None" = None,
-    attention: "EncoderAttention | None" = None,
-    rounds: int | None = None,
-    window: int | None = None,
-    clusters: int | None = None,
-) -> "AnyArchitecture":
-    """Return an architecture with what the same weights can be deployed with, where asked for."""
-    from supernet.errors import UserError
-
-    if head is not None:
-        if architecture.family != "heatdetr":
-            raise UserError(f"--head {head}: of HeatDETR, not of {architecture.family}")
-        if architecture.head == "one-to-one":
-            raise UserError(
-                f"--head {head}: {architecture.name} was trained one-to-one: "
-                f"heat train --head {head} trains another"
-            )
-        architecture = architecture.with_(head=head)
-    return attending(architecture, attention, rounds, window, clusters)
-
-
-def recorded_head(workspace: Workspace, stage: Literal["plan", "supernet"] | None) -> "HeadKind":
-    """Return the head of what a stage has begun, which goes on with it, or else box voting."""
-    from supernet.heatdetr.supernet import SearchSpace
-
-    recorded = workspace.stages().get(stage) if stage else None
-    if recorded is None or "space" not in recorded:
-        return "voted"
-    return SearchSpace.from_dict(recorded["space"], "run.json").template.head
-
-
-def ending_in(
-    architecture: "Architecture", output_stride: str | None, head: "HeadKind | None"
-) -> "Architecture":
-    """Return an architecture with another output stride and head, where they are asked for."""
-    if output_stride is not None:
-        architecture = architecture.with_stride(int(output_stride))
-    return architecture if head is None else architecture.with_(head=head)
-
-
 def asked_of(asked: Asked) -> Asked | None:
     """Return a teacher that is asked for; options of none are an error."""
     from supernet.errors import UserError
@@ -301,6 +227,7 @@ def find_space(
     default: str = "large",
     output_stride: str | None = None,
     head: "HeadKind | None" = None,
+    boxes: "BoxKind | None" = None,
 ) -> "SearchSpace":
     """Return the space asked for, or that of the first of the stages that ran, or the default."""
     from supernet.heatdetr.input_size import parse_size
@@ -321,4 +248,4 @@ def find_space(
     else:
         size = parse_size(input_size or "448x448")
         space = search_space(name or default, input_size=size, num_classes=classes or 80)
-    return replace(space, template=ending_in(space.template, output_stride, head))
+    return replace(space, template=ending_in(space.template, output_stride, head, boxes))

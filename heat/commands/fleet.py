@@ -6,12 +6,14 @@ from typing import Annotated
 
 from ..records import Result
 from ..workspace import DEFAULT, Workspace
-from .find import find_data, find_space, recorded_head, target_of_thinning
+from .asked_network import ending_of
+from .find import find_data, find_space, target_of_thinning
 from .options import (
     STRIDE,
     Autocast,
     Backbone,
     BatchSize,
+    Boxes,
     Calibrate,
     Head,
     Out,
@@ -33,6 +35,7 @@ def fleet(
     input_size: Size = None,
     output_stride: Annotated[StrideName, STRIDE] = "16",
     head: Head = None,
+    boxes: Boxes = None,
     supernet_epochs: int = 12,
     epochs: int | None = None,
     batch_size: BatchSize = None,
@@ -74,6 +77,7 @@ def fleet(
     train_set = find_data(workspace, data, "train")
     check_trainable(train_set)
     val_set = find_data(workspace, data, "val").numbered_as(train_set.names)
+    ending = ending_of(workspace, "supernet", head, boxes)
     chosen = find_space(
         workspace,
         space,
@@ -82,7 +86,8 @@ def fleet(
         stages=("supernet",),
         default="mini",
         output_stride=output_stride,
-        head=head or recorded_head(workspace, "supernet"),
+        head=ending.head,
+        boxes=ending.boxes,
     )
 
     settings = partial(recipe, "small", batch_size=batch_size, precision=precision, seed=seed)

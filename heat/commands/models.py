@@ -9,8 +9,8 @@ from cyclopts import Parameter
 
 from ..records import Result
 from ..workspace import DEFAULT, Workspace
+from .asked_network import deployed_as
 from .find import (
-    deployed_as,
     find_data,
     find_judged,
     find_target,

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from ..records import Result
 from ..workspace import DEFAULT, Workspace
-from .find import ending_in, find_heatdetr
+from .asked_network import ending_in, find_heatdetr
 from .options import (
     Accumulate,
     Autocast,
@@ -118,7 +118,7 @@ def pretrain(
         thinned = workspace.architecture
         architecture = str(thinned) if thinned.exists() else "medium"
     chosen = find_heatdetr(architecture).with_(input_size=parse_size(input_size or "224x224"))
-    chosen = ending_in(chosen, output_stride, None)
+    chosen = ending_in(chosen, output_stride)
     if teacher is None:
         from supernet.train.pretraining import load_image_folders
 

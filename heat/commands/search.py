@@ -13,6 +13,7 @@ from .options import (
     Accumulate,
     Backbone,
     BatchSize,
+    Boxes,
     DeviceName,
     Epochs,
     Head,
@@ -47,6 +48,7 @@ def profile(
     space: Space = None,
     output_stride: OutputStride = None,
     head: Head = None,
+    boxes: Boxes = None,
     global_block: Literal["cw", "oa", "act", "enact", "pool"] | None = None,
     data: Path | None = None,
     host: str | None = None,
@@ -132,6 +134,7 @@ def profile(
         stages=("supernet", "profile"),
         output_stride=output_stride,
         head=head,
+        boxes=boxes,
     )
     if global_block is not None:
         chosen = replace(chosen, template=chosen.template.with_(global_block=global_block))
@@ -159,6 +162,7 @@ def supernet(
     input_size: Size = None,
     output_stride: OutputStride = None,
     head: Head = None,
+    boxes: Boxes = None,
     epochs: Epochs = 12,
     batch_size: BatchSize = 8,
     accumulate: Accumulate = 1,
@@ -240,6 +244,7 @@ def supernet(
         default="midi",
         output_stride=output_stride,
         head=head,
+        boxes=boxes,
     )
     if global_block is not None:
         block: GlobalBlock = "cw" if global_block == "search" else global_block

@@ -7,7 +7,8 @@ from cyclopts import Parameter
 
 from ..records import Result
 from ..workspace import DEFAULT, Workspace
-from .find import asked_of, attending, ending_in, find_data
+from .asked_network import attending, ending_in
+from .find import asked_of, find_data
 from .options import (
     NO_TEACHER,
     Accumulate,
@@ -15,6 +16,7 @@ from .options import (
     Autocast,
     Backbone,
     BatchSize,
+    Boxes,
     Compile,
     DropPath,
     Epochs,
@@ -44,6 +46,7 @@ def train(
     input_size: Size = None,
     output_stride: OutputStride = None,
     head: Head = None,
+    boxes: Boxes = None,
     backbone: Backbone = None,
     weights: Annotated[
         Path | None,
@@ -133,10 +136,10 @@ def train(
     if input_size is not None:
         chosen = chosen.with_(input_size=parse_size(input_size))
     if chosen.family == "heatdetr":
-        chosen = ending_in(chosen, output_stride, head)
+        chosen = ending_in(chosen, output_stride, head, boxes)
     else:
-        own = {"output-stride": output_stride, "head": head, "drop-path": drop_path}
-        for flag, value in (own | {"assign": assign}).items():
+        own = {"output-stride": output_stride, "head": head, "boxes": boxes}
+        for flag, value in (own | {"drop-path": drop_path, "assign": assign}).items():
             if value is not None:
                 raise UserError(f"--{flag} is of HeatDETR, not of {chosen.family}")
     chosen = attending(chosen, attention, rounds, window)

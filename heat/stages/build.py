@@ -17,7 +17,7 @@ from latency_tables.probe.machine import physical_cores
 from supernet.checkpoint import WEIGHTS, read_info
 from supernet.data.detection_set import DetectionSet
 from supernet.errors import UserError
-from supernet.heatdetr.architecture import Architecture, HeadKind
+from supernet.heatdetr.architecture import Architecture, BoxKind, HeadKind
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.supernet import SearchConfig, SearchSpace, Supernet
 from supernet.progress import begin, stages
@@ -75,6 +75,7 @@ def build(
     input_size: tuple[int, int] | None,
     output_stride: int,
     head: HeadKind,
+    boxes: BoxKind,
     distil: bool,
     calibrate: bool,
     seed: int,
@@ -99,7 +100,7 @@ def build(
     started = time.monotonic()
     size = input_size or choose_input_size(data.records)
     spaces = [
-        search_space(name, input_size=size, num_classes=data.num_classes, head=head)
+        search_space(name, input_size=size, num_classes=data.num_classes, head=head, boxes=boxes)
         for name in ([space] if space is not None else SPACES)
     ]
     refuse_impossible([Candidate(named, (target,), (limits,)) for named in spaces])
@@ -115,6 +116,7 @@ def build(
         "asked_size": list(input_size) if input_size else None,
         "output_stride": output_stride,
         "head": head,
+        "boxes": boxes,
     }
     with workspace.claimed(workspace.root / "build", f"building in {workspace.root}"):
         if restart:
@@ -180,7 +182,7 @@ def _forget(workspace: Workspace) -> None:
 def _plan(workspace: Workspace, target: Target, data: DetectionSet, asked: Asked) -> BuildPlan:
     kept = workspace.stages().get("plan")
     if kept is not None:
-        kept = {**kept, "data": str(Path(kept["data"]).absolute())}
+        kept = {"boxes": "deltas", **kept, "data": str(Path(kept["data"]).absolute())}
         # Versions up to 0.1.0 named CPUs that hide their number without their family.
         same = re.fullmatch(re.escape(kept["device"]) + "-(family|implementer)-.*", target.name)
         kept["device"] = target.name if same else kept["device"]
@@ -200,6 +202,7 @@ def _plan(workspace: Workspace, target: Target, data: DetectionSet, asked: Asked
         num_classes=data.num_classes,
         output_stride=asked["output_stride"],
         head=asked["head"],
+        boxes=asked["boxes"],
     )
     if asked["asked_space"] is not None:
         space = named(asked["asked_space"])

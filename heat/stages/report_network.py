@@ -31,6 +31,7 @@ NAMES = {
     "up4": "upsampling",
     "t1_cw": "channel-wise attention, twice as wide",
     "head": "head",
+    "head_distributions": "head",
     "decode": "decoding and NMS",
     "decode_voted": "decoding, NMS and box voting",
     "top_k": "top-k",
@@ -41,8 +42,8 @@ KINDS = {
     "lat1": "conv", "lat1_fine": "conv", "lat2": "conv",
     "ffn1": "conv", "ffn2": "conv", "up4": "conv",
     "wmsa": "window", "swmsa": "window",
-    "preprocess": "ends", "head": "ends", "decode": "ends", "decode_voted": "ends",
-    "top_k": "ends",
+    "preprocess": "ends", "head": "ends", "head_distributions": "ends",
+    "decode": "ends", "decode_voted": "ends", "top_k": "ends",
 }  # fmt: skip
 """Colour of an operator; all others are global attention."""
 GROUPS = (

@@ -61,6 +61,7 @@ def check_fits(supernet: Supernet, space: SearchSpace, workspace: Workspace) -> 
         ("number of classes", own.num_classes, asked.num_classes),
         ("widths", own.widths, asked.widths),
         ("output stride", own.output_stride, asked.output_stride),
+        ("boxes", own.boxes, asked.boxes),
         ("one-to-one head", own.head == "one-to-one", asked.head == "one-to-one"),
     ):
         if mine != wanted:

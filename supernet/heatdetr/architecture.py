@@ -35,6 +35,12 @@ NMSHead = Literal["nms", "voted"]
 DECODES: Mapping[HeadKind, str] = {"nms": "decode", "voted": "decode_voted", "one-to-one": "top_k"}
 """The operator that ends the deployed graph, by kind of head."""
 
+BoxKind = Literal["deltas", "distributions"]
+"""What the head predicts of a box: deltas (the paper), or a distribution of each of its sides."""
+
+HEADS: Mapping[BoxKind, str] = {"deltas": "head", "distributions": "head_distributions"}
+"""The operator of the head, by what it predicts of a box."""
+
 WIDTH_STEP = 32
 """Head width; every stage width is a multiple of it (spec section 1)."""
 MAX_WIDTH, MAX_BLOCKS, MAX_CLASSES = 4096, 1000, 1_000_000
@@ -79,6 +85,8 @@ class Architecture(Description):
     """Stride of the head's maps: 32 (the paper), or 16 for small objects."""
     head: HeadKind = "nms"
     """The last step of the deployed graph."""
+    boxes: BoxKind = "deltas"
+    """What the head predicts of a box: deltas (the paper), or a distribution of each side."""
     input_size: tuple[int, int] = (448, 448)
     """Height and width of the network input in pixels, multiples of 32."""
 
@@ -118,6 +126,8 @@ class Architecture(Description):
             raise UserError(f"output stride {self.output_stride}: 8, 16 or 32 needed")
         if self.head not in DECODES:
             raise UserError(f"head {self.head!r}: one of {', '.join(DECODES)} needed")
+        if self.boxes not in HEADS:
+            raise UserError(f"boxes {self.boxes!r}: one of {', '.join(HEADS)} needed")
         if len(self.input_size) != 2:
             raise UserError(f"input size {self.input_size}: height and width needed")
         if any(side < 32 or side % 32 for side in self.input_size):
@@ -200,7 +210,7 @@ class Architecture(Description):
             put_global(f"tcm_t2_{index}", g4, last, d4)
         shape = {"classes": self.num_classes, "anchors": self.num_anchors}
         outputs = self.num_anchors * (self.num_classes + 5)
-        put("head", "head", last, d4, outputs, **shape)
+        put("head", HEADS[self.boxes], last, d4, outputs, **shape)
         put("decode", DECODES[self.head], last, outputs, 6, **shape)
         return out
 

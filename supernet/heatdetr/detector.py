@@ -55,7 +55,7 @@ class Detector(nn.Module):
         self.many = None
         if architecture.head == "one-to-one":
             head = architecture.entries()["head"]
-            self.many = OPERATORS["head"].build(head)
+            self.many = OPERATORS[head.op].build(head)
             """One-to-many head, which only training needs."""
 
     @property
@@ -132,7 +132,8 @@ class Detector(nn.Module):
     def forward(self, image_BHW3: Tensor) -> tuple[Tensor, ...]:
         """Map uint8 RGB images to (class logits [B, A, K, h, w], deltas [B, A, 4, h, w]).
 
-        In training a one-to-one network returns the same two of its one-to-many head too.
+        In training the logits of the bins of its distributions follow, [B, A, 4, N, h, w], where
+        a head has them, and then the same of the one-to-many head of a one-to-one network.
         """
         more: tuple[Tensor, ...] = ()
 

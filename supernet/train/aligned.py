@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..boxes import giou_pairs, iou_matrix
+from ..boxes import iou_matrix
 from ..data.ground_truth import GroundTruth
 from ..heatdetr.operators.decode import Decode
+from .box_loss import BoxLoss
 from .distributed import per_process
+from .head_maps import Maps, by_head
 from .recipes import Assign
 from .uniform import Loss, detection_loss
 
@@ -75,27 +77,21 @@ def align(
 
 
 def aligned_loss(
-    logits_BAKhw: Tensor,
-    deltas_BA4hw: Tensor,
-    targets: Sequence[GroundTruth],
-    decode: Decode,
-    top: int = TOP_K,
+    maps: Maps, targets: Sequence[GroundTruth], decode: Decode, top: int = TOP_K
 ) -> Loss:
-    """Return binary cross entropy of all scores and GIoU of the chosen boxes, for a batch."""
-    B, _, K, h, w = logits_BAKhw.shape
-    anchors_M4 = decode.anchors_xyxy(h, w).to(logits_BAKhw.device)
-    centres_M2 = (anchors_M4[:, :2] + anchors_M4[:, 2:]) / 2
-    predicted_BM4 = decode.boxes(deltas_BA4hw)
+    """Return binary cross entropy of all scores and the loss of the chosen boxes, for a batch."""
+    logits_BAKhw = maps[0]
+    B, _, K = logits_BAKhw.shape[:3]
+    boxes = BoxLoss(maps, decode)
+    centres_M2 = (boxes.anchors_M4[:, :2] + boxes.anchors_M4[:, 2:]) / 2
     logits_BMK = logits_BAKhw.flatten(3).transpose(2, 3).reshape(B, -1, K)
     wanted_BMK = torch.zeros_like(logits_BMK)
-    boxes = deltas_BA4hw.sum() * 0.0
     positives = 0
     for index, target in enumerate(targets):
-        predicted_M4 = predicted_BM4[index]
         found = align(
             centres_M2,
             logits_BMK[index].detach().sigmoid(),
-            predicted_M4.detach(),
+            boxes.predicted_BM4[index].detach(),
             target,
             top,
             CENTER_RADIUS * decode.stride,
@@ -103,24 +99,24 @@ def aligned_loss(
         labels_P = target.labels[found.boxes_P]
         targets_P = found.targets_P * target.shares[found.boxes_P]
         wanted_BMK[index, found.anchors_P, labels_P] = targets_P
-        hit_P = giou_pairs(predicted_M4[found.anchors_P], target.boxes_xyxy[found.boxes_P])
-        boxes = boxes + (targets_P * (1 - hit_P)).sum()
+        boxes.add(index, found.anchors_P, target.boxes_xyxy[found.boxes_P], targets_P)
         positives += len(found.anchors_P)
     divisor = per_process(wanted_BMK.sum())
     classes = F.binary_cross_entropy_with_logits(logits_BMK, wanted_BMK, reduction="sum")
-    return Loss(classes / divisor, BOX_WEIGHT * boxes / divisor, positives)
+    return Loss({"classes": classes / divisor, **boxes.over(divisor, BOX_WEIGHT)}, positives)
 
 
 def training_loss(
     outputs: Sequence[Tensor], targets: Sequence[GroundTruth], decode: Decode, assign: Assign
 ) -> Loss:
     """Return the loss of a network's outputs: of one head, or of both heads in training."""
-    maps = [x.float() for x in outputs]
+    first, *others = by_head([x.float() for x in outputs])
     if decode.nms:
         loss = aligned_loss if assign == "aligned" else detection_loss
-        return loss(maps[0], maps[1], targets, decode)
-    one = aligned_loss(maps[0], maps[1], targets, decode, top=1)
-    if len(maps) == 2:  # the one-to-many head runs in training mode only
-        return one
-    many = aligned_loss(maps[2], maps[3], targets, decode)
-    return Loss(one.classes + many.classes, one.boxes + many.boxes, one.positives)
+        return loss(first, targets, decode)
+    one = aligned_loss(first, targets, decode, top=1)
+    terms = one.terms
+    for maps in others:  # the one-to-many head, in training mode only
+        many = aligned_loss(maps, targets, decode).terms
+        terms = {name: value + many[name] for name, value in terms.items()}
+    return Loss(terms, one.positives)

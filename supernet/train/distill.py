@@ -22,6 +22,7 @@ from ..errors import UserError
 from ..heatdetr.architecture import Architecture
 from ..heatdetr.detector import Detector
 from ..heatdetr.operators.decode import Decode
+from .head_maps import Maps, by_head
 from .recipes import TrainConfig
 from .task import DetectionTask
 
@@ -99,27 +100,25 @@ class DistilledTask(DetectionTask):
             raise UserError(f"the teacher's maps are not the network's: {why or 'other classes'}")
         self.model: Any = Taught(network, teacher, order)
         both = network.many is not None and teacher.architecture.head != "one-to-one"
-        self._taught = slice(2, 4) if both else slice(0, 2)
-        """The student's maps that mean what the teacher's do: those of the head of its kind."""
+        self._taught = 1 if both else 0
+        """The student's head of the teacher's kind, whose maps mean what the teacher's do."""
 
     def loss(
         self, outputs: Sequence[Tensor], targets: Any, config: TrainConfig
     ) -> dict[str, Tensor]:
         """Return the terms of the labels, and `teacher_classes` and `teacher_boxes`."""
         own, theirs = outputs[:-2], outputs[-2:]
-        maps = own[self._taught]
+        maps = by_head(own)[self._taught]
         return super().loss(own, targets, config) | distillation(maps, theirs, self.network.decode)
 
 
-def distillation(
-    maps: Sequence[Tensor], theirs: Sequence[Tensor], decode: Decode
-) -> dict[str, Tensor]:
-    """Return the terms of a student's logits [B, A, K, h, w] and deltas [B, A, 4, h, w].
+def distillation(maps: Maps, theirs: Sequence[Tensor], decode: Decode) -> dict[str, Tensor]:
+    """Return the terms of a student's head and a teacher's, each logits and deltas first.
 
     Deltas outside their limits give the same boxes as those at the limits.
     """
-    logits_BAKhw, deltas_BA4hw = (part.float() for part in maps)
-    wanted_BAKhw, their_deltas_BA4hw = (part.float() for part in theirs)
+    logits_BAKhw, deltas_BA4hw = (part.float() for part in maps[:2])
+    wanted_BAKhw, their_deltas_BA4hw = (part.float() for part in theirs[:2])
     wanted_BAKhw = wanted_BAKhw.sigmoid()
     cross = F.binary_cross_entropy_with_logits(logits_BAKhw, wanted_BAKhw, reduction="none")
     off = (logits_BAKhw.sigmoid() - wanted_BAKhw).abs()

@@ -21,6 +21,7 @@ from ..heatdetr.elastic import Elastic, Member
 from ..heatdetr.supernet import Supernet
 from .distill import distillation
 from .distributed import step_seed
+from .head_maps import by_head
 from .optimise import is_logit
 from .recipes import TrainConfig
 from .task import DetectionTask
@@ -126,7 +127,7 @@ class ElasticTask(DetectionTask):
     def _lack(self, outputs: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return what a network lacks to the maps of the largest one, over all its heads."""
         heads = [
-            distillation(outputs[at : at + 2], teacher[at : at + 2], self.network.decode)
-            for at in range(0, len(outputs), 2)
+            distillation(maps, theirs, self.network.decode)
+            for maps, theirs in zip(by_head(outputs), by_head(teacher), strict=True)
         ]
         return {name: torch.stack([head[name] for head in heads]).sum() for name in heads[0]}

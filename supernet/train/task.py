@@ -181,7 +181,7 @@ class DetectionTask(_Detection):
     ) -> dict[str, Tensor]:
         """Return the loss of the classes and of the boxes, of all heads."""
         loss = training_loss(outputs, targets, self.network.decode, config.assign)
-        return {"classes": loss.classes, "boxes": loss.boxes}
+        return dict(loss.terms)
 
 
 class SupernetTask(DetectionTask):

@@ -1,16 +1,17 @@
 """Detection loss: sigmoid focal loss on classes, GIoU on matched boxes (spec section 6)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..boxes import giou_pairs
 from ..data.ground_truth import GroundTruth
 from ..heatdetr.operators.decode import Decode
+from .box_loss import BoxLoss
 from .distributed import per_process
+from .head_maps import Maps
 from .matching import IGNORED, match
 
 FOCAL_ALPHA = 0.25
@@ -19,16 +20,16 @@ FOCAL_GAMMA = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """The two terms, weighted 1 : 1, divided by the weights of the positive pairs; their number."""
+    """The terms, weighted and divided by the weights of the positive pairs, and their number."""
 
-    classes: Tensor
-    boxes: Tensor
+    terms: Mapping[str, Tensor]
+    """`classes`, `boxes`, and `sides` of a head that predicts distributions."""
     positives: int
 
     @property
     def total(self) -> Tensor:
         """Sum of the terms."""
-        return self.classes + self.boxes
+        return torch.stack(list(self.terms.values())).sum()
 
 
 def focal_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -41,20 +42,18 @@ def focal_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -
     return loss.sum() if weights is None else (loss * weights).sum()
 
 
-def detection_loss(
-    logits_BAKhw: Tensor, deltas_BA4hw: Tensor, targets: Sequence[GroundTruth], decode: Decode
-) -> Loss:
-    """Match every image and return the loss of the batch; gradients reach both maps."""
-    B, _, K, h, w = logits_BAKhw.shape
-    anchors_M4 = decode.anchors_xyxy(h, w).to(logits_BAKhw.device)
-    predicted_BM4 = decode.boxes(deltas_BA4hw)
+def detection_loss(maps: Maps, targets: Sequence[GroundTruth], decode: Decode) -> Loss:
+    """Match every image and return the loss of a head's maps; gradients reach all of them."""
+    logits_BAKhw = maps[0]
+    B, _, K = logits_BAKhw.shape[:3]
+    boxes = BoxLoss(maps, decode)
     logits_BMK = logits_BAKhw.flatten(3).transpose(2, 3).reshape(B, -1, K)
     classes = logits_BAKhw.new_zeros(())
-    boxes = deltas_BA4hw.sum() * 0.0
     divisor = logits_BAKhw.new_zeros(())
     positives = 0
-    for logits_MK, predicted_M4, target in zip(logits_BMK, predicted_BM4, targets, strict=True):
-        matched = match(anchors_M4, predicted_M4.detach(), target.boxes_xyxy, target.labels)
+    for index, (logits_MK, target) in enumerate(zip(logits_BMK, targets, strict=True)):
+        predicted_M4 = boxes.predicted_BM4[index].detach()
+        matched = match(boxes.anchors_M4, predicted_M4, target.boxes_xyxy, target.labels)
         valid_M = matched.targets_M != IGNORED
         one_hot_MK = F.one_hot(matched.targets_M.clamp_min(0), K).to(logits_MK)
         one_hot_MK = one_hot_MK * (matched.targets_M >= 0)[:, None]
@@ -65,9 +64,8 @@ def detection_loss(
         classes = classes + focal_loss(
             logits_MK[valid_M], one_hot_MK[valid_M], weights_M[valid_M][:, None]
         )
-        overlap_P = giou_pairs(predicted_M4[matched.anchors_P], target.boxes_xyxy[matched.boxes_P])
-        boxes = boxes + (weights_P * (1 - overlap_P)).sum()
+        boxes.add(index, matched.anchors_P, target.boxes_xyxy[matched.boxes_P], weights_P)
         divisor = divisor + weights_P.sum()
         positives += len(matched.anchors_P)
     divisor = per_process(divisor)
-    return Loss(classes / divisor, boxes / divisor, positives)
+    return Loss({"classes": classes / divisor, **boxes.over(divisor)}, positives)

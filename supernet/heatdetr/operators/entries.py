@@ -50,6 +50,7 @@ class Macs:
 
     conv_linear: int = 0
     attention: int = 0
+    """Batched matrix products: attention's, and the sums of a head of distributions."""
 
     def __add__(self, other: "Macs") -> "Macs":
         """Add both kinds."""

@@ -1,6 +1,7 @@
 """Preprocessing and the prediction head: the first and the last maps of the network."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,15 @@ class Head(nn.Module):
     Channels are anchor-major: class logits `a * K + k`, deltas `a * 4 + (dx, dy, dw, dh)`.
     """
 
+    box_channels, box_kernel = 4, 3
+    """Channels of the box convolution for an anchor, and its kernel."""
+
     def __init__(self, d: int, num_anchors: int, num_classes: int) -> None:
         super().__init__()
         self.num_anchors, self.num_classes = num_anchors, num_classes
         self.cls = nn.Conv2d(d, num_anchors * num_classes, 3, padding=1)
-        self.box = nn.Conv2d(d, num_anchors * 4, 3, padding=1)
+        k = self.box_kernel
+        self.box = nn.Conv2d(d, num_anchors * self.box_channels, k, padding=k // 2)
         self.obj = nn.Conv2d(d, num_anchors, 3, padding=1)
         for conv in (self.cls, self.box, self.obj):
             nn.init.normal_(conv.weight, std=0.01)
@@ -36,15 +41,26 @@ class Head(nn.Module):
         assert self.cls.bias is not None
         nn.init.constant_(self.cls.bias, -math.log((1 - PRIOR) / PRIOR))
 
-    def forward(self, t_cls: Tensor, t_reg: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def begin_at(self, growth: float) -> None:
+        """Set the biases of boxes: anchors whose sides are multiplied by e^growth."""
+        assert self.box.bias is not None
+        self.box.bias.view(self.num_anchors, 4)[:, 2:] = growth
+
+    def forward(self, t_cls: Tensor, t_reg: Tensor) -> tuple[Tensor, ...]:
         """Return (class logits [B, A, K, h, w], deltas [B, A, 4, h, w])."""
+        B, _, h, w = t_cls.shape
+        deltas = self.box(t_reg).view(B, self.num_anchors, 4, h, w).float()
+        return self._logits(t_cls, t_reg), deltas
+
+    def _logits(self, t_cls: Tensor, t_reg: Tensor) -> Tensor:
         B, _, h, w = t_cls.shape
         c = self.cls(t_cls).view(B, self.num_anchors, self.num_classes, h, w).float()
         o = self.obj(t_reg).view(B, self.num_anchors, 1, h, w).float()
         # c + o - log(1 + e^c + e^o), which is the logit of sigmoid(c) * sigmoid(o).
         normaliser = torch.logaddexp(torch.logaddexp(c, o), torch.zeros_like(c))
-        deltas = self.box(t_reg).view(B, self.num_anchors, 4, h, w).float()
-        return c + o - normaliser, deltas
+        logits: Tensor = c + o - normaliser
+        return logits
 
     def emit(self, graph: GraphWriter, t_cls: Value, t_reg: Value) -> tuple[Value, Value]:
         """Write the convolutions; scores are sigmoid(c) * sigmoid(o) [A, K, hw].
@@ -59,20 +75,43 @@ class Head(nn.Module):
         scores = graph.binary(
             "Mul", graph.reshape(c, *each, K, h * w), graph.reshape(o, *each, 1, h * w)
         )
-        return scores, graph.reshape(graph.conv(t_reg, self.box), *each, 4, h * w)
+        return scores, self._emit_deltas(graph, graph.conv(t_reg, self.box), *each)
+
+    def _emit_deltas(self, graph: GraphWriter, boxes: Value, *each: int) -> Value:
+        """Write what makes deltas [A, 4, hw] of the box convolution's map."""
+        h, w = boxes.shape[-2:]
+        return graph.reshape(boxes, *each, 4, h * w)
 
 
-def _maps(entry: Entry, channels: tuple[int, ...]) -> tuple[Shape, ...]:
-    return tuple((count, entry.h, entry.w) for count in channels)
+def head_operator(head: type[Head], macs_of_deltas: Callable[[Entry], int]) -> Operator:
+    """Return the row of a kind of head; what makes deltas of its convolution has its own MACs."""
 
+    def maps(entry: Entry, channels: tuple[int, ...]) -> tuple[Shape, ...]:
+        return tuple((count, entry.h, entry.w) for count in channels)
 
-def _macs(entry: Entry) -> Macs:
-    outputs = entry.anchors * (entry.classes + 5)
-    return conv_macs(entry.d_in, outputs, 3, entry.h * entry.w)
+    def convolutions(entry: Entry) -> tuple[tuple[int, int], tuple[int, int]]:
+        scores, boxes = entry.classes + 1, head.box_channels
+        return (entry.anchors * scores, 3), (entry.anchors * boxes, head.box_kernel)
 
+    def macs(entry: Entry) -> Macs:
+        total = Macs(attention=macs_of_deltas(entry))
+        for channels, kernel in convolutions(entry):
+            total += conv_macs(entry.d_in, channels, kernel, entry.h * entry.w)
+        return total
 
-def _params(entry: Entry) -> int:
-    return conv_params(entry.d_in, entry.anchors * (entry.classes + 5), 3)
+    def params(entry: Entry) -> int:
+        return sum(conv_params(entry.d_in, *convolution) for convolution in convolutions(entry))
+
+    return Operator(
+        build=lambda entry: head(entry.d_in, entry.anchors, entry.classes),
+        macs=macs,
+        params=params,
+        inputs=lambda entry: maps(entry, (entry.d_in, entry.d_in)),
+        outputs=lambda entry: maps(entry, (entry.anchors * entry.classes, entry.anchors * 4)),
+        parameters=("classes", "anchors"),
+        narrow=as_it_is,
+        inherit=_inherit,
+    )
 
 
 def _inherit(old: Head, new: Head, streams: Streams) -> None:
@@ -80,16 +119,7 @@ def _inherit(old: Head, new: Head, streams: Streams) -> None:
         copy_linear(wide, narrow, streams.own)
 
 
-HEAD = Operator(
-    build=lambda entry: Head(entry.d_in, entry.anchors, entry.classes),
-    macs=_macs,
-    params=_params,
-    inputs=lambda entry: _maps(entry, (entry.d_in, entry.d_in)),
-    outputs=lambda entry: _maps(entry, (entry.anchors * entry.classes, entry.anchors * 4)),
-    parameters=("classes", "anchors"),
-    narrow=as_it_is,
-    inherit=_inherit,
-)
+HEAD = head_operator(Head, lambda entry: 0)
 PREPROCESS = Operator(
     build=lambda entry: Preprocess(),
     macs=no_macs,
