@@ -115,13 +115,16 @@ def kept(run: Run, options: argparse.Namespace) -> dict[str, Any] | None:
 
 def train_ours(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """Train one of our networks, or continue it; write its graph and its detections."""
-    facts = kept(run, options)
-    if facts is not None:
-        return facts
     name, seed = run
     folder = folder_of(run, options)
     file = folder / "architecture.json"
-    architecture_of(name, parse_size(options.input_size)).save(file)
+    architecture = architecture_of(name, parse_size(options.input_size))
+    facts = kept(run, options)
+    if facts is not None:
+        if Architecture.load(file) != architecture:
+            sys.exit(f"{folder} holds another network of this name: delete it, or another --work")
+        return facts
+    architecture.save(file)
     heat(
         "train", "--data", options.data, "--architecture", file, "--recipe", "small",
         "--epochs", options.epochs, "--batch-size", options.batch_size, "--eval-every", 10,
@@ -138,6 +141,7 @@ def train_ours(run: Run, options: argparse.Namespace) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "seed": seed,
         "head": network.architecture.head,
+        "boxes": network.architecture.boxes,
         **trained_with(folder),
         **origin(options.epochs),
     }

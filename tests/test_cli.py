@@ -19,7 +19,7 @@ OPTIONS = {
     "bench": "models runtime precision threads rounds throughput input_size picture",
     "completion": "shell",
     "build": "data target_fps device runtime threads minutes format space input_size output_stride "
-    "head backbone distil calibrate seed restart out",
+    "head boxes backbone distil calibrate seed restart out",
     "data cells": "folder train val seed labels",
     "data check": "folder input_size output_stride",
     "data convert": "source folder from_ to images val seed",
@@ -32,25 +32,25 @@ OPTIONS = {
     "eval": "data split bundle network head attention rounds window clusters calibrate out",
     "export": "format precision raw dynamic_batch opset max_ap_drop calibrate serving device gpu "
     "quantizer threads images network head attention rounds window clusters ladder data out",
-    "fleet": "targets data space input_size output_stride head supernet_epochs epochs batch_size "
-    "precision backbone finetune calibrate workers seed restart out",
+    "fleet": "targets data space input_size output_stride head boxes supernet_epochs epochs "
+    "batch_size precision backbone finetune calibrate workers seed restart out",
     "init": "",
     "label": "images teacher score data out",
     "pretrain": "data teacher feature teacher_size teacher_norm mean std views cache_gb "
     "architecture input_size output_stride epochs batch_size accumulate learning_rate drop_path "
     "precision workers compile tensorboard seed resume restart out",
     "profile": "device runtime precision threads spinning pinning input_size space "
-    "output_stride head global_block data host host_python pack unpack estimate few_shot compare "
-    "show out",
+    "output_stride head boxes global_block data host host_python pack unpack estimate few_shot "
+    "compare show out",
     "report": "data out",
-    "supernet": "data space input_size output_stride head epochs batch_size accumulate "
+    "supernet": "data space input_size output_stride head boxes epochs batch_size accumulate "
     "learning_rate ema_decay train_precision logit_learning_rate noise straight_through "
     "global_block backbone elastic elastic_epochs drawn teach_from targets workers seed resume "
     "restart show out",
     "thin": "target_fps max_latency_ms at max_memory_mb max_size_mb device runtime precision "
     "threads space input_size data trust_table ap_drop search trials study frontier targets "
     "explain diff out",
-    "train": "data architecture input_size output_stride head backbone weights teacher "
+    "train": "data architecture input_size output_stride head boxes backbone weights teacher "
     "unlabelled attention rounds window recipe epochs batch_size accumulate learning_rate schedule "
     "drop_path assign balanced precision inherit finetune eval_every patience workers compile "
     "tensorboard seed resume restart out",
