@@ -24,6 +24,7 @@ from supernet.train import deadline
 from supernet.train.deadline import Budget, Deadline
 from supernet.train.loop import fit
 from supernet.train.optimise import rate_factor
+from supernet.train.recipes import Schedule as Planned
 from supernet.train.recipes import TrainConfig, recipe
 from supernet.train.running import Running, TrainResult
 from supernet.train.schedule import Schedule
@@ -70,9 +71,9 @@ def test_a_schedule_is_continuous_and_comes_to_its_end() -> None:
     assert Schedule.from_list(json.loads(json.dumps(again.to_list()))) == again
 
 
-@pytest.mark.parametrize("name", ["small", "1x", "detr"])
-def test_the_learning_rate_does_not_jump_where_it_is_cut(name: str) -> None:
-    steps, config = 20, recipe(name, epochs=40)
+@pytest.mark.parametrize("planned", ["cosine", "flat-cosine", "1x", "detr"])
+def test_the_learning_rate_does_not_jump_where_it_is_cut(planned: Planned) -> None:
+    steps, config = 20, recipe("small", epochs=40, schedule=planned)
     schedule = Schedule.of(40).shortened(10, 20)
     rates = [
         rate_factor(schedule.step(step, steps), 40 * steps, config) for step in range(20 * steps)
@@ -80,9 +81,9 @@ def test_the_learning_rate_does_not_jump_where_it_is_cut(name: str) -> None:
     whole = [rate_factor(step, 40 * steps, config) for step in range(40 * steps)]
     assert rates[: 10 * steps] == pytest.approx(whole[: 10 * steps])
     assert rates[-1] == pytest.approx(whole[-1])
-    if config.schedule == "cosine":
+    if planned.endswith("cosine"):
         after = zip(rates[5 * steps :], rates[5 * steps + 1 :], strict=False)
-        assert max(abs(b - a) for a, b in after) < 0.01
+        assert max(abs(b - a) for a, b in after) < (0.01 if planned == "cosine" else 0.01 / 0.3)
 
 
 def test_mosaics_end_as_far_before_the_end() -> None:

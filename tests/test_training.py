@@ -112,6 +112,10 @@ def test_schedules() -> None:
     assert rate_factor(0, 100, cosine) == pytest.approx(0.1)
     assert rate_factor(10, 100, cosine) == 1.0
     assert rate_factor(99, 100, cosine) < 0.02
+    flat = TrainConfig(epochs=10, warmup_steps=10, schedule="flat-cosine")
+    assert [rate_factor(step, 100, flat) for step in (10, 50, 70)] == [1.0, 1.0, 1.0]
+    assert rate_factor(85, 100, flat) == pytest.approx(0.505)
+    assert rate_factor(99, 100, flat) < 0.02
     steps = TrainConfig(schedule="1x")
     assert rate_factor(70, 120, steps) == 1.0
     assert rate_factor(80, 120, steps) == pytest.approx(0.1)

@@ -65,7 +65,8 @@ def train(
     batch_size: BatchSize = None,
     accumulate: Accumulate = None,
     learning_rate: LearningRate = None,
-    schedule: Literal["cosine", "1x", "3x", "detr", "sam-detr", "mtkd"] | None = None,
+    schedule: Literal["cosine", "flat-cosine", "1x", "3x", "detr", "sam-detr", "mtkd"]
+    | None = None,
     drop_path: DropPath = None,
     assign: Literal["uniform", "aligned"] | None = None,
     balanced: bool | None = None,
@@ -95,7 +96,7 @@ def train(
         recipe: small trains from scratch on small sets, DETR's family at a rate of 4e-4; 1x and 3x
             are the paper's; detr and sam-detr are their authors'; mtkd fine-tunes a trained DETR
             (--weights) so that accuracy holds with ACT of --rounds.
-        schedule: Cosine, or the steps of a paper.
+        schedule: Cosine; flat-cosine, which falls in the last 30 % only; or the steps of a paper.
         assign: Label assignment: uniform matching (the paper) or task-aligned, which a one-to-one
             head always has.
         balanced: Draw images with a class that fewer than a tenth of the images show more often,
@@ -114,7 +115,7 @@ def train(
     from supernet.heatdetr.architecture import Architecture
     from supernet.heatdetr.input_size import parse_size
     from supernet.network import AnyArchitecture, find_architecture
-    from supernet.train.recipes import DETR_RATE
+    from supernet.train.recipes import DETR_RATE, DETR_SCHEDULE
     from supernet.train.recipes import recipe as recipe_of
     from supernet.train.running import Running
 
@@ -149,8 +150,9 @@ def train(
         inherit = True
         epochs = finetune_epochs(workspace, chosen) if epochs is None else epochs
         learning_rate = FINETUNE_RATE if learning_rate is None else learning_rate
-    if chosen.family != "heatdetr" and recipe == "small" and learning_rate is None:
-        learning_rate = DETR_RATE
+    if chosen.family != "heatdetr" and recipe == "small":
+        learning_rate = DETR_RATE if learning_rate is None else learning_rate
+        schedule = DETR_SCHEDULE if schedule is None else schedule
     if inherit:
         train_set = numbered_as_inherited(workspace, train_set)
     config = recipe_of(

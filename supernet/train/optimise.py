@@ -23,6 +23,8 @@ STEPS: dict[str, tuple[float, ...]] = {
     "mtkd": (5 / 7,),
 }
 """Where the stepped schedules divide the learning rate by ten, as shares of the epochs."""
+FLAT = 0.7
+"""Share of the steps after which flat-cosine begins to fall."""
 
 
 class ParameterGroup(TypedDict):
@@ -121,8 +123,9 @@ def rate_factor(step: float, steps: int, config: TrainConfig) -> float:
     warmup = min(config.warmup_steps, max(1, steps // 10))
     if step < warmup:
         return (step + 1) / warmup
-    if config.schedule == "cosine":
-        share = (step - warmup) / max(1, steps - warmup)
+    if config.schedule in ("cosine", "flat-cosine"):
+        flat = warmup if config.schedule == "cosine" else round(FLAT * steps)
+        share = max(0.0, step - flat) / max(1, steps - flat)
         return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
     return float(0.1 ** sum(step >= share * steps for share in STEPS[config.schedule]))
 

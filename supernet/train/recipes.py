@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ..data.augment import AugmentConfig
 from ..errors import UserError
 
-Schedule = Literal["cosine", "1x", "3x", "detr", "sam-detr", "mtkd"]
+Schedule = Literal["cosine", "flat-cosine", "1x", "3x", "detr", "sam-detr", "mtkd"]
 Precision = Literal["auto", "f32", "bf16", "f16"]
 Assign = Literal["uniform", "aligned"]
 """Label assignment: the paper's (`matching.py`), or `aligned.py`."""
@@ -46,7 +46,8 @@ class TrainConfig:
     weight_decay: float = 0.05
     """Weight decay of convolutions, in DETR's family of linear maps too; all else has none."""
     schedule: Schedule = "cosine"
-    """cosine, or the stepped ones of the recipes of these names."""
+    """cosine, flat-cosine with a cosine in the last 30 % only, or the stepped ones of the recipes
+    of these names."""
     warmup_steps: int = 100
     """Steps of linear warm-up (at most a tenth of the run)."""
     clip_norm: float = 5.0
@@ -93,6 +94,7 @@ SMALL = TrainConfig(
     epochs=150,
     optimizer="muon",
     vector_rate=5.0,
+    schedule="flat-cosine",
     plain_epochs=15,
     augment=AugmentConfig(
         mosaic=1.0,
@@ -105,8 +107,9 @@ SMALL = TrainConfig(
     ),
 )
 DETR_RATE = 4e-4
-"""Peak learning rate of `small` for DETR's family: at 1e-3 SAM-DETR learns much less
-(benchmarks/results/detr-family/bisect.md)."""
+DETR_SCHEDULE: Schedule = "cosine"
+"""Peak learning rate and schedule of `small` for DETR's family: at 1e-3 SAM-DETR learns much less
+(benchmarks/results/detr-family/bisect.md); flat-cosine was not tried there."""
 SUPERNET = TrainConfig(optimizer="muon")
 """For supernets, whose weights the thinned network may start from."""
 PAPER_1X = TrainConfig(
