@@ -32,7 +32,6 @@ from recipe_levers import (
     bilinear,
     boxes_weigh,
     ciou,
-    flat_then_short,
     giou_and_distances,
     matchability_loss,
     of_several_sizes,
@@ -144,7 +143,7 @@ RECIPES = {
     "steps of several sizes": FINE(show=of_several_sizes),
     "taught by its averaged weights": FINE(task=SelfTaught),
     "boxes as masks": FINE(build=WithMasks, task=Masked),
-    "flat, then a short decay": FINE(rate=flat_then_short),
+    "a cosine from the start": FINE(training={"schedule": "cosine"}),
     "a rate that never falls below half": FINE(rate=above_half),
     "boxes as deltas": FINE(shape={"boxes": "deltas"}),
     "boxes as deltas of 1x1 convolutions": FINE(

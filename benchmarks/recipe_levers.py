@@ -131,17 +131,9 @@ def giou_and_distances(predicted_xyxy: Tensor, wanted_xyxy: Tensor) -> Tensor:
     return giou_pairs(predicted_xyxy, wanted_xyxy) - 0.5 * distance
 
 
-def flat_then_short(step: float, steps: int, config: TrainConfig) -> float:
-    """Return the learning rate, relative to its peak: flat, and a cosine in the last 30 %."""
-    flat = round(0.7 * steps)
-    if step < flat:  # as before the first drop of a stepped schedule
-        return rate_factor(step, steps, replace(config, schedule="3x"))
-    return rate_factor(step - flat, steps - flat, replace(config, warmup_steps=0))
-
-
 def above_half(step: float, steps: int, config: TrainConfig) -> float:
     """Return the learning rate, relative to its peak: a cosine that ends at a half (DEIMv2)."""
-    factor = rate_factor(step, steps, config)
+    factor = rate_factor(step, steps, replace(config, schedule="cosine"))
     return factor if step < config.warmup_steps else 0.5 + 0.5 * factor
 
 

@@ -275,6 +275,7 @@ def test_a_build_gives_its_trainings_a_deadline(
             input_size=(64, 96),
             output_stride=32,
             head="nms",
+            boxes="deltas",
             distil=False,
             calibrate=True,
             seed=0,

@@ -106,7 +106,8 @@ def train(
             default with a tenth of its epochs and a fifth of the recipe's learning rate.
         eval_every: Epochs between two scores on the val split; 0 for none.
         patience: Stop after so many epochs without a higher AP on the val split; checked at each
-            score, counted from the first AP above 0. All epochs are trained by default.
+            score, counted from the first AP above 0. All epochs are trained by default. With
+            flat-cosine AP rises again where the rate falls: add --schedule cosine.
     """
     from latency_tables.probe.machine import physical_cores
     from supernet.attention.act import ROUNDS
