@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_type_hints
 
@@ -146,6 +147,7 @@ def test_a_named_space_goes_on_with_what_it_was_trained_as(tmp_path: Path) -> No
     """`heat thin --space micro` forgot input size, stride and head of the supernet of that name."""
     workspace = Workspace(tmp_path)
     own = search_space("micro", input_size=(96, 128), num_classes=3, output_stride=16, head="voted")
+    own = replace(own, template=own.template.with_(boxes="distributions"))
     workspace.record("supernet", {"space": own.to_dict()})
 
     def found(name: str | None, size: str | None = None) -> SearchSpace:

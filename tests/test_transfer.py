@@ -101,6 +101,13 @@ def test_other_widths_are_reported(unit: Architecture) -> None:
     assert f"{found.used} tensors taken, {len(found.other_shape)} of another shape (" in text
 
 
+def test_boxes_of_the_other_kind_begin_anew(unit: Architecture) -> None:
+    old, new = Detector(unit), Detector(unit.with_(boxes="distributions"))
+    found = take_weights(source(old, "a", "b", "c"), new, ("a", "b", "c"))
+    assert found.other_shape == ("units.head.box.bias", "units.head.box.weight")
+    assert not found.missing and not found.left_over
+
+
 def test_detr_keeps_the_row_of_no_object() -> None:
     old, new = Detr(SMALL.with_(num_classes=3)), Detr(SMALL.with_(num_classes=2))
     take_weights(source(old, "a", "b", "c"), new, ("c", "x"))
