@@ -18,6 +18,7 @@ MAX_SIDE_INCHES = 24.0
 """Of a confusion matrix; a thousand classes at full size would take gigabytes to draw."""
 LOSSES = {
     "boxes": "boxes (GIoU)",
+    "sides": "sides of boxes (DFL)",
     "l1": "boxes (L1)",
     "giou": "boxes (GIoU)",
     "distance": "distance to the exact branch (MTKD)",
