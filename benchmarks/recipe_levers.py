@@ -85,7 +85,8 @@ def matchability_loss(maps: Maps, targets: Sequence[GroundTruth], decode: Decode
 def boxes_weigh(weight: float, maps: Maps, targets: Sequence[GroundTruth], decode: Decode) -> Loss:
     """Return the loss with another weight of the boxes than 1."""
     loss = DETECTION_LOSS(maps, targets, decode)
-    return replace(loss, terms={**loss.terms, "boxes": weight * loss.terms["boxes"]})
+    boxes = {name: weight * term for name, term in loss.terms.items() if name != "classes"}
+    return replace(loss, terms={**loss.terms, **boxes})
 
 
 def bilinear(image: Image, hw: tuple[int, int]) -> Image:

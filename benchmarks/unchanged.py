@@ -52,6 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "nano-sparse": {"global_block": "oa", "token_sparsity": 0.1},
     "nano-16": {"output_stride": 16},
     "nano-one-to-one": {"head": "one-to-one"},
+    "nano-distributions": {"boxes": "distributions"},
 }
 
 

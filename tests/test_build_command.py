@@ -90,7 +90,7 @@ def test_a_build_begins_again(
     assert "as far as the profile" in fails(1, *arguments)
     older = workspace.stages()["plan"]  # of a version without distributions
     for values in (older, older["space"]["template"]):
-        del values["boxes"]
+        del values["boxes"]  # type: ignore[attr-defined]
     workspace.record("plan", older)
     assert "as far as the profile" in fails(1, *arguments)
     assert "another boxes" in fails(2, *arguments, "--boxes", "distributions")

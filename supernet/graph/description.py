@@ -17,10 +17,15 @@ class Description:
 
     invalid: ClassVar[str]
     """What a message states of a file that is none: `<file> <invalid> (<error>)`."""
+    added: ClassVar[Mapping[str, object]] = {}
+    """Fields that came later, with what their absence means. With that value they stay absent: what
+    older versions recorded, and its digests, are then those of the same network today."""
 
     def to_dict(self) -> dict[str, object]:
         """Return the values of `architecture.json`."""
-        return {"format": FORMAT_VERSION, **asdict(self)}
+        fields = asdict(self).items()
+        kept = {name: value for name, value in fields if (name, value) not in self.added.items()}
+        return {"format": FORMAT_VERSION, **kept}
 
     def to_json(self) -> str:
         """Return the text of `architecture.json`, as checkpoints have it in their headers."""

@@ -56,6 +56,7 @@ class Architecture(Description):
 
     invalid: ClassVar[str] = "is no architecture file"
     family: ClassVar[Literal["heatdetr"]] = "heatdetr"
+    added: ClassVar[Mapping[str, object]] = {"boxes": "deltas"}
 
     name: str = "custom"
     """A label for people; two networks that differ in name only are the same network."""

@@ -107,7 +107,7 @@ class Detector(nn.Module):
         return l1, l2, l3, l4, call("scm_global2", s_out)
 
     def wire(self, call: Call, image: Any) -> Any:
-        """Connect the units from the raw image to the head's two maps."""
+        """Connect the units from the raw image to the head's maps."""
         t_cls, t_reg = call("tcm_t1", self.wire_scm(call, image)[-1])
         for index in range(self.architecture.t2_blocks):
             t_reg = call(f"tcm_t2_{index}", t_reg)

@@ -20,7 +20,7 @@ BINS = 16
 FIRST, STEP = -0.5, 0.25
 """Distances of the bins from an anchor's centre, in sides of the anchor: -0.5, -0.25 ... 3.25."""
 SMALLEST = 1e-3
-"""Least side of a box, in sides of the anchor."""
+"""Least side of a box whose logarithm is taken, in sides of the anchor."""
 STEEP = 8.0
 """How fast the first distributions fall away from their means, in logits for a side."""
 
@@ -68,7 +68,9 @@ class DistributionHead(Head):
         B, _, h, w = t_reg.shape
         A = self.num_anchors
         bins_BA4Nhw = self.box(t_reg).view(B, A, 4, BINS, h, w).float()
-        found = self.sums.float() @ bins_BA4Nhw.softmax(3).view(B, A, 4 * BINS, h * w)
+        shares = bins_BA4Nhw.softmax(3).view(B, A, 4 * BINS, h * w)
+        with torch.autocast("cuda" if t_reg.is_cuda else "cpu", enabled=False):
+            found = self.sums.float() @ shares.float()
         shift, side = found.view(B, A, 4, h, w).split(2, 2)
         deltas = torch.cat([shift, side.clamp_min(SMALLEST).log()], 2)
         maps = self._logits(t_cls, t_reg), deltas

@@ -22,7 +22,7 @@ class Entry:
     """Width of the finest map the entry touches, in cells."""
     _: KW_ONLY
     classes: int = 0
-    """Of `head`, `decode`, `decode_voted` and `top_k`."""
+    """Of heads, `decode`, `decode_voted` and `top_k`."""
     anchors: int = 0
     """Anchors per cell, of the same."""
     sparsity: float = 0.0
