@@ -49,7 +49,7 @@ def test_build_goes_on_where_it_was(tmp_path: Path) -> None:
         assert kind.__required_keys__ <= set(stages[name]), name
     assert stages["train"]["teacher"]["learnt"] == "maps"
     plan = stages["plan"]
-    begun = ending_of(Workspace(tmp_path / "run"), "plan", None, None)
+    begun = ending_of(Workspace(tmp_path / "run"), ["plan"], None, None)
     assert begun == (plan["head"], plan["boxes"]) == ("voted", "distributions")
     weights = (tmp_path / "run" / "train" / "weights.safetensors").stat().st_mtime_ns
     code, again, errors = run(*arguments)

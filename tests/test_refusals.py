@@ -18,6 +18,7 @@ from deploy.teachers.asked import Asked
 from heat import cli
 from heat.commands import training
 from heat.commands.api import _bound, checked
+from heat.commands.asked_network import ending_of
 from heat.commands.find import find_space
 from heat.commands.fleet_file import find_members, read_fleet
 from heat.spaces import search_space
@@ -156,6 +157,15 @@ def test_a_named_space_goes_on_with_what_it_was_trained_as(tmp_path: Path) -> No
     assert found("micro") == found(None) == own
     assert found("micro", "64x64").template == own.template.with_(input_size=(64, 64))
     assert found("mini").template.input_size == (448, 448)
+
+
+def test_a_fleet_goes_on_with_the_head_that_it_began_with(tmp_path: Path) -> None:
+    workspace, stages = Workspace(tmp_path), ["supernet", "supernet-plan"]
+    assert ending_of(workspace, stages, None, None) == ("voted", "distributions")
+    own = search_space("micro", input_size=(96, 128), num_classes=3, head="nms")
+    workspace.record("supernet-plan", {"epochs": 3, "space": own.to_dict()})
+    assert ending_of(workspace, stages, None, None) == ("nms", "deltas")
+    assert ending_of(workspace, stages, "voted", None) == ("voted", "deltas")
 
 
 def test_options_of_a_teacher_are_given_by_name() -> None:

@@ -1,5 +1,6 @@
 """The architecture that a command is asked for: a name or a file, and what options change of it."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..workspace import Workspace
@@ -73,17 +74,18 @@ class Ending(NamedTuple):
 
 def ending_of(
     workspace: Workspace,
-    stage: Literal["plan", "supernet"] | None,
+    stages: Sequence[Literal["plan", "supernet", "supernet-plan"]],
     head: "HeadKind | None",
     boxes: "BoxKind | None",
 ) -> Ending:
-    """Return what is asked for, or what a stage has begun with, or else the most accurate."""
+    """Return what is asked for, or what the first of the stages has, or else the most accurate."""
     from supernet.heatdetr.supernet import SearchSpace
 
     begun = Ending("voted", "distributions")
-    recorded = workspace.stages().get(stage) if stage else None
-    if recorded is not None and "space" in recorded:
-        template = SearchSpace.from_dict(recorded["space"], "run.json").template
+    recorded = workspace.stages()
+    spaces = [recorded[stage]["space"] for stage in stages if "space" in recorded.get(stage, {})]
+    if spaces:
+        template = SearchSpace.from_dict(spaces[0], "run.json").template
         begun = Ending(template.head, template.boxes)
     return Ending(head or begun.head, boxes or begun.boxes)
 

@@ -72,7 +72,7 @@ def build(
     train_set = find_data(workspace, data, "train")
     check_trainable(train_set)
     val_set = find_data(workspace, data, "val").numbered_as(train_set.names)
-    ending = ending_of(workspace, None if restart else "plan", head, boxes)
+    ending = ending_of(workspace, () if restart else ("plan",), head, boxes)
     return run(
         workspace,
         find_target(device, runtime or RUNTIME_OF[format], threads, "f32"),

@@ -77,7 +77,7 @@ def fleet(
     train_set = find_data(workspace, data, "train")
     check_trainable(train_set)
     val_set = find_data(workspace, data, "val").numbered_as(train_set.names)
-    ending = ending_of(workspace, "supernet", head, boxes)
+    ending = ending_of(workspace, ("supernet", "supernet-plan"), head, boxes)
     chosen = find_space(
         workspace,
         space,

@@ -58,6 +58,8 @@ def build_fleet(
     """
     with workspace.claimed(workspace.root / "fleet", f"building a fleet in {workspace.root}"):
         begin("supernet")
+        plan = {"epochs": supernet.epochs, "space": space.to_dict()}
+        workspace.record("supernet-plan", plan)  # for a fleet that is interrupted here
         search = search_of(workspace, SearchConfig(straight_through=True))
         before_elastic(
             workspace,
