@@ -56,7 +56,7 @@ from supernet.boxes import giou_pairs
 from supernet.data.coco import load_split
 from supernet.data.detection_set import DetectionSet
 from supernet.data.evaluate import evaluate
-from supernet.heatdetr.architecture import Architecture
+from supernet.heatdetr.architecture import Architecture, BoxKind
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.input_size import parse_size
 from supernet.letterbox import Image, resized
@@ -183,6 +183,8 @@ RECIPES = {
 }
 """Changes of the recipe for training from scratch on small data."""
 SETS = {"parts": PARTS, "recipe": RECIPES}
+BOXES: Mapping[str, BoxKind] = {"parts": "deltas", "recipe": "distributions"}
+"""What the head predicts of a box where a variant does not change it: the paper's in its parts."""
 
 
 def train(
@@ -195,7 +197,7 @@ def train(
     shape = OURS[options.model].with_(input_size=size, num_classes=data.num_classes)
     shape = shape.with_stride(variant.stride)
     if options.set == "recipe":
-        shape = shape.with_(head="voted", boxes="distributions")  # as `heat build` ends it
+        shape = shape.with_(head="voted", boxes=BOXES["recipe"])  # as `heat build` ends it
     network = variant.build(shape.with_(**variant.shape))
     config = recipe("small", epochs=options.epochs, seed=seed, **variant.training)
     config = replace(config, augment=replace(config.augment, **variant.augment))
@@ -241,6 +243,7 @@ def main() -> None:
     if options.set == "parts" and options.model != "heat-s":
         parser.error(f"--model {options.model}: the parts are those of heat-s")
     settings = settings_of(options, "set", "model", "input_size", "epochs")
+    settings |= {"boxes": BOXES[options.set], "schedule": recipe("small").schedule}
     path = RESULTS / options.set / f"{options.name}.json" if options.name else None
     check_result(path, settings)
     data, val = load_split(options.data, "train"), load_split(options.data, "val")

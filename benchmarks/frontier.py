@@ -43,6 +43,7 @@ from supernet.heatdetr.architecture import Architecture, HeadKind
 from supernet.heatdetr.detector import Detector
 from supernet.heatdetr.input_size import parse_size
 from supernet.train.optimise import autocast_type
+from supernet.train.recipes import recipe
 from supernet.train.run_files import EVENTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,7 +111,12 @@ def architecture_of(name: str, size: tuple[int, int]) -> Architecture:
 def kept(run: Run, options: argparse.Namespace) -> dict[str, Any] | None:
     """Return the facts of a finished run; end where it had other settings."""
     file = folder_of(run, options) / "facts.json"
-    return read_kept(file, settings_of(options, *DECIDING)) if file.exists() else None
+    return read_kept(file, _settings(run, options)) if file.exists() else None
+
+
+def _settings(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    own = {"schedule": recipe("small").schedule} if run[0] in OURS else {}
+    return settings_of(options, *DECIDING) | own
 
 
 def train_ours(run: Run, options: argparse.Namespace) -> dict[str, Any]:
@@ -145,7 +151,7 @@ def train_ours(run: Run, options: argparse.Namespace) -> dict[str, Any]:
         **trained_with(folder),
         **origin(options.epochs),
     }
-    settings = settings_of(options, *DECIDING)
+    settings = _settings(run, options)
     write_text(folder / "facts.json", json.dumps({**facts, "settings": settings}))
     return facts
 

@@ -228,7 +228,8 @@ class LatencyTable:
         nearest = min(near, key=lambda other: _distance(entry, other), default=None)
         return TableError(
             f"the table {self.conditions.stem} has no row for {entry} (nearest: {nearest}): "
-            "run heat profile again with this input size and space"
+            "run heat profile again with this --input-size, --space, --output-stride, --head and "
+            "--boxes"
         )
 
     def require(self, conditions: Conditions) -> None:

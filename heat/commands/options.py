@@ -68,7 +68,7 @@ Boxes = Annotated[
     Literal["deltas", "distributions"] | None,
     Parameter(
         help="What the head predicts of a box: deltas (the paper); or distributions of its four "
-        "sides, the default of build and fleet: higher AP, for 1 to 5 % more time."
+        "sides, the default of build and fleet: higher AP, for 0 to 5 % more time."
     ),
 ]
 NMSHead = Annotated[
