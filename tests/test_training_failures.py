@@ -82,8 +82,9 @@ def test_endless_nan_stops_the_run(
     data: DetectionSet, small: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = task.training_loss
+    nan = {"classes": torch.tensor(float("nan"))}
     monkeypatch.setattr(
-        task, "training_loss", lambda *a: replace(real(*a), classes=torch.tensor(float("nan")))
+        task, "training_loss", lambda *a: replace(found := real(*a), terms={**found.terms, **nan})
     )
     monkeypatch.setattr(training, "MAX_BAD_STEPS", 2)
     with pytest.raises(HeatError, match="without a finite loss"):
