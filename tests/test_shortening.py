@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,6 +85,19 @@ def test_the_learning_rate_does_not_jump_where_it_is_cut(planned: Planned) -> No
     if planned.endswith("cosine"):
         after = zip(rates[5 * steps :], rates[5 * steps + 1 :], strict=False)
         assert max(abs(b - a) for a, b in after) < (0.01 if planned == "cosine" else 0.01 / 0.3)
+
+
+def test_a_run_that_began_with_the_cosine_ends_with_it(
+    data: DetectionSet, smallest: Architecture, tmp_path: Path
+) -> None:
+    """flat-cosine is the recipe's since; what `heat build` had begun was refused."""
+    fit(Detector(smallest), data, replace(CONFIG, epochs=1), tmp_path)
+    later = replace(CONFIG, epochs=2, schedule="flat-cosine")
+    fit(Detector(smallest), data, later, tmp_path, Running(resume=True))
+    config = read_info(tmp_path / "weights.safetensors").facts["config"]
+    assert config["schedule"] == "cosine" and config["epochs"] == 2  # type: ignore[index, call-overload]
+    with pytest.raises(CheckpointError, match="schedule 1x against cosine"):
+        fit(Detector(smallest), data, replace(later, schedule="1x"), tmp_path, Running(resume=True))
 
 
 def test_mosaics_end_as_far_before_the_end() -> None:

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -225,6 +225,9 @@ class RunFiles:
         version = state.get("format", STATE_FORMAT)  # versions up to 0.1.0 wrote none
         if version != STATE_FORMAT:
             raise CheckpointError(wrong_format(self.state, version, [STATE_FORMAT], "--restart"))
+        began = fingerprint.get("config", {}).get("schedule")
+        if (began, self.config.schedule) == ("cosine", "flat-cosine"):  # the default came later
+            self.config = replace(self.config, schedule="cosine")
         own = self.fingerprint()
         if "data" not in fingerprint:
             raise CheckpointError(
